@@ -1,0 +1,3 @@
+//! The live configuration directory of kcm.
+
+pub mod model;

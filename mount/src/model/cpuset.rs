@@ -1,0 +1,379 @@
+//! CPU numbers and sets of CPUs in the kernel's list format (cpuset(7), "List format").
+//!
+//! Owns: parsing, printing and set algebra, all bounded by [`CpuId::MAX`]. Must not know: which CPUs a
+//! machine has, or what a set is used for.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A logical CPU, by the number that the kernel gives it (what `lscpu` calls CPU; never a core).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuId(u16);
+
+impl CpuId {
+    /// The highest number that any Linux configuration allows (`NR_CPUS` is at most 8192 on x86).
+    pub const MAX: u16 = 8191;
+
+    /// The CPU with this number, or `None` beyond [`CpuId::MAX`].
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Self> {
+        if number <= Self::MAX as u32 { Some(Self(number as u16)) } else { None }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl fmt::Display for CpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A set of CPUs.
+///
+/// Its text is the kernel's list format, which [`fmt::Display`] writes in its canonical form: ascending,
+/// ranges folded.
+///
+/// ```
+/// use kcm_mount::model::cpuset::CpuSet;
+/// let set: CpuSet = "10,8-9,0-2".parse()?;
+/// assert_eq!(set.to_string(), "0-2,8-10");
+/// assert_eq!(set.len(), 6);
+/// # Ok::<(), kcm_mount::model::cpuset::ParseCpuSetError>(())
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CpuSet {
+    /// Bit `n % 64` of word `n / 64`. Never ends in a zero word, so that equal sets are equal vectors.
+    words: Vec<u64>,
+}
+
+/// Why a text is no CPU list.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseCpuSetError {
+    /// The text, or a part of it between two commas, is empty.
+    #[error("an empty part")]
+    Empty,
+    /// A part is neither a number nor a range.
+    #[error("{0:?} is neither a number nor a range")]
+    NotANumber(String),
+    /// A range whose end lies before its start.
+    #[error("the range {0}-{1} runs backwards")]
+    Backwards(u32, u32),
+    /// A number beyond [`CpuId::MAX`].
+    #[error("no CPU has a number above {}", CpuId::MAX)]
+    TooLarge,
+}
+
+impl CpuSet {
+    /// The empty set.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { words: Vec::new() }
+    }
+
+    /// The set in the words of a kernel CPU mask: bit `n % 64` of word `n / 64` is CPU `n`.
+    /// Bits beyond [`CpuId::MAX`] are dropped.
+    #[must_use]
+    pub fn from_words(words: &[u64]) -> Self {
+        let limit = (CpuId::MAX as usize + 1) / 64;
+        let mut set = Self { words: words.iter().take(limit).copied().collect() };
+        set.trim();
+        set
+    }
+
+    /// The words of the kernel CPU mask of this set, without zero words at the end.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Whether no CPU is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// How many CPUs are in the set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether `cpu` is in the set.
+    #[must_use]
+    pub fn contains(&self, cpu: CpuId) -> bool {
+        let (word, bit) = position(cpu);
+        self.words.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    /// Puts `cpu` into the set.
+    pub fn insert(&mut self, cpu: CpuId) {
+        let (word, bit) = position(cpu);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        if let Some(w) = self.words.get_mut(word) {
+            *w |= bit;
+        }
+    }
+
+    /// The CPU with the lowest number.
+    #[must_use]
+    pub fn first(&self) -> Option<CpuId> {
+        self.iter().next()
+    }
+
+    /// The CPUs in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = CpuId> + '_ {
+        self.words.iter().enumerate().flat_map(|(index, &word)| {
+            (0..64)
+                .filter(move |bit| word >> bit & 1 == 1)
+                .filter_map(move |bit| CpuId::new((index * 64) as u32 + bit))
+        })
+    }
+
+    /// The CPUs that are in both sets.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let words = self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect();
+        let mut set = Self { words };
+        set.trim();
+        set
+    }
+
+    /// The CPUs that are in either set.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let (long, short) = if self.words.len() >= other.words.len() { (self, other) } else { (other, self) };
+        let mut set = long.clone();
+        for (word, more) in set.words.iter_mut().zip(&short.words) {
+            *word |= more;
+        }
+        set
+    }
+
+    /// The CPUs of this set that are not in `other`.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        let rest = other.words.iter().copied().chain(std::iter::repeat(0));
+        let words = self.words.iter().zip(rest).map(|(a, b)| a & !b).collect();
+        let mut set = Self { words };
+        set.trim();
+        set
+    }
+
+    /// Whether no CPU is in both sets.
+    #[must_use]
+    pub fn is_disjoint(&self, other: &Self) -> bool {
+        self.words.iter().zip(&other.words).all(|(a, b)| a & b == 0)
+    }
+
+    /// Whether each CPU of this set is in `other`.
+    #[must_use]
+    pub fn is_subset(&self, other: &Self) -> bool {
+        let rest = other.words.iter().copied().chain(std::iter::repeat(0));
+        self.words.iter().zip(rest).all(|(a, b)| a & !b == 0)
+    }
+
+    fn trim(&mut self) {
+        while self.words.last() == Some(&0) {
+            self.words.pop();
+        }
+    }
+}
+
+const fn position(cpu: CpuId) -> (usize, u64) {
+    (cpu.0 as usize / 64, 1 << (cpu.0 % 64))
+}
+
+impl FromIterator<CpuId> for CpuSet {
+    fn from_iter<I: IntoIterator<Item = CpuId>>(cpus: I) -> Self {
+        let mut set = Self::new();
+        for cpu in cpus {
+            set.insert(cpu);
+        }
+        set
+    }
+}
+
+impl FromStr for CpuSet {
+    type Err = ParseCpuSetError;
+
+    /// Reads numbers and ranges between commas; nothing else, and no white space.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut set = Self::new();
+        for part in text.split(',') {
+            let (first, last) = match part.split_once('-') {
+                Some((first, last)) => (number(first, part)?, number(last, part)?),
+                None => {
+                    let only = number(part, part)?;
+                    (only, only)
+                }
+            };
+            if last < first {
+                return Err(ParseCpuSetError::Backwards(first.get(), last.get()));
+            }
+            for cpu in (first.get()..=last.get()).filter_map(CpuId::new) {
+                set.insert(cpu);
+            }
+        }
+        Ok(set)
+    }
+}
+
+impl TryFrom<String> for CpuSet {
+    type Error = ParseCpuSetError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<CpuSet> for String {
+    fn from(set: CpuSet) -> Self {
+        set.to_string()
+    }
+}
+
+/// `part` is what the error shows.
+fn number(text: &str, part: &str) -> Result<CpuId, ParseCpuSetError> {
+    if part.is_empty() {
+        return Err(ParseCpuSetError::Empty);
+    }
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(ParseCpuSetError::NotANumber(part.to_owned()));
+    }
+    text.parse().ok().and_then(CpuId::new).ok_or(ParseCpuSetError::TooLarge)
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut cpus = self.iter().map(CpuId::get).peekable();
+        let mut comma = "";
+        while let Some(first) = cpus.next() {
+            let mut last = first;
+            while let Some(next) = cpus.next_if_eq(&(last + 1)) {
+                last = next;
+            }
+            if first == last {
+                write!(f, "{comma}{first}")?;
+            } else {
+                write!(f, "{comma}{first}-{last}")?;
+            }
+            comma = ",";
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuSet({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn lists_are_read_and_written_canonically() {
+        for (text, canonical) in [
+            ("0", "0"),
+            ("5,13", "5,13"),
+            ("13,5", "5,13"),
+            ("0,1,2", "0-2"),
+            ("0-2,8-10", "0-2,8-10"),
+            ("1-1", "1"),
+            ("63,64", "63-64"),
+            ("1,1,1", "1"),
+            ("8191", "8191"),
+            ("007", "7"),
+        ] {
+            assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), canonical, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused_without_effort() {
+        for text in [
+            "",
+            ",",
+            "0,",
+            ",0",
+            "a",
+            "-",
+            "-1",
+            "1-",
+            "0-4294967295",
+            "8192",
+            "3-1",
+            "0 ",
+            " 0",
+            "+1",
+            "0x1",
+            "1--2",
+            "1-2-3",
+            "99999999999999999999",
+            "0-3:1/2",
+            "all",
+            "..",
+            "٣",
+            "1\n",
+        ] {
+            assert!(text.parse::<CpuSet>().is_err(), "{text:?}");
+        }
+    }
+
+    fn sets() -> impl Strategy<Value = BTreeSet<u32>> {
+        prop::collection::btree_set(0..=200u32, 0..40)
+    }
+
+    fn set(numbers: &BTreeSet<u32>) -> CpuSet {
+        numbers.iter().filter_map(|&n| CpuId::new(n)).collect()
+    }
+
+    fn numbers(set: &CpuSet) -> BTreeSet<u32> {
+        set.iter().map(CpuId::get).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_words_are_read_back(a in sets()) {
+            let a = set(&a);
+            prop_assert_eq!(&CpuSet::from_words(a.words()), &a);
+            if !a.is_empty() {
+                prop_assert_eq!(a.to_string().parse::<CpuSet>().unwrap(), a);
+            }
+        }
+
+        #[test]
+        fn algebra_is_that_of_sets(a in sets(), b in sets()) {
+            let (x, y) = (set(&a), set(&b));
+            prop_assert_eq!(numbers(&x.union(&y)), &a | &b);
+            prop_assert_eq!(numbers(&x.intersection(&y)), &a & &b);
+            prop_assert_eq!(numbers(&x.difference(&y)), &a - &b);
+            prop_assert_eq!(x.is_subset(&y), a.is_subset(&b));
+            prop_assert_eq!(x.is_disjoint(&y), a.is_disjoint(&b));
+            prop_assert_eq!(x.len(), a.len());
+            prop_assert_eq!(x.first().map(CpuId::get), a.first().copied());
+            prop_assert_eq!(x == y, a == b);
+        }
+
+        #[test]
+        fn any_text_is_answered(text in "\\PC{0,40}") {
+            if let Ok(set) = text.parse::<CpuSet>() {
+                prop_assert!(!set.is_empty());
+            }
+        }
+    }
+}

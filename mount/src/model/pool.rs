@@ -1,0 +1,93 @@
+//! Pools and CPU lists: their names and what a name may be.
+//!
+//! Owns: the rules of SPEC 4 that can be told from a name. Must not know: who holds what.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a pool: `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, at most 63 bytes (an RFC 1123 label, so that it can
+/// be a part of a Kubernetes resource name). Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PoolName(Arc<str>);
+
+/// Why a text is no pool name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pool name is 1 to 63 of a-z, 0-9 and -, and neither begins nor ends with -")]
+pub struct InvalidPoolName;
+
+impl PoolName {
+    /// The text of the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PoolName {
+    type Err = InvalidPoolName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPoolName> {
+        let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let bytes = text.as_bytes();
+        let inner = bytes.iter().all(|&b| b == b'-' || edge(Some(&b)));
+        if bytes.len() <= 63 && inner && edge(bytes.first()) && edge(bytes.last()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidPoolName)
+        }
+    }
+}
+
+impl TryFrom<String> for PoolName {
+    type Error = InvalidPoolName;
+
+    fn try_from(text: String) -> Result<Self, InvalidPoolName> {
+        text.parse()
+    }
+}
+
+impl From<PoolName> for String {
+    fn from(name: PoolName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How many living tasks a CPU list of a pool may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exclusivity {
+    /// At most one.
+    Exclusive,
+    /// Any number.
+    Shared,
+}
+
+/// A CPU list for as long as it exists: the node id of its directory, never given to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ListId(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pool_names() {
+        for good in ["a", "0", "dataplane", "a-b", "a--b", &"x".repeat(63)] {
+            assert_eq!(good.parse::<PoolName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-", "-a", "a-", "A", "a_b", "a.b", "..", "a b", "ä", "a\n", &"x".repeat(64)] {
+            assert_eq!(bad.parse::<PoolName>(), Err(InvalidPoolName), "{bad:?}");
+        }
+    }
+}

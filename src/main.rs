@@ -1,0 +1,3 @@
+//! The `kcm` program: parse, dispatch, exit code.
+
+fn main() {}
