@@ -1,38 +1,615 @@
-//! The claim machine.
+//! The claim machine: who holds which CPU list, and what may change that.
+//!
+//! Owns: every rule of claiming, moving, releasing, inheriting and configuring, and the invariants
+//! - **lists are disjoint**, over all pools;
+//! - **a task has at most one claim**;
+//! - **an exclusive list has at most one task on it or on its way to it**.
+//!
+//! [`Claims::apply`] is the only way to change anything. It decides at once, so that one lock around it makes
+//! a decision atomic; what takes time (masks, logs) is handed out as a [`Plan`], for which the lists are
+//! reserved until it is settled or abandoned. Must not know: how masks are set, records kept, deaths noticed
+//! or PIDs translated. Time, rights and liveness come in as values.
 
-use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::cpuset::CpuSet;
-use super::pool::ListId;
+use super::command::{Change, Claim, Command, Effects, Place, Plan, Request, Subject, Target, Way};
+use super::cpuset::{CpuId, CpuSet, ParseCpuSetError};
+use super::pool::{Exclusivity, ListId, PoolId, PoolName};
+use super::refusal::{Holder, ListName, Refusal};
 use super::task::TaskId;
 
-/// The affinity that a task gets back when its claim is released.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SavedMask {
-    /// All CPUs: it had all that its cpuset allowed, and so follows its cpuset again.
-    All,
-    /// Just these.
-    Cpus(CpuSet),
+#[cfg(test)]
+mod tests;
+
+/// A CPU list and the tasks on it.
+#[derive(Clone, Debug)]
+pub struct List {
+    pool: PoolId,
+    name: ListName,
+    cpus: CpuSet,
+    open: bool,
+    tasks: BTreeSet<TaskId>,
+    reserved: BTreeSet<TaskId>,
 }
 
-/// The fact that one task is on one CPU list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
-    /// Who.
-    pub task: TaskId,
-    /// On which list.
-    pub list: ListId,
-    /// What its leader's mask was before its first claim.
-    pub saved: SavedMask,
-    /// When the process started, in clock ticks since boot (proc(5), `/proc/PID/stat` field 22).
-    pub started: u64,
-    /// When the claim was made, in nanoseconds since boot (`CLOCK_BOOTTIME`).
-    pub since: u64,
-    /// The real uid of the task when it was claimed: heirs must have it too.
-    pub uid: u32,
-    /// A number for its cgroup when it was claimed: heirs must have it too.
-    pub cgroup: u64,
-    /// Whether root asked for it (the others share half of what the daemon can watch).
-    pub by_root: bool,
+impl List {
+    /// Its pool.
+    #[must_use]
+    pub fn pool(&self) -> PoolId {
+        self.pool
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &ListName {
+        &self.name
+    }
+
+    /// Its CPUs.
+    #[must_use]
+    pub fn cpus(&self) -> &CpuSet {
+        &self.cpus
+    }
+
+    /// The tasks on it, by PID.
+    #[must_use]
+    pub fn tasks(&self) -> &BTreeSet<TaskId> {
+        &self.tasks
+    }
+
+    /// Somebody on the list or on the way to it who is not in `but`.
+    fn occupant(&self, but: &BTreeSet<TaskId>) -> Option<TaskId> {
+        self.tasks.iter().chain(&self.reserved).find(|&task| !but.contains(task)).copied()
+    }
+
+    /// How many tasks are on the list or on the way to it, without those in `but`.
+    fn load(&self, but: &BTreeSet<TaskId>) -> usize {
+        let leaving = but.iter().filter(|task| self.tasks.contains(task)).count();
+        let arriving = self.reserved.iter().filter(|task| !self.tasks.contains(task)).count();
+        self.tasks.len() - leaving + arriving
+    }
+}
+
+/// A pool and its lists.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    name: PoolName,
+    exclusivity: Exclusivity,
+    /// By their first CPU: lists are disjoint, so no two have the same.
+    lists: BTreeMap<CpuId, ListId>,
+}
+
+impl Pool {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    /// How many tasks a list of it takes.
+    #[must_use]
+    pub fn exclusivity(&self) -> Exclusivity {
+        self.exclusivity
+    }
+
+    /// Its lists, by their first CPU.
+    pub fn lists(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
+        self.lists.values().copied()
+    }
+}
+
+/// What a task has and what is being done with it.
+#[derive(Clone, Debug, Default)]
+struct Holding {
+    claim: Option<Claim>,
+    /// A plan that names the task has neither been settled nor abandoned.
+    in_hand: bool,
+    /// It died while it was in hand.
+    dead: bool,
+}
+
+/// Who holds what.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    pools: BTreeMap<PoolId, Pool>,
+    lists: BTreeMap<ListId, List>,
+    tasks: HashMap<TaskId, Holding>,
+    /// How many claims somebody else than root asked for.
+    not_by_root: usize,
+    limit: usize,
+}
+
+impl Claims {
+    /// No pools and no claims; at most `limit` tasks at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { pools: BTreeMap::new(), lists: BTreeMap::new(), tasks: HashMap::new(), not_by_root: 0, limit }
+    }
+
+    /// The pools, the oldest first.
+    pub fn pools(&self) -> impl ExactSizeIterator<Item = (PoolId, &Pool)> {
+        self.pools.iter().map(|(id, pool)| (*id, pool))
+    }
+
+    /// The pool of this number.
+    #[must_use]
+    pub fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(&id)
+    }
+
+    /// The list of this number.
+    #[must_use]
+    pub fn list(&self, id: ListId) -> Option<&List> {
+        self.lists.get(&id)
+    }
+
+    /// The claim of a task.
+    #[must_use]
+    pub fn claim(&self, task: &TaskId) -> Option<&Claim> {
+        self.tasks.get(task)?.claim.as_ref()
+    }
+
+    /// Whether a plan that names the task has neither been settled nor abandoned.
+    #[must_use]
+    pub fn is_in_hand(&self, task: &TaskId) -> bool {
+        self.tasks.get(task).is_some_and(|holding| holding.in_hand)
+    }
+
+    /// All claims, in no order.
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.tasks.values().filter_map(|holding| holding.claim.as_ref())
+    }
+
+    /// Whether the task's claim is on an exclusive list, so that its death leaves something to inherit.
+    #[must_use]
+    pub fn leaves_something(&self, claim: &Claim) -> bool {
+        self.exclusivity(claim.list) == Some(Exclusivity::Exclusive)
+    }
+
+    /// The CPUs of all exclusive lists.
+    #[must_use]
+    pub fn exclusive_cpus(&self) -> CpuSet {
+        let exclusive = self.lists.values().filter(|list| {
+            self.pools.get(&list.pool).is_some_and(|pool| pool.exclusivity == Exclusivity::Exclusive)
+        });
+        exclusive.fold(CpuSet::new(), |all, list| all.union(&list.cpus))
+    }
+
+    /// Decides one command, and changes the claims accordingly. Nothing else does.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: then nothing has changed. [`Refusal::InHand`] asks for another try once the operation
+    /// that has one of the tasks in hand has ended.
+    pub fn apply(&mut self, command: Command) -> Result<Effects, Refusal> {
+        match command {
+            Command::Write(request) => self.write(request),
+            Command::Settle(plan) => Ok(self.settle(plan)),
+            Command::Abandon(plan) => Ok(self.abandon(&plan)),
+            Command::End { task, heir } => Ok(self.end(task, heir)),
+            Command::Restore(claim) => self.restore(claim),
+            Command::AddPool { id, name, exclusivity } => self.add_pool(id, name, exclusivity),
+            Command::RemovePool(id) => self.remove_pool(id),
+            Command::AddList { pool, id, name, cpus } => self.add_list(pool, id, name, cpus),
+            Command::OpenList(id) => {
+                self.list_mut(id).map(|list| list.open = true).map(|()| Effects::default())
+            }
+            Command::CloseList { id, now } => self.close_list(id, now),
+            Command::RemoveList(id) => Ok(self.remove_list(id)),
+            Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
+        }
+    }
+
+    /// Two passes: the first decides and changes nothing, the second reserves what was decided.
+    fn write(&mut self, request: Request) -> Result<Effects, Refusal> {
+        let plan = self.decide(&request)?;
+        for task in plan.tasks() {
+            self.tasks.entry(task).or_default().in_hand = true;
+        }
+        for place in plan.places.iter().filter(|place| place.way != Way::Repeat) {
+            self.list_mut(place.claim.list)?.reserved.insert(place.claim.task);
+        }
+        Ok(Effects { plan, ..Effects::default() })
+    }
+
+    fn decide(&self, request: &Request) -> Result<Plan, Refusal> {
+        for subject in request.claim.iter().chain(&request.release) {
+            may(subject, &request.users)?;
+        }
+        let leaving: BTreeSet<TaskId> = request.release.iter().map(|subject| subject.task).collect();
+        if request.claim.iter().any(|subject| leaving.contains(&subject.task)) {
+            return Err(Refusal::Contradiction);
+        }
+        if request.claim.iter().chain(&request.release).any(|subject| self.is_in_hand(&subject.task)) {
+            return Err(Refusal::InHand);
+        }
+        self.check_target(request)?;
+        let mut plan = Plan::default();
+        plan.releases.extend(
+            leaving
+                .iter()
+                .filter_map(|task| self.claim(task))
+                .filter(|claim| self.is_on(claim, &request.target))
+                .cloned(),
+        );
+        let leaving: BTreeSet<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
+        for subject in &request.claim {
+            let list = match &request.target {
+                Target::List(id) => self.check_list(*id, subject.task, &leaving, request.now)?,
+                Target::Pool(pool) => self.choose(*pool, subject.task, &leaving, &plan, request)?,
+            };
+            plan.places.push(self.place(subject, list, request)?);
+        }
+        self.check_room(&plan)?;
+        Ok(plan)
+    }
+
+    fn check_target(&self, request: &Request) -> Result<(), Refusal> {
+        match &request.target {
+            Target::List(id) => {
+                let list = self.lists.get(id).filter(|list| list.open).ok_or(Refusal::Removed)?;
+                if request.claim.len() > 1 && self.exclusivity(*id) == Some(Exclusivity::Exclusive) {
+                    return Err(Refusal::TwoNamed { list: list.name.clone() });
+                }
+                Ok(())
+            }
+            Target::Pool(pool) => self.pools.get(pool).map(|_| ()).ok_or(Refusal::Removed),
+        }
+    }
+
+    fn is_on(&self, claim: &Claim, target: &Target) -> bool {
+        match target {
+            Target::List(id) => claim.list == *id,
+            Target::Pool(pool) => self.lists.get(&claim.list).is_some_and(|list| list.pool == *pool),
+        }
+    }
+
+    /// The list, if the task may be on it.
+    fn check_list(
+        &self,
+        id: ListId,
+        task: TaskId,
+        leaving: &BTreeSet<TaskId>,
+        now: u64,
+    ) -> Result<ListId, Refusal> {
+        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
+        if self.exclusivity(id) == Some(Exclusivity::Exclusive) {
+            let mut but = leaving.clone();
+            but.insert(task);
+            if let Some(holder) = list.occupant(&but) {
+                let free = self.pools.get(&list.pool).and_then(|pool| self.free_list(pool));
+                return Err(Refusal::Held {
+                    list: list.name.clone(),
+                    holder: self.holder(holder, now),
+                    free,
+                });
+            }
+        }
+        Ok(id)
+    }
+
+    /// The list of the pool on which the task is, or the best one for it.
+    fn choose(
+        &self,
+        id: PoolId,
+        task: TaskId,
+        leaving: &BTreeSet<TaskId>,
+        plan: &Plan,
+        request: &Request,
+    ) -> Result<ListId, Refusal> {
+        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, &request.target)) {
+            return Ok(claim.list);
+        }
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        let suits = |id: &ListId| !request.unsuitable.contains(&(task, *id));
+        let promised = |id: ListId| {
+            plan.places.iter().filter(|place| place.claim.list == id && place.way != Way::Repeat).count()
+        };
+        let open = pool.lists().filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.open)?)));
+        let (found, any) = match pool.exclusivity {
+            Exclusivity::Exclusive => {
+                let mut free = open
+                    .filter(|(id, list)| list.occupant(leaving).is_none() && promised(*id) == 0)
+                    .peekable();
+                let any = free.peek().is_some();
+                (free.map(|(id, _)| id).find(suits), any)
+            }
+            Exclusivity::Shared => {
+                let mut all = open.peekable();
+                let any = all.peek().is_some();
+                let least = all
+                    .filter(|(id, _)| suits(id))
+                    .min_by_key(|(id, list)| list.load(leaving) + promised(*id));
+                (least.map(|(id, _)| id), any)
+            }
+        };
+        found.ok_or_else(|| {
+            let pool_name = pool.name.clone();
+            if any {
+                Refusal::NoneSuits { pool: pool_name }
+            } else {
+                Refusal::NoneFree { pool: pool_name, lists: pool.lists.len() }
+            }
+        })
+    }
+
+    fn place(&self, subject: &Subject, id: ListId, request: &Request) -> Result<Place, Refusal> {
+        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
+        let old = self.claim(&subject.task);
+        let way = match old {
+            None => Way::New,
+            Some(old) if old.list == id => Way::Repeat,
+            Some(old) => Way::Move { from: old.list },
+        };
+        let claim = match (old, way) {
+            (Some(old), Way::Repeat) => old.clone(),
+            _ => Claim {
+                task: subject.task,
+                list: id,
+                // The mask was not asked for because there was a claim a moment ago: ask again.
+                saved: old
+                    .map(|old| old.saved.clone())
+                    .or_else(|| subject.saved.clone())
+                    .ok_or(Refusal::InHand)?,
+                started: subject.started,
+                since: request.now,
+                uid: subject.uids.real,
+                cgroup: subject.cgroup,
+                by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
+            },
+        };
+        Ok(Place { claim, cpus: list.cpus.clone(), list: list.name.clone(), way })
+    }
+
+    fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
+        let new = || plan.places.iter().filter(|place| place.way == Way::New);
+        let not_by_root = new().filter(|place| !place.claim.by_root).count();
+        if self.tasks.len() + new().count() > self.limit && new().count() > 0 {
+            return Err(Refusal::TooMany { limit: self.limit });
+        }
+        if not_by_root > 0 && self.not_by_root + not_by_root > self.limit / 2 {
+            return Err(Refusal::TooMany { limit: self.limit / 2 });
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, plan: Plan) -> Effects {
+        let mut effects = Effects::default();
+        for claim in plan.releases {
+            if self.put_down(&claim.task) {
+                self.drop_claim(&claim.task);
+                effects.changes.push(Change::Released(claim));
+            }
+        }
+        for Place { claim, way, .. } in plan.places {
+            if let Some(list) = self.lists.get_mut(&claim.list) {
+                list.reserved.remove(&claim.task);
+            }
+            if !self.put_down(&claim.task) {
+                effects.lost.push(claim.task);
+                continue;
+            }
+            match way {
+                Way::Repeat => {}
+                Way::New => effects.changes.push(Change::Claimed(claim.clone())),
+                Way::Move { from } => effects.changes.push(Change::Moved { from, to: claim.clone() }),
+            }
+            if way != Way::Repeat {
+                self.drop_claim(&claim.task);
+                self.hold(claim);
+            }
+        }
+        effects
+    }
+
+    fn abandon(&mut self, plan: &Plan) -> Effects {
+        for place in &plan.places {
+            if let Some(list) = self.lists.get_mut(&place.claim.list) {
+                list.reserved.remove(&place.claim.task);
+            }
+        }
+        let lost = plan.tasks().filter(|task| !self.put_down(task)).collect();
+        for task in plan.tasks() {
+            if self.claim(&task).is_none() {
+                self.tasks.remove(&task);
+            }
+        }
+        Effects { lost, ..Effects::default() }
+    }
+
+    /// The task is no longer in hand. False where it died while it was; then it has nothing left.
+    fn put_down(&mut self, task: &TaskId) -> bool {
+        match self.tasks.get_mut(task) {
+            Some(holding) if holding.dead => {
+                self.tasks.remove(task);
+                false
+            }
+            Some(holding) => {
+                holding.in_hand = false;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn hold(&mut self, claim: Claim) {
+        if let Some(list) = self.lists.get_mut(&claim.list) {
+            list.tasks.insert(claim.task);
+        }
+        if !claim.by_root {
+            self.not_by_root += 1;
+        }
+        self.tasks.insert(claim.task, Holding { claim: Some(claim), ..Holding::default() });
+    }
+
+    fn drop_claim(&mut self, task: &TaskId) -> Option<Claim> {
+        let claim = self.tasks.remove(task)?.claim?;
+        if let Some(list) = self.lists.get_mut(&claim.list) {
+            list.tasks.remove(task);
+        }
+        if !claim.by_root {
+            self.not_by_root -= 1;
+        }
+        Some(claim)
+    }
+
+    fn end(&mut self, task: TaskId, heir: Option<Subject>) -> Effects {
+        let in_hand = self.is_in_hand(&task);
+        let Some(claim) = self.drop_claim(&task) else { return Effects::default() };
+        if in_hand {
+            self.tasks.insert(task, Holding { claim: None, in_hand, dead: true });
+        }
+        let heir = heir.filter(|heir| self.leaves_something(&claim) && !self.tasks.contains_key(&heir.task));
+        let change = match heir {
+            None => Change::Ended(claim),
+            Some(heir) => {
+                let to = Claim {
+                    task: heir.task,
+                    started: heir.started,
+                    uid: heir.uids.real,
+                    cgroup: heir.cgroup,
+                    ..claim
+                };
+                self.hold(to.clone());
+                Change::Inherited { from: task, to }
+            }
+        };
+        Effects { changes: vec![change], ..Effects::default() }
+    }
+
+    fn restore(&mut self, claim: Claim) -> Result<Effects, Refusal> {
+        if self.tasks.contains_key(&claim.task) {
+            return Err(Refusal::Exists);
+        }
+        self.check_list(claim.list, claim.task, &BTreeSet::new(), claim.since)?;
+        self.hold(claim);
+        Ok(Effects::default())
+    }
+
+    fn add_pool(&mut self, id: PoolId, name: PoolName, exclusivity: Exclusivity) -> Result<Effects, Refusal> {
+        if self.pools.values().any(|pool| pool.name == name) {
+            return Err(Refusal::Exists);
+        }
+        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new() });
+        Ok(Effects::default())
+    }
+
+    fn remove_pool(&mut self, id: PoolId) -> Result<Effects, Refusal> {
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if !pool.lists.is_empty() {
+            return Err(Refusal::PoolHasLists { pool: pool.name.clone() });
+        }
+        self.pools.remove(&id);
+        Ok(Effects::default())
+    }
+
+    fn add_list(&mut self, pool: PoolId, id: ListId, name: String, cpus: CpuSet) -> Result<Effects, Refusal> {
+        let home = self.pools.get_mut(&pool).ok_or(Refusal::Removed)?;
+        let name = ListName { pool: home.name.clone(), cpus: name };
+        if self.lists.values().any(|list| list.name == name) {
+            return Err(Refusal::Exists);
+        }
+        if let Some(other) = self.lists.values().find(|list| !list.cpus.is_disjoint(&cpus)) {
+            return Err(Refusal::Overlap { other: other.name.clone(), both: other.cpus.intersection(&cpus) });
+        }
+        home.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
+        let list = List { pool, name, cpus, open: false, tasks: BTreeSet::new(), reserved: BTreeSet::new() };
+        self.lists.insert(id, list);
+        Ok(Effects::default())
+    }
+
+    fn close_list(&mut self, id: ListId, now: u64) -> Result<Effects, Refusal> {
+        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
+        if let Some(task) = list.occupant(&BTreeSet::new()) {
+            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, now) });
+        }
+        self.list_mut(id)?.open = false;
+        Ok(Effects::default())
+    }
+
+    fn remove_list(&mut self, id: ListId) -> Effects {
+        if let Some(list) = self.lists.remove(&id)
+            && let Some(pool) = self.pools.get_mut(&list.pool)
+        {
+            pool.lists.retain(|_, other| *other != id);
+        }
+        Effects::default()
+    }
+
+    fn set_exclusivity(&mut self, id: PoolId, exclusivity: Exclusivity) -> Result<Effects, Refusal> {
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if exclusivity == Exclusivity::Exclusive {
+            let lists = pool.lists().filter_map(|id| self.lists.get(&id));
+            if let Some((list, tasks)) =
+                lists.map(|list| (list, list.load(&BTreeSet::new()))).find(|(_, tasks)| *tasks > 1)
+            {
+                return Err(Refusal::SharedByMany { list: list.name.clone(), tasks });
+            }
+        }
+        if let Some(pool) = self.pools.get_mut(&id) {
+            pool.exclusivity = exclusivity;
+        }
+        Ok(Effects::default())
+    }
+
+    fn list_mut(&mut self, id: ListId) -> Result<&mut List, Refusal> {
+        self.lists.get_mut(&id).ok_or(Refusal::Removed)
+    }
+
+    fn exclusivity(&self, id: ListId) -> Option<Exclusivity> {
+        Some(self.pools.get(&self.lists.get(&id)?.pool)?.exclusivity)
+    }
+
+    fn holder(&self, task: TaskId, now: u64) -> Holder {
+        let since = self.claim(&task).map_or(now, |claim| claim.since);
+        Holder { task, held: now.saturating_sub(since) }
+    }
+
+    /// The name of the first free list of the pool.
+    fn free_list(&self, pool: &Pool) -> Option<String> {
+        let nobody = BTreeSet::new();
+        let mut lists = pool.lists().filter_map(|id| self.lists.get(&id));
+        lists.find(|list| list.open && list.occupant(&nobody).is_none()).map(|list| list.name.cpus.clone())
+    }
+}
+
+/// The rule of cgroup v1: root, or a user whose effective uid is the task's real or saved one. The file's
+/// opener has to pass as well as the writer: else a program with more rights could be made to write for
+/// somebody with fewer (CVE-2021-4197).
+fn may(subject: &Subject, users: &[u32]) -> Result<(), Refusal> {
+    let owns = |uid: u32| uid == 0 || uid == subject.uids.real || uid == subject.uids.saved;
+    if let Some(&uid) = users.iter().find(|&&uid| !owns(uid)) {
+        return Err(Refusal::NotPermitted { uid });
+    }
+    if subject.kernel_thread {
+        return Err(Refusal::KernelThread);
+    }
+    if subject.ours {
+        return Err(Refusal::OwnProcess);
+    }
+    Ok(())
+}
+
+/// The one of `candidates` to which the claim of a dead task passes: the oldest that started after the
+/// claim, in the same cgroup, of the same user or of root, with its mask within the list.
+///
+/// `tick` is the length of a clock tick in nanoseconds: start times are only known in whole ticks.
+#[must_use]
+pub fn heir<'a>(
+    claim: &Claim,
+    cpus: &CpuSet,
+    tick: u64,
+    candidates: &'a [(Subject, CpuSet)],
+) -> Option<&'a Subject> {
+    let may_inherit = |(subject, mask): &&(Subject, CpuSet)| {
+        subject.task != claim.task
+            && !subject.kernel_thread
+            && !subject.ours
+            && subject.started >= claim.since / tick
+            && subject.cgroup == claim.cgroup
+            && (subject.uids.real == claim.uid || subject.uids.real == 0)
+            && !mask.is_empty()
+            && mask.is_subset(cpus)
+    };
+    let heirs = candidates.iter().filter(may_inherit).map(|(subject, _)| subject);
+    heirs.min_by_key(|subject| (subject.started, subject.task))
 }

@@ -4,6 +4,8 @@
 //! FUSE. Time, liveness and masks come in as values; what is to be done goes out as values.
 
 pub mod claims;
+pub mod command;
 pub mod cpuset;
 pub mod pool;
+pub mod refusal;
 pub mod task;

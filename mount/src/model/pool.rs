@@ -72,6 +72,11 @@ pub enum Exclusivity {
     Shared,
 }
 
+/// A pool for as long as it exists: the node id of its directory, never given to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PoolId(pub u64);
+
 /// A CPU list for as long as it exists: the node id of its directory, never given to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

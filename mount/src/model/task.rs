@@ -57,3 +57,208 @@ pub struct TaskId {
     /// where a pidfd has no inode of its own, its start time in clock ticks since boot with the top bit set.
     pub ino: u64,
 }
+
+/// The longest command in bytes.
+pub const MAX_COMMAND: usize = 64 * 1024;
+
+/// What one write to a `tasks` file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// A command; without tokens where there was only white space.
+    Command(Vec<Token>),
+    /// What the programs of 2017 do: the list that was read a moment ago is written back, with the writer
+    /// added or taken out. PIDs are numbers of the daemon's PID namespace.
+    Rewrite(Vec<Pid>),
+}
+
+/// One word of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// Claim for this process.
+    Claim(Named),
+    /// End the claim of this process.
+    Release(Named),
+}
+
+/// How a command names a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Named {
+    /// `0`: the one that writes.
+    Writer,
+    /// A number of the writer's PID namespace.
+    Number(WrittenPid),
+}
+
+/// Why the bytes of a write are neither a command nor a rewrite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoWrite {
+    /// A word that is no number.
+    Nonsense(String),
+    /// Longer than [`MAX_COMMAND`], or cut by stdio in the middle of a list: a multiple of 4,096 bytes
+    /// without a separator at its end.
+    TooLong,
+}
+
+impl Write {
+    /// Reads the bytes of one write(2). `read_write`: whether the file was opened for reading too, as the
+    /// programs of 2017 do.
+    ///
+    /// ```
+    /// use kcm_mount::model::task::{Named, Token, Write};
+    /// assert_eq!(Write::parse(b"0\n", false), Ok(Write::Command(vec![Token::Claim(Named::Writer)])));
+    /// assert!(matches!(Write::parse(b"17,4711", true), Ok(Write::Rewrite(_))));
+    /// assert!(Write::parse(b"make", false).is_err());
+    /// ```
+    ///
+    /// # Errors
+    /// [`NoWrite`], where nothing may take effect.
+    pub fn parse(bytes: &[u8], read_write: bool) -> Result<Self, NoWrite> {
+        let ends_in_a_word = bytes.last().is_some_and(|&b| !is_separator(b));
+        let cut = !bytes.is_empty() && bytes.len().is_multiple_of(4096) && ends_in_a_word;
+        if bytes.len() > MAX_COMMAND || cut {
+            return Err(NoWrite::TooLong);
+        }
+        let words = bytes.split(|&b| is_separator(b)).filter(|word| !word.is_empty());
+        let tokens = words.map(token).collect::<Result<Vec<Token>, NoWrite>>()?;
+        if read_write && !tokens.is_empty() && !bytes.iter().any(|&b| is_space(b)) {
+            let pids: Option<Vec<Pid>> = tokens.iter().map(|token| token.as_plain_pid()).collect();
+            if let Some(pids) = pids {
+                return Ok(Self::Rewrite(pids));
+            }
+        }
+        Ok(Self::Command(tokens))
+    }
+}
+
+impl Token {
+    fn as_plain_pid(self) -> Option<Pid> {
+        match self {
+            Self::Claim(Named::Number(number)) => Pid::new(number.0.get()),
+            _ => None,
+        }
+    }
+}
+
+const fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+const fn is_separator(byte: u8) -> bool {
+    byte == b',' || is_space(byte)
+}
+
+fn token(word: &[u8]) -> Result<Token, NoWrite> {
+    let (release, digits) = match word.strip_prefix(b"-") {
+        Some(digits) => (true, digits),
+        None => (false, word),
+    };
+    let number = std::str::from_utf8(digits)
+        .ok()
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|digits| digits.parse::<u32>().ok())
+        .filter(|&number| number <= i32::MAX as u32)
+        .ok_or_else(|| NoWrite::Nonsense(shown(word)))?;
+    let named = NonZeroU32::new(number).map_or(Named::Writer, |number| Named::Number(WrittenPid(number)));
+    Ok(if release { Token::Release(named) } else { Token::Claim(named) })
+}
+
+/// What of a word may stand in a message: its beginning, printable.
+fn shown(word: &[u8]) -> String {
+    let text: String =
+        word.iter().take(24).map(|&b| if b.is_ascii_graphic() { b as char } else { '?' }).collect();
+    if word.len() > 24 { text + "..." } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn claim(number: u32) -> Token {
+        Token::Claim(NonZeroU32::new(number).map_or(Named::Writer, |n| Named::Number(WrittenPid(n))))
+    }
+
+    fn release(number: u32) -> Token {
+        match claim(number) {
+            Token::Claim(named) | Token::Release(named) => Token::Release(named),
+        }
+    }
+
+    #[test]
+    fn commands() {
+        for (bytes, tokens) in [
+            (&b"0"[..], vec![claim(0)]),
+            (b"4711\n", vec![claim(4711)]),
+            (b"1,2 3\t4\n\n5\r\n", vec![claim(1), claim(2), claim(3), claim(4), claim(5)]),
+            (b"-0", vec![release(0)]),
+            (b"-17,18", vec![release(17), claim(18)]),
+            (b"", vec![]),
+            (b" \n\t", vec![]),
+            (b",,,", vec![]),
+            (b"2147483647", vec![claim(i32::MAX as u32)]),
+            (b"007", vec![claim(7)]),
+        ] {
+            assert_eq!(Write::parse(bytes, false), Ok(Write::Command(tokens)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn nonsense() {
+        for bytes in [
+            &b"a"[..],
+            b"1 a",
+            b"--1",
+            b"-",
+            b"+1",
+            b"1.5",
+            b"0x10",
+            b"2147483648",
+            b"99999999999",
+            b"1\0",
+            b"\xff",
+            b"1;2",
+        ] {
+            assert!(matches!(Write::parse(bytes, false), Err(NoWrite::Nonsense(_))), "{bytes:?}");
+            assert!(matches!(Write::parse(bytes, true), Err(NoWrite::Nonsense(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_rewrite_is_a_bare_list_through_a_descriptor_for_reading_and_writing() {
+        let pids =
+            |numbers: &[u32]| Ok(Write::Rewrite(numbers.iter().filter_map(|&n| Pid::new(n)).collect()));
+        assert_eq!(Write::parse(b"17", true), pids(&[17]));
+        assert_eq!(Write::parse(b"17,4711", true), pids(&[17, 4711]));
+        assert_eq!(Write::parse(b"17,,4711,", true), pids(&[17, 4711]));
+        for bytes in [&b"17\n"[..], b"17, 18", b"0", b"0,17", b"-17", b"-17,18", b"", b","] {
+            assert!(matches!(Write::parse(bytes, true), Ok(Write::Command(_))), "{bytes:?}");
+        }
+        assert!(matches!(Write::parse(b"17,4711", false), Ok(Write::Command(_))));
+    }
+
+    #[test]
+    fn what_is_too_long_or_cut_by_stdio() {
+        let list = |len: usize| "12345,".repeat(len / 6 + 1).into_bytes()[..len].to_vec();
+        assert_eq!(Write::parse(&list(4096), false), Err(NoWrite::TooLong));
+        assert_eq!(Write::parse(&list(8192), false), Err(NoWrite::TooLong));
+        assert!(Write::parse(&list(4095), false).is_ok());
+        assert!(Write::parse(&list(4098), false).is_ok());
+        assert!(Write::parse(&list(MAX_COMMAND - 1), false).is_ok());
+        assert_eq!(Write::parse(&list(MAX_COMMAND + 1), false), Err(NoWrite::TooLong));
+        let mut whole = list(4095);
+        whole.push(b'\n');
+        assert!(Write::parse(&whole, false).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..200), read_write: bool) {
+            match Write::parse(&bytes, read_write) {
+                Ok(Write::Rewrite(pids)) => prop_assert!(read_write && !pids.is_empty()),
+                Ok(Write::Command(tokens)) => prop_assert!(tokens.len() <= bytes.len()),
+                Err(NoWrite::Nonsense(word)) => prop_assert!(word.bytes().all(|b| b.is_ascii_graphic())),
+                Err(NoWrite::TooLong) => prop_assert!(false),
+            }
+        }
+    }
+}

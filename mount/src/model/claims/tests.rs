@@ -1,0 +1,1 @@
+//! The claim machine against its rules.
