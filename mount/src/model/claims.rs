@@ -12,7 +12,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::command::{Change, Claim, Command, Effects, Place, Plan, Request, Subject, Target, Way};
+use super::command::{
+    Candidate, Change, Claim, Command, Effects, Place, Plan, Request, Subject, Target, Way,
+};
 use super::cpuset::{CpuId, CpuSet, ParseCpuSetError};
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::refusal::{Holder, ListName, Refusal};
@@ -21,13 +23,23 @@ use super::task::TaskId;
 #[cfg(test)]
 mod tests;
 
+/// Where a list is between mkdir and rmdir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is being stored; nobody gets on it yet.
+    Coming,
+    Open,
+    /// Its removal is being stored; nobody gets on it any more.
+    Leaving,
+}
+
 /// A CPU list and the tasks on it.
 #[derive(Clone, Debug)]
 pub struct List {
     pool: PoolId,
     name: ListName,
     cpus: CpuSet,
-    open: bool,
+    stage: Stage,
     tasks: BTreeSet<TaskId>,
     reserved: BTreeSet<TaskId>,
 }
@@ -55,6 +67,12 @@ impl List {
     #[must_use]
     pub fn tasks(&self) -> &BTreeSet<TaskId> {
         &self.tasks
+    }
+
+    /// Whether its removal is under way.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.stage == Stage::Leaving
     }
 
     /// Somebody on the list or on the way to it who is not in `but`.
@@ -191,7 +209,7 @@ impl Claims {
             Command::RemovePool(id) => self.remove_pool(id),
             Command::AddList { pool, id, name, cpus } => self.add_list(pool, id, name, cpus),
             Command::OpenList(id) => {
-                self.list_mut(id).map(|list| list.open = true).map(|()| Effects::default())
+                self.list_mut(id).map(|list| list.stage = Stage::Open).map(|()| Effects::default())
             }
             Command::CloseList { id, now } => self.close_list(id, now),
             Command::RemoveList(id) => Ok(self.remove_list(id)),
@@ -246,7 +264,8 @@ impl Claims {
     fn check_target(&self, request: &Request) -> Result<(), Refusal> {
         match &request.target {
             Target::List(id) => {
-                let list = self.lists.get(id).filter(|list| list.open).ok_or(Refusal::Removed)?;
+                let list =
+                    self.lists.get(id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
                 if request.claim.len() > 1 && self.exclusivity(*id) == Some(Exclusivity::Exclusive) {
                     return Err(Refusal::TwoNamed { list: list.name.clone() });
                 }
@@ -279,7 +298,7 @@ impl Claims {
                 let free = self.pools.get(&list.pool).and_then(|pool| self.free_list(pool));
                 return Err(Refusal::Held {
                     list: list.name.clone(),
-                    holder: self.holder(holder, now),
+                    holder: self.holder(holder, id, now),
                     free,
                 });
             }
@@ -304,7 +323,9 @@ impl Claims {
         let promised = |id: ListId| {
             plan.places.iter().filter(|place| place.claim.list == id && place.way != Way::Repeat).count()
         };
-        let open = pool.lists().filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.open)?)));
+        let open = pool
+            .lists()
+            .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));
         let (found, any) = match pool.exclusivity {
             Exclusivity::Exclusive => {
                 let mut free = open
@@ -345,15 +366,14 @@ impl Claims {
             _ => Claim {
                 task: subject.task,
                 list: id,
-                // The mask was not asked for because there was a claim a moment ago: ask again.
+                // What was not asked for because there was a claim a moment ago: ask again.
                 saved: old
                     .map(|old| old.saved.clone())
                     .or_else(|| subject.saved.clone())
                     .ok_or(Refusal::InHand)?,
-                started: subject.started,
                 since: request.now,
                 uid: subject.uids.real,
-                cgroup: subject.cgroup,
+                cgroup: subject.cgroup.or(old.map(|old| old.cgroup)).ok_or(Refusal::InHand)?,
                 by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
             },
         };
@@ -464,9 +484,8 @@ impl Claims {
             Some(heir) => {
                 let to = Claim {
                     task: heir.task,
-                    started: heir.started,
                     uid: heir.uids.real,
-                    cgroup: heir.cgroup,
+                    cgroup: heir.cgroup.unwrap_or(claim.cgroup),
                     ..claim
                 };
                 self.hold(to.clone());
@@ -512,7 +531,14 @@ impl Claims {
             return Err(Refusal::Overlap { other: other.name.clone(), both: other.cpus.intersection(&cpus) });
         }
         home.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
-        let list = List { pool, name, cpus, open: false, tasks: BTreeSet::new(), reserved: BTreeSet::new() };
+        let list = List {
+            pool,
+            name,
+            cpus,
+            stage: Stage::Coming,
+            tasks: BTreeSet::new(),
+            reserved: BTreeSet::new(),
+        };
         self.lists.insert(id, list);
         Ok(Effects::default())
     }
@@ -520,9 +546,9 @@ impl Claims {
     fn close_list(&mut self, id: ListId, now: u64) -> Result<Effects, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
         if let Some(task) = list.occupant(&BTreeSet::new()) {
-            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, now) });
+            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, id, now) });
         }
-        self.list_mut(id)?.open = false;
+        self.list_mut(id)?.stage = Stage::Leaving;
         Ok(Effects::default())
     }
 
@@ -559,16 +585,18 @@ impl Claims {
         Some(self.pools.get(&self.lists.get(&id)?.pool)?.exclusivity)
     }
 
-    fn holder(&self, task: TaskId, now: u64) -> Holder {
+    fn holder(&self, task: TaskId, list: ListId, now: u64) -> Holder {
         let since = self.claim(&task).map_or(now, |claim| claim.since);
-        Holder { task, held: now.saturating_sub(since) }
+        Holder { task, list, held: now.saturating_sub(since) }
     }
 
     /// The name of the first free list of the pool.
     fn free_list(&self, pool: &Pool) -> Option<String> {
         let nobody = BTreeSet::new();
         let mut lists = pool.lists().filter_map(|id| self.lists.get(&id));
-        lists.find(|list| list.open && list.occupant(&nobody).is_none()).map(|list| list.name.cpus.clone())
+        lists
+            .find(|list| list.stage == Stage::Open && list.occupant(&nobody).is_none())
+            .map(|list| list.name.cpus.clone())
     }
 }
 
@@ -594,22 +622,19 @@ fn may(subject: &Subject, users: &[u32]) -> Result<(), Refusal> {
 ///
 /// `tick` is the length of a clock tick in nanoseconds: start times are only known in whole ticks.
 #[must_use]
-pub fn heir<'a>(
-    claim: &Claim,
-    cpus: &CpuSet,
-    tick: u64,
-    candidates: &'a [(Subject, CpuSet)],
-) -> Option<&'a Subject> {
-    let may_inherit = |(subject, mask): &&(Subject, CpuSet)| {
+pub fn heir<'a>(claim: &Claim, cpus: &CpuSet, tick: u64, candidates: &'a [Candidate]) -> Option<&'a Subject> {
+    let may_inherit = |Candidate { subject, started, mask }: &&Candidate| {
         subject.task != claim.task
             && !subject.kernel_thread
             && !subject.ours
-            && subject.started >= claim.since / tick
-            && subject.cgroup == claim.cgroup
+            && *started >= claim.since / tick
+            && subject.cgroup == Some(claim.cgroup)
             && (subject.uids.real == claim.uid || subject.uids.real == 0)
             && !mask.is_empty()
             && mask.is_subset(cpus)
     };
-    let heirs = candidates.iter().filter(may_inherit).map(|(subject, _)| subject);
-    heirs.min_by_key(|subject| (subject.started, subject.task))
+    let heirs = candidates.iter().filter(may_inherit);
+    heirs
+        .min_by_key(|candidate| (candidate.started, candidate.subject.task))
+        .map(|candidate| &candidate.subject)
 }

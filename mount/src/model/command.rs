@@ -28,8 +28,6 @@ pub struct Claim {
     pub list: ListId,
     /// What its leader's mask was before its first claim.
     pub saved: SavedMask,
-    /// When the process started, in clock ticks since boot (proc(5), `/proc/PID/stat` field 22).
-    pub started: u64,
     /// When the claim was made, in nanoseconds since boot (`CLOCK_BOOTTIME`).
     pub since: u64,
     /// The real uid of the task when it was claimed: heirs must have it too.
@@ -62,12 +60,21 @@ pub struct Subject {
     pub kernel_thread: bool,
     /// Whether it is the daemon.
     pub ours: bool,
-    /// When it started, in clock ticks since boot.
-    pub started: u64,
-    /// A number for its cgroup.
-    pub cgroup: u64,
+    /// A number for its cgroup; needed where it has no claim yet.
+    pub cgroup: Option<u64>,
     /// Its leader's mask; needed where it has no claim yet.
     pub saved: Option<SavedMask>,
+}
+
+/// A living process that may be the heir of a dead one.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Who.
+    pub subject: Subject,
+    /// When it started, in clock ticks since boot.
+    pub started: u64,
+    /// Its leader's mask.
+    pub mask: CpuSet,
 }
 
 /// Which file was written.

@@ -9,3 +9,4 @@ pub mod cpuset;
 pub mod pool;
 pub mod refusal;
 pub mod task;
+pub mod topology;

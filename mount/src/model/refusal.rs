@@ -6,7 +6,7 @@
 use nix::errno::Errno;
 
 use super::cpuset::{CpuSet, ParseCpuSetError};
-use super::pool::{InvalidPoolName, PoolName};
+use super::pool::{InvalidPoolName, ListId, PoolName};
 use super::task::TaskId;
 
 /// A CPU list as people name it.
@@ -29,6 +29,8 @@ impl std::fmt::Display for ListName {
 pub struct Holder {
     /// The task.
     pub task: TaskId,
+    /// The list it is on.
+    pub list: ListId,
     /// For how long, in nanoseconds.
     pub held: u64,
 }
@@ -202,9 +204,9 @@ impl Refusal {
 
     /// Whom the refusal speaks of, where it speaks of a process.
     #[must_use]
-    pub fn holder(&self) -> Option<TaskId> {
+    pub fn holder(&self) -> Option<Holder> {
         match self {
-            Self::Held { holder, .. } | Self::ListInUse { holder, .. } => Some(holder.task),
+            Self::Held { holder, .. } | Self::ListInUse { holder, .. } => Some(*holder),
             _ => None,
         }
     }

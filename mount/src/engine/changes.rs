@@ -1,0 +1,100 @@
+//! Which `tasks` files have changed, and who waits for that in poll(2).
+//!
+//! Owns: a version for each file, and the armed polls. The kernel is told of a change by the thread that
+//! [`Changes::take_due`] serves, never by one that holds a lock or that the kernel waits for. Must not know:
+//! what is in a file.
+
+use std::collections::HashMap;
+
+use fuser::PollNotifier;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+
+/// Versions and armed polls.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    state: Mutex<State>,
+    /// Readable when there is something for the notifying thread to do.
+    doorbell: EventFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By node id; a file that is not here has version 1.
+    versions: HashMap<u64, u64>,
+    /// By file handle: the kernel waits for one thing per open file.
+    armed: HashMap<u64, (u64, PollNotifier)>,
+    due: Vec<PollNotifier>,
+}
+
+impl Changes {
+    pub(crate) fn new() -> nix::Result<Self> {
+        let doorbell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { state: Mutex::default(), doorbell })
+    }
+
+    pub(crate) fn version(&self, node: u64) -> u64 {
+        self.state.lock().versions.get(&node).copied().unwrap_or(1)
+    }
+
+    /// The content of these files has changed.
+    pub(crate) fn changed(&self, nodes: impl IntoIterator<Item = u64>) {
+        let mut state = self.state.lock();
+        for node in nodes {
+            *state.versions.entry(node).or_insert(1) += 1;
+            if !state.armed.is_empty() {
+                let ready: Vec<u64> =
+                    state.armed.iter().filter(|(_, (armed, _))| *armed == node).map(|(fh, _)| *fh).collect();
+                let State { armed, due, .. } = &mut *state;
+                due.extend(ready.iter().filter_map(|fh| armed.remove(fh)).map(|(_, notifier)| notifier));
+            }
+        }
+        if !state.due.is_empty() {
+            self.ring();
+        }
+    }
+
+    /// The files are gone; whoever waits for them is woken.
+    pub(crate) fn removed(&self, nodes: &[u64]) {
+        self.changed(nodes.iter().copied());
+        let mut state = self.state.lock();
+        for node in nodes {
+            state.versions.remove(node);
+        }
+    }
+
+    /// Whoever polls the open file is to be told when it changes from version `seen`. Gives the version that
+    /// it has now; where that is another one, nothing is armed.
+    pub(crate) fn arm(&self, fh: u64, node: u64, seen: u64, notifier: PollNotifier) -> u64 {
+        let mut state = self.state.lock();
+        let version = state.versions.get(&node).copied().unwrap_or(1);
+        if version == seen {
+            let first = state.armed.is_empty();
+            state.armed.insert(fh, (node, notifier));
+            if first {
+                // From now on deaths are watched too, not only looked up.
+                self.ring();
+            }
+        }
+        version
+    }
+
+    pub(crate) fn disarm(&self, fh: u64) {
+        self.state.lock().armed.remove(&fh);
+    }
+
+    /// The polls to be answered now, and whether others are still waiting.
+    pub(crate) fn take_due(&self) -> (Vec<PollNotifier>, bool) {
+        let _ = self.doorbell.read();
+        let mut state = self.state.lock();
+        (std::mem::take(&mut state.due), !state.armed.is_empty())
+    }
+
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    fn ring(&self) {
+        let _ = self.doorbell.write(1);
+    }
+}

@@ -1,0 +1,56 @@
+//! Why an operation was refused, told to whom it concerns (`self/last_error`).
+//!
+//! Owns: the newest refusals, by the identity of the processes that they concern. Must not know: how
+//! processes are looked up.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::model::refusal::Refusal;
+use crate::model::task::TaskId;
+
+/// How many refusals are kept.
+const KEPT: usize = 4096;
+
+/// One refusal.
+#[derive(Debug)]
+pub(crate) struct Filed {
+    /// Wall time in milliseconds.
+    pub(crate) time: u64,
+    /// The PID that was refused, as it was written.
+    pub(crate) number: u32,
+    pub(crate) refusal: Refusal,
+    /// Whose refusal it is: the writer and some of its ancestors.
+    concerned: Vec<TaskId>,
+}
+
+/// The newest refusals.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    filed: VecDeque<Arc<Filed>>,
+    by_task: HashMap<TaskId, Arc<Filed>>,
+}
+
+impl Refusals {
+    pub(crate) fn file(&mut self, time: u64, number: u32, refusal: Refusal, concerned: Vec<TaskId>) {
+        let filed = Arc::new(Filed { time, number, refusal, concerned });
+        for task in &filed.concerned {
+            self.by_task.insert(*task, Arc::clone(&filed));
+        }
+        self.filed.push_back(filed);
+        if self.filed.len() > KEPT
+            && let Some(oldest) = self.filed.pop_front()
+        {
+            for task in &oldest.concerned {
+                if self.by_task.get(task).is_some_and(|filed| Arc::ptr_eq(filed, &oldest)) {
+                    self.by_task.remove(task);
+                }
+            }
+        }
+    }
+
+    /// The newest refusal that concerns the task.
+    pub(crate) fn of(&self, task: &TaskId) -> Option<Arc<Filed>> {
+        self.by_task.get(task).cloned()
+    }
+}

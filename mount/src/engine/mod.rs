@@ -1,0 +1,405 @@
+//! The engine: carries out what the claim machine decides.
+//!
+//! Owns: the one lock around the claims, and the order of things: decide, record the intent, set masks, read
+//! them back, record, settle, answer. Joins the model with the processes and the state directory. Must not
+//! know: FUSE, paths, or how a file shows what it shows.
+//!
+//! Locks are taken in this order, and never the other way: `configuring`, `reaping`, `claims`, and then at
+//! most one of `events`, `refusals`, `shown`, those of `changes` and of the state directory. No system call on another process, and no
+//! fsync, happens under `claims`.
+
+mod changes;
+mod configure;
+mod events;
+mod explain;
+mod lookup;
+mod reap;
+mod write;
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::clock;
+use crate::journal::{Record, Recovered, StateDir};
+use crate::metrics::{Counter, Metrics, PoolGauge};
+use crate::model::claims::Claims;
+use crate::model::command::{Change, Claim, Effects, SavedMask, Subject};
+use crate::model::pool::{Exclusivity, ListId, PoolId};
+use crate::model::refusal::Refusal;
+use crate::model::task::{Pid, TaskId};
+use crate::model::topology::Topology;
+use crate::process::{Facts, Process, Processes, Watch};
+
+pub(crate) use changes::Changes;
+pub(crate) use configure::{Attributes, NODES_EACH};
+use events::{Event, Events};
+use explain::Refusals;
+
+/// How many numbers of events are reserved in the log at a time.
+const RESERVED_EVENTS: u64 = 1 << 16;
+/// How many numbers of open files are reserved in the log at a time.
+const RESERVED_HANDLES: u32 = 1 << 20;
+/// How long an operation waits for another one on the same task. Setting masks takes microseconds a thread.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who sends a request: a thread, as the kernel names it in our PID namespace, and its user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    /// 0 where it has no number in our PID namespace.
+    pub(crate) tid: u32,
+    pub(crate) uid: u32,
+}
+
+/// The text of a `tasks` file and the version of the file that it shows.
+type Shown = (u64, Arc<[u8]>);
+
+/// Everything that the files show and change.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    claims: Mutex<Claims>,
+    /// Told when a plan was settled or abandoned.
+    put_down: Condvar,
+    /// Held while the dead are taken off, so that whoever comes second sees them gone.
+    reaping: Mutex<()>,
+    /// The next node id. Held for the whole of a change to the configuration: one at a time.
+    configuring: Mutex<u64>,
+    attributes: RwLock<HashMap<u64, Attributes>>,
+    processes: Processes,
+    watch: Watch,
+    state: StateDir,
+    events: Mutex<Events>,
+    reserved_events: AtomicU64,
+    /// By node.
+    shown: Mutex<HashMap<u64, Shown>>,
+    refusals: Mutex<Refusals>,
+    pub(crate) changes: Changes,
+    pub(crate) metrics: Metrics,
+    topology: Topology,
+    /// The daemon's own processes, which are never claimed.
+    ours: Pid,
+    tick: u64,
+}
+
+/// Why the engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot look at processes: {0}; is /proc mounted?")]
+    Processes(#[source] std::io::Error),
+    #[error("cannot make an eventfd: {0}; raise the limit of open files")]
+    Doorbell(#[source] nix::Error),
+}
+
+impl Engine {
+    /// Takes up what an earlier daemon has left: pools, lists, the claims of tasks that still live.
+    /// Gives the number of the first open file beside the engine.
+    pub(crate) fn start(
+        state: StateDir,
+        recovered: Recovered,
+        topology: Topology,
+    ) -> Result<(Self, u32), StartError> {
+        let processes = Processes::new().map_err(StartError::Processes)?;
+        let watch = Watch::new().map_err(StartError::Processes)?;
+        let handles = recovered.next_handle;
+        let mut events =
+            Events::new(recovered.next_event, recovered.reclaimed.clone(), recovered.reclaimed_dropped);
+        for damage in &recovered.damage {
+            log::warn!("{damage}");
+            events.push(&Event { event: "damaged", reason: Some(damage.to_string()), ..Event::default() });
+        }
+        let engine = Self {
+            claims: Mutex::new(Claims::new(watch.limit())),
+            put_down: Condvar::new(),
+            reaping: Mutex::new(()),
+            configuring: Mutex::new(recovered.config.next_node),
+            attributes: RwLock::new(HashMap::new()),
+            processes,
+            watch,
+            state,
+            reserved_events: AtomicU64::new(events.next() + RESERVED_EVENTS),
+            events: Mutex::new(events),
+            shown: Mutex::default(),
+            refusals: Mutex::default(),
+            changes: Changes::new().map_err(StartError::Doorbell)?,
+            metrics: Metrics::default(),
+            topology,
+            ours: Pid::new(std::process::id())
+                .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
+            tick: clock::tick(),
+        };
+        let reserved = Record::Reserved {
+            events: recovered.next_event + RESERVED_EVENTS,
+            handles: handles.wrapping_add(RESERVED_HANDLES),
+        };
+        if let Err(error) = engine.state.append(&reserved) {
+            // A full disk must not keep the mount down: releases and reaps go on without a log.
+            log::warn!(
+                "the state directory cannot be written: {error}; claims are refused until there is room"
+            );
+        }
+        engine.take_up(recovered);
+        engine.mind_own_mask();
+        Ok((engine, handles))
+    }
+
+    /// The machine, as it was when the daemon started.
+    pub(crate) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Runs `look` on the claims, the dead taken off first.
+    pub(crate) fn with_claims<T>(&self, look: impl FnOnce(&Claims) -> T) -> T {
+        self.reap();
+        look(&self.claims.lock())
+    }
+
+    /// Runs `look` on the pools and lists, which no death can change.
+    pub(crate) fn with_configuration<T>(&self, look: impl FnOnce(&Claims) -> T) -> T {
+        look(&self.claims.lock())
+    }
+
+    /// The `tasks` file of a list; empty where it has been removed.
+    pub(crate) fn show_list_tasks(&self, id: ListId) -> Arc<[u8]> {
+        self.show_tasks(id.tasks_node(), |claims| {
+            claims.list(id).into_iter().flat_map(|list| list.tasks()).map(|task| task.pid).collect()
+        })
+    }
+
+    /// The `tasks` file of a pool; empty where it has been removed.
+    pub(crate) fn show_pool_tasks(&self, id: PoolId) -> Arc<[u8]> {
+        self.show_tasks(id.tasks_node(), |claims| {
+            let lists =
+                claims.pool(id).into_iter().flat_map(|pool| pool.lists()).filter_map(|id| claims.list(id));
+            let mut pids: Vec<Pid> = lists.flat_map(|list| list.tasks()).map(|task| task.pid).collect();
+            pids.sort_unstable();
+            pids
+        })
+    }
+
+    /// Ascending PIDs with commas between and a newline at the end; nothing where there are none. The text is
+    /// made once for each version of the file.
+    fn show_tasks(&self, node: u64, pids: impl FnOnce(&Claims) -> Vec<Pid>) -> Arc<[u8]> {
+        self.reap();
+        let (version, pids) = {
+            let claims = self.claims.lock();
+            // Under the lock, so that version and tasks belong together.
+            let version = self.changes.version(node);
+            if let Some((_, text)) = self.shown.lock().get(&node).filter(|(shown, _)| *shown == version) {
+                return Arc::clone(text);
+            }
+            (version, pids(&claims))
+        };
+        let mut text = String::with_capacity(pids.len() * 8);
+        for pid in pids {
+            let _ = write!(text, "{pid},");
+        }
+        if text.pop().is_some() {
+            text.push('\n');
+        }
+        let text: Arc<[u8]> = text.into_bytes().into();
+        self.shown.lock().insert(node, (version, Arc::clone(&text)));
+        text
+    }
+
+    /// `info/events`.
+    pub(crate) fn show_events(&self) -> String {
+        self.reap();
+        self.events.lock().show()
+    }
+
+    /// `info/reclaimed`.
+    pub(crate) fn show_reclaimed(&self) -> String {
+        self.reap();
+        self.events.lock().show_reclaimed()
+    }
+
+    /// `info/metrics`.
+    pub(crate) fn show_metrics(&self) -> String {
+        let pools: Vec<PoolGauge> = self.with_claims(|claims| {
+            claims
+                .pools()
+                .map(|(_, pool)| {
+                    let lists: Vec<usize> = pool
+                        .lists()
+                        .filter_map(|id| claims.list(id))
+                        .map(|list| list.tasks().len())
+                        .collect();
+                    PoolGauge {
+                        pool: pool.name().to_string(),
+                        exclusive: pool.exclusivity() == Exclusivity::Exclusive,
+                        lists_free: lists.iter().filter(|&&tasks| tasks == 0).count(),
+                        lists_taken: lists.iter().filter(|&&tasks| tasks > 0).count(),
+                        tasks: lists.iter().sum(),
+                    }
+                })
+                .collect()
+        });
+        let unacknowledged = self.events.lock().reclaimed_count();
+        self.metrics.show(&pools, unacknowledged)
+    }
+
+    /// Forgets the reclaimed claims up to `seq`.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSeq`] where the bytes are no number.
+    pub(crate) fn acknowledge(&self, bytes: &[u8]) -> Result<(), Refusal> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Refusal::NoSeq)?.trim();
+        if text.is_empty() {
+            return Ok(());
+        }
+        let seq: u64 = text.parse().map_err(|_| Refusal::NoSeq)?;
+        self.state.append(&Record::Acknowledged { seq }).map_err(|_| Refusal::LogFull)?;
+        self.events.lock().acknowledge(seq);
+        Ok(())
+    }
+
+    /// Watches deaths and tells the kernel of changed files; for a thread of its own. Sleeps for ever while
+    /// nobody polls.
+    pub(crate) fn notify_forever(&self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        loop {
+            let (due, waiting) = self.changes.take_due();
+            for notifier in due {
+                // An error means that the poller has gone.
+                let _ = notifier.notify();
+            }
+            let mut fds = vec![PollFd::new(self.changes.doorbell().as_fd(), PollFlags::POLLIN)];
+            if waiting {
+                fds.push(PollFd::new(self.watch.as_fd(), PollFlags::POLLIN));
+            }
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            self.reap();
+        }
+    }
+
+    /// Notes what has changed: events, counters, versions of files. For whoever holds the lock on the claims,
+    /// so that events come in the order in which things happened.
+    fn note(&self, claims: &Claims, effects: &Effects) {
+        for change in &effects.changes {
+            let (event, counter, claim, from) = match change {
+                Change::Claimed(claim) => ("claimed", Counter::Claimed, claim, None),
+                Change::Moved { from, to } => {
+                    self.list_changed(claims, *from);
+                    ("moved", Counter::Moved, to, claims.list(*from).map(|list| list.name().to_string()))
+                }
+                Change::Released(claim) => ("released", Counter::Released, claim, None),
+                Change::Inherited { from, to } => {
+                    ("inherited", Counter::Inherited, to, Some(from.pid.to_string()))
+                }
+                // Its cause of death decides what it is called: the reaper notes it.
+                Change::Ended(claim) => {
+                    self.list_changed(claims, claim.list);
+                    continue;
+                }
+            };
+            self.list_changed(claims, claim.list);
+            self.metrics.count(counter);
+            self.event(Event { from, ..list_event(event, claims, claim) });
+        }
+    }
+
+    fn event(&self, event: Event) -> u64 {
+        let mut events = self.events.lock();
+        let reserved = self.reserved_events.load(Ordering::Relaxed);
+        if events.next() >= reserved {
+            let record = Record::Reserved { events: reserved + RESERVED_EVENTS, handles: 0 };
+            if self.state.append(&record).is_ok() {
+                self.reserved_events.store(reserved + RESERVED_EVENTS, Ordering::Relaxed);
+            }
+        }
+        events.push(&event)
+    }
+
+    fn list_changed(&self, claims: &Claims, id: ListId) {
+        if let Some(list) = claims.list(id) {
+            self.changes.changed([id.tasks_node(), list.pool().tasks_node()]);
+        }
+    }
+
+    /// What the model has to know of a process. None: it has gone.
+    fn subject(&self, process: &Process) -> Result<Option<Subject>, Refusal> {
+        let facts = self.processes.facts(process).map_err(fault("looking at the process"))?;
+        Ok(facts.map(|facts| self.subject_of(process.id(), &facts)))
+    }
+
+    fn subject_of(&self, task: TaskId, facts: &Facts) -> Subject {
+        Subject {
+            task,
+            uids: facts.uids,
+            kernel_thread: facts.kernel_thread,
+            ours: task.pid == self.ours,
+            cgroup: None,
+            saved: None,
+        }
+    }
+
+    /// Whether the process lives and its leader's mask lies within the list.
+    pub(crate) fn is_within(&self, id: ListId, pid: u32) -> bool {
+        let cpus = self.with_configuration(|claims| claims.list(id).map(|list| list.cpus().clone()));
+        let mask = Pid::new(pid).and_then(|pid| self.processes.leader_mask(pid).ok());
+        matches!((cpus, mask), (Some(cpus), Some(mask)) if mask.is_subset(&cpus))
+    }
+
+    /// A claim is over; the masks of its task are as they were before it.
+    fn give_back(&self, task: &TaskId, saved: &SavedMask) {
+        if let Some(process) = self.watch.get(task) {
+            self.processes.restore_mask(&process, saved);
+        }
+    }
+
+    /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
+    fn mind_own_mask(&self) {
+        let exclusive = self.claims.lock().exclusive_cpus();
+        let elsewhere = self.topology.online().difference(&exclusive);
+        let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
+        match self.processes.open(self.ours) {
+            Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask),
+            _ => log::warn!("the daemon's own mask cannot be set"),
+        }
+    }
+}
+
+/// For what the kernel refuses us and has no business to.
+fn fault(what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
+    move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+        // We are out of descriptors: that is the limit on tasks, met from another side.
+        Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit: 0 },
+        errno => Refusal::Fault { what, errno },
+    }
+}
+
+fn list_event(event: &'static str, claims: &Claims, claim: &Claim) -> Event {
+    let name = claims.list(claim.list).map(|list| list.name().clone());
+    Event {
+        event,
+        pool: name.as_ref().map(|name| name.pool.to_string()),
+        cpus: name.map(|name| name.cpus),
+        pid: Some(claim.task.pid.get()),
+        ..Event::default()
+    }
+}
+
+impl ListId {
+    /// The node of the list's `tasks` file.
+    pub(crate) fn tasks_node(self) -> u64 {
+        self.0 + 1
+    }
+}
+
+impl PoolId {
+    /// The node of the pool's `exclusive` file.
+    pub(crate) fn exclusive_node(self) -> u64 {
+        self.0 + 1
+    }
+
+    /// The node of the pool's `tasks` file.
+    pub(crate) fn tasks_node(self) -> u64 {
+        self.0 + 2
+    }
+}

@@ -1,0 +1,133 @@
+//! The dead: taken off lazily, by whoever would otherwise see them.
+//!
+//! Owns: what becomes of a dead task's claim. Must not know: which process inherits; that is the model's.
+
+use std::sync::Arc;
+
+use super::events::Event;
+use super::{Engine, list_event};
+use crate::clock;
+use crate::fault::{Step, reached};
+use crate::journal::{Reclaimed, Record};
+use crate::metrics::Counter;
+use crate::model::claims::{Claims, heir};
+use crate::model::command::{Candidate, Change, Claim, Command, Subject};
+use crate::model::cpuset::CpuSet;
+use crate::model::task::TaskId;
+use crate::process::{self, Ending, Process};
+
+/// A dead task and what it leaves.
+struct Estate {
+    claim: Claim,
+    cpus: CpuSet,
+    /// Whether somebody may inherit.
+    exclusive: bool,
+}
+
+impl Engine {
+    /// Takes the dead off. Costs one system call where nobody died.
+    pub(crate) fn reap(&self) {
+        if !self.watch.any_dead() {
+            return;
+        }
+        // Whoever comes second waits here until the first has taken them off.
+        let _one = self.reaping.lock();
+        self.bury_all(&self.watch.dead());
+    }
+
+    /// What the dead leave passes on or ends.
+    pub(super) fn bury_all(&self, dead: &[TaskId]) {
+        if dead.is_empty() {
+            return;
+        }
+        let estates = estates(&self.claims.lock(), dead);
+        let candidates = self.candidates(&estates);
+        for estate in &estates {
+            let found =
+                heir(&estate.claim, &estate.cpus, self.tick, &candidates).filter(|_| estate.exclusive);
+            let heir = found.and_then(|subject| Some((self.reopen(subject)?, subject.clone())));
+            self.bury(estate, heir);
+        }
+        self.put_down.notify_all();
+    }
+
+    /// The claim passes to the heir or ends; the log first, so that no later daemon sees it otherwise.
+    fn bury(&self, estate: &Estate, heir: Option<(Process, Subject)>) {
+        let task = estate.claim.task;
+        let by_signal = self
+            .watch
+            .get(&task)
+            .is_none_or(|process| !matches!(self.processes.ended(&process), Ending::Exited(_)));
+        let (heir_process, heir_subject) = heir.unzip();
+        let mut claims = self.claims.lock();
+        let name = claims.list(estate.claim.list).map(|list| list.name().clone());
+        // The heir may have been claimed elsewhere since it was looked for.
+        let heir_subject = heir_subject
+            .filter(|heir| claims.claim(&heir.task).is_none() && !claims.is_in_hand(&heir.task))
+            .filter(|_| heir_process.is_some_and(|process| self.watch.add(Arc::new(process)).is_ok()));
+        let Ok(effects) = claims.apply(Command::End { task, heir: heir_subject }) else { return };
+        self.watch.remove(&task);
+        self.note(&claims, &effects);
+        let record = match effects.changes.first() {
+            Some(Change::Inherited { from, to }) => Record::Inherited { from: *from, heir: to.clone() },
+            Some(Change::Ended(claim)) => {
+                let kind = if by_signal { "reclaimed" } else { "ended" };
+                let seq = self.event(Event { ..list_event(kind, &claims, claim) });
+                self.metrics.count(if by_signal { Counter::Reclaimed } else { Counter::Ended });
+                let reclaimed = name.filter(|_| by_signal).map(|name| Reclaimed {
+                    seq,
+                    time: clock::wall_ms(),
+                    pid: task.pid.get(),
+                    pool: name.pool.to_string(),
+                    cpus: name.cpus,
+                });
+                if let Some(reclaimed) = &reclaimed {
+                    self.events.lock().reclaim(reclaimed.clone());
+                }
+                Record::Ended { task, reclaimed }
+            }
+            _ => return,
+        };
+        // Under the lock: the next claim of this list must come after it in the log.
+        self.record_if_possible(record);
+        drop(claims);
+        reached(Step::DeathRecorded);
+    }
+
+    /// Every process whose mask lies within a list that has to pass on. One look at the machine for all.
+    fn candidates(&self, estates: &[Estate]) -> Vec<Candidate> {
+        let lists: Vec<&CpuSet> =
+            estates.iter().filter(|estate| estate.exclusive).map(|estate| &estate.cpus).collect();
+        if lists.is_empty() {
+            return Vec::new();
+        }
+        let within = |mask: &CpuSet| !mask.is_empty() && lists.iter().any(|cpus| mask.is_subset(cpus));
+        let found = self.processes.scan(within).unwrap_or_else(|error| {
+            log::warn!("looking for heirs: {error}");
+            Vec::new()
+        });
+        let candidate = |found: process::Candidate| Candidate {
+            subject: Subject { cgroup: Some(found.cgroup), ..self.subject_of(found.task, &found.facts) },
+            started: found.started,
+            mask: found.mask,
+        };
+        found.into_iter().map(candidate).collect()
+    }
+
+    /// The process of the subject, if it still is the same one and lives.
+    fn reopen(&self, subject: &Subject) -> Option<Process> {
+        let process = self.processes.open(subject.task.pid).ok().flatten()?;
+        (process.id() == subject.task && process.is_alive()).then_some(process)
+    }
+}
+
+/// What those of the dead leave who have a claim. One whose first claim is still in hand has none: its plan
+/// ends by itself.
+fn estates(claims: &Claims, dead: &[TaskId]) -> Vec<Estate> {
+    let estate = |task: &TaskId| {
+        let claim = claims.claim(task)?.clone();
+        let list = claims.list(claim.list)?;
+        Some(Estate { cpus: list.cpus().clone(), exclusive: claims.leaves_something(&claim), claim })
+    };
+    dead.iter().filter_map(estate).collect()
+}

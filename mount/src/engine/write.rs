@@ -1,0 +1,355 @@
+//! One write to a `tasks` file, from the bytes to the answer.
+//!
+//! Owns: the order of a claim, and the way back from each step of it. Must not know: who may be on which
+//! list; that is the claim machine's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Caller, Engine, PATIENCE, fault};
+use crate::clock;
+use crate::fault::{Step, reached};
+use crate::journal::Record;
+use crate::model::command::{Command, Place, Plan, Request, Subject, Target, Way};
+use crate::model::pool::ListId;
+use crate::model::refusal::Refusal;
+use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
+use crate::process::{MaskError, Previous, Process, Threads};
+
+/// A process that a write names.
+#[derive(Clone, Debug)]
+struct Party {
+    subject: Subject,
+    process: Arc<Process>,
+}
+
+/// Why a plan could not be carried out.
+enum Failure {
+    /// One of its tasks has died.
+    Died(TaskId),
+    /// The kernel lets this task not be on that list.
+    Unsuitable(TaskId, ListId, Refusal),
+    Refused(Refusal),
+}
+
+/// What was done for a plan so far, so that it can be undone.
+#[derive(Default)]
+struct Done {
+    intents: Vec<TaskId>,
+    masks: Vec<(TaskId, Previous)>,
+}
+
+impl Engine {
+    /// Carries out one write(2) to a `tasks` file, wholly or not at all. `opener`: the user who opened the
+    /// file; `read_write`: whether it was opened for reading too.
+    ///
+    /// # Errors
+    /// The [`Refusal`], which has been filed for the writer's `self/last_error`.
+    pub(crate) fn write_tasks(
+        &self,
+        target: Target,
+        caller: Caller,
+        opener: u32,
+        bytes: &[u8],
+        read_write: bool,
+    ) -> Result<(), Refusal> {
+        let writer = self.writer(caller);
+        let mut number = None;
+        let result =
+            self.try_write(target, writer.as_ref(), [opener, caller.uid], bytes, read_write, &mut number);
+        result.inspect_err(|refusal| {
+            let number = number.unwrap_or_else(|| self.own_number(writer.as_ref(), caller));
+            self.file_refusal(writer.as_deref(), number, refusal);
+        })
+    }
+
+    fn try_write(
+        &self,
+        target: Target,
+        writer: Option<&Arc<Process>>,
+        users: [u32; 2],
+        bytes: &[u8],
+        read_write: bool,
+        number: &mut Option<u32>,
+    ) -> Result<(), Refusal> {
+        let write = Write::parse(bytes, read_write).map_err(|no| match no {
+            NoWrite::Nonsense(word) => Refusal::Nonsense { word },
+            NoWrite::TooLong => Refusal::TooLong,
+        })?;
+        let writer = writer.ok_or(Refusal::NoSuchProcess)?;
+        match write {
+            Write::Command(tokens) if tokens.is_empty() => Ok(()),
+            Write::Command(tokens) => {
+                if let [Token::Claim(Named::Number(only)) | Token::Release(Named::Number(only))] =
+                    tokens.as_slice()
+                {
+                    *number = Some(only.0.get());
+                }
+                let (claim, release) = self.resolve(writer, &tokens)?;
+                self.place(target, claim, release, users)
+            }
+            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, users),
+        }
+    }
+
+    /// The living processes that the tokens name, each once: those to claim for, those to release.
+    fn resolve(&self, writer: &Arc<Process>, tokens: &[Token]) -> Result<(Vec<Party>, Vec<Party>), Refusal> {
+        let (mut claim, mut release): (Vec<Party>, Vec<Party>) = (Vec::new(), Vec::new());
+        if tokens.len() > self.watch.limit() {
+            return Err(Refusal::TooMany { limit: self.watch.limit() });
+        }
+        for token in tokens {
+            let (named, parties) = match token {
+                Token::Claim(named) => (named, &mut claim),
+                Token::Release(named) => (named, &mut release),
+            };
+            let Some(process) = self.named(writer, *named)? else { continue };
+            if parties.iter().any(|party| party.subject.task == process.id()) {
+                continue;
+            }
+            if let Some(subject) = self.subject(&process)? {
+                parties.push(Party { subject, process });
+            }
+        }
+        if claim.is_empty() && release.is_empty() {
+            Err(Refusal::NoSuchProcess)
+        } else {
+            Ok((claim, release))
+        }
+    }
+
+    fn named(&self, writer: &Arc<Process>, named: Named) -> Result<Option<Arc<Process>>, Refusal> {
+        let Named::Number(number) = named else { return Ok(Some(Arc::clone(writer))) };
+        let found =
+            self.processes.open_in_namespace_of(writer, number).map_err(fault("opening the process"))?;
+        // The programs of 2017 know themselves by the daemon's number for them.
+        let itself = || (number.0.get() == writer.id().pid.get()).then(|| Arc::clone(writer));
+        Ok(found.map(Arc::new).or_else(itself))
+    }
+
+    /// Of a rewrite only the writer's own PID counts: it is there, or it is not there any more.
+    fn rewrite(
+        &self,
+        target: Target,
+        writer: &Arc<Process>,
+        pids: &[Pid],
+        users: [u32; 2],
+    ) -> Result<(), Refusal> {
+        let subject = self.subject(writer)?.ok_or(Refusal::NoSuchProcess)?;
+        let own = vec![Party { subject, process: Arc::clone(writer) }];
+        if pids.contains(&writer.id().pid) {
+            self.place(target, own, Vec::new(), users)
+        } else {
+            self.place(target, Vec::new(), own, users)
+        }
+    }
+
+    /// Decides and carries out, again where the kernel has a word in it: it may refuse a list that the pool
+    /// offers, a task may die on the way, or be in another operation's hands.
+    fn place(
+        &self,
+        target: Target,
+        mut claim: Vec<Party>,
+        release: Vec<Party>,
+        users: [u32; 2],
+    ) -> Result<(), Refusal> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut unsuitable = Vec::new();
+        loop {
+            self.reap();
+            self.save_masks(&mut claim)?;
+            if claim.is_empty() && release.is_empty() {
+                return Err(Refusal::NoSuchProcess);
+            }
+            let request = Request {
+                target: target.clone(),
+                claim: claim.iter().map(|party| party.subject.clone()).collect(),
+                release: release.iter().map(|party| party.subject.clone()).collect(),
+                users,
+                unsuitable: unsuitable.clone(),
+                now: clock::since_boot(),
+            };
+            let decided = {
+                let mut claims = self.claims.lock();
+                match claims.apply(Command::Write(request)) {
+                    Err(Refusal::InHand) if Instant::now() < deadline => {
+                        let mut tasks = claim.iter().chain(&release).map(|party| &party.subject.task);
+                        if tasks.any(|task| claims.is_in_hand(task)) {
+                            let _ = self.put_down.wait_until(&mut claims, deadline);
+                        }
+                        continue;
+                    }
+                    decided => decided?,
+                }
+            };
+            reached(Step::WriteDecided);
+            match self.carry_out(decided.plan, &claim) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Died(task)) => claim.retain(|party| party.subject.task != task),
+                Err(Failure::Unsuitable(task, list, refusal)) => match target {
+                    Target::List(_) => return Err(refusal),
+                    Target::Pool(_) => unsuitable.push((task, list)),
+                },
+                Err(Failure::Refused(refusal)) => return Err(refusal),
+            }
+        }
+    }
+
+    /// What has to be known of each task without a claim; those that have died are taken out.
+    fn save_masks(&self, parties: &mut Vec<Party>) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        parties.retain_mut(|party| {
+            if self.claims.lock().claim(&party.subject.task).is_some() {
+                return true;
+            }
+            match self.processes.saved_mask(&party.process) {
+                Ok(saved) => {
+                    party.subject.saved = Some(saved);
+                    party.subject.cgroup = self.processes.cgroup(&party.process);
+                }
+                Err(MaskError::Gone) => return false,
+                Err(error) => result = Err(mask_fault(&error)),
+            }
+            true
+        });
+        result
+    }
+
+    fn carry_out(&self, plan: Plan, parties: &[Party]) -> Result<(), Failure> {
+        let mut done = Done::default();
+        match self.try_carry_out(&plan, parties, &mut done) {
+            Ok(()) => {}
+            Err(failure) => {
+                self.undo(plan, done);
+                return Err(failure);
+            }
+        }
+        reached(Step::WriteRecorded);
+        // From here on the write has happened, whatever comes.
+        for claim in &plan.releases {
+            self.give_back(&claim.task, &claim.saved);
+        }
+        if !plan.releases.is_empty() {
+            reached(Step::MasksBack);
+            let records = plan.releases.iter().map(|claim| Record::Released { task: claim.task }).collect();
+            self.record_if_possible(Record::Batch(records));
+            reached(Step::ReleaseRecorded);
+        }
+        let lost = self.settle(plan, parties);
+        reached(Step::WriteSettled);
+        match lost {
+            Some(task) if parties.len() == 1 => Err(Failure::Died(task)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Watches, records, sets masks and records again. `done` says how far it came.
+    fn try_carry_out(&self, plan: &Plan, parties: &[Party], done: &mut Done) -> Result<(), Failure> {
+        let changing = || plan.places.iter().filter(|place| place.way != Way::Repeat);
+        let process = |task: TaskId| {
+            parties.iter().find(|party| party.subject.task == task).map(|party| &party.process)
+        };
+        for place in plan.places.iter().filter(|place| place.way == Way::New) {
+            let process = process(place.claim.task).ok_or(Failure::Died(place.claim.task))?;
+            self.watch
+                .add(Arc::clone(process))
+                .map_err(|error| Failure::Refused(fault("watching the task")(error)))?;
+        }
+        if changing().next().is_some() {
+            let intents = changing().map(|place| Record::Intent(place.claim.clone())).collect();
+            self.state.append(&Record::Batch(intents)).map_err(|_| Failure::Refused(Refusal::LogFull))?;
+            done.intents.extend(changing().map(|place| place.claim.task));
+            reached(Step::IntentRecorded);
+        }
+        for place in &plan.places {
+            let task = place.claim.task;
+            let process = process(task).ok_or(Failure::Died(task))?;
+            let threads = if place.way == Way::Repeat { Threads::Outside } else { Threads::All };
+            let previous = self
+                .processes
+                .set_mask(process, &place.cpus, threads)
+                .map_err(|error| failed(error, place))?;
+            done.masks.push((task, previous));
+        }
+        reached(Step::MasksSet);
+        let claims = changing().map(|place| Record::Claimed(place.claim.clone()));
+        let releases = plan.releases.iter().map(|claim| Record::Releasing { task: claim.task });
+        let records: Vec<Record> = claims.chain(releases).collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        match self.state.append(&Record::Batch(records)) {
+            Err(error) if changing().next().is_none() => {
+                log::warn!("a release is not recorded: {error}");
+                Ok(())
+            }
+            result => result.map_err(|_| Failure::Refused(Refusal::LogFull)),
+        }
+    }
+
+    /// Takes back what was done for a plan, the last thing first.
+    fn undo(&self, plan: Plan, done: Done) {
+        for (task, previous) in done.masks.into_iter().rev() {
+            if let Some(process) = self.watch.get(&task) {
+                self.processes.undo(&process, previous);
+            }
+        }
+        if !done.intents.is_empty() {
+            let records = done.intents.iter().map(|&task| Record::Abandoned { task }).collect();
+            self.record_if_possible(Record::Batch(records));
+        }
+        let new: Vec<TaskId> =
+            plan.places.iter().filter(|place| place.way == Way::New).map(|place| place.claim.task).collect();
+        let mut claims = self.claims.lock();
+        let _ = claims.apply(Command::Abandon(plan));
+        for task in new {
+            self.watch.remove(&task);
+        }
+        drop(claims);
+        self.put_down.notify_all();
+    }
+
+    /// Makes the plan a fact. Gives a task that has died meanwhile, if there is one.
+    fn settle(&self, plan: Plan, parties: &[Party]) -> Option<TaskId> {
+        let released: Vec<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
+        let mut claims = self.claims.lock();
+        // Settling is never refused.
+        let effects = claims.apply(Command::Settle(plan)).unwrap_or_default();
+        self.note(&claims, &effects);
+        for task in released.iter().chain(&effects.lost) {
+            self.watch.remove(task);
+        }
+        drop(claims);
+        self.put_down.notify_all();
+        effects.lost.iter().find(|task| parties.iter().any(|party| party.subject.task == **task)).copied()
+    }
+
+    /// For what must go on when the log cannot be written.
+    pub(super) fn record_if_possible(&self, record: Record) {
+        if let Err(error) = self.state.append(&record) {
+            log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
+        }
+    }
+}
+
+fn failed(error: MaskError, place: &Place) -> Failure {
+    let refused = |got| {
+        Failure::Unsuitable(
+            place.claim.task,
+            place.claim.list,
+            Refusal::MaskRefused { list: place.list.clone(), got },
+        )
+    };
+    match error {
+        MaskError::Gone => Failure::Died(place.claim.task),
+        MaskError::Refused => refused(None),
+        MaskError::Narrowed { got } => refused(Some(got)),
+        MaskError::KeepsChanging => Failure::Refused(Refusal::KeepsChanging),
+        error => Failure::Refused(mask_fault(&error)),
+    }
+}
+
+fn mask_fault(error: &MaskError) -> Refusal {
+    log::warn!("setting or reading a mask: {error}");
+    Refusal::Fault { what: "setting or reading the mask", errno: nix::errno::Errno::EIO }
+}

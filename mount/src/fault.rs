@@ -1,0 +1,62 @@
+//! The steps of every operation that changes something, so that tests can kill the daemon after each.
+//!
+//! Owns: the list of steps. In a release build [`reached`] is nothing at all. Must not know: what the steps
+//! do.
+
+macro_rules! steps {
+    ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
+        /// A step of an operation, named for `KCM_FAULT`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Step { $($(#[$doc])* $step,)* }
+
+        impl Step {
+            /// Every step that there is.
+            pub const ALL: &'static [Step] = &[$(Step::$step,)*];
+
+            /// What `KCM_FAULT` calls it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Step::$step => $name,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    /// A write has been decided and its lists are reserved.
+    WriteDecided = "write-decided",
+    /// The intents are in the log.
+    IntentRecorded = "intent-recorded",
+    /// All masks are set and read back.
+    MasksSet = "masks-set",
+    /// The claims, and the releases to be done, are in the log.
+    WriteRecorded = "write-recorded",
+    /// Released tasks have their masks back.
+    MasksBack = "masks-back",
+    /// That is in the log.
+    ReleaseRecorded = "release-recorded",
+    /// The write is settled and not yet answered.
+    WriteSettled = "write-settled",
+    /// A claim passes on or ends, and that is in the log.
+    DeathRecorded = "death-recorded",
+    /// A change of the configuration has been decided.
+    ConfigDecided = "config-decided",
+    /// The changed configuration is on disk.
+    ConfigStored = "config-stored",
+    /// The change is in force and not yet answered.
+    ConfigApplied = "config-applied",
+}
+
+/// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step. Debug builds only.
+#[cfg(debug_assertions)]
+pub(crate) fn reached(step: Step) {
+    static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let wanted = WANTED.get_or_init(|| std::env::var("KCM_FAULT").ok());
+    if wanted.as_deref() == Some(step.name()) {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+pub(crate) fn reached(_: Step) {}

@@ -1,0 +1,188 @@
+//! Open files: who opened them, what was read from them, and what may not be written to them any more.
+//!
+//! Owns: file handles. A handle holds the opener's uid in its upper half, so that the next daemon knows it
+//! without a record; the lower half is a number that no other open file of this mount has. Must not know:
+//! what a file contains.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::tree::Content;
+
+/// How many bytes of snapshots are kept for open files that are in the middle of being read.
+const MAX_KEPT: usize = 64 << 20;
+
+/// The handles of all open files.
+#[derive(Debug)]
+pub(crate) struct OpenFiles {
+    first: u32,
+    next: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Only those files for which there is something to remember.
+    files: HashMap<u64, OpenFile>,
+    kept: usize,
+}
+
+#[derive(Debug, Default)]
+struct OpenFile {
+    /// What the reads at offsets beyond 0 go on with.
+    snapshot: Option<Content>,
+    /// The version of the file when it was last read; 0 where it was not.
+    seen: u64,
+    /// A command through it was too long: what follows is a rest of it.
+    refused: bool,
+}
+
+/// The snapshot cannot be had any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stale;
+
+impl OpenFiles {
+    /// Handles are numbered from `first` on: beyond all that an earlier daemon may have given out.
+    pub(crate) fn new(first: u32) -> Self {
+        Self { first, next: AtomicU32::new(first), state: Mutex::default() }
+    }
+
+    /// A handle for a file that this user opens.
+    pub(crate) fn open(&self, uid: u32) -> u64 {
+        u64::from(uid) << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The user who opened the file.
+    pub(crate) fn opener(fh: u64) -> u32 {
+        (fh >> 32) as u32
+    }
+
+    pub(crate) fn close(&self, fh: u64) {
+        let mut state = self.state.lock();
+        if let Some(file) = state.files.remove(&fh) {
+            state.kept -= file.snapshot.map_or(0, |snapshot| snapshot.len());
+        }
+    }
+
+    /// What a read at `offset` sees. At offset 0 it is what `show` gives now, with its version; beyond, the
+    /// same as then.
+    ///
+    /// # Errors
+    /// [`Stale`] where that was read through another daemon, or had to make room.
+    pub(crate) fn read(
+        &self,
+        fh: u64,
+        offset: u64,
+        show: impl FnOnce() -> (u64, Content),
+    ) -> Result<Content, Stale> {
+        if offset > 0 {
+            match self.state.lock().files.get(&fh) {
+                Some(OpenFile { snapshot: Some(snapshot), .. }) => return Ok(Content::clone(snapshot)),
+                Some(OpenFile { seen: 1.., .. }) => return Err(Stale),
+                None if !self.is_ours(fh) => return Err(Stale),
+                _ => {}
+            }
+        }
+        let (version, content) = show();
+        self.keep(fh, version, Content::clone(&content));
+        Ok(content)
+    }
+
+    fn keep(&self, fh: u64, version: u64, content: Content) {
+        let mut state = self.state.lock();
+        let len = content.len();
+        let file = state.files.entry(fh).or_default();
+        file.seen = version;
+        let old = file.snapshot.replace(content);
+        state.kept = state.kept + len - old.map_or(0, |old| old.len());
+        if state.kept > MAX_KEPT {
+            for (_, file) in state.files.iter_mut().filter(|(other, _)| **other != fh) {
+                file.snapshot = None;
+            }
+            state.kept = len;
+        }
+    }
+
+    /// The version that was read last; 0 where there was none.
+    pub(crate) fn seen(&self, fh: u64) -> u64 {
+        self.state.lock().files.get(&fh).map_or(0, |file| file.seen)
+    }
+
+    /// No command is taken through this file any more.
+    pub(crate) fn refuse(&self, fh: u64) {
+        self.state.lock().files.entry(fh).or_default().refused = true;
+    }
+
+    pub(crate) fn is_refused(&self, fh: u64) -> bool {
+        self.state.lock().files.get(&fh).is_some_and(|file| file.refused)
+    }
+
+    fn is_ours(&self, fh: u64) -> bool {
+        let next = self.next.load(Ordering::Relaxed);
+        (fh as u32).wrapping_sub(self.first) < next.wrapping_sub(self.first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Content {
+        text.as_bytes().into()
+    }
+
+    #[test]
+    fn the_opener_is_in_the_handle() {
+        let files = OpenFiles::new(u32::MAX);
+        for uid in [0, 65534, u32::MAX] {
+            assert_eq!(OpenFiles::opener(files.open(uid)), uid);
+        }
+        assert_ne!(files.open(0), files.open(0));
+    }
+
+    #[test]
+    fn one_open_file_reads_one_snapshot() {
+        let files = OpenFiles::new(7);
+        let fh = files.open(0);
+        assert_eq!(files.read(fh, 0, || (3, text("a"))), Ok(text("a")));
+        assert_eq!(files.read(fh, 1, || (4, text("b"))), Ok(text("a")));
+        assert_eq!(files.seen(fh), 3);
+        assert_eq!(files.read(fh, 0, || (4, text("b"))), Ok(text("b")));
+        files.close(fh);
+        assert_eq!(files.state.lock().kept, 0);
+    }
+
+    #[test]
+    fn what_was_read_through_another_daemon_is_stale() {
+        let files = OpenFiles::new(7);
+        let (old, new) = (6, files.open(0));
+        assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale));
+        assert_eq!(files.read(new, 1, || (1, text("b"))), Ok(text("b")));
+    }
+
+    #[test]
+    fn snapshots_are_bounded() {
+        let files = OpenFiles::new(0);
+        let big: Content = vec![b'x'; MAX_KEPT / 2].into();
+        let handles: Vec<u64> = (0..4).map(|_| files.open(0)).collect();
+        for &fh in &handles {
+            files.read(fh, 0, || (1, Content::clone(&big))).unwrap();
+            assert!(files.state.lock().kept <= MAX_KEPT);
+        }
+        assert_eq!(files.read(handles[0], 1, || (1, text("b"))), Err(Stale));
+        assert_eq!(files.read(handles[3], 1, || (1, text("b"))), Ok(big));
+    }
+
+    #[test]
+    fn a_refused_file_stays_refused_until_it_is_closed() {
+        let files = OpenFiles::new(0);
+        let fh = files.open(0);
+        assert!(!files.is_refused(fh));
+        files.refuse(fh);
+        assert!(files.is_refused(fh));
+        files.close(fh);
+        assert!(!files.is_refused(fh));
+    }
+}

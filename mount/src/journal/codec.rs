@@ -1,0 +1,101 @@
+//! One record a line: its checksum, a space, JSON.
+//!
+//! Owns: how a record is told from what is left of one. Must not know: what records say.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The newest version of the formats that is known here.
+pub(super) const VERSION: u32 = 1;
+
+/// Bytes of a checksum and the space behind it.
+const CHECKSUM: usize = 9;
+
+/// A record as a line. `seed`: what else the checksum covers, so that a record of another seed is none.
+pub(super) fn encode(seed: &str, record: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    let mut line = vec![b' '; CHECKSUM];
+    serde_json::to_writer(&mut line, record)?;
+    let checksum = checksum(seed, line.get(CHECKSUM..).unwrap_or_default());
+    line.splice(..CHECKSUM - 1, format!("{checksum:08x}").into_bytes());
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// What a file of records says.
+#[derive(Debug)]
+pub(super) struct Decoded<T> {
+    /// The records that are whole.
+    pub(super) records: Vec<T>,
+    /// How many lines are none.
+    pub(super) bad: usize,
+    /// How many bytes there are up to the end of the last line that has one: a tail that has none was
+    /// interrupted while it was written.
+    pub(super) whole: usize,
+}
+
+/// Reads all lines.
+pub(super) fn decode<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Decoded<T> {
+    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
+    let mut decoded = Decoded { records: Vec::new(), bad: 0, whole };
+    let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|&b| b == b'\n');
+    for line in lines {
+        match record(seed, line) {
+            Some(record) => decoded.records.push(record),
+            None => decoded.bad += 1,
+        }
+    }
+    decoded
+}
+
+/// The first line alone, with whatever seed: for headers, which say the seed of the rest.
+pub(super) fn decode_first<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Option<T> {
+    record(seed, bytes.split_inclusive(|&b| b == b'\n').next()?)
+}
+
+fn record<T: DeserializeOwned>(seed: &str, line: &[u8]) -> Option<T> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, json) = line.split_at_checked(CHECKSUM)?;
+    let sum = std::str::from_utf8(sum.strip_suffix(b" ")?).ok()?;
+    let canonical = sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let expected = u32::from_str_radix(sum, 16).ok().filter(|_| canonical)?;
+    (checksum(seed, json) == expected).then(|| serde_json::from_slice(json).ok())?
+}
+
+fn checksum(seed: &str, json: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(seed.as_bytes());
+    hasher.update(json);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let line = encode("seed", &vec![1, 22, 333]).unwrap();
+        assert_eq!(decode::<Vec<u32>>("seed", &line).records, [[1, 22, 333]]);
+        assert!(decode::<Vec<u32>>("other", &line).records.is_empty());
+        for bit in 0..line.len() * 8 {
+            let mut flipped = line.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode::<Vec<u32>>("seed", &flipped).records.is_empty(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_tail_without_an_end_is_no_damage() {
+        let mut file = encode("", &1).unwrap();
+        let whole = file.len();
+        file.extend(encode("", &2).unwrap());
+        for cut in whole..file.len() - 1 {
+            let decoded = decode::<u32>("", &file[..cut]);
+            assert_eq!(
+                (decoded.records.as_slice(), decoded.bad, decoded.whole),
+                (&[1][..], 0, whole),
+                "cut {cut}"
+            );
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The state directory: the configuration, which is durable, and the log of claims, which outlives the daemon
+//! but not the boot.
+//!
+//! Owns: files and their soundness. Must not know: FUSE, processes, or why anything is recorded.
+//!
+//! ```text
+//! lock     held by the daemon that uses the directory
+//! config   replaced as a whole, fsynced
+//! claims   appended to; compacted now and then
+//! ```
+//!
+//! A file that is damaged is set aside as `<name>.damaged-<time>`; what can be read of it is kept.
+
+mod codec;
+mod config;
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ::log::warn;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use codec::VERSION;
+pub(crate) use config::{Config, ListConfig, NodeAttributes, PoolConfig};
+use log::Live;
+pub(crate) use log::{Reclaimed, Record};
+
+use crate::clock;
+use crate::model::command::Claim;
+
+/// How many reclaimed claims are kept for those who have not read of them.
+const RECLAIMED_KEPT: usize = 1024;
+/// A log is compacted when it is larger than this, and four times larger than after the last time.
+const COMPACTED_FROM: u64 = 256 * 1024;
+/// How long a directory may be in use by a daemon that is just dying.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An open state directory.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    boot: String,
+    log: Mutex<Log>,
+    /// Held as long as the daemon lives.
+    _lock: Flock<File>,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: File,
+    /// The length up to which the file is sound.
+    length: u64,
+    compact_at: u64,
+    next: u64,
+    live: Live,
+}
+
+/// What an earlier daemon has left.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) config: Config,
+    /// The latest first.
+    pub(crate) claims: Vec<Claim>,
+    /// Claims for which masks may have been set, and nothing else. A claim that it was to replace is among
+    /// the claims.
+    pub(crate) intents: Vec<Claim>,
+    /// Claims that are over, whose masks may not be back.
+    pub(crate) releasing: Vec<Claim>,
+    pub(crate) reclaimed: std::collections::VecDeque<Reclaimed>,
+    pub(crate) reclaimed_dropped: u64,
+    pub(crate) next_event: u64,
+    pub(crate) next_handle: u32,
+    pub(crate) damage: Vec<Damage>,
+    /// Records are missing: what is recorded as a claim may have been released.
+    pub(crate) suspect: bool,
+}
+
+/// What was lost, and where the rest lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    file: PathBuf,
+    what: String,
+    kept_as: PathBuf,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; it is kept as {}", self.file.display(), self.what, self.kept_as.display())
+    }
+}
+
+/// Why a state directory cannot be used; with the cure.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says it")]
+pub enum StateError {
+    #[error("{0}: in use by another kcm mount; give another --state-dir, or kcm unmount that one first")]
+    InUse(PathBuf),
+    #[error("{file}: written by a newer kcm (format {found}, this one knows {VERSION}); run that one")]
+    NewerVersion { file: PathBuf, found: u32 },
+    #[error("{file}: {what}: {source}; look at its owner, mode and disk")]
+    Io { file: PathBuf, what: &'static str, source: io::Error },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    kcm: String,
+    version: u32,
+    boot: String,
+}
+
+/// A record in the log. Numbers follow each other, so that a missing one is noticed.
+#[derive(Serialize, Deserialize)]
+struct Numbered<R> {
+    n: u64,
+    r: R,
+}
+
+impl StateDir {
+    /// Opens the directory, which is made where it is missing, for this daemon alone. The claims of another
+    /// boot are forgotten.
+    ///
+    /// # Errors
+    /// A [`StateError`]; nothing is changed then.
+    pub(crate) fn open(path: &Path, boot: &str) -> Result<(Self, Recovered), StateError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed(path, "cannot be made"))?;
+        let path = path.canonicalize().map_err(failed(path, "cannot be resolved"))?;
+        let lock = take_lock(&path)?;
+        let mut damage = Vec::new();
+        let config = open_config(&path, &mut damage)?;
+        let (log, suspect) = open_log(&path, boot, &mut damage)?;
+        let live = &log.live;
+        let mut claims: Vec<&(u64, Claim)> = live.claims.values().collect();
+        claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let recovered = Recovered {
+            config,
+            claims: claims.into_iter().map(|(_, claim)| claim.clone()).collect(),
+            intents: live.intents.values().cloned().collect(),
+            releasing: live.releasing.values().cloned().collect(),
+            reclaimed: live.reclaimed.clone(),
+            reclaimed_dropped: live.dropped,
+            next_event: live.events.max(1),
+            next_handle: live.handles.max(1),
+            damage,
+            suspect,
+        };
+        Ok((Self { path, boot: boot.to_owned(), log: Mutex::new(log), _lock: lock }, recovered))
+    }
+
+    /// Records what happened; it outlives this process when this returns.
+    ///
+    /// # Errors
+    /// It is not recorded, and the log is as it was.
+    pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
+        let mut log = self.log.lock();
+        let line = codec::encode(&self.boot, &Numbered { n: log.next, r: record })?;
+        log.write(&line)?;
+        let number = log.next;
+        log.next += 1;
+        log.live.add(number, record.clone());
+        if log.length > log.compact_at {
+            self.compact(&mut log);
+        }
+        Ok(())
+    }
+
+    /// Replaces the configuration; durable when this returns.
+    ///
+    /// # Errors
+    /// The old one is still there.
+    pub(crate) fn store_config(&self, config: &Config) -> io::Result<()> {
+        config::store(&self.path, config)
+    }
+
+    /// Writes the log anew, as short as it can be. Where that fails, the old one goes on growing.
+    fn compact(&self, log: &mut Log) {
+        match rewrite(&self.path, &self.boot, &log.live) {
+            Ok((file, length, next)) => {
+                *log = Log {
+                    file,
+                    length,
+                    next,
+                    compact_at: threshold(length),
+                    live: std::mem::take(&mut log.live),
+                };
+            }
+            Err(error) => {
+                warn!("{}: the log of claims cannot be compacted: {error}", self.path.display());
+                log.compact_at = log.length * 2;
+            }
+        }
+    }
+}
+
+impl Log {
+    /// All of the line, or nothing of it.
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self.file.write(line) {
+            Ok(written) if written == line.len() => {
+                self.length += line.len() as u64;
+                Ok(())
+            }
+            short => {
+                // What came through is no record; the next one must not stand behind it.
+                self.file.set_len(self.length)?;
+                Err(short.err().unwrap_or_else(|| Errno::ENOSPC.into()))
+            }
+        }
+    }
+}
+
+fn threshold(length: u64) -> u64 {
+    COMPACTED_FROM.max(length * 4)
+}
+
+fn take_lock(path: &Path) -> Result<Flock<File>, StateError> {
+    let file = path.join("lock");
+    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&file);
+    let mut lock = open().map_err(failed(&file, "cannot be opened"))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() > deadline => {
+                return Err(StateError::InUse(path.to_path_buf()));
+            }
+            Err((lock, Errno::EWOULDBLOCK)) => lock,
+            Err((_, errno)) => return Err(failed(&file, "cannot be locked")(errno.into())),
+        };
+        // A daemon that was killed keeps it for a moment.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The bytes of a file. None: there is no such file, or what is there cannot be read and was set aside.
+fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateError> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            set_aside(file, format!("cannot be read: {error}"), damage)?;
+            Ok(None)
+        }
+    }
+}
+
+fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), StateError> {
+    let name = |suffix: String| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".damaged-{}{suffix}", clock::wall_ms() / 1000));
+        PathBuf::from(name)
+    };
+    let free =
+        (0..).map(|n| name(if n == 0 { String::new() } else { format!("-{n}") })).find(|path| !path.exists());
+    let kept_as = free.unwrap_or_else(|| name(String::new()));
+    fs::rename(file, &kept_as).map_err(failed(file, "is damaged and cannot be set aside"))?;
+    damage.push(Damage { file: file.to_path_buf(), what, kept_as });
+    Ok(())
+}
+
+fn open_config(path: &Path, damage: &mut Vec<Damage>) -> Result<Config, StateError> {
+    let file = path.join("config");
+    let Some(bytes) = read(&file, damage)? else {
+        let fresh = Config::default();
+        config::store(path, &fresh).map_err(failed(&file, "cannot be written"))?;
+        return Ok(fresh);
+    };
+    match config::read(&bytes) {
+        config::Read::Newer(found) => Err(StateError::NewerVersion { file, found }),
+        config::Read::Config { config, damage: None } => Ok(config),
+        config::Read::Config { config, damage: Some(what) } => {
+            set_aside(&file, what, damage)?;
+            config::store(path, &config).map_err(failed(&file, "cannot be written"))?;
+            Ok(config)
+        }
+    }
+}
+
+/// The log with what it says, and whether records are missing in it.
+fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, bool), StateError> {
+    let file = path.join("claims");
+    let found = read(&file, damage)?;
+    let unreadable = found.is_none() && file_was_set_aside(&file, damage);
+    let bytes = found.unwrap_or_default();
+    let header = codec::decode_first::<Header>("", &bytes);
+    if let Some(Header { version, .. }) = header.as_ref().filter(|header| header.version > VERSION) {
+        return Err(StateError::NewerVersion { file, found: *version });
+    }
+    // Where the header is lost, only records that this boot has signed are believed.
+    let seed = header.as_ref().map_or(boot, |header| header.boot.as_str());
+    let rest =
+        if header.is_some() { bytes.iter().position(|&b| b == b'\n').map_or(0, |end| end + 1) } else { 0 };
+    let decoded = codec::decode::<Numbered<Record>>(seed, bytes.get(rest..).unwrap_or_default());
+    let numbers: Vec<u64> = decoded.records.iter().map(|record| record.n).collect();
+    let gaps = numbers.windows(2).any(|pair| matches!(pair, [a, b] if a + 1 != *b));
+    let beheaded =
+        !bytes.is_empty() && (header.is_none() || numbers.first().is_some_and(|&first| first != 0));
+    let damaged = decoded.bad > 0 || gaps || beheaded;
+    let mut live = Live::default();
+    for Numbered { n, r } in decoded.records {
+        live.add(n, r);
+    }
+    if seed != boot {
+        live.claims.clear();
+        live.intents.clear();
+        live.releasing.clear();
+    }
+    if damaged {
+        let what = format!("{} of its records cannot be read, others may be missing", decoded.bad);
+        set_aside(&file, what, damage)?;
+    }
+    let sound = !damaged && header.is_some() && seed == boot;
+    let log = if sound {
+        resume(&file, rest + decoded.whole, numbers.last().map_or(0, |n| n + 1), live)
+    } else {
+        anew(path, boot, live)
+    };
+    Ok((log?, damaged || unreadable))
+}
+
+fn file_was_set_aside(file: &Path, damage: &[Damage]) -> bool {
+    damage.iter().any(|damage| damage.file == *file)
+}
+
+/// Goes on with a sound log, without the tail that was interrupted.
+fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, StateError> {
+    let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
+    let length = length as u64;
+    handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
+    Ok(Log { file: handle, length, compact_at: threshold(0), next, live })
+}
+
+fn anew(path: &Path, boot: &str, live: Live) -> Result<Log, StateError> {
+    let (file, length, next) =
+        rewrite(path, boot, &live).map_err(failed(&path.join("claims"), "cannot be written"))?;
+    Ok(Log { file, length, compact_at: threshold(length), next, live })
+}
+
+/// A new log that says the same. Its length, and the number of its next record.
+fn rewrite(path: &Path, boot: &str, live: &Live) -> io::Result<(File, u64, u64)> {
+    let header = Header { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
+    let mut bytes = codec::encode("", &header)?;
+    let records = live.records();
+    for (n, r) in records.iter().enumerate() {
+        bytes.extend(codec::encode(boot, &Numbered { n: n as u64, r })?);
+    }
+    config::replace(path, "claims", &bytes, false)?;
+    let file = OpenOptions::new().append(true).open(path.join("claims"))?;
+    Ok((file, bytes.len() as u64, records.len() as u64))
+}
+
+fn failed(file: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StateError {
+    move |source| StateError::Io { file: file.to_path_buf(), what, source }
+}

@@ -1,0 +1,1 @@
+//! Real directories, damaged in every way.

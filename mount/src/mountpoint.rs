@@ -1,0 +1,191 @@
+//! A mount point seen from outside: is it served, was it served, is it a plain directory?
+//!
+//! Owns: the mount table and the mark on the directory below. Must not know: what is served there.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+/// The extended attribute on the directory below a mount. By it every tool knows that the empty directory
+/// that it sees without a daemon is not to be written to.
+pub const MARK: &str = "trusted.kcm.mountpoint";
+
+/// The type of the mount in the mount table.
+const FSTYPE: &[u8] = b"fuse.kcm";
+/// How long a daemon may take to answer before it is taken to hang.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// A mount of kcm that answers.
+    Live,
+    /// A mount of kcm whose daemon has died.
+    Stale,
+    /// A mount of kcm whose daemon does not answer.
+    NotAnswering,
+    /// A directory that is served when the daemon runs, and now it does not.
+    Marked,
+    /// Any other directory.
+    Plain,
+    /// Nothing is there.
+    Absent,
+}
+
+/// What is at the path. Never hangs.
+///
+/// # Errors
+/// The path or the mount table cannot be looked at, or the path is no directory.
+pub fn status(path: &Path) -> io::Result<Status> {
+    if is_mounted(path)? {
+        return Ok(ask(path));
+    }
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(if is_marked(path) { Status::Marked } else { Status::Plain }),
+        Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Status::Absent),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the topmost mount at the path is one of kcm, dead or alive.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(topmost_type(&table, &resolved(path)).is_some_and(|fstype| fstype == FSTYPE))
+}
+
+/// Marks the directory as a mount point of kcm.
+///
+/// # Errors
+/// The filesystem has no such attributes, or we are not root.
+pub fn mark(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::setxattr(path, MARK, b"1", rustix::fs::XattrFlags::empty())?)
+}
+
+/// Takes the mark away; it may be missing.
+///
+/// # Errors
+/// We are not root.
+pub fn unmark(path: &Path) -> io::Result<()> {
+    match rustix::fs::removexattr(path, MARK) {
+        Err(errno) if errno != rustix::io::Errno::NODATA && errno != rustix::io::Errno::OPNOTSUPP => {
+            Err(errno.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_marked(path: &Path) -> bool {
+    rustix::fs::getxattr(path, MARK, &mut [0_u8; 0]).is_ok()
+}
+
+/// Asks the daemon, in a thread that may hang in our stead.
+fn ask(path: &Path) -> Status {
+    let (answer, answered) = mpsc::channel();
+    let version = path.join("info/version");
+    let asked = std::thread::Builder::new().spawn(move || answer.send(fs::read(version).map(|_| ())));
+    let dead = |error: &io::Error| {
+        matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV)
+        )
+    };
+    match asked.map(|_| answered.recv_timeout(PATIENCE)) {
+        Ok(Ok(Ok(()))) => Status::Live,
+        Ok(Ok(Err(error))) if dead(&error) => Status::Stale,
+        Ok(Ok(Err(_))) => Status::Live,
+        Ok(Err(_)) | Err(_) => Status::NotAnswering,
+    }
+}
+
+/// The path as the mount table has it: absolute, links resolved. The last part is not looked at, since that
+/// could hang.
+fn resolved(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    // Without a file name (`/`, or `..` at its end) there is nothing to keep apart.
+    match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) => match fs::symlink_metadata(&whole) {
+            Ok(metadata) if metadata.is_symlink() => whole.canonicalize().unwrap_or(whole),
+            _ => parent.canonicalize().map_or_else(|_| whole.clone(), |parent| parent.join(name)),
+        },
+        _ => whole.canonicalize().unwrap_or(whole),
+    }
+}
+
+/// The type of the last mount at the path (proc(5), `/proc/PID/mountinfo`).
+fn topmost_type<'a>(table: &'a [u8], path: &Path) -> Option<&'a [u8]> {
+    let mounts = table.split(|&b| b == b'\n').filter_map(|line| {
+        let mut fields = line.split(|&b| b == b' ');
+        let point = fields.nth(4)?;
+        // Optional fields come before a lone hyphen, the type after it.
+        fields.find(|field| *field == b"-")?;
+        Some((point, fields.next()?))
+    });
+    mounts.filter(|(point, _)| unescape(point) == path.as_os_str()).last().map(|(_, fstype)| fstype)
+}
+
+/// Blanks, newlines and backslashes stand as three octal digits behind a backslash.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal =
+            behind.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = behind.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(first);
+                rest = behind;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn the_topmost_mount_counts() {
+        let table = b"22 1 0:20 / /proc rw shared:2 - proc proc rw\n\
+            30 1 0:31 / /etc/kcm rw - fuse.kcm kcm rw\n\
+            31 30 0:32 / /etc/kcm rw shared:1 master:2 - tmpfs tmpfs rw\n\
+            32 1 0:33 / /a\\040b\\134c rw - fuse.kcm kcm rw\n";
+        let fstype = |path| {
+            topmost_type(table, Path::new(path)).map(|fstype| String::from_utf8_lossy(fstype).into_owned())
+        };
+        assert_eq!(fstype("/proc").as_deref(), Some("proc"));
+        assert_eq!(fstype("/etc/kcm").as_deref(), Some("tmpfs"));
+        assert_eq!(fstype("/a b\\c").as_deref(), Some("fuse.kcm"));
+        assert_eq!(fstype("/etc"), None);
+    }
+
+    #[test]
+    fn escapes() {
+        assert_eq!(unescape(b"a\\012b\\04\\"), OsStr::from_bytes(b"a\nb\\04\\"));
+    }
+
+    #[test]
+    fn what_is_no_mount() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(status(directory.path()).unwrap(), Status::Plain);
+        assert_eq!(status(&directory.path().join("nothing")).unwrap(), Status::Absent);
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(status(&file).is_err());
+    }
+}

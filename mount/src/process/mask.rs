@@ -1,0 +1,251 @@
+//! Affinity masks: those of all threads of a task, set until a pass over them brings nothing new.
+//!
+//! Owns: what "the affinity of the task is the CPU list" means, and the way back to what it was.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use nix::fcntl::OFlag;
+
+use super::procfs::ProcFs;
+use super::{Process, Processes, sys};
+use crate::model::command::SavedMask;
+use crate::model::cpuset::CpuSet;
+use crate::model::task::Pid;
+
+/// How often the threads of a task are gone through before it is given up.
+const PASSES: u32 = 16;
+
+/// Which threads are given the mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// All of them.
+    All,
+    /// Those whose mask is not within it: a program may pin its own threads.
+    Outside,
+}
+
+/// The masks that threads had, the leader's first.
+#[derive(Debug, Default)]
+pub(crate) struct Previous(Vec<(u32, CpuSet)>);
+
+/// Why a task does not have the mask.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MaskError {
+    #[error("the task has died")]
+    Gone,
+    /// No CPU of it is online and allowed by the task's cpuset.
+    #[error("the kernel refuses the mask")]
+    Refused,
+    #[error("the kernel narrows the mask to {got}")]
+    Narrowed { got: CpuSet },
+    #[error("the task changes its masks as fast as they are set")]
+    KeepsChanging,
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+impl Processes {
+    /// The mask of the task's first thread: the online CPUs of it.
+    ///
+    /// # Errors
+    /// [`MaskError::Gone`].
+    pub(crate) fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError> {
+        mask_of(pid.get())?.ok_or(MaskError::Gone)
+    }
+
+    /// What the task gets back when its first claim ends.
+    ///
+    /// A mask that holds all that the cpuset allows is remembered as "all", so that the task follows its
+    /// cpuset again. What the cpuset allows is asked of the kernel in the one way that needs no cgroup
+    /// filesystem and no luck: the mask is widened to all CPUs, read, and set to what it was. That happens
+    /// only to a task whose mask is narrower than the online CPUs, and that is about to be pinned.
+    ///
+    /// # Errors
+    /// [`MaskError::Gone`], or what the kernel says.
+    pub(crate) fn saved_mask(&self, process: &Process) -> Result<SavedMask, MaskError> {
+        let pid = process.id().pid;
+        let mask = self.leader_mask(pid)?;
+        if self.online()?.is_subset(&mask) {
+            return Ok(SavedMask::All);
+        }
+        set(pid.get(), &ALL)?.ok_or(MaskError::Gone)?;
+        let allowed = self.leader_mask(pid)?;
+        if allowed == mask {
+            return Ok(SavedMask::All);
+        }
+        match set(pid.get(), mask.words())? {
+            Some(Set::Done | Set::Refused) => Ok(SavedMask::Cpus(mask)),
+            None => Err(MaskError::Gone),
+        }
+    }
+
+    /// Gives the threads of the task the mask, and reads it back. What was there before is returned for
+    /// [`Processes::undo`].
+    ///
+    /// # Errors
+    /// A [`MaskError`]; the task then has what it had.
+    pub(crate) fn set_mask(
+        &self,
+        process: &Process,
+        cpus: &CpuSet,
+        threads: Threads,
+    ) -> Result<Previous, MaskError> {
+        let mut previous = Previous::default();
+        match self.set_all(process, cpus, threads, &mut previous) {
+            Ok(()) => Ok(previous),
+            Err(error) => {
+                self.undo(process, previous);
+                Err(error)
+            }
+        }
+    }
+
+    fn set_all(
+        &self,
+        process: &Process,
+        cpus: &CpuSet,
+        threads: Threads,
+        previous: &mut Previous,
+    ) -> Result<(), MaskError> {
+        let leader = process.id().pid.get();
+        let tasks = self.tasks(process)?.ok_or(MaskError::Gone)?;
+        let mut known = HashSet::new();
+        for pass in 0..PASSES {
+            let tids = list(&tasks)?;
+            if tids.is_empty() || !process.is_alive() {
+                return Err(MaskError::Gone);
+            }
+            let mut quiet = true;
+            for tid in tids {
+                let first_seen = known.insert(tid);
+                let Some(mask) = mask_of(tid)? else { continue };
+                let right = match threads {
+                    // On the first pass it is set even where it looks right: it may only look so because of
+                    // the cpuset, which can change.
+                    Threads::All => mask == *cpus && pass > 0,
+                    Threads::Outside => !mask.is_empty() && mask.is_subset(cpus),
+                };
+                if right {
+                    continue;
+                }
+                quiet = false;
+                if first_seen {
+                    previous.0.push((tid, mask));
+                }
+                // Later threads of the first pass are read back by the second; the first one at once, so that
+                // a mask that the kernel narrows is noticed before all others are touched.
+                let read_back = pass > 0 || tid == leader;
+                self.set_thread(tid, leader, cpus, read_back)?;
+            }
+            if quiet {
+                return Ok(());
+            }
+        }
+        Err(MaskError::KeepsChanging)
+    }
+
+    fn set_thread(&self, tid: u32, leader: u32, cpus: &CpuSet, read_back: bool) -> Result<(), MaskError> {
+        match set(tid, cpus.words())? {
+            None => return Ok(()),
+            Some(Set::Done) => {}
+            // A thread that works for the kernel inside the process (io_uring) is not the program's.
+            Some(Set::Refused) if tid != leader && self.is_pinned_by_the_kernel(tid) => return Ok(()),
+            Some(Set::Refused) => return Err(MaskError::Refused),
+        }
+        if !read_back {
+            return Ok(());
+        }
+        match mask_of(tid)? {
+            // Wider or elsewhere is the task's own doing; the next pass sees to it.
+            Some(got) if got != *cpus && got.is_subset(cpus) => Err(MaskError::Narrowed { got }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives threads back what they had. Threads that have come since have what the leader had.
+    pub(crate) fn undo(&self, process: &Process, previous: Previous) {
+        let Some((_, first)) = previous.0.first() else { return };
+        let was =
+            |tid: u32| previous.0.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
+        self.give_all(process, |tid| was(tid).words().to_vec());
+    }
+
+    /// Gives all threads the mask, or all CPUs where that is not possible. Never fails: a task that has died
+    /// needs none.
+    pub(crate) fn restore_mask(&self, process: &Process, mask: &SavedMask) {
+        let words = match mask {
+            SavedMask::All => ALL.to_vec(),
+            SavedMask::Cpus(cpus) => cpus.words().to_vec(),
+        };
+        self.give_all(process, |_| words.clone());
+    }
+
+    fn give_all(&self, process: &Process, mask: impl Fn(u32) -> Vec<u64>) {
+        let Ok(Some(tasks)) = self.tasks(process) else { return };
+        let mut known = HashSet::new();
+        for _ in 0..PASSES {
+            let new: Vec<u32> =
+                list(&tasks).unwrap_or_default().into_iter().filter(|tid| known.insert(*tid)).collect();
+            if new.is_empty() || !process.is_alive() {
+                return;
+            }
+            for tid in new {
+                if let Ok(Some(Set::Refused)) = set(tid, &mask(tid)) {
+                    let _ = set(tid, &ALL);
+                }
+            }
+        }
+    }
+
+    fn tasks(&self, process: &Process) -> io::Result<Option<OwnedFd>> {
+        self.proc.open(&format!("{}/task", process.id().pid), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    }
+
+    fn is_pinned_by_the_kernel(&self, tid: u32) -> bool {
+        self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_the_kernel())
+    }
+
+    /// The online CPUs, as the mask of a task without any limit has them.
+    fn online(&self) -> io::Result<CpuSet> {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+        text.trim().parse().map_err(io::Error::other)
+    }
+}
+
+/// Every CPU that can be.
+const ALL: [u64; sys::MASK_WORDS] = [u64::MAX; sys::MASK_WORDS];
+
+enum Set {
+    Done,
+    Refused,
+}
+
+/// None: the thread has gone.
+fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
+    match sys::set_affinity(tid, words) {
+        Ok(()) => Ok(Some(Set::Done)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINVAL) => Ok(Some(Set::Refused)),
+            Some(libc::ESRCH) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// None: the thread has gone.
+pub(super) fn mask_of(tid: u32) -> io::Result<Option<CpuSet>> {
+    let mut words = [0; sys::MASK_WORDS];
+    match sys::get_affinity(tid, &mut words) {
+        Ok(valid) => Ok(words.get(..valid).map(CpuSet::from_words)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn list(tasks: &OwnedFd) -> io::Result<Vec<u32>> {
+    let mut tids = Vec::new();
+    ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
+    Ok(tids)
+}

@@ -1,0 +1,174 @@
+//! PID namespaces: what a number means to whom.
+//!
+//! Owns: translation, through the kernel's ioctls where it has them and `NSpid:` of /proc where not.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+
+use super::procfs::ProcFs;
+use super::{Process, Processes, sys};
+use crate::model::task::{Pid, WrittenPid};
+
+/// A PID namespace.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    fd: OwnedFd,
+    ino: u64,
+}
+
+impl Namespace {
+    pub(super) fn own(proc: &ProcFs) -> io::Result<Self> {
+        let fd = proc.open("self/ns/pid", OFlag::O_RDONLY)?.ok_or(io::ErrorKind::NotFound)?;
+        Self::from_fd(fd)
+    }
+
+    fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let ino = fstat(&fd)?.st_ino;
+        Ok(Self { fd, ino })
+    }
+
+    pub(super) fn can_translate(&self) -> bool {
+        sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_FROM_PIDNS, std::process::id()).is_ok()
+    }
+
+    /// The number in our namespace of the process whose thread has this number in this one.
+    fn tgid(&self, number: u32) -> io::Result<Option<Pid>> {
+        exists(sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_FROM_PIDNS, number))
+            .map(|pid| pid.and_then(Pid::new))
+    }
+
+    /// The number in this namespace of the process that has this one in ours.
+    fn number_of(&self, pid: Pid) -> io::Result<Option<u32>> {
+        exists(sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_IN_PIDNS, pid.get()))
+    }
+}
+
+fn exists<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Processes {
+    /// The process of a thread, both by their numbers in our namespace.
+    pub(super) fn tgid(&self, tid: Pid) -> io::Result<Option<Pid>> {
+        if self.features.translation {
+            return self.own.tgid(tid.get());
+        }
+        let lines = self.proc.status(tid.get(), &["Tgid"])?;
+        Ok(lines.and_then(|lines| Pid::new(*lines.first()?.first()?)))
+    }
+
+    /// The process that has this number in the PID namespace of `of`: translated, opened, translated again.
+    /// None: there is none (any more).
+    ///
+    /// # Errors
+    /// No descriptors are left, and the like.
+    pub(crate) fn open_in_namespace_of(
+        &self,
+        of: &Process,
+        written: WrittenPid,
+    ) -> io::Result<Option<Process>> {
+        let Some(namespace) = self.namespace(of)? else { return Ok(None) };
+        if namespace.ino == self.own.ino {
+            return Pid::new(written.0.get()).map_or(Ok(None), |pid| self.open(pid));
+        }
+        let Some(pid) = self.translate(&namespace, of, written)? else { return Ok(None) };
+        let Some(process) = self.open_leader(pid)? else { return Ok(None) };
+        Ok((self.translate(&namespace, of, written)? == Some(pid)).then_some(process))
+    }
+
+    /// The number that the process has in the PID namespace of `of`. None: it has none there.
+    pub(crate) fn number_in_namespace_of(&self, of: &Process, pid: Pid) -> Option<u32> {
+        let namespace = self.namespace(of).ok().flatten()?;
+        if namespace.ino == self.own.ino {
+            return Some(pid.get());
+        }
+        if self.features.translation {
+            return namespace.number_of(pid).ok().flatten();
+        }
+        let level = self.numbers(of.id().pid.get()).ok().flatten()?.len().checked_sub(1)?;
+        self.numbers(pid.get()).ok().flatten()?.get(level).copied()
+    }
+
+    /// Whether both are in the same PID namespace.
+    pub(crate) fn same_namespace(&self, a: &Process, b: &Process) -> bool {
+        let ino = |process| self.namespace(process).ok().flatten().map(|namespace| namespace.ino);
+        matches!((ino(a), ino(b)), (Some(a), Some(b)) if a == b)
+    }
+
+    /// Whether it is the first process of its PID namespace.
+    pub(crate) fn is_namespace_init(&self, process: &Process) -> bool {
+        self.number_in_namespace_of(process, process.id().pid) == Some(1)
+    }
+
+    fn namespace(&self, of: &Process) -> io::Result<Option<Namespace>> {
+        if self.features.translation {
+            return match sys::pidfd_pid_namespace(of.pidfd()) {
+                Ok(fd) => Namespace::from_fd(fd).map(Some),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        let fd = self.proc.open(&format!("{}/ns/pid", of.id().pid), OFlag::O_RDONLY)?;
+        let namespace = fd.map(Namespace::from_fd).transpose()?;
+        Ok(namespace.filter(|_| of.is_alive()))
+    }
+
+    fn translate(&self, namespace: &Namespace, of: &Process, written: WrittenPid) -> io::Result<Option<Pid>> {
+        if self.features.translation {
+            return namespace.tgid(written.0.get());
+        }
+        let Some(level) = self.numbers(of.id().pid.get())?.and_then(|numbers| numbers.len().checked_sub(1))
+        else {
+            return Ok(None);
+        };
+        self.search(namespace, level, written.0.get())
+    }
+
+    /// Looks through all threads of the machine for the one that has this number in that namespace, which is
+    /// `level` below ours.
+    fn search(&self, namespace: &Namespace, level: usize, number: u32) -> io::Result<Option<Pid>> {
+        let mut pids = Vec::new();
+        ProcFs::numbers(self.proc.root(), |pid| pids.push(pid))?;
+        for pid in pids {
+            let Some(tasks) = self.proc.open(&format!("{pid}/task"), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?
+            else {
+                continue;
+            };
+            let mut tids = Vec::new();
+            ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
+            for tid in tids {
+                let Some(numbers) = self.numbers(tid)? else { continue };
+                if numbers.get(level) == Some(&number)
+                    && self.is_below(pid, numbers.len() - 1 - level, namespace)?
+                {
+                    return Ok(Pid::new(pid));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the namespace is that of the process, `up` levels above its own.
+    fn is_below(&self, pid: u32, up: usize, namespace: &Namespace) -> io::Result<bool> {
+        let Some(mut fd) = self.proc.open(&format!("{pid}/ns/pid"), OFlag::O_RDONLY)? else {
+            return Ok(false);
+        };
+        for _ in 0..up {
+            fd = sys::parent_namespace(fd.as_fd())?;
+        }
+        Ok(fstat(&fd)?.st_ino == namespace.ino)
+    }
+
+    /// The numbers of a thread, from our namespace down to its own.
+    fn numbers(&self, tid: u32) -> io::Result<Option<Vec<u32>>> {
+        let lines = self.proc.status(tid, &["NSpid"])?;
+        Ok(lines.and_then(|lines| lines.into_iter().next()))
+    }
+}

@@ -1,0 +1,47 @@
+//! One look at all processes of the machine.
+
+use std::io;
+
+use super::mask::mask_of;
+use super::procfs::ProcFs;
+use super::{Facts, Processes};
+use crate::model::cpuset::CpuSet;
+use crate::model::task::{Pid, TaskId};
+
+/// A process that was looked for.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) task: TaskId,
+    pub(crate) facts: Facts,
+    /// A number for its cgroup.
+    pub(crate) cgroup: u64,
+    /// In clock ticks since boot.
+    pub(crate) started: u64,
+    /// Its leader's mask.
+    pub(crate) mask: CpuSet,
+}
+
+impl Processes {
+    /// Those whose leader's mask is wanted. The others cost one system call each.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub(crate) fn scan(&self, wanted: impl Fn(&CpuSet) -> bool) -> io::Result<Vec<Candidate>> {
+        let mut found = Vec::new();
+        ProcFs::numbers(self.proc.root(), |pid| {
+            if let Ok(Some(mask)) = mask_of(pid)
+                && wanted(&mask)
+            {
+                found.push((pid, mask));
+            }
+        })?;
+        let candidate = |(pid, mask): (u32, CpuSet)| {
+            let process = self.open(Pid::new(pid)?).ok().flatten()?;
+            let facts = self.facts(&process).ok().flatten()?;
+            let cgroup = self.cgroup(&process)?;
+            let started = self.started(&process)?;
+            Some(Candidate { task: process.id(), facts, cgroup, started, mask })
+        };
+        Ok(found.into_iter().filter_map(candidate).collect())
+    }
+}

@@ -1,0 +1,117 @@
+//! System calls that have no safe wrapper.
+//!
+//! Owns: every line of unsafe code of the crate, one call a function. Must not know: what they are for.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+/// The bytes of the largest CPU mask that there is: 8,192 CPUs.
+pub(super) const MASK_WORDS: usize = 128;
+
+/// `struct pidfd_info` (linux/pidfd.h), first version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PidfdInfo {
+    pub(super) mask: u64,
+    pub(super) cgroup: u64,
+    pub(super) pid: u32,
+    pub(super) tgid: u32,
+    pub(super) ppid: u32,
+    pub(super) ruid: u32,
+    rgid: u32,
+    pub(super) euid: u32,
+    egid: u32,
+    pub(super) suid: u32,
+    sgid: u32,
+    fsuid: u32,
+    fsgid: u32,
+    pub(super) exit_code: i32,
+}
+
+/// Bits of [`PidfdInfo::mask`].
+pub(super) const INFO_PID: u64 = 1;
+pub(super) const INFO_CREDS: u64 = 1 << 1;
+pub(super) const INFO_CGROUP: u64 = 1 << 2;
+pub(super) const INFO_EXIT: u64 = 1 << 3;
+
+const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
+const PIDFD_GET_PID_NAMESPACE: libc::Ioctl = 0xFF05;
+/// Requests on a PID namespace (linux/nsfs.h).
+pub(super) const NS_GET_PARENT: libc::Ioctl = 0xB702;
+pub(super) const NS_GET_TGID_FROM_PIDNS: libc::Ioctl = 0x8004_B707_u32 as libc::Ioctl;
+pub(super) const NS_GET_TGID_IN_PIDNS: libc::Ioctl = 0x8004_B709_u32 as libc::Ioctl;
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers; the descriptor that comes back is nobody else's.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+pub(super) fn pidfd_info(pidfd: BorrowedFd<'_>, mask: u64) -> io::Result<PidfdInfo> {
+    let mut info = PidfdInfo { mask, ..PidfdInfo::default() };
+    // SAFETY: the request says the size of the struct, which lives through the call.
+    check(unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) }.into())?;
+    Ok(info)
+}
+
+pub(super) fn pidfd_pid_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no memory; the descriptor that comes back is nobody else's.
+    unsafe {
+        let fd = check(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_PID_NAMESPACE, 0).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+pub(super) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no memory; the descriptor that comes back is nobody else's.
+    unsafe {
+        let fd = check(libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// One of the requests that translate a number: it is passed by value and the answer is the result.
+pub(super) fn translate(namespace: BorrowedFd<'_>, request: libc::Ioctl, number: u32) -> io::Result<u32> {
+    // SAFETY: takes two numbers and no memory.
+    check(unsafe { libc::ioctl(namespace.as_raw_fd(), request, number as libc::c_ulong) }.into())
+        .map(|n| n as u32)
+}
+
+/// Fills the words with the mask of the thread and gives how many are valid.
+pub(super) fn get_affinity(tid: u32, words: &mut [u64; MASK_WORDS]) -> io::Result<usize> {
+    // SAFETY: the length is that of the buffer.
+    let bytes = check(unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, tid as libc::pid_t, size_of_val(words), words.as_mut_ptr())
+    })?;
+    Ok(bytes as usize / size_of::<u64>())
+}
+
+pub(super) fn set_affinity(tid: u32, words: &[u64]) -> io::Result<()> {
+    // SAFETY: the length is that of the buffer, which the kernel only reads.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_setaffinity, tid as libc::pid_t, size_of_val(words), words.as_ptr())
+    })?;
+    Ok(())
+}
+
+/// Raw directory entries (getdents64(2)); how many bytes of the buffer are filled.
+pub(super) fn getdents(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the length is that of the buffer.
+    let bytes = check(unsafe {
+        libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+    })?;
+    Ok(bytes as usize)
+}
+
+/// Closes every descriptor from `first` on.
+pub(super) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: for a program that has just started: nothing of ours holds a descriptor yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(|_| ())
+}

@@ -1,0 +1,108 @@
+//! The tasks that hold a claim, watched for their death.
+//!
+//! Owns: one epoll instance over their pidfds, asked and never waited for on the way of a request. A dead
+//! task is reported until it is removed, so that nobody can miss it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+
+use super::Process;
+use crate::model::task::TaskId;
+
+/// Watched tasks.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    epoll: Epoll,
+    state: Mutex<State>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tasks: HashMap<TaskId, Arc<Process>>,
+    by_fd: HashMap<u64, TaskId>,
+}
+
+impl Watch {
+    /// Raises the soft limit of open files to the hard one: each watched task takes one.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(crate) fn new() -> io::Result<Self> {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let hard = usize::try_from(hard).unwrap_or(usize::MAX).min(1 << 20);
+        // What requests open for a moment, and what the daemon has open all the time.
+        let reserve = (hard / 16).max(64);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(Self { epoll, state: Mutex::default(), limit: hard.saturating_sub(reserve) })
+    }
+
+    /// How many tasks can be watched.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Watches a task. One that has died already is reported like any other.
+    ///
+    /// # Errors
+    /// The kernel watches no more.
+    pub(crate) fn add(&self, process: Arc<Process>) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let fd = process.pidfd().as_raw_fd() as u64;
+        self.epoll.add(process.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, fd))?;
+        state.by_fd.insert(fd, process.id());
+        if let Some(old) = state.tasks.insert(process.id(), process) {
+            let _ = self.epoll.delete(old.pidfd());
+            state.by_fd.remove(&(old.pidfd().as_raw_fd() as u64));
+        }
+        Ok(())
+    }
+
+    /// Watches a task no longer.
+    pub(crate) fn remove(&self, task: &TaskId) -> Option<Arc<Process>> {
+        let mut state = self.state.lock();
+        let process = state.tasks.remove(task)?;
+        state.by_fd.remove(&(process.pidfd().as_raw_fd() as u64));
+        let _ = self.epoll.delete(process.pidfd());
+        Some(process)
+    }
+
+    /// A watched task.
+    pub(crate) fn get(&self, task: &TaskId) -> Option<Arc<Process>> {
+        self.state.lock().tasks.get(task).cloned()
+    }
+
+    /// Whether one of them has died: one system call.
+    pub(crate) fn any_dead(&self) -> bool {
+        let mut event = [EpollEvent::empty()];
+        loop {
+            match self.epoll.wait(&mut event, EpollTimeout::ZERO) {
+                Err(Errno::EINTR) => {}
+                found => return matches!(found, Ok(1..)),
+            }
+        }
+    }
+
+    /// Those that have died and have not been removed.
+    pub(crate) fn dead(&self) -> Vec<TaskId> {
+        let state = self.state.lock();
+        let mut events = vec![EpollEvent::empty(); state.tasks.len().max(1)];
+        let found = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        events.iter().take(found).filter_map(|event| state.by_fd.get(&event.data()).copied()).collect()
+    }
+}
+
+impl AsFd for Watch {
+    /// Readable while a task has died and has not been removed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
