@@ -123,14 +123,14 @@ fn resolved(path: &Path) -> PathBuf {
 
 /// The type of the last mount at the path (proc(5), `/proc/PID/mountinfo`).
 fn topmost_type<'a>(table: &'a [u8], path: &Path) -> Option<&'a [u8]> {
-    let mounts = table.split(|&b| b == b'\n').filter_map(|line| {
+    let mut mounts = table.split(|&b| b == b'\n').filter_map(|line| {
         let mut fields = line.split(|&b| b == b' ');
         let point = fields.nth(4)?;
         // Optional fields come before a lone hyphen, the type after it.
         fields.find(|field| *field == b"-")?;
         Some((point, fields.next()?))
     });
-    mounts.filter(|(point, _)| unescape(point) == path.as_os_str()).last().map(|(_, fstype)| fstype)
+    mounts.rfind(|(point, _)| unescape(point) == path.as_os_str()).map(|(_, fstype)| fstype)
 }
 
 /// Blanks, newlines and backslashes stand as three octal digits behind a backslash.
@@ -158,6 +158,7 @@ fn unescape(field: &[u8]) -> OsString {
 mod tests {
     use super::*;
     use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn the_topmost_mount_counts() {

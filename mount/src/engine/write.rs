@@ -215,9 +215,9 @@ impl Engine {
         result
     }
 
-    fn carry_out(&self, plan: Plan, parties: &[Party]) -> Result<(), Failure> {
+    fn carry_out(&self, mut plan: Plan, parties: &[Party]) -> Result<(), Failure> {
         let mut done = Done::default();
-        match self.try_carry_out(&plan, parties, &mut done) {
+        match self.try_carry_out(&mut plan, parties, &mut done) {
             Ok(()) => {}
             Err(failure) => {
                 self.undo(plan, done);
@@ -244,8 +244,7 @@ impl Engine {
     }
 
     /// Watches, records, sets masks and records again. `done` says how far it came.
-    fn try_carry_out(&self, plan: &Plan, parties: &[Party], done: &mut Done) -> Result<(), Failure> {
-        let changing = || plan.places.iter().filter(|place| place.way != Way::Repeat);
+    fn try_carry_out(&self, plan: &mut Plan, parties: &[Party], done: &mut Done) -> Result<(), Failure> {
         let process = |task: TaskId| {
             parties.iter().find(|party| party.subject.task == task).map(|party| &party.process)
         };
@@ -255,15 +254,21 @@ impl Engine {
                 .add(Arc::clone(process))
                 .map_err(|error| Failure::Refused(fault("watching the task")(error)))?;
         }
-        if changing().next().is_some() {
-            let intents = changing().map(|place| Record::Intent(place.claim.clone())).collect();
+        if plan.changing().next().is_some() {
+            let intents = plan.changing().map(|place| Record::Intent(place.claim.clone())).collect();
             self.state.append(&Record::Batch(intents)).map_err(|_| Failure::Refused(Refusal::LogFull))?;
-            done.intents.extend(changing().map(|place| place.claim.task));
+            done.intents.extend(plan.changing().map(|place| place.claim.task));
             reached(Step::IntentRecorded);
         }
-        for place in &plan.places {
+        for place in &mut plan.places {
             let task = place.claim.task;
             let process = process(task).ok_or(Failure::Died(task))?;
+            if place.way == Way::New {
+                place.claim.saved = self
+                    .processes
+                    .refine_saved(process, place.claim.saved.clone())
+                    .map_err(|error| failed(error, place))?;
+            }
             let threads = if place.way == Way::Repeat { Threads::Outside } else { Threads::All };
             let previous = self
                 .processes
@@ -272,14 +277,14 @@ impl Engine {
             done.masks.push((task, previous));
         }
         reached(Step::MasksSet);
-        let claims = changing().map(|place| Record::Claimed(place.claim.clone()));
+        let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));
         let releases = plan.releases.iter().map(|claim| Record::Releasing { task: claim.task });
         let records: Vec<Record> = claims.chain(releases).collect();
         if records.is_empty() {
             return Ok(());
         }
         match self.state.append(&Record::Batch(records)) {
-            Err(error) if changing().next().is_none() => {
+            Err(error) if plan.changing().next().is_none() => {
                 log::warn!("a release is not recorded: {error}");
                 Ok(())
             }

@@ -223,7 +223,7 @@ impl Claims {
         for task in plan.tasks() {
             self.tasks.entry(task).or_default().in_hand = true;
         }
-        for place in plan.places.iter().filter(|place| place.way != Way::Repeat) {
+        for place in plan.changing() {
             self.list_mut(place.claim.list)?.reserved.insert(place.claim.task);
         }
         Ok(Effects { plan, ..Effects::default() })

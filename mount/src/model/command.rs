@@ -237,6 +237,11 @@ pub struct Effects {
 }
 
 impl Plan {
+    /// The places that bring a task onto a list on which it is not yet.
+    pub fn changing(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().filter(|place| place.way != Way::Repeat)
+    }
+
     /// Everyone in it.
     pub fn tasks(&self) -> impl Iterator<Item = TaskId> + '_ {
         self.places.iter().map(|place| place.claim.task).chain(self.releases.iter().map(|claim| claim.task))

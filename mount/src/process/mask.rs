@@ -55,28 +55,32 @@ impl Processes {
         mask_of(pid.get())?.ok_or(MaskError::Gone)
     }
 
-    /// What the task gets back when its first claim ends.
-    ///
-    /// A mask that holds all that the cpuset allows is remembered as "all", so that the task follows its
-    /// cpuset again. What the cpuset allows is asked of the kernel in the one way that needs no cgroup
-    /// filesystem and no luck: the mask is widened to all CPUs, read, and set to what it was. That happens
-    /// only to a task whose mask is narrower than the online CPUs, and that is about to be pinned.
+    /// What the task gets back when its first claim ends, as far as it can be told without touching the task.
     ///
     /// # Errors
     /// [`MaskError::Gone`], or what the kernel says.
     pub(crate) fn saved_mask(&self, process: &Process) -> Result<SavedMask, MaskError> {
+        let mask = self.leader_mask(process.id().pid)?;
+        Ok(if self.online()?.is_subset(&mask) { SavedMask::All } else { SavedMask::Cpus(mask) })
+    }
+
+    /// Whether a mask that is narrower than the machine is all that the task's cpuset allows: then "all" is
+    /// what it gets back, so that it follows its cpuset again. The kernel is asked in the one way that needs
+    /// no cgroup filesystem and no luck: the mask is widened to all CPUs, read, and set to what it was. For a
+    /// task that is about to be pinned and whose mask has been recorded.
+    ///
+    /// # Errors
+    /// [`MaskError::Gone`], or what the kernel says.
+    pub(crate) fn refine_saved(&self, process: &Process, saved: SavedMask) -> Result<SavedMask, MaskError> {
+        let SavedMask::Cpus(mask) = &saved else { return Ok(saved) };
         let pid = process.id().pid;
-        let mask = self.leader_mask(pid)?;
-        if self.online()?.is_subset(&mask) {
-            return Ok(SavedMask::All);
-        }
         set(pid.get(), &ALL)?.ok_or(MaskError::Gone)?;
         let allowed = self.leader_mask(pid)?;
-        if allowed == mask {
+        if allowed == *mask {
             return Ok(SavedMask::All);
         }
         match set(pid.get(), mask.words())? {
-            Some(Set::Done | Set::Refused) => Ok(SavedMask::Cpus(mask)),
+            Some(Set::Done | Set::Refused) => Ok(saved),
             None => Err(MaskError::Gone),
         }
     }
