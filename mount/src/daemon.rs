@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
@@ -35,6 +36,8 @@ const BACKGROUND: &str = "KCM_MOUNT_BACKGROUND";
 const STOPPING: Duration = Duration::from_secs(10);
 /// A log that is larger than this is moved aside at the next start.
 const MAX_LOG: u64 = 1 << 20;
+
+static WRITES_TO_LOG: AtomicBool = AtomicBool::new(false);
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -80,6 +83,18 @@ pub enum MountError {
     /// The daemon in the background has said why.
     #[error("the daemon did not start; its message stands above")]
     Background,
+}
+
+/// Whether standard error is the daemon's log: there is no person at the other end any more.
+#[must_use]
+pub fn writes_to_log() -> bool {
+    WRITES_TO_LOG.load(Ordering::Relaxed)
+}
+
+/// The time as a log shows it: RFC 3339 in UTC, to the millisecond.
+#[must_use]
+pub fn timestamp() -> String {
+    crate::clock::rfc3339_ms(crate::clock::wall_ms())
 }
 
 /// Starts the daemon in the background with the arguments `args`, and returns once the mount answers.
@@ -322,6 +337,7 @@ fn say_ready(log_to: Option<&Path>) {
     if let Ok(null) = null {
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(log.as_ref().unwrap_or(&null));
+        WRITES_TO_LOG.store(true, Ordering::Relaxed);
     }
 }
 

@@ -16,6 +16,7 @@
 //! - `process` is the only module with unsafe code, `fs` the only one that names fuser's replies.
 //! - Nothing on the way of a request waits for the mount itself, or without bound for anything.
 
+pub mod affinity;
 mod clock;
 pub mod daemon;
 mod engine;

@@ -84,7 +84,9 @@ pub fn unmark(path: &Path) -> io::Result<()> {
     }
 }
 
-fn is_marked(path: &Path) -> bool {
+/// Whether the directory is marked as a mount point of kcm. Only root sees the mark.
+#[must_use]
+pub fn is_marked(path: &Path) -> bool {
     rustix::fs::getxattr(path, MARK, &mut [0_u8; 0]).is_ok()
 }
 

@@ -239,7 +239,7 @@ fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
 }
 
 /// None: the thread has gone.
-pub(super) fn mask_of(tid: u32) -> io::Result<Option<CpuSet>> {
+pub(crate) fn mask_of(tid: u32) -> io::Result<Option<CpuSet>> {
     let mut words = [0; sys::MASK_WORDS];
     match sys::get_affinity(tid, &mut words) {
         Ok(valid) => Ok(words.get(..valid).map(CpuSet::from_words)),

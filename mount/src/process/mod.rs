@@ -15,14 +15,17 @@ mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::fstat;
 
 use crate::model::command::Uids;
+use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 
-pub(crate) use mask::{MaskError, Previous, Threads};
+pub(crate) use mask::{MaskError, Previous, Threads, mask_of};
 use namespace::Namespace;
 use procfs::ProcFs;
 pub(crate) use scan::Candidate;
@@ -257,6 +260,24 @@ fn probe() -> io::Result<Features> {
     let proc = ProcFs::new()?;
     let translation = Namespace::own(&proc)?.can_translate() && sys::pidfd_pid_namespace(own.as_fd()).is_ok();
     Ok(Features { pidfs, translation, info })
+}
+
+/// Sets the mask of one thread.
+pub(crate) fn set_mask_of(tid: u32, cpus: &CpuSet) -> io::Result<()> {
+    sys::set_affinity(tid, cpus.words())
+}
+
+/// What is started by the command is killed when we die, and has no signals blocked.
+pub(crate) fn tie_to_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    sys::before_exec(command, move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if nix::unistd::getppid() != parent {
+            // We died before that was set.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(SigSet::empty().thread_set_mask()?)
+    });
 }
 
 /// Closes what somebody has left open for us: a daemon must not keep alive what it does not know.

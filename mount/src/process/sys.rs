@@ -110,6 +110,17 @@ pub(super) fn getdents(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Resu
     Ok(bytes as usize)
 }
 
+/// Runs `work` in the child, between fork and exec.
+pub(super) fn before_exec(
+    command: &mut std::process::Command,
+    work: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: of another thread's locks only the allocator's would matter, and `work` is made of system calls
+    // that take and give numbers.
+    unsafe { command.pre_exec(work) };
+}
+
 /// Closes every descriptor from `first` on.
 pub(super) fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: for a program that has just started: nothing of ours holds a descriptor yet.

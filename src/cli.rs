@@ -1,0 +1,239 @@
+//! What was typed, turned into domain values at once.
+//!
+//! Owns: names, flags, defaults and help of every command. Must not know: what they do.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "kcm", version, arg_required_else_help = true, subcommand_required = true)]
+#[command(after_help = "\
+A session:
+  kcm mount                                        serve /etc/kcm
+  kcm init --num-dp-cores=2 --num-cp-cores=1       make the three pools
+  kcm isolate --pool=dataplane -- ./forwarder      run it on CPUs of its own
+  echo $$ > /etc/kcm/pools/dataplane/tasks         the same, by hand
+  cat /etc/kcm/self/last_error                     why that was refused
+
+Environment: KCM_LOG_LEVEL (CRITICAL, ERROR, WARNING, INFO, DEBUG), KCM_PROC_FS (a procfs, /proc),
+KCM_LOCK_TIMEOUT (seconds, 30), KCM_DEV_LSCPU_SYSFS (a system root for lscpu).
+Exit status: 0 done, 1 failed, 2 usage.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Mount(Mount),
+    Unmount(Unmount),
+    Init(Init),
+    Isolate(Isolate),
+    Describe(Describe),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfDirArg {
+    /// KCM configuration directory
+    #[arg(long, value_name = "dir", default_value = "/etc/kcm")]
+    pub(crate) conf_dir: PathBuf,
+}
+
+/// Serve the configuration directory as a live filesystem
+///
+/// Returns once the mount answers. What an earlier daemon recorded in the state directory is in force again:
+/// pools, CPU lists, owners and modes, and the claims of tasks that still live.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm mount
+  kcm mount --conf-dir=/run/kcm/conf --foreground
+  kcm mount --import        take over the plain directory of an older kcm")]
+pub(crate) struct Mount {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Where configuration and claims are kept; not inside the configuration directory
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
+    pub(crate) state_dir: PathBuf,
+    /// Serve in this process, for service managers; readiness is told by sd_notify(3)
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Take over the pools, lists and living PIDs of a plain directory, and move it aside
+    #[arg(long)]
+    pub(crate) import: bool,
+}
+
+/// End the mount cleanly; claims live on in the state directory
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kcm unmount")]
+pub(crate) struct Unmount {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+}
+
+/// Make the pools dataplane (exclusive), controlplane and infra (shared)
+///
+/// Cores are taken socket by socket, core by core; from those that isolcpus= isolates completely, if there are
+/// any. Does nothing where the pools are there as asked for.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kcm init --num-dp-cores=4 --num-cp-cores=1")]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Number of data plane cores
+    #[arg(long, value_name = "num", default_value_t = 4)]
+    pub(crate) num_dp_cores: usize,
+    /// Number of control plane cores
+    #[arg(long, value_name = "num", default_value_t = 1)]
+    pub(crate) num_cp_cores: usize,
+}
+
+/// Run a command on a CPU list of a pool
+///
+/// On a mount, kcm claims and then becomes the command: same PID, signals, terminal and status. On a plain
+/// directory it waits for the command and takes itself off the list.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm isolate --pool=dataplane make                  in a shell
+  kcm isolate --pool=dataplane 'cd /src && make' -- -j2
+  kcm isolate --pool=dataplane -- /bin/prog 'a  b'   without a shell
+  kcm isolate --pool=dataplane --wait=30 -- prog     wait for a free list
+The command finds its CPU list in $KCM_CPUS_ASSIGNED.")]
+#[command(override_usage = "\
+kcm isolate [OPTIONS] --pool=<pool> <command> [-- <args>...]
+       kcm isolate [OPTIONS] --pool=<pool> -- <program> [<args>...]")]
+pub(crate) struct Isolate {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Pool name: dataplane, controlplane, infra, or any other pool
+    #[arg(long, value_name = "pool")]
+    pub(crate) pool: String,
+    /// Wait for a free CPU list, for so many seconds or without end
+    #[arg(long, value_name = "seconds", num_args = 0..=1, require_equals = true, default_missing_value = "inf")]
+    #[arg(value_parser = seconds)]
+    pub(crate) wait: Option<Wait>,
+    /// A line for the shell
+    #[arg(value_name = "command", required_unless_present = "rest")]
+    command: Option<OsString>,
+    #[arg(hide = true)]
+    args: Vec<OsString>,
+    /// The command's arguments, exactly as they stand; without a command, a program and its arguments
+    #[arg(last = true, value_name = "args")]
+    rest: Vec<OsString>,
+}
+
+/// How long something is waited for; `None`: without end.
+pub(crate) type Wait = Option<Duration>;
+
+/// What `isolate` runs.
+#[derive(Debug)]
+pub(crate) enum Program {
+    /// A line for `/bin/sh` and its `$@`.
+    Shell { line: OsString, args: Vec<OsString> },
+    /// A program and its arguments.
+    Direct { program: OsString, args: Vec<OsString> },
+}
+
+impl Isolate {
+    /// What is to be run. `None` where nothing was given, which clap does not let through.
+    pub(crate) fn program(&self) -> Option<Program> {
+        let mut words = self.args.iter().chain(&self.rest).cloned();
+        Some(match &self.command {
+            Some(line) => Program::Shell { line: line.clone(), args: words.collect() },
+            None => Program::Direct { program: words.next()?, args: words.collect() },
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<Wait, String> {
+    if text == "inf" {
+        return Ok(None);
+    }
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| "not a number of seconds".to_owned())
+}
+
+/// Print the configuration directory
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm describe
+  kcm describe --format=table
+  kcm describe --format=map      who is on which CPU")]
+pub(crate) struct Describe {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// json for programs; table and map for people
+    #[arg(long, value_enum, value_name = "format", default_value_t = Format::Json)]
+    pub(crate) format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Json,
+    Table,
+    Map,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn program(words: &[&str]) -> Option<Program> {
+        let words = ["kcm", "isolate", "--pool=p"].iter().chain(words);
+        match Cli::try_parse_from(words).ok()?.command {
+            Command::Isolate(isolate) => isolate.program(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn arguments_reach_the_command_as_they_stand() {
+        match program(&["echo", "--", "a  b", "*", "$HOME", "--flag"]).unwrap() {
+            Program::Shell { line, args } => {
+                assert_eq!(line, "echo");
+                assert_eq!(args, ["a  b", "*", "$HOME", "--flag"]);
+            }
+            other => panic!("{other:?}"),
+        }
+        match program(&["--", "cmd", "--", "-x"]).unwrap() {
+            Program::Direct { program, args } => {
+                assert_eq!(program, "cmd");
+                assert_eq!(args, ["--", "-x"]);
+            }
+            other => panic!("{other:?}"),
+        }
+        match program(&["sleep", "10"]).unwrap() {
+            Program::Shell { line, args } => assert_eq!((line, args), ("sleep".into(), vec!["10".into()])),
+            other => panic!("{other:?}"),
+        }
+        assert!(program(&[]).is_none());
+        assert!(program(&["--"]).is_none());
+    }
+
+    #[test]
+    fn waiting() {
+        let wait = |words: &[&str]| match Cli::try_parse_from(
+            ["kcm", "isolate", "--pool=p", "true"].iter().chain(words),
+        ) {
+            Ok(Cli { command: Command::Isolate(isolate) }) => Some(isolate.wait),
+            _ => None,
+        };
+        assert_eq!(wait(&[]), Some(None));
+        assert_eq!(wait(&["--wait"]), Some(Some(None)));
+        assert_eq!(wait(&["--wait=1.5"]), Some(Some(Some(Duration::from_millis(1500)))));
+        assert_eq!(wait(&["--wait=-1"]), None);
+        assert_eq!(wait(&["--wait=soon"]), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! `kcm describe`: the configuration directory as JSON, as a table, or as a map of the CPUs.
+//!
+//! Owns: the shapes. The JSON is that of 2017 to the byte. Must not know: how files are read.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Error;
+use kcm_mount::model::cpuset::CpuSet;
+use serde_json::{Value, json};
+
+use crate::cli::{self, Format};
+use crate::confdir::{self, ConfDir, Pools};
+use crate::host::Host;
+
+/// Prints it.
+pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
+    let dir = ConfDir::open(&args.dir.conf_dir)?;
+    let pools = dir.pools()?;
+    let host = Host::from_env();
+    let text = match args.format {
+        Format::Json => to_text(&description(&dir, &pools)),
+        Format::Table => table(&pools, &host.online()?),
+        Format::Map => map(&pools, &host)?,
+    };
+    super::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`.
+pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
+    let pools = pools.iter().map(|(name, pool)| {
+        let lists =
+            pool.lists.iter().map(|(cpus, tasks)| (cpus.clone(), json!({ "cpus": cpus, "tasks": tasks })));
+        let lists: serde_json::Map<String, Value> = lists.collect();
+        (name.clone(), json!({ "cpuLists": lists, "exclusive": pool.exclusive, "name": name }))
+    });
+    let pools: serde_json::Map<String, Value> = pools.collect();
+    json!({ "path": dir.path().to_string_lossy(), "pools": pools })
+}
+
+/// Keys sorted, two spaces, a newline at the end, and nothing beyond ASCII.
+pub(super) fn to_text(value: &Value) -> String {
+    let mut text = String::new();
+    for c in format!("{value:#}\n").chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
+}
+
+fn table(pools: &Pools, online: &CpuSet) -> String {
+    let mut rows = vec![["POOL".into(), "EXCLUSIVE".into(), "CPUS".into(), "TASKS".into(), "NOTE".into()]];
+    for (name, pool) in pools {
+        let exclusive = if pool.exclusive { "yes" } else { "no" };
+        if pool.lists.is_empty() {
+            rows.push([name.clone(), exclusive.into(), "-".into(), "-".into(), "no CPU lists".into()]);
+        }
+        for (list, tasks) in pool.lists_by_cpu() {
+            let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
+            let tasks = if tasks.is_empty() { "-".into() } else { tasks.join(",") };
+            let note = match confdir::cpus(list).map(|cpus| cpus.difference(online)) {
+                None => "not a CPU list".into(),
+                Some(offline) if offline.is_empty() => String::new(),
+                Some(offline) => format!("offline: {offline}"),
+            };
+            rows.push([name.clone(), exclusive.into(), list.into(), tasks, note]);
+        }
+    }
+    columns(&rows)
+}
+
+/// One line a CPU: where it is, whose it is, and who is there.
+fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
+    let topology = host.topology()?;
+    let header = ["CPU", "CORE", "SOCKET", "NODE", "POOL", "LIST", "TASKS"].map(String::from);
+    let mut rows = vec![header];
+    for cpu in topology.all() {
+        let number = |number: Option<u32>| number.map_or_else(|| "-".into(), |number| number.to_string());
+        let state = match (cpu.online, cpu.isolated) {
+            (false, _) => " offline",
+            (true, true) => " isolated",
+            (true, false) => "",
+        };
+        let home = pools.iter().find_map(|(name, pool)| {
+            let is_here = |list: &&str| confdir::cpus(list).is_some_and(|cpus| cpus.contains(cpu.id));
+            let (list, tasks) = pool.lists.iter().find(|(list, _)| is_here(&list.as_str()))?;
+            Some((name, pool, list, tasks))
+        });
+        let (pool, list, tasks) = match home {
+            None => ("-".into(), "-".into(), "-".into()),
+            Some((name, pool, list, tasks)) => {
+                let named = |pid: &u32| match host.program_name(*pid) {
+                    Some(program) => format!("{pid} ({program})"),
+                    None => pid.to_string(),
+                };
+                let tasks: Vec<String> = tasks.iter().map(named).collect();
+                let free = if pool.exclusive { "free" } else { "-" };
+                let tasks = if tasks.is_empty() { free.into() } else { tasks.join(", ") };
+                (name.clone(), list.clone(), tasks)
+            }
+        };
+        let id = format!("{}{state}", cpu.id);
+        rows.push([id, number(cpu.core), number(cpu.socket), number(cpu.node), pool, list, tasks]);
+    }
+    Ok(columns(&rows))
+}
+
+/// Left-aligned columns with two spaces between.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_ascii_sorted_and_indented_by_two() {
+        let value = json!({ "b": [], "a": { "ä😀": {} }, "c": [1] });
+        let text = "{\n  \"a\": {\n    \"\\u00e4\\ud83d\\ude00\": {}\n  },\n  \"b\": [],\n  \"c\": [\n    1\n  ]\n}\n";
+        assert_eq!(to_text(&value), text);
+    }
+
+    #[test]
+    fn a_column_is_as_wide_as_its_widest_cell() {
+        let rows = [["A", "B"], ["long", "b"]].map(|row| row.map(String::from));
+        assert_eq!(columns(&rows), "A     B\nlong  b\n");
+    }
+}

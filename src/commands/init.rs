@@ -1,0 +1,327 @@
+//! `kcm init`: the pools dataplane, controlplane and infra, made of whole cores.
+//!
+//! Owns: which core goes where, and the messages of 2017 about it. Must not know: how pools are made.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Error, bail};
+use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::model::topology::{Core, Topology};
+use serde_json::json;
+
+use crate::cli;
+use crate::confdir::{self, ConfDir, Pool, Pools};
+use crate::host::Host;
+
+const DATAPLANE: &str = "dataplane";
+const CONTROLPLANE: &str = "controlplane";
+const INFRA: &str = "infra";
+
+/// How many cores are asked for.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    dataplane: usize,
+    controlplane: usize,
+}
+
+/// A pool as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+struct PlannedPool {
+    name: &'static str,
+    exclusive: bool,
+    lists: Vec<CpuSet>,
+}
+
+/// Makes the pools, completes those that an interrupted init has left, or checks those that are there.
+pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
+    let path = &args.dir.conf_dir;
+    let counts = Counts { dataplane: args.num_dp_cores, controlplane: args.num_cp_cores };
+    log::info!("Writing config to {}.", path.display());
+    log::info!("Requested data plane cores = {}.", counts.dataplane);
+    log::info!("Requested control plane cores = {}.", counts.controlplane);
+    let is_new = !path.exists();
+    if !is_new && !begins_from_nothing(&ConfDir::open(path)?)? {
+        let dir = ConfDir::open(path)?;
+        let _lock = dir.lock()?;
+        return complete_or_check(&dir, counts);
+    }
+    let topology = Host::from_env().topology()?;
+    let plan = plan(&topology, counts)?;
+    if is_new {
+        std::fs::create_dir_all(path).map_err(|error| confdir::refused(path, error))?;
+    }
+    let dir = ConfDir::open(path)?;
+    let lock = dir.lock();
+    let made = lock.and_then(|_lock| match begins_from_nothing(&dir)? {
+        true => make(&dir, &plan, &Pools::new()),
+        // Another init was faster.
+        false => complete_or_check(&dir, counts).map(|_| ()),
+    });
+    if made.is_err() && is_new {
+        let _ = std::fs::remove_file(path.join("lock"));
+        let _ = std::fs::remove_dir(path);
+    }
+    made.map(|()| ExitCode::SUCCESS)
+}
+
+/// Whether nothing has been configured here: a mount without pools, or a plain directory in which nothing is
+/// but the lock.
+fn begins_from_nothing(dir: &ConfDir) -> Result<bool, Error> {
+    if dir.is_mounted() {
+        return Ok(dir.pools()?.is_empty());
+    }
+    let entries = std::fs::read_dir(dir.path()).map_err(|error| confdir::refused(dir.path(), error))?;
+    Ok(entries.filter_map(Result::ok).all(|entry| entry.file_name() == "lock"))
+}
+
+/// For whoever holds the lock: finishes what an interrupted init began, or says whether what is there is what
+/// is asked for.
+fn complete_or_check(dir: &ConfDir, counts: Counts) -> Result<ExitCode, Error> {
+    dir.sweep();
+    let topology = Host::from_env().topology()?;
+    let found = dir.pools()?;
+    let is_whole = [DATAPLANE, CONTROLPLANE, INFRA].iter().all(|name| found.contains_key(*name))
+        && found.get(INFRA).is_some_and(|infra| !infra.lists.is_empty());
+    if !is_whole
+        && let Ok(plan) = plan(&topology, counts)
+        && is_part_of(&found, &plan)
+    {
+        log::info!("Completing what an earlier init began.");
+        make(dir, &plan, &found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    log::info!("Configuration directory already exists.");
+    check(&found, &topology, counts)
+}
+
+/// Whether everything that was found is also planned.
+fn is_part_of(found: &Pools, plan: &[PlannedPool]) -> bool {
+    found.iter().all(|(name, pool)| {
+        let planned = plan.iter().find(|planned| planned.name == name);
+        planned.is_some_and(|planned| {
+            let is_planned = |list: &String| planned.lists.iter().any(|cpus| cpus.to_string() == *list);
+            pool.lists.keys().all(is_planned)
+                && (pool.lists.is_empty() || pool.exclusive == planned.exclusive)
+        })
+    })
+}
+
+/// Whether the pools have as many cores as are asked for.
+fn check(found: &Pools, topology: &Topology, counts: Counts) -> Result<ExitCode, Error> {
+    let mut code = ExitCode::SUCCESS;
+    for (name, requested) in [(DATAPLANE, counts.dataplane), (CONTROLPLANE, counts.controlplane)] {
+        let Some(pool) = found.get(name) else {
+            bail!("{name} pool does not exist; make it by hand, or remove all pools and run kcm init again")
+        };
+        let cores = cores_of(pool, topology);
+        if cores != requested {
+            log::error!("{cores} {name} cores ({requested} requested)");
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+/// How many cores the lists of a pool take up. Each list is at least one: its CPUs may be offline now.
+fn cores_of(pool: &Pool, topology: &Topology) -> usize {
+    let cores = topology.cores();
+    let of_list = |list: &String| {
+        let cpus = confdir::cpus(list).unwrap_or_default();
+        cores.iter().filter(|core| !core.cpus.is_disjoint(&cpus)).count().max(1)
+    };
+    pool.lists.keys().map(of_list).sum()
+}
+
+/// Makes what of the plan has not been found. Where that fails, all that was made here is gone again.
+fn make(dir: &ConfDir, plan: &[PlannedPool], found: &Pools) -> Result<(), Error> {
+    let mut made = Vec::new();
+    let result = make_all(dir, plan, found, &mut made);
+    if result.is_err() {
+        made.iter().rev().for_each(|directory| dir.unmake(directory));
+    }
+    result
+}
+
+fn make_all(
+    dir: &ConfDir,
+    plan: &[PlannedPool],
+    found: &Pools,
+    made: &mut Vec<PathBuf>,
+) -> Result<(), Error> {
+    if dir.make_pools()? {
+        made.push(dir.path().join("pools"));
+    }
+    for PlannedPool { name, exclusive, lists } in plan {
+        let there = found.get(*name);
+        log::info!("Adding {name} pool.");
+        if there.is_none() {
+            made.push(dir.pool(name));
+            dir.make_pool(name)?;
+        }
+        if there.is_none_or(|pool| pool.exclusive != *exclusive) {
+            dir.set_exclusive(name, *exclusive)?;
+        }
+        for list in lists.iter().map(CpuSet::to_string) {
+            if there.is_some_and(|pool| pool.lists.contains_key(&list)) {
+                continue;
+            }
+            log::info!("Adding cpu list {list} to {name} pool.");
+            made.push(dir.pool(name).join(&list));
+            dir.make_list(name, &list)?;
+        }
+    }
+    Ok(())
+}
+
+/// Decides which core goes where.
+fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 3], Error> {
+    let cores = topology.cores();
+    let isolated = isolated_cores(topology, &cores);
+    let (mut reserved, mut rest) = if isolated.is_empty() {
+        log::info!(
+            "No isolated physical cores detected: allocating control plane and data plane from full core list"
+        );
+        (cores.into_iter().map(|core| core.cpus).collect(), None)
+    } else {
+        check_isolated(isolated.len(), counts)?;
+        // What is isolated and not asked for is stranded: the scheduler does not spread tasks onto it.
+        let is_isolated = topology.isolated();
+        let others = cores.iter().map(|core| core.cpus.difference(&is_isolated));
+        let others: Vec<CpuSet> = others.filter(|cpus| !cpus.is_empty()).collect();
+        (isolated, Some(others))
+    };
+    let dataplane = take(&mut reserved, DATAPLANE, counts.dataplane)?;
+    let controlplane = take(&mut reserved, CONTROLPLANE, counts.controlplane)?;
+    let infra = rest.get_or_insert(reserved);
+    if infra.is_empty() {
+        bail!("No more free cores left to assign for {INFRA}");
+    }
+    let one_list = |cores: &[CpuSet]| {
+        let all = cores.iter().fold(CpuSet::new(), |all, cpus| all.union(cpus));
+        Some(all).filter(|all| !all.is_empty()).into_iter().collect()
+    };
+    Ok([
+        PlannedPool { name: DATAPLANE, exclusive: true, lists: dataplane },
+        PlannedPool { name: CONTROLPLANE, exclusive: false, lists: one_list(&controlplane) },
+        PlannedPool { name: INFRA, exclusive: false, lists: one_list(infra) },
+    ])
+}
+
+fn take(cores: &mut Vec<CpuSet>, pool: &str, count: usize) -> Result<Vec<CpuSet>, Error> {
+    if count > 0 && cores.is_empty() {
+        bail!("No more free cores left to assign for {pool}");
+    }
+    if count > cores.len() {
+        bail!("{count} cores requested for {pool}. Only {} cores available", cores.len());
+    }
+    Ok(cores.drain(..count).collect())
+}
+
+/// The CPUs of each core that is isolated completely.
+fn isolated_cores(topology: &Topology, cores: &[Core]) -> Vec<CpuSet> {
+    let isolated = topology.isolated();
+    if isolated.is_empty() {
+        return Vec::new();
+    }
+    let (whole, others): (Vec<&Core>, Vec<&Core>) =
+        cores.iter().partition(|core| core.cpus.is_subset(&isolated));
+    log::info!("Isolated logical cores: {}", joined(isolated.iter()));
+    log::info!("Isolated physical cores: {}", joined(whole.iter().map(|core| core.id)));
+    for core in others.into_iter().filter(|core| !core.cpus.is_disjoint(&isolated)) {
+        let cpus = core.cpus.iter().map(|cpu| json!({ "id": cpu.get(), "isolated": isolated.contains(cpu) }));
+        let shown = json!({ "cpus": cpus.collect::<Vec<_>>(), "id": core.id });
+        log::warn!("Physical core {} is partially isolated: {shown}", core.id);
+    }
+    whole.into_iter().map(|core| core.cpus.clone()).collect()
+}
+
+fn check_isolated(isolated: usize, counts: Counts) -> Result<(), Error> {
+    let requested = counts.dataplane.saturating_add(counts.controlplane);
+    if isolated < requested {
+        bail!(
+            "Cannot use isolated cores for data plane and control plane cores: not enough isolated cores {isolated} compared to requested {requested}"
+        );
+    }
+    if isolated > requested {
+        log::warn!(
+            "Not all isolated cores will be used by data and control plane. {isolated} isolated but only {requested} used"
+        );
+    }
+    Ok(())
+}
+
+fn joined(numbers: impl Iterator<Item = impl ToString>) -> String {
+    numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kcm_mount::model::cpuset::CpuId;
+    use kcm_mount::model::topology::Cpu;
+
+    /// `sockets` of `cores` each with two threads: the second thread of core `n` is CPU `n + half`.
+    fn machine(sockets: u32, cores: u32, isolated: &str) -> Topology {
+        let half = sockets * cores;
+        let isolated: CpuSet = isolated.parse().unwrap_or_default();
+        let cpu = |number: u32| {
+            let (id, core) = (CpuId::new(number).unwrap(), number % half);
+            let socket = Some(core / cores);
+            Cpu { id, core: Some(core), socket, node: socket, online: true, isolated: isolated.contains(id) }
+        };
+        Topology::new((0..half * 2).map(cpu).collect())
+    }
+
+    fn planned(topology: &Topology, dataplane: usize, controlplane: usize) -> Result<[String; 3], String> {
+        let plan = plan(topology, Counts { dataplane, controlplane }).map_err(|error| error.to_string())?;
+        Ok(plan.map(|pool| pool.lists.iter().map(CpuSet::to_string).collect::<Vec<_>>().join(" ")))
+    }
+
+    fn expected(pools: [&str; 3]) -> Result<[String; 3], String> {
+        Ok(pools.map(String::from))
+    }
+
+    #[test]
+    fn the_example_of_the_document() {
+        let expected = expected(["0,8 1,9 2,10 3,11", "4,12", "5-7,13-15"]);
+        assert_eq!(planned(&machine(1, 8, "0-4,8-12"), 4, 1), expected);
+        assert_eq!(planned(&machine(1, 8, ""), 4, 1), expected);
+    }
+
+    #[test]
+    fn cores_are_taken_socket_by_socket() {
+        assert_eq!(planned(&machine(2, 2, ""), 1, 1), expected(["0,4", "1,5", "2-3,6-7"]));
+        assert_eq!(planned(&machine(2, 2, ""), 3, 0), expected(["0,4 1,5 2,6", "", "3,7"]));
+    }
+
+    #[test]
+    fn what_is_isolated_and_not_asked_for_is_stranded() {
+        assert_eq!(planned(&machine(1, 4, "0-2,4-6"), 1, 1), expected(["0,4", "1,5", "3,7"]));
+        // Half a core: its other half is infra's.
+        assert_eq!(planned(&machine(1, 4, "0,4,1"), 1, 0), expected(["0,4", "", "2-3,5-7"]));
+    }
+
+    #[test]
+    fn half_isolated_cores_alone_are_none() {
+        assert_eq!(planned(&machine(1, 2, "0,1"), 1, 0), expected(["0,2", "", "1,3"]));
+    }
+
+    #[test]
+    fn refusals_are_those_of_2017() {
+        for (isolated, dataplane, controlplane, message) in [
+            ("", 99, 1, "99 cores requested for dataplane. Only 8 cores available"),
+            ("", 8, 1, "No more free cores left to assign for controlplane"),
+            ("", 7, 1, "No more free cores left to assign for infra"),
+            (
+                "0,8",
+                4,
+                1,
+                "Cannot use isolated cores for data plane and control plane cores: not enough isolated cores 1 compared to requested 5",
+            ),
+        ] {
+            let refusal = planned(&machine(1, 8, isolated), dataplane, controlplane);
+            assert_eq!(refusal, Err(message.to_owned()));
+        }
+    }
+}

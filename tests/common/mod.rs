@@ -1,0 +1,245 @@
+//! What all tests need: a real mount in a temporary place, a shell that knows it, and processes to claim for.
+//!
+//! Owns: set-up and tidying. Must not know: any promise. A test that cannot mount fails.
+#![allow(dead_code, reason = "no test file uses all of it")]
+#![allow(unreachable_pub, reason = "each test file is a crate of its own")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// The program under test.
+pub const KCM: &str = env!("CARGO_BIN_EXE_kcm");
+
+/// How long something may take that takes milliseconds: these machines are shared.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A mount in a temporary place; unmounted when dropped.
+pub struct Mount {
+    home: TempDir,
+}
+
+impl Mount {
+    /// An empty mount.
+    pub fn new() -> Self {
+        let mount = Self::not_mounted();
+        mount.start();
+        mount
+    }
+
+    /// The place alone: nothing is mounted yet.
+    pub fn not_mounted() -> Self {
+        Self { home: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    /// `dataplane`, which is exclusive, with the lists 0 and 1: all CPUs of a small machine.
+    pub fn with_dataplane() -> Self {
+        let mount = Self::new();
+        mount.make_pool("dataplane", true, &["0", "1"]);
+        mount
+    }
+
+    /// `shared`, which is not exclusive, with the lists 0 and 1.
+    pub fn with_shared() -> Self {
+        let mount = Self::new();
+        mount.make_pool("shared", false, &["0", "1"]);
+        mount
+    }
+
+    pub fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]) {
+        fs::create_dir(self.pool(pool)).expect("mkdir of a pool");
+        fs::write(self.pool(pool).join("exclusive"), if exclusive { "1" } else { "0" }).expect("exclusive");
+        for list in lists {
+            fs::create_dir(self.pool(pool).join(list)).expect("mkdir of a list");
+        }
+    }
+
+    /// Everything of this test.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn conf(&self) -> PathBuf {
+        self.home.path().join("conf")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    pub fn pool(&self, pool: &str) -> PathBuf {
+        self.conf().join("pools").join(pool)
+    }
+
+    /// The `tasks` file of a list.
+    pub fn tasks(&self, pool: &str, list: &str) -> PathBuf {
+        self.pool(pool).join(list).join("tasks")
+    }
+
+    pub fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.conf().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    pub fn mount_command(&self) -> Command {
+        let mut command = self.kcm(&["mount"]);
+        command.arg("--state-dir").arg(self.state());
+        command
+    }
+
+    /// Starts the daemon.
+    pub fn start(&self) {
+        let output = self.mount_command().output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Stops it cleanly.
+    pub fn stop(&self) {
+        let output = self.kcm(&["unmount"]).output().expect("kcm unmount");
+        assert!(output.status.success(), "kcm unmount: {}", text(&output.stderr));
+    }
+
+    /// `kcm <words> --conf-dir=<conf>`.
+    pub fn kcm(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(KCM);
+        let (name, rest) = words.split_first().expect("a command");
+        command.arg(name).arg("--conf-dir").arg(self.conf()).args(rest);
+        command
+    }
+
+    /// A line for bash, which finds the mount in `$C` and kcm in `$KCM`.
+    pub fn bash(&self, line: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(line).env("C", self.conf()).env("S", self.state()).env("KCM", KCM);
+        command
+    }
+
+    /// What a line for bash prints. It has to succeed.
+    pub fn sh(&self, line: &str) -> String {
+        let output = self.bash(line).output().expect("bash");
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The daemon's processes.
+    pub fn daemons(&self) -> Vec<u32> {
+        let conf = self.conf();
+        let conf = conf.as_os_str().as_encoded_bytes();
+        let mut found: Vec<u32> = pids()
+            .into_iter()
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let mut words = line.split(|&b| b == 0).skip(1);
+                words.next() == Some(b"mount") && words.any(|word| word.ends_with(conf))
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Kills the daemon as nothing should be killed, and waits until it has gone.
+    pub fn kill_daemon(&self) {
+        for pid in self.daemons() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        until("the daemon has gone", || self.daemons().is_empty());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = self.kcm(&["unmount"]).stderr(Stdio::null()).status();
+        for pid in self.daemons() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        // Whatever a failed test has left.
+        let _ = Command::new("umount").arg("-l").arg(self.conf()).stderr(Stdio::null()).status();
+    }
+}
+
+/// A process that does nothing; killed when dropped.
+pub struct Sleeper(Child);
+
+impl Sleeper {
+    pub fn new() -> Self {
+        Self::spawn(Command::new("sleep").arg("1000"))
+    }
+
+    pub fn spawn(command: &mut Command) -> Self {
+        Self(command.spawn().expect("a process"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+
+    /// Kills it and collects it.
+    pub fn end(mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// All processes of the machine.
+pub fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// `Cpus_allowed_list` of each thread of a process.
+pub fn masks(pid: u32) -> Vec<String> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mask = |tid: fs::DirEntry| {
+        let status = fs::read_to_string(tid.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some(line.trim().to_owned())
+    };
+    threads.filter_map(Result::ok).filter_map(mask).collect()
+}
+
+/// One write(2) of these bytes through a descriptor opened for writing.
+pub fn write(file: &Path, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let written = fs::OpenOptions::new().write(true).open(file)?.write(bytes.as_ref())?;
+    assert_eq!(written, bytes.as_ref().len(), "a write is taken wholly or not at all");
+    Ok(())
+}
+
+/// The errno of a refused operation.
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> nix::errno::Errno {
+    nix::errno::Errno::from_raw(result.expect_err("should be refused").raw_os_error().unwrap_or(0))
+}
+
+/// Waits for something that has to come true.
+pub fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Standard output, standard error and status of a command.
+pub fn run(command: &mut Command) -> (String, String, Option<i32>) {
+    let Output { stdout, stderr, status } = command.output().expect("a command");
+    (text(&stdout), text(&stderr), status.code())
+}
