@@ -34,6 +34,12 @@ pub(crate) enum Command {
     Init(Init),
     Isolate(Isolate),
     Describe(Describe),
+    Reconcile(Reconcile),
+    NodeReport(NodeReport),
+    Install(Install),
+    Uninstall(Uninstall),
+    Completions(Completions),
+    Man(Man),
 }
 
 #[derive(Args, Debug)]
@@ -178,6 +184,112 @@ pub(crate) enum Format {
     Json,
     Table,
     Map,
+}
+
+/// Report claims taken back from the dead, and threads that have left their list
+///
+/// On a mount the daemon takes claims back at once, and each is told here once, whoever asks. On a plain
+/// directory this command does it: run it often.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm reconcile
+  kcm reconcile --interval=60
+  kcm reconcile --repair        bring strayed threads back to their list")]
+pub(crate) struct Reconcile {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Number of seconds to wait between rerunning; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    pub(crate) interval: f64,
+    /// Bring threads back that have left their list
+    #[arg(long)]
+    pub(crate) repair: bool,
+}
+
+/// Check the node: configuration, CPUs, intruders on exclusive lists, the kubelet, the mount
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm node-report
+  kcm node-report --interval=60")]
+pub(crate) struct NodeReport {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Number of seconds to wait between rerunning; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    pub(crate) interval: f64,
+    /// Where the kubelet keeps cpu_manager_state
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
+    pub(crate) kubelet_dir: PathBuf,
+}
+
+/// Put kcm, one static file, into a directory
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm install --install-dir=/opt/bin
+  kcm install --systemd         the unit that starts kcm mount at boot, too")]
+pub(crate) struct Install {
+    #[command(flatten)]
+    pub(crate) target: InstallDirArg,
+    /// Put kcm.service into this directory, too
+    #[arg(long, value_name = "dir", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "/etc/systemd/system")]
+    pub(crate) systemd: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InstallDirArg {
+    /// KCM install directory
+    #[arg(long, value_name = "dir", default_value = "/opt/bin")]
+    pub(crate) install_dir: PathBuf,
+}
+
+/// Undo install and init on this node
+///
+/// Refuses while claims are live.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm uninstall
+  kcm uninstall --force         release what is claimed")]
+pub(crate) struct Uninstall {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    #[command(flatten)]
+    pub(crate) target: InstallDirArg,
+    /// Where the unit is
+    #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
+    pub(crate) systemd: PathBuf,
+    /// Although claims are live: they are released
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Print a completion script for a shell
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kcm completions bash > /usr/share/bash-completion/completions/kcm")]
+pub(crate) struct Completions {
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print a man page
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm man > /usr/share/man/man1/kcm.1
+  kcm man isolate | man -l -")]
+pub(crate) struct Man {
+    /// The page of this command
+    pub(crate) command: Option<String>,
+}
+
+/// Seconds, 0 or more, that a beat can be made of.
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let valid = Duration::try_from_secs_f64(seconds).is_ok_and(|beat| seconds == 0.0 || !beat.is_zero());
+    if valid { Ok(seconds) } else { Err("not a number of seconds".to_owned()) }
 }
 
 #[cfg(test)]

@@ -15,6 +15,16 @@ use kcm_mount::model::topology::{Cpu, Topology};
 
 mod isolcpus;
 
+/// A kernel thread (`PF_KTHREAD`, include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// What is needed of `/proc/PID/stat`.
+struct Stat {
+    state: char,
+    parent: u32,
+    of_kernel: bool,
+}
+
 /// Where the machine is looked at.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
@@ -78,6 +88,63 @@ impl Host {
         let comm = fs::read(self.proc.join(pid.to_string()).join("comm")).ok()?;
         let comm = String::from_utf8_lossy(comm.trim_ascii_end());
         Some(comm.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+    }
+
+    /// Whether procfs knows the process; one that nobody has collected yet is not alive.
+    pub(crate) fn is_alive(&self, pid: u32) -> bool {
+        self.stat(pid)
+            .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || self.thread_masks(pid).len() > 1)
+    }
+
+    /// The mask of the process's first thread, as `Cpus_allowed_list` has it: offline CPUs included.
+    pub(crate) fn mask(&self, pid: u32) -> Option<CpuSet> {
+        self.mask_in(&self.proc.join(pid.to_string()))
+    }
+
+    /// The masks of all threads of a process. Empty where it has gone.
+    pub(crate) fn thread_masks(&self, pid: u32) -> Vec<(u32, CpuSet)> {
+        let threads = fs::read_dir(self.proc.join(pid.to_string()).join("task"));
+        let entries = threads.into_iter().flatten().filter_map(Result::ok);
+        let mut masks: Vec<(u32, CpuSet)> = entries
+            .filter_map(|entry| {
+                Some((entry.file_name().to_str()?.parse().ok()?, self.mask_in(&entry.path())?))
+            })
+            .collect();
+        masks.sort_unstable_by_key(|(tid, _)| *tid);
+        masks
+    }
+
+    fn mask_in(&self, directory: &Path) -> Option<CpuSet> {
+        let status = fs::read(directory.join("status")).ok()?;
+        let status = String::from_utf8_lossy(&status);
+        let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        mask.trim().parse().ok()
+    }
+
+    /// All processes but those of the kernel, ascending.
+    pub(crate) fn user_processes(&self) -> Vec<u32> {
+        let entries = fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok);
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut pids: Vec<u32> =
+            pids.filter(|&pid| self.stat(pid).is_some_and(|stat| !stat.of_kernel)).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// The parent of a process; none of the first one.
+    pub(crate) fn parent(&self, pid: u32) -> Option<u32> {
+        self.stat(pid).map(|stat| stat.parent).filter(|&parent| parent != 0)
+    }
+
+    /// `/proc/PID/stat` (proc(5)): the program's name, in parentheses, may hold anything.
+    fn stat(&self, pid: u32) -> Option<Stat> {
+        let text = fs::read(self.proc.join(pid.to_string()).join("stat")).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let mut fields = text.rsplit_once(") ")?.1.split(' ');
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let flags: u64 = fields.nth(4)?.parse().ok()?;
+        Some(Stat { state, parent, of_kernel: flags & PF_KTHREAD != 0 })
     }
 
     fn isolated(&self, known: &CpuSet) -> Result<CpuSet, Error> {

@@ -13,9 +13,13 @@ use parking_lot::Mutex;
 /// Upper bounds of the latency histogram, in microseconds.
 const BOUNDS_US: [u64; 12] = [5, 10, 25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000, 1_000_000];
 
-/// What is counted while the daemon runs. All start at 0 with the daemon.
+/// What is counted while the daemon runs. All counters start at 0 with the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    /// Wall time in milliseconds.
+    started: u64,
+    /// State files that were set aside at the start.
+    damaged: usize,
     claimed: AtomicU64,
     moved: AtomicU64,
     released: AtomicU64,
@@ -50,6 +54,11 @@ pub(crate) struct PoolGauge {
 }
 
 impl Metrics {
+    /// Of a daemon that starts now (wall time in milliseconds) and has set this many state files aside.
+    pub(crate) fn new(started: u64, damaged: usize) -> Self {
+        Self { started, damaged, ..Self::default() }
+    }
+
     pub(crate) fn count(&self, counter: Counter) {
         self.counter(counter).fetch_add(1, Ordering::Relaxed);
     }
@@ -83,6 +92,15 @@ impl Metrics {
     pub(crate) fn show(&self, pools: &[PoolGauge], unacknowledged: u64) -> String {
         let mut text = String::new();
         let out = &mut text;
+        head(out, "kcm_start_time_seconds", "gauge", "When the daemon started, in seconds since 1970.");
+        let _ = writeln!(out, "kcm_start_time_seconds {}", self.started as f64 / 1e3);
+        head(
+            out,
+            "kcm_state_damaged",
+            "gauge",
+            "Damaged state files that were set aside when the daemon started.",
+        );
+        let _ = writeln!(out, "kcm_state_damaged {}", self.damaged);
         head(out, "kcm_lists", "gauge", "CPU lists by pool and state.");
         for pool in pools {
             let (name, exclusive) = (&pool.pool, pool.exclusive);

@@ -2,10 +2,15 @@
 //!
 //! Owns: dispatch. Must not know: flags.
 
+mod beat;
 mod describe;
 mod init;
+mod install;
 mod isolate;
+mod manual;
 mod mount;
+mod node_report;
+mod reconcile;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -26,6 +31,12 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
         Command::Describe(args) => describe::run(&args),
+        Command::Reconcile(args) => reconcile::run(&args),
+        Command::NodeReport(args) => node_report::run(&args),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

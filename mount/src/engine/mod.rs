@@ -126,7 +126,7 @@ impl Engine {
             shown: Mutex::default(),
             refusals: Mutex::default(),
             changes: Changes::new().map_err(StartError::Doorbell)?,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(clock::wall_ms(), recovered.damage.len()),
             topology,
             ours: Pid::new(std::process::id())
                 .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,

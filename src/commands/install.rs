@@ -1,0 +1,162 @@
+//! `kcm install` and `kcm uninstall`.
+//!
+//! Owns: what is put on a node and taken from it again. Must not know: how pools are made.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Error, bail};
+
+use crate::cli;
+use crate::confdir::{self, ConfDir};
+
+/// The name of the program in its directory.
+const PROGRAM: &str = "kcm";
+/// The name of the unit.
+const UNIT: &str = "kcm.service";
+
+/// Puts this program, and a unit for systemd where that is asked for, in their places.
+pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
+    let program = args.target.install_dir.join(PROGRAM);
+    let own = File::open("/proc/self/exe").context("/proc/self/exe: cannot be read; mount /proc")?;
+    put(&program, own, 0o755)?;
+    log::info!("Installed {}.", program.display());
+    if let Some(directory) = &args.systemd {
+        let program = std::path::absolute(&program)?;
+        let unit = directory.join(UNIT);
+        put(&unit, unit_text(&program).as_bytes(), 0o644)?;
+        log::info!(
+            "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
+            unit.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes it all back, the pools last: they are what hurts most.
+pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
+    let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
+    let dir = dir.filter(|dir| dir.path().join("pools").exists());
+    if let Some(dir) = &dir {
+        check_unused(dir, args.force)?;
+    }
+    for file in [args.target.install_dir.join(PROGRAM), args.systemd.join(UNIT)] {
+        match fs::remove_file(&file) {
+            Ok(()) => log::info!("Removed {}.", file.display()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(confdir::refused(&file, error)),
+        }
+    }
+    if let Some(dir) = &dir {
+        remove_pools(dir)?;
+        log::info!("Removed the pools of {}.", dir.path().display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_unused(dir: &ConfDir, force: bool) -> Result<(), Error> {
+    let pools = dir.pools()?;
+    let lists = pools.iter().flat_map(|(name, pool)| pool.lists.iter().map(move |list| (name, list)));
+    let mut taken = lists.filter(|(_, (_, tasks))| !tasks.is_empty());
+    match taken.next() {
+        Some((pool, (list, tasks))) if !force => {
+            let pid = tasks.first().copied().unwrap_or_default();
+            bail!("{pool} {list} is held by {pid}; end that first, or release it with --force")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_pools(dir: &ConfDir) -> Result<(), Error> {
+    let _lock = dir.lock()?;
+    for (pool, content) in dir.pools()? {
+        for (list, tasks) in content.lists {
+            let file = dir.tasks(&pool, &list);
+            if dir.is_mounted() && !tasks.is_empty() {
+                let words: Vec<String> = tasks.iter().map(|pid| format!("-{pid}")).collect();
+                dir.explained(&file, || fs::write(&file, words.join(" ")))?;
+            }
+            remove(dir, &dir.pool(&pool).join(&list))?;
+        }
+        remove(dir, &dir.pool(&pool))?;
+    }
+    if !dir.is_mounted() {
+        let pools = dir.path().join("pools");
+        fs::remove_dir(&pools).map_err(|error| confdir::refused(&pools, error))?;
+        let lock = dir.path().join("lock");
+        fs::remove_file(&lock).map_err(|error| confdir::refused(&lock, error))?;
+    }
+    Ok(())
+}
+
+fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
+    dir.unmake(directory);
+    if directory.exists() {
+        // Again, for its reason.
+        dir.explained(directory, || fs::remove_dir(directory))?;
+    }
+    Ok(())
+}
+
+/// Replaces a file atomically: whoever starts the program gets the old one or the new one.
+fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory).map_err(|error| confdir::refused(directory, error))?;
+    let new = PathBuf::from(format!("{}.{}.new", file.display(), std::process::id()));
+    let write = || {
+        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
+        io::copy(&mut content, &mut out)?;
+        out.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        out.sync_all()?;
+        fs::rename(&new, file)?;
+        File::open(directory)?.sync_all()
+    };
+    let written: io::Result<()> = { write }();
+    written.map_err(|error| {
+        let _ = fs::remove_file(&new);
+        confdir::refused(file, error)
+    })
+}
+
+/// A unit that starts the daemon at boot. What it may do besides is what the work allows to forbid: it sets
+/// masks of processes of all users, and mounts in the namespace of the machine.
+fn unit_text(program: &Path) -> String {
+    format!(
+        "\
+[Unit]
+Description=CPU pools as a live filesystem
+Documentation=man:kcm(1)
+Before=kubelet.service
+
+[Service]
+Type=notify
+ExecStart={program} mount --foreground
+Restart=always
+RestartSec=100ms
+OOMScoreAdjust=-900
+LimitNOFILE=1048576
+StateDirectory=kcm
+StateDirectoryMode=0700
+# A namespace of its own (ProtectSystem=, PrivateTmp= and their like) would hide the mount from everybody.
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER
+DeviceAllow=/dev/fuse rw
+DevicePolicy=closed
+IPAddressDeny=any
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+NoNewPrivileges=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+
+[Install]
+WantedBy=multi-user.target
+",
+        program = program.display()
+    )
+}

@@ -1,0 +1,33 @@
+//! `kcm completions` and `kcm man`: both made from the definitions of the command line.
+
+use std::process::ExitCode;
+
+use anyhow::Error;
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+
+use crate::cli;
+
+/// Prints a script for a shell.
+pub(super) fn completions(args: &cli::Completions) -> Result<ExitCode, Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut cli::Cli::command(), "kcm", &mut script);
+    super::print(&String::from_utf8_lossy(&script))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the page of kcm(1), or of one command.
+pub(super) fn man(args: &cli::Man) -> Result<ExitCode, Error> {
+    let mut command = cli::Cli::command();
+    command.build();
+    if let Some(name) = &args.command {
+        let Some(found) = command.find_subcommand(name) else {
+            command.error(ErrorKind::InvalidValue, format!("kcm has no command '{name}'")).exit()
+        };
+        command = found.clone();
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    super::print(&String::from_utf8_lossy(&page))?;
+    Ok(ExitCode::SUCCESS)
+}
