@@ -71,6 +71,26 @@ pub(crate) struct Mount {
     /// Take over the pools, lists and living PIDs of a plain directory, and move it aside
     #[arg(long)]
     pub(crate) import: bool,
+    /// Make this program the one that serves, on the mount as it is: nobody notices but by a pause
+    #[arg(long, conflicts_with_all = ["foreground", "import"])]
+    pub(crate) upgrade: bool,
+    #[command(flatten)]
+    pub(crate) part: Part,
+}
+
+/// What a process of the daemon is for; said by the daemon itself alone.
+#[derive(Args, Debug)]
+pub(crate) struct Part {
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) worker: bool,
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) adopt: bool,
+    #[arg(long, hide = true, requires = "adopt")]
+    pub(crate) replace: bool,
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) prove: bool,
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) probe: bool,
 }
 
 /// End the mount cleanly; claims live on in the state directory

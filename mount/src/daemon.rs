@@ -3,35 +3,42 @@
 //! Owns: mount(2) and umount(2), signals, readiness, and the order of starting and stopping. Must not know:
 //! what is served.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use sd_notify::NotifyState;
 
-use crate::engine::Engine;
-use crate::fs::Fs;
+use crate::clock;
+use crate::handover::{self, Control, Letter, LetterBox};
 use crate::import;
-use crate::journal::{StateDir, StateError};
+use crate::journal::{StateDir, StateError, StateLock};
+use crate::keeper::{self, End, Held, Keeper};
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Status};
+use crate::process::{self, Handle};
+pub use crate::upgrade::upgrade;
 
-/// How many requests are worked on at a time: a slow one must not stall the others.
-const THREADS: usize = 4;
-/// Tells a daemon that was started in the background to say on its standard output that it serves.
+/// Tells a daemon that it runs in the background: it says on its standard output when it serves, and from then
+/// on writes to a log.
 const BACKGROUND: &str = "KCM_MOUNT_BACKGROUND";
+/// Tells the daemon from the command that starts it.
+const FOREGROUND: &str = "--foreground";
+/// The names of our descriptors in the service manager's store.
+const STORED_DEVICE: &str = "kcm-device";
+const STORED_LETTER: &str = "kcm-letter";
 /// How long unmounting waits for the daemon to end.
 const STOPPING: Duration = Duration::from_secs(10);
 /// A log that is larger than this is moved aside at the next start.
@@ -39,17 +46,62 @@ const MAX_LOG: u64 = 1 << 20;
 
 static WRITES_TO_LOG: AtomicBool = AtomicBool::new(false);
 
-/// What to mount where.
+/// What is mounted where, and where it is remembered.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Places {
     /// The mount point.
     pub conf_dir: PathBuf,
     /// Where configuration and claims are kept.
     pub state_dir: PathBuf,
-    /// The machine.
-    pub topology: Topology,
-    /// Whether a layout of 2017 that lies in the mount point is taken over.
-    pub import: bool,
+}
+
+impl Places {
+    /// A command that starts a process of the daemon: `ps` is to say what it serves.
+    pub(crate) fn command(&self, mut command: Command) -> Command {
+        command.arg0("kcm").args(["mount", FOREGROUND]);
+        command.arg(self.flag()).arg(flag("--state-dir=", &self.state_dir));
+        command
+    }
+
+    /// As other processes may know them, too.
+    fn absolute(&self) -> io::Result<Self> {
+        let conf_dir = mountpoint::resolved(&self.conf_dir);
+        Ok(Self { conf_dir, state_dir: std::path::absolute(&self.state_dir)? })
+    }
+
+    /// The flag by which the processes of a daemon are found.
+    fn flag(&self) -> OsString {
+        flag("--conf-dir=", &self.conf_dir)
+    }
+}
+
+fn flag(name: &str, path: &Path) -> OsString {
+    let mut flag = OsString::from(name);
+    flag.push(path);
+    flag
+}
+
+/// What a process of the daemon is for.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Mounts and keeps the mount.
+    Keep {
+        /// The machine.
+        topology: Topology,
+        /// Whether a layout of 2017 that lies in the mount point is taken over.
+        import: bool,
+    },
+    /// Takes the place of another keeper.
+    Adopt {
+        /// Whether the worker is replaced, too.
+        replace: bool,
+    },
+    /// Serves, for a keeper.
+    Work,
+    /// Says whether the state can be read.
+    Prove,
+    /// Asks the mount something that only its daemon can answer.
+    Probe,
 }
 
 /// Why the directory cannot be mounted or unmounted; each with its cure.
@@ -80,6 +132,8 @@ pub enum MountError {
     StillServed(PathBuf),
     #[error("cannot start: {0}")]
     Start(String),
+    #[error("not upgraded, the old daemon goes on: {0}")]
+    NotUpgraded(String),
     /// The daemon in the background has said why.
     #[error("the daemon did not start; its message stands above")]
     Background,
@@ -94,15 +148,15 @@ pub fn writes_to_log() -> bool {
 /// The time as a log shows it: RFC 3339 in UTC, to the millisecond.
 #[must_use]
 pub fn timestamp() -> String {
-    crate::clock::rfc3339_ms(crate::clock::wall_ms())
+    clock::rfc3339_ms(clock::wall_ms())
 }
 
-/// Starts the daemon in the background with the arguments `args`, and returns once the mount answers.
+/// Starts the daemon in the background, and returns once the mount answers.
 ///
 /// # Errors
 /// [`MountError::Background`] where the daemon has ended with an error, which it has written to our standard
 /// error itself.
-pub fn start_in_background(args: &[std::ffi::OsString]) -> Result<(), MountError> {
+pub fn start_in_background(places: &Places, import: bool) -> Result<(), MountError> {
     let executable = PathBuf::from("/proc/self/exe");
     let failed = |source| MountError::Io {
         path: executable.clone(),
@@ -110,8 +164,9 @@ pub fn start_in_background(args: &[std::ffi::OsString]) -> Result<(), MountError
         source,
         cure: "look at the limits of processes and memory",
     };
-    let mut command = Command::new(&executable);
-    command.arg0("kcm").args(args).env(BACKGROUND, "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = places.absolute().map_err(failed)?.command(Command::new(&executable));
+    command.args(import.then_some("--import"));
+    command.env(BACKGROUND, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut answer = String::new();
     if let Some(mut stdout) = child.stdout.take() {
@@ -124,56 +179,127 @@ pub fn start_in_background(args: &[std::ffi::OsString]) -> Result<(), MountError
     Err(MountError::Background)
 }
 
-/// Mounts and serves until it is unmounted or told to end.
+/// Does the part of a process of the daemon; returns when it is done.
 ///
 /// # Errors
-/// Whatever keeps it from serving; nothing is mounted then.
-pub fn serve(options: &Options) -> Result<(), MountError> {
-    let Options { conf_dir, state_dir, .. } = options;
+/// Whatever keeps it from it; nothing is mounted then that was not before.
+pub fn run(places: &Places, part: Part) -> Result<(), MountError> {
+    let conf_dir = &places.conf_dir;
     if !nix::unistd::geteuid().is_root() {
         return Err(MountError::NotRoot(conf_dir.clone()));
     }
-    crate::process::close_inherited();
-    let background = std::env::var_os(BACKGROUND).is_some();
+    match part {
+        Part::Keep { topology, import } => {
+            let places = &places.absolute().map_err(|source| at(conf_dir, "cannot be resolved", source))?;
+            if !std::env::args_os().any(|arg| arg == places.flag()) {
+                // Whatever was typed: the command line is to say what is served.
+                let error =
+                    places.command(Command::new("/proc/self/exe")).args(import.then_some("--import")).exec();
+                return Err(at(conf_dir, "cannot be served", error));
+            }
+            let stored = take_stored();
+            process::close_inherited(&stored.each_ref().map(Option::as_ref));
+            handover::reserve_all().map_err(|source| at(conf_dir, "no descriptors", source))?;
+            keep(places, topology, import, stored)
+        }
+        Part::Adopt { replace } => adopt(places, replace),
+        Part::Work => crate::worker::work(places),
+        Part::Prove => Ok(StateDir::check(&places.state_dir)?),
+        Part::Probe => {
+            std::fs::symlink_metadata(conf_dir.join("self/claim"))
+                .map_err(|source| at(conf_dir, "does not answer", source))?;
+            Ok(())
+        }
+    }
+}
+
+/// Mounts, or goes on with a mount that somebody else has held; then keeps it.
+fn keep(
+    places: &Places,
+    topology: Topology,
+    import: bool,
+    stored: [Option<OwnedFd>; 2],
+) -> Result<(), MountError> {
     // The kernel keeps requests for us from mount(2) on, so signals must be ours before it.
     let signals = catch_signals()?;
-    let import = prepare(options)?;
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let (state, recovered) = StateDir::open(state_dir, boot_id.trim())?;
+    let found = find(places, import, stored)?;
+    let conf_dir = &places.conf_dir;
     let conf_dir = conf_dir.canonicalize().map_err(|source| at(conf_dir, "cannot be resolved", source))?;
-    let (engine, first_handle) = Engine::start(state, recovered, options.topology.clone())
-        .map_err(|error| MountError::Start(error.to_string()))?;
-    let engine = Arc::new(engine);
-    if let Some(layout) = import {
-        import::take_over(&engine, &layout, &conf_dir)
-            .map_err(|source| at(&conf_dir, "cannot be moved aside", source))?;
-    }
-    if let Err(error) = mountpoint::mark(&conf_dir) {
-        log::warn!(
-            "{}: cannot be marked as a mount point: {error}; without a daemon, tools will take it for empty",
-            conf_dir.display()
-        );
-    }
+    let state_dir = &places.state_dir;
+    let state_dir = state_dir.canonicalize().map_err(|source| at(state_dir, "cannot be resolved", source))?;
+    let places = Places { conf_dir, state_dir };
+    let (held, is_ours) = match found {
+        Found::Mount(held) => (held, false),
+        Found::Place { lock, layout } => (mount_fresh(&places, topology, lock, layout)?, true),
+    };
+    let in_background = std::env::var_os(BACKGROUND).is_some();
     settle_in();
-    let device = mount_device(&conf_dir)?;
-    let served =
-        run(&engine, first_handle, device, &conf_dir, &signals, background.then_some(state_dir.as_path()));
-    // Detached, not waited for: whoever still has files open gets ENOTCONN from now on.
-    let _ = umount2(&conf_dir, MntFlags::MNT_DETACH);
-    log::info!("{}: no longer served", conf_dir.display());
-    served
+    let log = in_background.then(|| open_log(&places.state_dir.join("log")));
+    let mut keeper = Keeper::new(places.clone(), held, signals)?;
+    if let Some(log) = &log {
+        keeper.log_workers_to(log.as_ref().ok());
+    }
+    let kept = keeper.keep(|keeper| say_ready(keeper, log));
+    finish(&places.conf_dir, &mut keeper, kept, is_ours)
+}
+
+/// Takes the place of a keeper that has died or has become this program.
+fn adopt(places: &Places, replace: bool) -> Result<(), MountError> {
+    let failed = |source| at(&places.conf_dir, "no keeper has left its descriptors", source);
+    let signals = catch_signals()?;
+    let take = |number| process::inherited(number).map_err(failed);
+    let held = Held {
+        device: take(handover::DEVICE)?,
+        letters: LetterBox::from_fd(take(handover::LETTER)?),
+        lock: StateLock::from_fd(take(handover::LOCK)?),
+    };
+    // What workers are to inherit lies under its number already; these two are ours alone.
+    let mine = |number| take(number).and_then(|fd| process::move_away(fd).map_err(failed));
+    let control = Control::from_fd(mine(handover::CONTROL)?);
+    let worker = Handle::from_fd(mine(handover::WORKER)?);
+    handover::reserve(handover::CONTROL).map_err(failed)?;
+    handover::reserve(handover::WORKER).map_err(failed)?;
+    if std::env::var_os(BACKGROUND).is_some() {
+        log_with_time();
+    }
+    let mut keeper = Keeper::new(places.clone(), held, signals)?;
+    keeper.adopt(worker, control);
+    if replace {
+        keeper.replace_worker();
+    }
+    let kept = keeper.keep(|keeper| store(keeper, NotifyState::Ready));
+    finish(&places.conf_dir, &mut keeper, kept, true)
+}
+
+fn finish(
+    conf_dir: &Path,
+    keeper: &mut Keeper,
+    kept: Result<End, MountError>,
+    is_ours: bool,
+) -> Result<(), MountError> {
+    if matches!(kept, Ok(End::Stop)) || (kept.is_err() && is_ours) {
+        // Detached, not waited for: whoever still has files open gets ENOTCONN from now on.
+        let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
+    }
+    keeper.end_worker();
+    if kept.is_ok() {
+        log::info!("{}: no longer served", conf_dir.display());
+    }
+    kept.map(|_| ())
 }
 
 /// Ends the mount cleanly and waits until its daemon has gone.
 ///
 /// # Errors
-/// Not mounted, not root, or served by a daemon that cannot be reached from here.
+/// Not mounted, not root, or served by a daemon that does not end.
 pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
     if !mountpoint::is_mounted(conf_dir).map_err(|source| at(conf_dir, "cannot be looked at", source))? {
         return Err(MountError::NotMounted(conf_dir.to_path_buf()));
     }
-    // Opened before: after the detaching it is our only way to see whether somebody still serves.
-    let witness = File::open(conf_dir.join("lock")).ok();
+    let daemons: Vec<Handle> = processes_of(&mountpoint::resolved(conf_dir))
+        .into_iter()
+        .filter_map(|pid| Handle::open(pid).ok())
+        .collect();
     while mountpoint::is_mounted(conf_dir).unwrap_or(false) {
         match umount2(conf_dir, MntFlags::MNT_DETACH) {
             Ok(()) => {}
@@ -181,28 +307,59 @@ pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
             Err(errno) => return Err(at(conf_dir, "cannot be unmounted", errno.into())),
         }
     }
-    let deadline = Instant::now() + STOPPING;
-    while witness.as_ref().is_some_and(|lock| io::Read::read(&mut &*lock, &mut [0]).is_ok()) {
-        if Instant::now() > deadline {
-            return Err(MountError::StillServed(conf_dir.to_path_buf()));
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    // They notice it by themselves.
+    if daemons.iter().all(|daemon| daemon.wait(STOPPING)) {
+        Ok(())
+    } else {
+        Err(MountError::StillServed(conf_dir.to_path_buf()))
     }
-    Ok(())
 }
 
-/// Makes the mount point ready, or says why not. Gives the layout that is to be imported.
-fn prepare(options: &Options) -> Result<Option<import::Layout>, MountError> {
-    let Options { conf_dir, state_dir, .. } = options;
+/// The processes of the daemon that serves this directory, as far as they can be seen from here.
+pub(crate) fn processes_of(conf_dir: &Path) -> Vec<u32> {
+    let flag = flag("--conf-dir=", conf_dir);
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let serves = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|&b| b == 0).skip(1).collect();
+        let has = |wanted: &[u8]| words.contains(&wanted);
+        has(b"mount") && has(FOREGROUND.as_bytes()) && has(flag.as_bytes())
+    };
+    pids.filter(|pid| *pid != std::process::id()).filter(serves).collect()
+}
+
+/// What was there when we came.
+enum Found {
+    /// A mount that somebody else has held and holds no more.
+    Mount(Held),
+    /// A place for one.
+    Place { lock: StateLock, layout: Option<PathBuf> },
+}
+
+fn find(places: &Places, import: bool, stored: [Option<OwnedFd>; 2]) -> Result<Found, MountError> {
+    let Places { conf_dir, state_dir } = places;
     if absolute(state_dir).starts_with(absolute(conf_dir)) {
         return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
+    }
+    if let [Some(device), Some(letters)] = stored
+        && mountpoint::is_mounted(conf_dir).unwrap_or(false)
+        && keeper::is_connected(&device)
+    {
+        log::info!("{}: going on with the mount that the service manager has held", conf_dir.display());
+        let lock = StateLock::take(state_dir)?;
+        return Ok(Found::Mount(Held { device, letters: LetterBox::from_fd(letters), lock }));
     }
     loop {
         let status =
             mountpoint::status(conf_dir).map_err(|source| at(conf_dir, "cannot be looked at", source))?;
         match status {
             Status::Live => return Err(MountError::AlreadyMounted(conf_dir.clone())),
-            Status::NotAnswering => return Err(MountError::NotAnswering(conf_dir.clone())),
+            Status::NotAnswering => {
+                let held = keeper::take_from_others(&mountpoint::resolved(conf_dir));
+                log::warn!("{}: taking over a mount whose daemon does not answer", conf_dir.display());
+                return held.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
+            }
             Status::Stale => {
                 log::warn!("{}: taking over a mount whose daemon has died", conf_dir.display());
                 umount2(conf_dir, MntFlags::MNT_DETACH)
@@ -210,22 +367,57 @@ fn prepare(options: &Options) -> Result<Option<import::Layout>, MountError> {
             }
             Status::Absent => {
                 std::fs::create_dir_all(conf_dir).map_err(|source| at(conf_dir, "cannot be made", source))?;
-                return Ok(None);
             }
             Status::Marked | Status::Plain => break,
         }
     }
     let mut entries = std::fs::read_dir(conf_dir).map_err(|source| at(conf_dir, "cannot be read", source))?;
-    match (entries.next().is_some(), options.import) {
-        (false, _) => Ok(None),
-        (true, false) => Err(MountError::NotEmpty(conf_dir.clone())),
-        (true, true) => import::Layout::read(conf_dir)
-            .map(Some)
-            .map_err(|source| at(conf_dir, "is no layout of 2017", source)),
+    let is_empty = entries.next().is_none();
+    if !is_empty && !import {
+        return Err(MountError::NotEmpty(conf_dir.clone()));
     }
+    let lock = StateLock::take(state_dir)?;
+    let layout = if is_empty { None } else { Some(put_aside(conf_dir)?) };
+    Ok(Found::Place { lock, layout })
 }
 
-fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
+fn put_aside(conf_dir: &Path) -> Result<PathBuf, MountError> {
+    import::Layout::read(conf_dir).map_err(|source| at(conf_dir, "is no layout of 2017", source))?;
+    let aside =
+        import::move_aside(conf_dir).map_err(|source| at(conf_dir, "cannot be moved aside", source))?;
+    log::info!("{}: the layout of 2017 is kept in {}", conf_dir.display(), aside.display());
+    Ok(aside)
+}
+
+fn mount_fresh(
+    places: &Places,
+    topology: Topology,
+    lock: StateLock,
+    import: Option<PathBuf>,
+) -> Result<Held, MountError> {
+    let conf_dir = &places.conf_dir;
+    if let Err(error) = mountpoint::mark(conf_dir) {
+        log::warn!(
+            "{}: cannot be marked as a mount point: {error}; without a daemon, tools will take it for empty",
+            conf_dir.display()
+        );
+    }
+    let letter = Letter { mount: new_mount_id(), topology, import, init: None };
+    let letters =
+        LetterBox::new(&letter).map_err(|source| at(conf_dir, "no letter to the worker", source))?;
+    Ok(Held { device: mount_device(conf_dir)?, letters, lock })
+}
+
+/// Tells a mount from every other one of this boot.
+pub(crate) fn new_mount_id() -> u64 {
+    clock::since_boot()
+}
+
+pub(crate) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+pub(crate) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
     use std::os::fd::AsRawFd as _;
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(MountError::NoFuse)?;
     let data = format!(
@@ -240,77 +432,10 @@ fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
     }
 }
 
-/// Serves until a signal, an unmount, or an error of the session ends it. `log_to`: the state directory,
-/// where this daemon was started in the background.
-fn run(
-    engine: &Arc<Engine>,
-    first_handle: u32,
-    device: OwnedFd,
-    conf_dir: &Path,
-    signals: &SignalFd,
-    log_to: Option<&Path>,
-) -> Result<(), MountError> {
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    let filesystem = Fs::new(Arc::clone(engine), first_handle);
-    let session = Session::from_fd(filesystem, device, SessionACL::All, config)
-        .map_err(|source| at(conf_dir, "the kernel does not talk FUSE with us", source))?;
-    let ended =
-        nix::sys::eventfd::EventFd::new().map_err(|errno| at(conf_dir, "no eventfd", errno.into()))?;
-    let ended = Arc::new(ended);
-    let notifier = Arc::clone(engine);
-    let tell = Arc::clone(&ended);
-    let threads = [
-        std::thread::Builder::new().name("kcm-notify".into()).spawn(move || notifier.notify_forever()),
-        std::thread::Builder::new().name("kcm-session".into()).spawn(move || {
-            if let Err(error) = session.run() {
-                log::error!("the session ended: {error}");
-            }
-            let _ = tell.write(1);
-        }),
-    ];
-    for thread in threads {
-        thread.map_err(|source| at(conf_dir, "cannot start a thread", source))?;
-    }
-    // By our own hand, so that "ready" is never said of a mount that does not answer.
-    std::fs::symlink_metadata(conf_dir.join("info/version"))
-        .map_err(|source| at(conf_dir, "does not answer", source))?;
-    log::info!("{}: served by {}", conf_dir.display(), std::process::id());
-    say_ready(log_to);
-    wait_for_the_end(conf_dir, signals, &ended)
-}
-
-fn wait_for_the_end(
-    conf_dir: &Path,
-    signals: &SignalFd,
-    ended: &nix::sys::eventfd::EventFd,
-) -> Result<(), MountError> {
-    let mounts = File::open("/proc/self/mountinfo")
-        .map_err(|source| at(conf_dir, "no /proc/self/mountinfo", source))?;
-    loop {
-        let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-            // Reports each change of the mount table: that is how umount(8) by hand is noticed while
-            // somebody still has files open.
-            PollFd::new(mounts.as_fd(), PollFlags::POLLPRI),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            Err(errno) => return Err(at(conf_dir, "cannot wait", errno.into())),
-            Ok(_) => {}
-        }
-        let [signal, end, table] = fds.map(|fd| fd.any().unwrap_or(false));
-        if signal || end || (table && !mountpoint::is_mounted(conf_dir).unwrap_or(true)) {
-            return Ok(());
-        }
-    }
-}
-
-fn catch_signals() -> Result<SignalFd, MountError> {
+/// From here on nobody else gets the signals that mean something to us.
+pub(crate) fn catch_signals() -> Result<SignalFd, MountError> {
     let mut mask = SigSet::empty();
-    mask.add(Signal::SIGTERM);
-    mask.add(Signal::SIGINT);
+    mask.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let caught = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
     caught.map_err(|errno| MountError::Start(format!("cannot catch signals: {errno}")))
 }
@@ -324,21 +449,52 @@ fn settle_in() {
     }
 }
 
-/// Tells whoever waits for the mount. In the background, our output goes to a log from here on.
-fn say_ready(log_to: Option<&Path>) {
-    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        log::warn!("the service manager cannot be told: {error}");
-    }
-    let Some(state_dir) = log_to else { return };
+/// From here on messages have the time before them.
+pub(crate) fn log_with_time() {
+    WRITES_TO_LOG.store(std::env::var_os(BACKGROUND).is_some(), Ordering::Relaxed);
+}
+
+/// Tells whoever waits for the mount. In the background, our output goes to the log from here on.
+fn say_ready(keeper: &Keeper, log: Option<io::Result<File>>) {
+    store(keeper, NotifyState::Ready);
+    let Some(log) = log else { return };
     let _ = nix::unistd::setsid();
-    let log = open_log(&state_dir.join("log"));
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let _ = io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
-    if let Ok(null) = null {
+    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(log.as_ref().unwrap_or(&null));
-        WRITES_TO_LOG.store(true, Ordering::Relaxed);
+        log_with_time();
     }
+}
+
+/// Tells the service manager, if there is one, and gives it a copy of what must outlive us.
+fn store(keeper: &Keeper, state: NotifyState<'_>) {
+    let Held { device, letters, .. } = keeper.held();
+    let hold = |name, fd| {
+        let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
+    };
+    let told = hold(STORED_DEVICE, device.as_fd())
+        .and_then(|()| hold(STORED_LETTER, letters.as_fd()))
+        .and_then(|()| sd_notify::notify(false, &[state]));
+    if let Err(error) = told {
+        log::warn!("the service manager cannot be told: {error}");
+    }
+}
+
+/// What an earlier keeper has given the service manager: the device and the letter.
+fn take_stored() -> [Option<OwnedFd>; 2] {
+    let (mut device, mut letter) = (None, None);
+    let Ok(stored) = sd_notify::listen_fds_with_names(true) else { return [None, None] };
+    for (number, name) in stored {
+        let Ok(fd) = process::inherited(number) else { continue };
+        match name.as_str() {
+            STORED_DEVICE => device = process::move_away(fd).ok(),
+            STORED_LETTER => letter = process::move_away(fd).ok(),
+            _ => {}
+        }
+    }
+    [device, letter]
 }
 
 fn open_log(path: &Path) -> io::Result<File> {
@@ -367,7 +523,7 @@ fn absolute(path: &Path) -> PathBuf {
     }
 }
 
-fn at(path: &Path, what: &'static str, source: io::Error) -> MountError {
+pub(crate) fn at(path: &Path, what: &'static str, source: io::Error) -> MountError {
     let cure = match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => "do it as root, and look at the directory's owner and mode",
         Some(Errno::ENOSPC) => "make room on the disk",

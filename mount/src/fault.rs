@@ -47,15 +47,30 @@ steps! {
     ConfigApplied = "config-applied",
 }
 
-/// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step. Debug builds only.
+/// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step: the first worker alone; with a
+/// `*` behind the name, every worker; with a `!`, the keeper too. Debug builds only.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
+    use nix::sys::signal::{Signal, kill, raise};
     static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let wanted = WANTED.get_or_init(|| std::env::var("KCM_FAULT").ok());
-    if wanted.as_deref() == Some(step.name()) {
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    let wanted = WANTED.get_or_init(|| std::env::var(VARIABLE).ok());
+    let Some(how) = wanted.as_deref().and_then(|wanted| wanted.strip_prefix(step.name())) else { return };
+    if how == "!" {
+        let _ = kill(nix::unistd::getppid(), Signal::SIGKILL);
+    }
+    if matches!(how, "" | "*" | "!") {
+        let _ = raise(Signal::SIGKILL);
     }
 }
+
+/// For a keeper: what its next workers are to be spared.
+pub(crate) fn spare(start: &mut std::process::Command) {
+    if cfg!(debug_assertions) && std::env::var(VARIABLE).is_ok_and(|wanted| !wanted.ends_with('*')) {
+        start.env_remove(VARIABLE);
+    }
+}
+
+const VARIABLE: &str = "KCM_FAULT";
 
 /// Nothing, in a release build.
 #[cfg(not(debug_assertions))]

@@ -15,7 +15,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::engine::{Attributes, Caller, Engine};
+use crate::engine::{Admission, Attributes, Caller, Engine, RESERVED_HANDLES, number};
 use crate::handles::OpenFiles;
 use crate::model::refusal::Refusal;
 use crate::tree::{Bytes, Node, Stat};
@@ -36,8 +36,24 @@ pub(crate) struct Fs {
 }
 
 impl Fs {
-    pub(crate) fn new(engine: Arc<Engine>, first_handle: u32) -> Self {
-        Self { engine, files: OpenFiles::new(first_handle), born: SystemTime::now() }
+    pub(crate) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
+        Self { engine, files, born: SystemTime::now() }
+    }
+
+    /// Carries out a request that changes something, unless that has been done; then `repeat` gives what is
+    /// answered again.
+    fn once<T>(
+        &self,
+        req: &Request,
+        change: impl FnOnce() -> Result<T, Errno>,
+        repeat: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match self.engine.admit(req.unique().0) {
+            Admission::New => change(),
+            Admission::Answered(None) => repeat(),
+            Admission::Answered(Some(errno)) => Err(Errno::from_i32(errno as i32)),
+            Admission::Deadly => Err(Errno::EIO),
+        }
     }
 
     fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
@@ -95,9 +111,17 @@ impl Fs {
         }
     }
 
+    /// Takes no more commands through the file.
+    fn refuse(&self, fh: FileHandle) {
+        if self.files.refuse(fh.into()) {
+            self.engine.note_rest(fh.into());
+        }
+    }
+
     /// Owner and mode; a truncation means nothing on a control file, and times nothing anywhere.
     fn change(
         &self,
+        caller: Caller,
         node: Node,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -116,7 +140,7 @@ impl Fs {
             gid: gid.unwrap_or(old.gid),
             mode: mode.map_or(old.mode, |mode| (mode & 0o7777) as u16),
         };
-        self.engine.set_attributes(node.id(), new).map_err(|refusal| errno(&refusal))
+        self.engine.set_attributes(caller, node.id(), new).map_err(|refusal| errno(&refusal))
     }
 
     fn take(
@@ -139,7 +163,7 @@ impl Fs {
         };
         node.store(&self.engine, caller, &bytes).map_err(|refusal| {
             if refusal == Refusal::TooLong {
-                self.files.refuse(fh.into());
+                self.refuse(fh);
             }
             errno(&refusal)
         })
@@ -170,8 +194,17 @@ impl Fs {
     }
 }
 
+/// Answers a request that killed two workers; it changes nothing, so otherwise it is carried out again.
+macro_rules! admit {
+    ($fs:expr, $req:expr, $reply:expr) => {
+        if $fs.engine.admit($req.unique().0) == Admission::Deadly {
+            return $reply.error(Errno::EIO);
+        }
+    };
+}
+
 fn caller(req: &Request) -> Caller {
-    Caller { tid: req.pid(), uid: req.uid() }
+    Caller { tid: req.pid(), uid: req.uid(), request: number(req.unique().0) }
 }
 
 fn errno(refusal: &Refusal) -> Errno {
@@ -188,7 +221,9 @@ fn window(content: &[u8], offset: u64, size: u32) -> &[u8] {
 impl Filesystem for Fs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // What an old kernel does not offer it does without.
-        for wanted in [InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_PARALLEL_DIROPS] {
+        for wanted in
+            [InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_HAS_RESEND]
+        {
             let _ = config.add_capabilities(wanted);
         }
         let _ = config.set_max_write(MAX_WRITE);
@@ -196,10 +231,12 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        admit!(self, req, reply);
         self.reply_entry(req, self.child(parent, name), reply);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        admit!(self, req, reply);
         self.reply_attr(req, self.node(ino), reply);
     }
 
@@ -221,9 +258,12 @@ impl Filesystem for Fs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let node =
-            self.node(ino).and_then(|node| self.change(node, mode, uid, gid, size.is_some()).map(|()| node));
+        let node = self.node(ino).and_then(|node| {
+            let change = || self.change(caller(req), node, mode, uid, gid, size.is_some());
+            self.once(req, change, || Ok(())).map(|()| node)
+        });
         self.reply_attr(req, node, reply);
+        self.engine.replied(req.unique().0);
     }
 
     fn mkdir(
@@ -235,32 +275,43 @@ impl Filesystem for Fs {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.node(parent).and_then(|parent| {
-            // A name that is no text is none of a pool or a list; let their rules say so.
-            let name = name.to_str().unwrap_or("\u{fffd}");
-            let made = parent.make_child(&self.engine, caller(req), name).ok_or(Errno::EPERM)?;
-            made.map_err(|refusal| errno(&refusal))
+        let made = self.node(parent).and_then(|home| {
+            let make = || {
+                // A name that is no text is none of a pool or a list; let their rules say so.
+                let name = name.to_str().unwrap_or("\u{fffd}");
+                let made = home.make_child(&self.engine, caller(req), name).ok_or(Errno::EPERM)?;
+                made.map_err(|refusal| errno(&refusal))
+            };
+            self.once(req, make, || self.child(parent, name))
         });
         self.reply_entry(req, made, reply);
+        self.engine.replied(req.unique().0);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.child(parent, name).and_then(|node| {
+        let remove = || {
+            let node = self.child(parent, name)?;
             let removed = node.remove(&self.engine, caller(req)).ok_or(Errno::EPERM)?;
             removed.map_err(|refusal| errno(&refusal))
-        });
-        match removed {
+        };
+        match self.once(req, remove, || Ok(())) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
+        self.engine.replied(req.unique().0);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        admit!(self, req, reply);
         match self.node(ino) {
             Ok(_) => {
+                let (fh, number) = self.files.open(req.uid());
+                if self.files.opened_before(number) % RESERVED_HANDLES == RESERVED_HANDLES - 1 {
+                    self.engine.reserve_handles(number);
+                }
                 // Past the page cache: content changes by itself, and a write is a command.
                 let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                reply.opened(FileHandle(self.files.open(req.uid())), flags);
+                reply.opened(FileHandle(fh), flags);
             }
             Err(errno) => reply.error(errno),
         }
@@ -277,6 +328,7 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        admit!(self, req, reply);
         let started = Instant::now();
         let content = self.opened(ino).and_then(|node| {
             let show = || {
@@ -306,10 +358,18 @@ impl Filesystem for Fs {
         reply: ReplyWrite,
     ) {
         let started = Instant::now();
-        match self.take(req, ino, fh, data, flags) {
+        let taken = self.once(req, || self.take(req, ino, fh, data, flags), || Ok(()));
+        match taken {
             Ok(()) => reply.written(data.len() as u32),
-            Err(errno) => reply.error(errno),
+            Err(errno) => {
+                if errno.code() == nix::errno::Errno::E2BIG as i32 {
+                    // Where the answer came from the journal, this may be all that is left to be done.
+                    self.refuse(fh);
+                }
+                reply.error(errno);
+            }
         }
+        self.engine.replied(req.unique().0);
         self.engine.metrics.took(started.elapsed());
     }
 
@@ -323,14 +383,16 @@ impl Filesystem for Fs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.files.close(fh.into());
+        if self.files.close(fh.into()) {
+            self.engine.note_closed(fh.into());
+        }
         self.engine.changes.disarm(fh.into());
         reply.ok();
     }
 
     fn poll(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         ph: PollNotifier,
@@ -338,6 +400,10 @@ impl Filesystem for Fs {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        admit!(self, req, reply);
+        if self.files.polled(fh.into(), ph.handle().0) {
+            self.engine.note_poll(fh.into(), ph.handle().0);
+        }
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(ph);
         match self.poll_events(ino, fh, notifier) {
             Ok(events) => reply.poll(events),
@@ -345,7 +411,8 @@ impl Filesystem for Fs {
         }
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        admit!(self, req, reply);
         let node = match self.node(ino) {
             Ok(node) => node,
             Err(errno) => return reply.error(errno),

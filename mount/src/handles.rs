@@ -37,6 +37,15 @@ struct OpenFile {
     seen: u64,
     /// A command through it was too long: what follows is a rest of it.
     refused: bool,
+    /// The kernel's handle under which it is polled, once that is recorded.
+    polled: Option<u64>,
+}
+
+impl OpenFile {
+    /// Whether the journal knows of it.
+    fn is_noted(&self) -> bool {
+        self.refused || self.polled.is_some()
+    }
 }
 
 /// The snapshot cannot be had any more.
@@ -44,14 +53,29 @@ struct OpenFile {
 pub(crate) struct Stale;
 
 impl OpenFiles {
-    /// Handles are numbered from `first` on: beyond all that an earlier daemon may have given out.
-    pub(crate) fn new(first: u32) -> Self {
-        Self { first, next: AtomicU32::new(first), state: Mutex::default() }
+    /// Handles are numbered from `first` on: beyond all that an earlier worker may have given out. `polls` and
+    /// `rests`: what is known of files that were opened through those.
+    pub(crate) fn new(first: u32, polls: &[(u64, u64)], rests: &[u64]) -> Self {
+        let mut files: HashMap<u64, OpenFile> = HashMap::new();
+        for &(fh, kh) in polls {
+            files.entry(fh).or_default().polled = Some(kh);
+        }
+        for &fh in rests {
+            files.entry(fh).or_default().refused = true;
+        }
+        let state = Mutex::new(State { files, kept: 0 });
+        Self { first, next: AtomicU32::new(first), state }
     }
 
-    /// A handle for a file that this user opens.
-    pub(crate) fn open(&self, uid: u32) -> u64 {
-        u64::from(uid) << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed))
+    /// A handle for a file that this user opens, and its number.
+    pub(crate) fn open(&self, uid: u32) -> (u64, u32) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        (u64::from(uid) << 32 | u64::from(number), number)
+    }
+
+    /// How many files have been opened before this number.
+    pub(crate) fn opened_before(&self, number: u32) -> u32 {
+        number.wrapping_sub(self.first)
     }
 
     /// The user who opened the file.
@@ -59,11 +83,17 @@ impl OpenFiles {
         (fh >> 32) as u32
     }
 
-    pub(crate) fn close(&self, fh: u64) {
+    /// Forgets the file; says whether the journal knows of it.
+    pub(crate) fn close(&self, fh: u64) -> bool {
         let mut state = self.state.lock();
-        if let Some(file) = state.files.remove(&fh) {
-            state.kept -= file.snapshot.map_or(0, |snapshot| snapshot.len());
-        }
+        let Some(file) = state.files.remove(&fh) else { return false };
+        state.kept -= file.snapshot.as_ref().map_or(0, |snapshot| snapshot.len());
+        file.is_noted()
+    }
+
+    /// The file is polled under this handle of the kernel's; says whether that is new.
+    pub(crate) fn polled(&self, fh: u64, kh: u64) -> bool {
+        self.state.lock().files.entry(fh).or_default().polled.replace(kh) != Some(kh)
     }
 
     /// What a read at `offset` sees. At offset 0 it is what `show` gives now, with its version; beyond, the
@@ -110,9 +140,9 @@ impl OpenFiles {
         self.state.lock().files.get(&fh).map_or(0, |file| file.seen)
     }
 
-    /// No command is taken through this file any more.
-    pub(crate) fn refuse(&self, fh: u64) {
-        self.state.lock().files.entry(fh).or_default().refused = true;
+    /// No command is taken through this file any more; says whether that is new.
+    pub(crate) fn refuse(&self, fh: u64) -> bool {
+        !std::mem::replace(&mut self.state.lock().files.entry(fh).or_default().refused, true)
     }
 
     pub(crate) fn is_refused(&self, fh: u64) -> bool {
@@ -135,17 +165,17 @@ mod tests {
 
     #[test]
     fn the_opener_is_in_the_handle() {
-        let files = OpenFiles::new(u32::MAX);
+        let files = OpenFiles::new(u32::MAX, &[], &[]);
         for uid in [0, 65534, u32::MAX] {
-            assert_eq!(OpenFiles::opener(files.open(uid)), uid);
+            assert_eq!(OpenFiles::opener(files.open(uid).0), uid);
         }
         assert_ne!(files.open(0), files.open(0));
     }
 
     #[test]
     fn one_open_file_reads_one_snapshot() {
-        let files = OpenFiles::new(7);
-        let fh = files.open(0);
+        let files = OpenFiles::new(7, &[], &[]);
+        let (fh, _) = files.open(0);
         assert_eq!(files.read(fh, 0, || (3, text("a"))), Ok(text("a")));
         assert_eq!(files.read(fh, 1, || (4, text("b"))), Ok(text("a")));
         assert_eq!(files.seen(fh), 3);
@@ -156,17 +186,17 @@ mod tests {
 
     #[test]
     fn what_was_read_through_another_daemon_is_stale() {
-        let files = OpenFiles::new(7);
-        let (old, new) = (6, files.open(0));
+        let files = OpenFiles::new(7, &[], &[]);
+        let (old, new) = (6, files.open(0).0);
         assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale));
         assert_eq!(files.read(new, 1, || (1, text("b"))), Ok(text("b")));
     }
 
     #[test]
     fn snapshots_are_bounded() {
-        let files = OpenFiles::new(0);
+        let files = OpenFiles::new(0, &[], &[]);
         let big: Content = vec![b'x'; MAX_KEPT / 2].into();
-        let handles: Vec<u64> = (0..4).map(|_| files.open(0)).collect();
+        let handles: Vec<u64> = (0..4).map(|_| files.open(0).0).collect();
         for &fh in &handles {
             files.read(fh, 0, || (1, Content::clone(&big))).unwrap();
             assert!(files.state.lock().kept <= MAX_KEPT);
@@ -176,13 +206,21 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_worker_knew_of_open_files_is_known() {
+        let files = OpenFiles::new(7, &[(3, 30)], &[4]);
+        assert!(files.is_refused(4) && !files.is_refused(3));
+        assert!(!files.polled(3, 30) && files.polled(3, 31) && files.polled(5, 50));
+        assert!(files.close(3) && files.close(4) && files.close(5) && !files.close(6));
+    }
+
+    #[test]
     fn a_refused_file_stays_refused_until_it_is_closed() {
-        let files = OpenFiles::new(0);
-        let fh = files.open(0);
+        let files = OpenFiles::new(0, &[], &[]);
+        let (fh, _) = files.open(0);
         assert!(!files.is_refused(fh));
         files.refuse(fh);
         assert!(files.is_refused(fh));
-        files.close(fh);
+        assert!(files.close(fh), "the journal knows of it");
         assert!(!files.is_refused(fh));
     }
 }

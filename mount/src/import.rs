@@ -73,16 +73,14 @@ fn directories(path: &Path) -> io::Result<Vec<Directory>> {
     Ok(found)
 }
 
-/// Makes the pools and lists, claims for those of the tasks that are really on their list, and moves the
-/// directory aside, so that `conf_dir` is empty. What cannot be taken over is named in the log and left out.
+/// Makes the pools and lists, and claims for those of the tasks that are really on their list. What is there
+/// already is left; what cannot be taken over is named in the log and left out.
 ///
 /// # Errors
-/// The directory cannot be moved aside; then it is as it was.
-pub(crate) fn take_over(engine: &Engine, layout: &Layout, conf_dir: &Path) -> io::Result<()> {
-    let aside = move_aside(conf_dir)?;
-    log::info!("{}: the layout of 2017 is kept in {}", conf_dir.display(), aside.display());
-    let root = Caller { tid: std::process::id(), uid: 0 };
-    for pool in &layout.pools {
+/// The layout cannot be read.
+pub(crate) fn take_over(engine: &Engine, layout: &Path) -> io::Result<()> {
+    let root = Caller { tid: std::process::id(), uid: 0, request: 0 };
+    for pool in &Layout::read(layout)?.pools {
         if let Err(refusal) = take_over_pool(engine, root, pool) {
             log::warn!("pool {}: not taken over: {}", pool.name, refusal.sentence("another task"));
         }
@@ -124,7 +122,11 @@ fn take_over_task(engine: &Engine, root: Caller, pool: &Pool, list: &List, id: L
     }
 }
 
-fn move_aside(conf_dir: &Path) -> io::Result<PathBuf> {
+/// Moves the directory aside, and gives its new name; an empty one stands in its place.
+///
+/// # Errors
+/// It is as it was.
+pub(crate) fn move_aside(conf_dir: &Path) -> io::Result<PathBuf> {
     let mut name = conf_dir.as_os_str().to_owned();
     name.push(format!(".2017-{}", clock::wall_ms() / 1000));
     let aside = PathBuf::from(name);

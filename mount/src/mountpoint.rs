@@ -111,7 +111,7 @@ fn ask(path: &Path) -> Status {
 
 /// The path as the mount table has it: absolute, links resolved. The last part is not looked at, since that
 /// could hang.
-fn resolved(path: &Path) -> PathBuf {
+pub(crate) fn resolved(path: &Path) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     // Without a file name (`/`, or `..` at its end) there is nothing to keep apart.
     match (whole.parent(), whole.file_name()) {

@@ -141,12 +141,29 @@ impl Mount {
         found
     }
 
-    /// Kills the daemon as nothing should be killed, and waits until it has gone.
+    /// The process that serves.
+    pub fn worker(&self) -> Option<u32> {
+        let is_worker = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&b| b == 0).any(|word| word == b"--worker")
+        };
+        self.daemons().into_iter().find(is_worker)
+    }
+
+    /// The process that keeps the mount.
+    pub fn keeper(&self) -> u32 {
+        let lock = fs::read_to_string(self.state().join("lock")).expect("the lock of the state directory");
+        lock.trim().parse().expect("the keeper's PID")
+    }
+
+    /// Kills all of the daemon as nothing should be killed, and waits until it has gone.
     pub fn kill_daemon(&self) {
-        for pid in self.daemons() {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
-        until("the daemon has gone", || self.daemons().is_empty());
+        until("the daemon has gone", || {
+            for pid in self.daemons() {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+            self.daemons().is_empty()
+        });
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::write::answered;
 use super::{Caller, Engine};
 use crate::clock;
 use crate::fault::{Step, reached};
-use crate::journal::{Config, ListConfig, NodeAttributes, PoolConfig, Record, Recovered};
+use crate::journal::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig, Record, Recovered};
 use crate::model::claims::Claims;
 use crate::model::command::{Claim, Command, SavedMask};
 use crate::model::cpuset::CpuSet;
@@ -41,7 +42,7 @@ impl Engine {
         let mut next = self.configuring.lock();
         let id = PoolId(*next);
         self.claims.lock().apply(Command::AddPool { id, name, exclusivity: Exclusivity::Shared })?;
-        self.store_or(&mut next, NODES_EACH, || Command::RemovePool(id))?;
+        self.store_or(&mut next, NODES_EACH, caller, || Command::RemovePool(id))?;
         Ok(id)
     }
 
@@ -61,7 +62,7 @@ impl Engine {
         let mut next = self.configuring.lock();
         let id = ListId(*next);
         self.claims.lock().apply(Command::AddList { pool, id, name: name.to_owned(), cpus })?;
-        self.store_or(&mut next, NODES_EACH, || Command::RemoveList(id))?;
+        self.store_or(&mut next, NODES_EACH, caller, || Command::RemoveList(id))?;
         self.claims.lock().apply(Command::OpenList(id))?;
         self.mind_own_mask();
         reached(Step::ConfigApplied);
@@ -82,7 +83,7 @@ impl Engine {
             claims.apply(Command::RemovePool(id))?;
             was
         };
-        self.store_or(&mut next, 0, || Command::AddPool { id, name, exclusivity })?;
+        self.store_or(&mut next, 0, caller, || Command::AddPool { id, name, exclusivity })?;
         self.forget(&[id.0, id.exclusive_node(), id.tasks_node()]);
         reached(Step::ConfigApplied);
         Ok(())
@@ -97,7 +98,7 @@ impl Engine {
         let mut next = self.configuring.lock();
         self.reap();
         self.claims.lock().apply(Command::CloseList { id, now: clock::since_boot() })?;
-        self.store_or(&mut next, 0, || Command::OpenList(id))?;
+        self.store_or(&mut next, 0, caller, || Command::OpenList(id))?;
         self.claims.lock().apply(Command::RemoveList(id))?;
         self.forget(&[id.0, id.tasks_node()]);
         self.mind_own_mask();
@@ -135,7 +136,7 @@ impl Engine {
         if was == exclusivity {
             return Ok(());
         }
-        self.store_or(&mut next, 0, || Command::SetExclusivity { pool, exclusivity: was })?;
+        self.store_or(&mut next, 0, caller, || Command::SetExclusivity { pool, exclusivity: was })?;
         self.mind_own_mask();
         reached(Step::ConfigApplied);
         Ok(())
@@ -150,10 +151,15 @@ impl Engine {
     ///
     /// # Errors
     /// It cannot be stored.
-    pub(crate) fn set_attributes(&self, node: u64, attributes: Attributes) -> Result<(), Refusal> {
+    pub(crate) fn set_attributes(
+        &self,
+        caller: Caller,
+        node: u64,
+        attributes: Attributes,
+    ) -> Result<(), Refusal> {
         let mut next = self.configuring.lock();
         let was = self.attributes.write().insert(node, attributes);
-        self.store(&mut next, 0).inspect_err(|_| {
+        self.store(&mut next, 0, caller).inspect_err(|_| {
             let mut attributes = self.attributes.write();
             match was {
                 Some(was) => attributes.insert(node, was),
@@ -174,31 +180,39 @@ impl Engine {
         &self,
         next: &mut u64,
         nodes: u64,
+        caller: Caller,
         otherwise: impl FnOnce() -> Command,
     ) -> Result<(), Refusal> {
-        self.store(next, nodes).inspect_err(|_| {
+        self.store(next, nodes, caller).inspect_err(|_| {
             if let Err(error) = self.claims.lock().apply(otherwise()) {
                 log::error!("a change that could not be stored could not be taken back: {error:?}");
             }
         })
     }
 
-    /// Stores the configuration with `nodes` more node ids given out.
-    fn store(&self, next: &mut u64, nodes: u64) -> Result<(), Refusal> {
+    /// Stores the configuration with `nodes` more node ids given out, and that the caller's request is carried
+    /// out.
+    fn store(&self, next: &mut u64, nodes: u64, caller: Caller) -> Result<(), Refusal> {
         reached(Step::ConfigDecided);
         // Also where it is not stored: the new node may have been seen.
         *next += nodes;
-        let config = self.config(*next);
+        let last =
+            (caller.request != 0).then(|| LastRequest { mount: self.state.mount(), request: caller.request });
+        let config = self.config(*next, last);
         self.state.store_config(&config).map_err(|error| Refusal::CannotStore {
             errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
         })?;
         reached(Step::ConfigStored);
+        // The configuration names one request; this one may still be unanswered when the next one is named.
+        if let Some(answered) = answered(caller.request) {
+            self.record_if_possible(answered);
+        }
         Ok(())
     }
 
     /// What the state directory has to remember. A list that is being removed is no longer in it, one that is
     /// being made is already.
-    fn config(&self, next_node: u64) -> Config {
+    fn config(&self, next_node: u64, last: Option<LastRequest>) -> Config {
         let attributes = self.attributes.read();
         let attributes =
             attributes.iter().map(|(&node, a)| NodeAttributes { node, uid: a.uid, gid: a.gid, mode: a.mode });
@@ -220,7 +234,7 @@ impl Engine {
                 })
                 .collect(),
         });
-        Config { pools: pools.collect(), attributes, next_node }
+        Config { pools: pools.collect(), attributes, next_node, last }
     }
 
     /// Takes up what the state directory remembers.

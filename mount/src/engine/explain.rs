@@ -6,23 +6,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::model::refusal::Refusal;
+use crate::journal::Filed;
 use crate::model::task::TaskId;
 
 /// How many refusals are kept.
 const KEPT: usize = 4096;
-
-/// One refusal.
-#[derive(Debug)]
-pub(crate) struct Filed {
-    /// Wall time in milliseconds.
-    pub(crate) time: u64,
-    /// The PID that was refused, as it was written.
-    pub(crate) number: u32,
-    pub(crate) refusal: Refusal,
-    /// Whose refusal it is: the writer and some of its ancestors.
-    concerned: Vec<TaskId>,
-}
 
 /// The newest refusals.
 #[derive(Debug, Default)]
@@ -32,8 +20,7 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    pub(crate) fn file(&mut self, time: u64, number: u32, refusal: Refusal, concerned: Vec<TaskId>) {
-        let filed = Arc::new(Filed { time, number, refusal, concerned });
+    pub(crate) fn file(&mut self, filed: Arc<Filed>) {
         for task in &filed.concerned {
             self.by_task.insert(*task, Arc::clone(&filed));
         }

@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use nix::errno::Errno;
+
 use super::{Caller, Engine};
 use crate::clock;
 use crate::engine::events::Event;
+use crate::journal::{Filed, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
 use crate::model::refusal::{Holder, ListName, Refusal};
@@ -35,26 +38,39 @@ impl Engine {
     pub(crate) fn refused(&self, caller: Caller, refusal: &Refusal) {
         let writer = self.writer(caller);
         let number = self.own_number(writer.as_ref(), caller);
-        self.file_refusal(writer.as_deref(), number, refusal);
+        self.file_refusal(caller, writer.as_deref(), number, refusal);
     }
 
     /// Files a refusal under the writer and up to four of its ancestors in the same PID namespace.
-    pub(super) fn file_refusal(&self, writer: Option<&Process>, number: u32, refusal: &Refusal) {
+    pub(super) fn file_refusal(
+        &self,
+        caller: Caller,
+        writer: Option<&Process>,
+        number: u32,
+        refusal: &Refusal,
+    ) {
         self.metrics.refused(refusal.errno());
+        let holder = refusal.holder();
+        let text = refusal.sentence(HOLDER);
         self.event(Event {
             event: "refused",
             pid: Some(writer.map_or(number, |writer| writer.id().pid.get())),
             errno: Some(format!("{:?}", refusal.errno())),
-            reason: Some(refusal.sentence(&self.name_of_holder(refusal, false))),
+            reason: Some(named(&text, &self.name_of_holder(holder, false))),
             ..Event::default()
         });
-        let Some(writer) = writer else { return };
-        let mut concerned = vec![writer.id()];
-        self.walk_ancestors(writer, TOLD_ANCESTORS, |ancestor| {
-            concerned.push(ancestor.id());
-            true
-        });
-        self.refusals.lock().file(clock::wall_ms(), number, refusal.clone(), concerned);
+        let mut concerned: Vec<TaskId> = writer.iter().map(|writer| writer.id()).collect();
+        if let Some(writer) = writer {
+            self.walk_ancestors(writer, TOLD_ANCESTORS, |ancestor| {
+                concerned.push(ancestor.id());
+                true
+            });
+        }
+        let (time, errno) = (clock::wall_ms(), refusal.errno() as i32);
+        let filed = Arc::new(Filed { time, number, errno, text, holder, concerned });
+        // Before the answer, which may come again from the next worker.
+        self.record_if_possible(Record::Refused { request: caller.request, filed: Arc::clone(&filed) });
+        self.refusals.lock().file(filed);
     }
 
     /// `self/claim`: the list of the reader, or of its nearest ancestor whose list it inherited.
@@ -96,26 +112,23 @@ impl Engine {
             });
         }
         let Some(filed) = found else { return String::new() };
-        let refusal = &filed.refusal;
-        let holder = if refusal.holder().is_none_or(|holder| shows_pids(holder.list)) {
-            let may_know = self.may_know_name(caller, refusal);
-            self.name_of_holder(refusal, may_know)
-        } else {
-            "a task".to_owned()
+        let name = match filed.holder {
+            Some(holder) if !shows_pids(holder.list) => "a task".to_owned(),
+            holder => self.name_of_holder(holder, self.may_know_name(caller, holder)),
         };
-        let time = clock::rfc3339(filed.time);
-        format!("{time} {}: {:?}: {}\n", filed.number, refusal.errno(), refusal.sentence(&holder))
+        let errno = Errno::from_raw(filed.errno);
+        let (time, number) = (clock::rfc3339(filed.time), filed.number);
+        format!("{time} {number}: {errno:?}: {}\n", named(&filed.text, &name))
     }
 
     /// More than a process's number is shown to root and to its owner alone.
-    fn may_know_name(&self, caller: Caller, refusal: &Refusal) -> bool {
-        let owner =
-            refusal.holder().and_then(|holder| self.claims.lock().claim(&holder.task).map(|claim| claim.uid));
+    fn may_know_name(&self, caller: Caller, holder: Option<Holder>) -> bool {
+        let owner = holder.and_then(|holder| self.claims.lock().claim(&holder.task).map(|claim| claim.uid));
         caller.uid == 0 || owner == Some(caller.uid)
     }
 
-    fn name_of_holder(&self, refusal: &Refusal, with_name: bool) -> String {
-        let Some(Holder { task, .. }) = refusal.holder() else { return String::new() };
+    fn name_of_holder(&self, holder: Option<Holder>, with_name: bool) -> String {
+        let Some(Holder { task, .. }) = holder else { return String::new() };
         let process = self.watch.get(&task).filter(|_| with_name);
         match process.and_then(|process| self.processes.comm(&process)) {
             Some(comm) => format!("{} ({comm})", task.pid),
@@ -143,4 +156,9 @@ impl Engine {
             parent = facts.parent;
         }
     }
+}
+
+/// A filed sentence with the holder's name in it.
+fn named(text: &str, name: &str) -> String {
+    text.replace(HOLDER, name)
 }

@@ -14,12 +14,13 @@ mod events;
 mod explain;
 mod lookup;
 mod reap;
+mod repeat;
 mod write;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -40,11 +41,12 @@ pub(crate) use changes::Changes;
 pub(crate) use configure::{Attributes, NODES_EACH};
 use events::{Event, Events};
 use explain::Refusals;
+pub(crate) use repeat::{Admission, number};
 
 /// How many numbers of events are reserved in the log at a time.
 const RESERVED_EVENTS: u64 = 1 << 16;
 /// How many numbers of open files are reserved in the log at a time.
-const RESERVED_HANDLES: u32 = 1 << 20;
+pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
 /// How long an operation waits for another one on the same task. Setting masks takes microseconds a thread.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -54,6 +56,8 @@ pub(crate) struct Caller {
     /// 0 where it has no number in our PID namespace.
     pub(crate) tid: u32,
     pub(crate) uid: u32,
+    /// The kernel's number for the request, the same when it comes again; 0 where it is none of the kernel's.
+    pub(crate) request: u64,
 }
 
 /// The text of a `tasks` file and the version of the file that it shows.
@@ -81,8 +85,9 @@ pub(crate) struct Engine {
     pub(crate) changes: Changes,
     pub(crate) metrics: Metrics,
     topology: Topology,
-    /// The daemon's own processes, which are never claimed.
+    /// The daemon's own processes, which are never claimed: this one, and the keeper.
     ours: Pid,
+    keeper: AtomicU32,
     tick: u64,
 }
 
@@ -106,6 +111,8 @@ impl Engine {
         let processes = Processes::new().map_err(StartError::Processes)?;
         let watch = Watch::new().map_err(StartError::Processes)?;
         let handles = recovered.next_handle;
+        let mut refusals = Refusals::default();
+        recovered.refusals.iter().for_each(|filed| refusals.file(Arc::clone(filed)));
         let mut events =
             Events::new(recovered.next_event, recovered.reclaimed.clone(), recovered.reclaimed_dropped);
         for damage in &recovered.damage {
@@ -124,17 +131,18 @@ impl Engine {
             reserved_events: AtomicU64::new(events.next() + RESERVED_EVENTS),
             events: Mutex::new(events),
             shown: Mutex::default(),
-            refusals: Mutex::default(),
+            refusals: Mutex::new(refusals),
             changes: Changes::new().map_err(StartError::Doorbell)?,
             metrics: Metrics::new(clock::wall_ms(), recovered.damage.len()),
             topology,
             ours: Pid::new(std::process::id())
                 .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
+            keeper: AtomicU32::new(nix::unistd::getppid().as_raw() as u32),
             tick: clock::tick(),
         };
         let reserved = Record::Reserved {
             events: recovered.next_event + RESERVED_EVENTS,
-            handles: handles.wrapping_add(RESERVED_HANDLES),
+            handles: handles.wrapping_add(2 * RESERVED_HANDLES),
         };
         if let Err(error) = engine.state.append(&reserved) {
             // A full disk must not keep the mount down: releases and reaps go on without a log.
@@ -333,7 +341,7 @@ impl Engine {
             task,
             uids: facts.uids,
             kernel_thread: facts.kernel_thread,
-            ours: task.pid == self.ours,
+            ours: task.pid == self.ours || task.pid.get() == self.keeper.load(Ordering::Relaxed),
             cgroup: None,
             saved: None,
         }
@@ -353,14 +361,22 @@ impl Engine {
         }
     }
 
+    /// Another process keeps the mount from now on.
+    pub(crate) fn set_keeper(&self, pid: u32) {
+        self.keeper.store(pid, Ordering::Relaxed);
+        self.mind_own_mask();
+    }
+
     /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
     fn mind_own_mask(&self) {
         let exclusive = self.claims.lock().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
-        match self.processes.open(self.ours) {
-            Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask),
-            _ => log::warn!("the daemon's own mask cannot be set"),
+        for pid in [Some(self.ours), Pid::new(self.keeper.load(Ordering::Relaxed))].into_iter().flatten() {
+            match self.processes.open(pid) {
+                Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask),
+                _ => log::warn!("the daemon's own mask cannot be set"),
+            }
         }
     }
 }

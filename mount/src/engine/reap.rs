@@ -60,10 +60,12 @@ impl Engine {
             .is_none_or(|process| !matches!(self.processes.ended(&process), Ending::Exited(_)));
         let (heir_process, heir_subject) = heir.unzip();
         let mut claims = self.claims.lock();
-        let name = claims.list(estate.claim.list).map(|list| list.name().clone());
-        // The heir may have been claimed elsewhere since it was looked for.
+        let Some(claim) = claims.claim(&task).cloned() else { return };
+        let name = claims.list(claim.list).map(|list| list.name().clone());
+        // Since the heir was looked for, it may have been claimed elsewhere, and the dead one's move settled:
+        // then the heir is not on the list that is left.
         let heir_subject = heir_subject
-            .filter(|heir| claims.claim(&heir.task).is_none() && !claims.is_in_hand(&heir.task))
+            .filter(|heir| claim == estate.claim && claims.may_pass(&claim, &heir.task))
             .filter(|_| heir_process.is_some_and(|process| self.watch.add(Arc::new(process)).is_ok()));
         let Ok(effects) = claims.apply(Command::End { task, heir: heir_subject }) else { return };
         self.watch.remove(&task);

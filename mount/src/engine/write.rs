@@ -23,6 +23,15 @@ struct Party {
     process: Arc<Process>,
 }
 
+/// In whose name something is done.
+#[derive(Clone, Copy, Debug)]
+struct By {
+    /// Who opened the file, and who writes.
+    users: [u32; 2],
+    /// The kernel's request; 0 where it is none of the kernel's.
+    request: u64,
+}
+
 /// Why a plan could not be carried out.
 enum Failure {
     /// One of its tasks has died.
@@ -55,11 +64,11 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let writer = self.writer(caller);
         let mut number = None;
-        let result =
-            self.try_write(target, writer.as_ref(), [opener, caller.uid], bytes, read_write, &mut number);
+        let by = By { users: [opener, caller.uid], request: caller.request };
+        let result = self.try_write(target, writer.as_ref(), by, bytes, read_write, &mut number);
         result.inspect_err(|refusal| {
             let number = number.unwrap_or_else(|| self.own_number(writer.as_ref(), caller));
-            self.file_refusal(writer.as_deref(), number, refusal);
+            self.file_refusal(caller, writer.as_deref(), number, refusal);
         })
     }
 
@@ -67,7 +76,7 @@ impl Engine {
         &self,
         target: Target,
         writer: Option<&Arc<Process>>,
-        users: [u32; 2],
+        by: By,
         bytes: &[u8],
         read_write: bool,
         number: &mut Option<u32>,
@@ -86,9 +95,9 @@ impl Engine {
                     *number = Some(only.0.get());
                 }
                 let (claim, release) = self.resolve(writer, &tokens)?;
-                self.place(target, claim, release, users)
+                self.place(target, claim, release, by)
             }
-            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, users),
+            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, by),
         }
     }
 
@@ -128,19 +137,13 @@ impl Engine {
     }
 
     /// Of a rewrite only the writer's own PID counts: it is there, or it is not there any more.
-    fn rewrite(
-        &self,
-        target: Target,
-        writer: &Arc<Process>,
-        pids: &[Pid],
-        users: [u32; 2],
-    ) -> Result<(), Refusal> {
+    fn rewrite(&self, target: Target, writer: &Arc<Process>, pids: &[Pid], by: By) -> Result<(), Refusal> {
         let subject = self.subject(writer)?.ok_or(Refusal::NoSuchProcess)?;
         let own = vec![Party { subject, process: Arc::clone(writer) }];
         if pids.contains(&writer.id().pid) {
-            self.place(target, own, Vec::new(), users)
+            self.place(target, own, Vec::new(), by)
         } else {
-            self.place(target, Vec::new(), own, users)
+            self.place(target, Vec::new(), own, by)
         }
     }
 
@@ -151,7 +154,7 @@ impl Engine {
         target: Target,
         mut claim: Vec<Party>,
         release: Vec<Party>,
-        users: [u32; 2],
+        by: By,
     ) -> Result<(), Refusal> {
         let deadline = Instant::now() + PATIENCE;
         let mut unsuitable = Vec::new();
@@ -165,7 +168,7 @@ impl Engine {
                 target: target.clone(),
                 claim: claim.iter().map(|party| party.subject.clone()).collect(),
                 release: release.iter().map(|party| party.subject.clone()).collect(),
-                users,
+                users: by.users,
                 unsuitable: unsuitable.clone(),
                 now: clock::since_boot(),
             };
@@ -183,7 +186,7 @@ impl Engine {
                 }
             };
             reached(Step::WriteDecided);
-            match self.carry_out(decided.plan, &claim) {
+            match self.carry_out(decided.plan, &claim, by.request) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Died(task)) => claim.retain(|party| party.subject.task != task),
                 Err(Failure::Unsuitable(task, list, refusal)) => match target {
@@ -215,9 +218,9 @@ impl Engine {
         result
     }
 
-    fn carry_out(&self, mut plan: Plan, parties: &[Party]) -> Result<(), Failure> {
+    fn carry_out(&self, mut plan: Plan, parties: &[Party], request: u64) -> Result<(), Failure> {
         let mut done = Done::default();
-        match self.try_carry_out(&mut plan, parties, &mut done) {
+        match self.try_carry_out(&mut plan, parties, request, &mut done) {
             Ok(()) => {}
             Err(failure) => {
                 self.undo(plan, done);
@@ -244,7 +247,13 @@ impl Engine {
     }
 
     /// Watches, records, sets masks and records again. `done` says how far it came.
-    fn try_carry_out(&self, plan: &mut Plan, parties: &[Party], done: &mut Done) -> Result<(), Failure> {
+    fn try_carry_out(
+        &self,
+        plan: &mut Plan,
+        parties: &[Party],
+        request: u64,
+        done: &mut Done,
+    ) -> Result<(), Failure> {
         let process = |task: TaskId| {
             parties.iter().find(|party| party.subject.task == task).map(|party| &party.process)
         };
@@ -279,10 +288,12 @@ impl Engine {
         reached(Step::MasksSet);
         let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));
         let releases = plan.releases.iter().map(|claim| Record::Releasing { task: claim.task });
-        let records: Vec<Record> = claims.chain(releases).collect();
+        let mut records: Vec<Record> = claims.chain(releases).collect();
         if records.is_empty() {
             return Ok(());
         }
+        // In one with what it answers to: a request that comes again finds both or neither.
+        records.extend(answered(request));
         match self.state.append(&Record::Batch(records)) {
             Err(error) if plan.changing().next().is_none() => {
                 log::warn!("a release is not recorded: {error}");
@@ -335,6 +346,11 @@ impl Engine {
             log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
         }
     }
+}
+
+/// That a request was carried out.
+pub(super) fn answered(request: u64) -> Option<Record> {
+    (request != 0).then_some(Record::Answered { request, errno: 0 })
 }
 
 fn failed(error: MaskError, place: &Place) -> Failure {

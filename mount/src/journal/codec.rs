@@ -44,6 +44,9 @@ pub(super) fn decode<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Decoded<T
             None => decoded.bad += 1,
         }
     }
+    if has_lost_its_end::<T>(seed, bytes.get(whole..).unwrap_or_default()) {
+        decoded.bad += 1;
+    }
     decoded
 }
 
@@ -59,6 +62,11 @@ fn record<T: DeserializeOwned>(seed: &str, line: &[u8]) -> Option<T> {
     let canonical = sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let expected = u32::from_str_radix(sum, 16).ok().filter(|_| canonical)?;
     (checksum(seed, json) == expected).then(|| serde_json::from_slice(json).ok())?
+}
+
+/// Whether a tail is a record but for its last byte: then it was not interrupted, it is damaged.
+fn has_lost_its_end<T: DeserializeOwned>(seed: &str, tail: &[u8]) -> bool {
+    tail.split_last().is_some_and(|(_, rest)| record::<T>(seed, &[rest, b"\n"].concat()).is_some())
 }
 
 fn checksum(seed: &str, json: &[u8]) -> u32 {
@@ -81,6 +89,16 @@ mod tests {
             let mut flipped = line.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode::<Vec<u32>>("seed", &flipped).records.is_empty(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_tail_with_another_end_is_damage() {
+        let line = encode("", &1).unwrap();
+        for bit in 0..8 {
+            let mut flipped = line.clone();
+            *flipped.last_mut().unwrap() ^= 1 << bit;
+            assert_eq!(decode::<u32>("", &flipped).bad, 1, "bit {bit}");
         }
     }
 

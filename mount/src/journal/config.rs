@@ -56,11 +56,27 @@ pub(crate) struct Config {
     pub(crate) attributes: Vec<NodeAttributes>,
     /// The next node id. Never goes back.
     pub(crate) next_node: u64,
+    /// The request that made it what it is, in case that comes again.
+    pub(crate) last: Option<LastRequest>,
+}
+
+/// A request of the kernel's, and the mount in which its number means something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastRequest {
+    pub(crate) mount: u64,
+    pub(crate) request: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { pools: Vec::new(), attributes: Vec::new(), next_node: FIRST_NODE }
+        Self { pools: Vec::new(), attributes: Vec::new(), next_node: FIRST_NODE, last: None }
+    }
+}
+
+impl Config {
+    /// Nothing, where there was something: the node ids that are given now must mean nothing to anybody.
+    pub(super) fn after_loss() -> Self {
+        Self { next_node: FIRST_NODE + JUMP, ..Self::default() }
     }
 }
 
@@ -69,6 +85,7 @@ impl Default for Config {
 enum Line {
     Header { kcm: String, version: u32 },
     Next { node: u64 },
+    Last(LastRequest),
     Pool(PoolConfig),
     List { pool: PoolConfig, list: ListConfig },
     Attributes(NodeAttributes),
@@ -87,6 +104,14 @@ pub(super) enum Read {
     },
 }
 
+/// The version of a file that a newer kcm has written.
+pub(super) fn newer(bytes: &[u8]) -> Option<u32> {
+    match read(bytes) {
+        Read::Newer(version) => Some(version),
+        Read::Config { .. } => None,
+    }
+}
+
 /// Reads a file's bytes.
 pub(super) fn read(bytes: &[u8]) -> Read {
     let decoded = codec::decode::<Line>("", bytes);
@@ -97,6 +122,7 @@ pub(super) fn read(bytes: &[u8]) -> Read {
             Line::Header { version, .. } if version > VERSION => return Read::Newer(version),
             Line::Header { kcm, .. } => header = kcm == "config",
             Line::Next { node } => next = next.max(Some(node)),
+            Line::Last(last) => config.last = Some(last),
             Line::Pool(pool) => {
                 pool_of(&mut config, pool);
             }
@@ -107,7 +133,7 @@ pub(super) fn read(bytes: &[u8]) -> Read {
     }
     let nodes =
         config.pools.iter().flat_map(|pool| pool.lists.iter().map(|list| list.id.0).chain([pool.node]));
-    let after_all = nodes.max().map_or(FIRST_NODE, |node| node + JUMP);
+    let after_all = nodes.max().map_or(Config::after_loss().next_node, |node| node + JUMP);
     let whole = header && decoded.bad == 0 && decoded.whole == bytes.len() && expected == Some(count);
     config.next_node = next.unwrap_or(after_all);
     let lost = decoded.bad.max(expected.map_or(1, |expected| expected.saturating_sub(count)));
@@ -138,6 +164,7 @@ pub(super) fn store(directory: &Path, config: &Config) -> io::Result<()> {
         lines.extend(pool.lists.iter().map(|list| Line::List { pool: bare.clone(), list: list.clone() }));
     }
     lines.extend(config.attributes.iter().cloned().map(Line::Attributes));
+    lines.extend(config.last.map(Line::Last));
     // Twice: without it, numbers would have to jump.
     lines.push(Line::Next { node: config.next_node });
     lines.push(Line::End { lines: lines.len() + 1 });
@@ -145,14 +172,16 @@ pub(super) fn store(directory: &Path, config: &Config) -> io::Result<()> {
     for line in &lines {
         bytes.extend(codec::encode("", line)?);
     }
-    replace(directory, "config", &bytes, true)
+    replace(directory, "config", &bytes, true).map(|_| ())
 }
 
-/// Replaces a file of the directory atomically; `durable`: also over a loss of power.
-pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+/// Replaces a file of the directory atomically; `durable`: also over a loss of power. Gives the new file, to
+/// append to: to open it afterwards could fail, when the old one has gone already.
+pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<File> {
     let new = directory.join(format!("{name}.new"));
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&new)?;
+        file.set_len(0)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_all()?;
@@ -161,7 +190,7 @@ pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8], durable: bool)
         if durable {
             File::open(directory)?.sync_all()?;
         }
-        Ok(())
+        Ok(file)
     };
     write().inspect_err(|_| {
         let _ = fs::remove_file(&new);

@@ -2,12 +2,14 @@
 //!
 //! Owns: the records and the state that they add up to. Must not know: files.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::RECLAIMED_KEPT;
+use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::model::command::Claim;
+use crate::model::refusal::Holder;
 use crate::model::task::TaskId;
 
 /// A claim that was taken back from a task that was killed, or of which nobody can tell how it ended.
@@ -22,7 +24,25 @@ pub(crate) struct Reclaimed {
     pub(crate) cpus: String,
 }
 
-/// One thing that happened to a claim.
+/// A refusal, for those whom it concerns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Filed {
+    /// Wall time in milliseconds.
+    pub(crate) time: u64,
+    /// The PID that was refused, as it was written.
+    pub(crate) number: u32,
+    pub(crate) errno: i32,
+    /// What happened and what to do, with [`HOLDER`] where the holder is named.
+    pub(crate) text: String,
+    pub(crate) holder: Option<Holder>,
+    /// The writer and some of its ancestors.
+    pub(crate) concerned: Vec<TaskId>,
+}
+
+/// Stands for a holder whose name depends on the reader.
+pub(crate) const HOLDER: &str = "\u{0}";
+
+/// One thing that happened to a claim, or to a request of the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
@@ -46,6 +66,20 @@ pub(crate) enum Record {
     Dropped { count: u64 },
     /// Somebody has read of reclaimed claims up to this event.
     Acknowledged { seq: u64 },
+    /// What follows belongs to this mount: requests and open files of another one mean nothing any more.
+    Mounted { mount: u64 },
+    /// The request has been decided: 0, or the error number.
+    Answered { request: u64, errno: i32 },
+    /// A request has been refused; 0 where it was none of the kernel's.
+    Refused { request: u64, filed: Arc<Filed> },
+    /// A request that was in hand when a worker died is taken in hand again.
+    Tried { request: u64 },
+    /// The open file is polled under this handle of the kernel's.
+    Polled { fh: u64, kh: u64 },
+    /// No command is taken through the open file any more.
+    Rest { fh: u64 },
+    /// The open file, of which something was noted, is closed.
+    Closed { fh: u64 },
     /// Numbers below these may have been given out. 0: says nothing.
     Reserved { events: u64, handles: u32 },
     /// All of it or nothing.
@@ -63,6 +97,67 @@ pub(crate) struct Live {
     pub(crate) dropped: u64,
     pub(crate) events: u64,
     pub(crate) handles: u32,
+    pub(crate) requests: Requests,
+    /// The newest ones.
+    pub(crate) refusals: VecDeque<Arc<Filed>>,
+}
+
+/// What is remembered of requests and open files, for as long as the mount lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Requests {
+    mount: u64,
+    /// Decided by this worker and not yet known to have reached the kernel.
+    answered: HashMap<u64, i32>,
+    /// Decided by an earlier worker: those that did not reach the kernel come again at once.
+    answered_before: HashMap<u64, i32>,
+    /// In hand when a worker died, and taken in hand again since.
+    tried: HashSet<u64>,
+    /// By open file.
+    pub(crate) polls: BTreeMap<u64, u64>,
+    pub(crate) rests: BTreeSet<u64>,
+}
+
+impl Requests {
+    /// The answer to a request that comes again.
+    pub(crate) fn answer(&self, request: u64) -> Option<i32> {
+        self.answered.get(&request).or_else(|| self.answered_before.get(&request)).copied()
+    }
+
+    /// Whether the request was in hand at two deaths.
+    pub(crate) fn is_deadly(&self, request: u64) -> bool {
+        self.tried.contains(&request)
+    }
+
+    /// The kernel has the answer: the request does not come again.
+    pub(crate) fn replied(&mut self, request: u64) {
+        self.answered.remove(&request);
+    }
+
+    /// What was decided until now was decided by an earlier worker. `last`: the request that the configuration
+    /// names, in case its answer was not recorded.
+    pub(crate) fn pass_on(&mut self, last: Option<u64>) {
+        let answered = std::mem::take(&mut self.answered);
+        self.answered_before.extend(answered);
+        if let Some(last) = last {
+            self.answered_before.entry(last).or_insert(0);
+        }
+    }
+
+    /// All that can come again has come again.
+    pub(crate) fn forget_before(&mut self) {
+        self.answered_before.clear();
+        self.tried.clear();
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let answers = self.answered_before.iter().chain(&self.answered);
+        let answers = answers.map(|(&request, &errno)| Record::Answered { request, errno });
+        std::iter::once(Record::Mounted { mount: self.mount })
+            .chain(answers)
+            .chain(self.tried.iter().map(|&request| Record::Tried { request }))
+            .chain(self.polls.iter().map(|(&fh, &kh)| Record::Polled { fh, kh }))
+            .chain(self.rests.iter().map(|&fh| Record::Rest { fh }))
+    }
 }
 
 impl Live {
@@ -100,6 +195,36 @@ impl Live {
                 self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
                 self.dropped = 0;
             }
+            Record::Mounted { mount } => {
+                if mount != self.requests.mount {
+                    self.requests = Requests { mount, ..Requests::default() };
+                }
+            }
+            Record::Answered { request, errno } => {
+                self.requests.answered.insert(request, errno);
+            }
+            Record::Refused { request, filed } => {
+                if request != 0 {
+                    self.requests.answered.insert(request, filed.errno);
+                }
+                self.refusals.push_back(filed);
+                if self.refusals.len() > REFUSALS_KEPT {
+                    self.refusals.pop_front();
+                }
+            }
+            Record::Tried { request } => {
+                self.requests.tried.insert(request);
+            }
+            Record::Polled { fh, kh } => {
+                self.requests.polls.insert(fh, kh);
+            }
+            Record::Rest { fh } => {
+                self.requests.rests.insert(fh);
+            }
+            Record::Closed { fh } => {
+                self.requests.polls.remove(&fh);
+                self.requests.rests.remove(&fh);
+            }
             Record::Reserved { events, handles } => {
                 self.events = self.events.max(events);
                 if handles != 0 {
@@ -113,6 +238,10 @@ impl Live {
     /// The records that say the same again, as short as can be.
     pub(crate) fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Reserved { events: self.events, handles: self.handles }];
+        records.extend(self.requests.records());
+        records.extend(
+            self.refusals.iter().map(|filed| Record::Refused { request: 0, filed: Arc::clone(filed) }),
+        );
         records.extend(self.reclaimed.iter().cloned().map(Record::Kept));
         if self.dropped > 0 {
             records.push(Record::Dropped { count: self.dropped });

@@ -13,45 +13,49 @@
 
 mod codec;
 mod config;
+mod lock;
 mod log;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::log::warn;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use codec::VERSION;
-pub(crate) use config::{Config, ListConfig, NodeAttributes, PoolConfig};
-use log::Live;
-pub(crate) use log::{Reclaimed, Record};
+pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
+pub(crate) use lock::StateLock;
+pub(crate) use log::{Filed, HOLDER, Reclaimed, Record};
+use log::{Live, Requests};
 
 use crate::clock;
 use crate::model::command::Claim;
 
 /// How many reclaimed claims are kept for those who have not read of them.
 const RECLAIMED_KEPT: usize = 1024;
+/// How many refusals are kept for those whom they concern.
+const REFUSALS_KEPT: usize = 4096;
+/// Within this time whatever the kernel sends again has come again.
+const RESENT: Duration = Duration::from_secs(10);
 /// A log is compacted when it is larger than this, and four times larger than after the last time.
 const COMPACTED_FROM: u64 = 256 * 1024;
-/// How long a directory may be in use by a daemon that is just dying.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An open state directory.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
     boot: String,
+    mount: u64,
     log: Mutex<Log>,
-    /// Held as long as the daemon lives.
-    _lock: Flock<File>,
+    /// Held as long as a process of the daemon lives.
+    _lock: StateLock,
 }
 
 #[derive(Debug)]
@@ -62,6 +66,7 @@ struct Log {
     compact_at: u64,
     next: u64,
     live: Live,
+    opened: Instant,
 }
 
 /// What an earlier daemon has left.
@@ -79,6 +84,11 @@ pub(crate) struct Recovered {
     pub(crate) reclaimed_dropped: u64,
     pub(crate) next_event: u64,
     pub(crate) next_handle: u32,
+    /// Open files that are polled, with the kernel's handles for that.
+    pub(crate) polls: Vec<(u64, u64)>,
+    /// Open files through which no command is taken any more.
+    pub(crate) rests: Vec<u64>,
+    pub(crate) refusals: Vec<Arc<Filed>>,
     pub(crate) damage: Vec<Damage>,
     /// Records are missing: what is recorded as a claim may have been released.
     pub(crate) suspect: bool,
@@ -125,22 +135,22 @@ struct Numbered<R> {
 }
 
 impl StateDir {
-    /// Opens the directory, which is made where it is missing, for this daemon alone. The claims of another
-    /// boot are forgotten.
+    /// Opens the directory, for the daemon that has locked it. The claims of another boot are forgotten.
     ///
     /// # Errors
     /// A [`StateError`]; nothing is changed then.
-    pub(crate) fn open(path: &Path, boot: &str) -> Result<(Self, Recovered), StateError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed(path, "cannot be made"))?;
+    pub(crate) fn open(
+        lock: StateLock,
+        path: &Path,
+        boot: &str,
+        mount: u64,
+    ) -> Result<(Self, Recovered), StateError> {
         let path = path.canonicalize().map_err(failed(path, "cannot be resolved"))?;
-        let lock = take_lock(&path)?;
         let mut damage = Vec::new();
         let config = open_config(&path, &mut damage)?;
-        let (log, suspect) = open_log(&path, boot, &mut damage)?;
+        let (mut log, suspect) = open_log(&path, boot, &mut damage)?;
+        log.live.add(log.next, Record::Mounted { mount });
+        log.live.requests.pass_on(config.last.filter(|last| last.mount == mount).map(|last| last.request));
         let live = &log.live;
         let mut claims: Vec<&(u64, Claim)> = live.claims.values().collect();
         claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
@@ -153,10 +163,49 @@ impl StateDir {
             reclaimed_dropped: live.dropped,
             next_event: live.events.max(1),
             next_handle: live.handles.max(1),
+            polls: live.requests.polls.iter().map(|(&fh, &kh)| (fh, kh)).collect(),
+            rests: live.requests.rests.iter().copied().collect(),
+            refusals: live.refusals.iter().cloned().collect(),
             damage,
             suspect,
         };
-        Ok((Self { path, boot: boot.to_owned(), log: Mutex::new(log), _lock: lock }, recovered))
+        let state = Self { path, boot: boot.to_owned(), log: Mutex::new(log), mount, _lock: lock };
+        if let Err(error) = state.append(&Record::Mounted { mount }) {
+            warn!("{}: the log of claims cannot be written: {error}", state.path.display());
+        }
+        Ok((state, recovered))
+    }
+
+    /// The mount that is served.
+    pub(crate) fn mount(&self) -> u64 {
+        self.mount
+    }
+
+    /// Looks at what is remembered of requests and open files.
+    pub(crate) fn with_requests<T>(&self, look: impl FnOnce(&mut Requests) -> T) -> T {
+        look(&mut self.log.lock().live.requests)
+    }
+
+    /// Whether this program can read what is there. Changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError::NewerVersion`], or a file cannot be read.
+    pub(crate) fn check(path: &Path) -> Result<(), StateError> {
+        for (name, newer) in
+            [("config", config::newer as fn(&[u8]) -> Option<u32>), ("claims", newer_log as fn(&[u8]) -> _)]
+        {
+            let file = path.join(name);
+            match fs::read(&file) {
+                Ok(bytes) => {
+                    if let Some(found) = newer(&bytes) {
+                        return Err(StateError::NewerVersion { file, found });
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&file, "cannot be read")(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Records what happened; it outlives this process when this returns.
@@ -186,6 +235,9 @@ impl StateDir {
 
     /// Writes the log anew, as short as it can be. Where that fails, the old one goes on growing.
     fn compact(&self, log: &mut Log) {
+        if log.opened.elapsed() > RESENT {
+            log.live.requests.forget_before();
+        }
         match rewrite(&self.path, &self.boot, &log.live) {
             Ok((file, length, next)) => {
                 *log = Log {
@@ -194,6 +246,7 @@ impl StateDir {
                     next,
                     compact_at: threshold(length),
                     live: std::mem::take(&mut log.live),
+                    opened: log.opened,
                 };
             }
             Err(error) => {
@@ -225,28 +278,14 @@ fn threshold(length: u64) -> u64 {
     COMPACTED_FROM.max(length * 4)
 }
 
-fn take_lock(path: &Path) -> Result<Flock<File>, StateError> {
-    let file = path.join("lock");
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&file);
-    let mut lock = open().map_err(failed(&file, "cannot be opened"))?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((_, Errno::EWOULDBLOCK)) if Instant::now() > deadline => {
-                return Err(StateError::InUse(path.to_path_buf()));
-            }
-            Err((lock, Errno::EWOULDBLOCK)) => lock,
-            Err((_, errno)) => return Err(failed(&file, "cannot be locked")(errno.into())),
-        };
-        // A daemon that was killed keeps it for a moment.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// The bytes of a file. None: there is no such file, or what is there cannot be read and was set aside.
 fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateError> {
-    match fs::read(file) {
+    let read = || match fs::metadata(file)?.is_file() {
+        true => fs::read(file),
+        // A pipe would be waited for.
+        false => Err(io::Error::other("not a regular file")),
+    };
+    match read() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
@@ -273,7 +312,8 @@ fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), 
 fn open_config(path: &Path, damage: &mut Vec<Damage>) -> Result<Config, StateError> {
     let file = path.join("config");
     let Some(bytes) = read(&file, damage)? else {
-        let fresh = Config::default();
+        let lost = file_was_set_aside(&file, damage);
+        let fresh = if lost { Config::after_loss() } else { Config::default() };
         config::store(path, &fresh).map_err(failed(&file, "cannot be written"))?;
         return Ok(fresh);
     };
@@ -288,16 +328,21 @@ fn open_config(path: &Path, damage: &mut Vec<Damage>) -> Result<Config, StateErr
     }
 }
 
+/// The version of a log that a newer kcm has written.
+fn newer_log(bytes: &[u8]) -> Option<u32> {
+    codec::decode_first::<Header>("", bytes).map(|header| header.version).filter(|version| *version > VERSION)
+}
+
 /// The log with what it says, and whether records are missing in it.
 fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, bool), StateError> {
     let file = path.join("claims");
     let found = read(&file, damage)?;
     let unreadable = found.is_none() && file_was_set_aside(&file, damage);
     let bytes = found.unwrap_or_default();
-    let header = codec::decode_first::<Header>("", &bytes);
-    if let Some(Header { version, .. }) = header.as_ref().filter(|header| header.version > VERSION) {
-        return Err(StateError::NewerVersion { file, found: *version });
+    if let Some(found) = newer_log(&bytes) {
+        return Err(StateError::NewerVersion { file, found });
     }
+    let header = codec::decode_first::<Header>("", &bytes);
     // Where the header is lost, only records that this boot has signed are believed.
     let seed = header.as_ref().map_or(boot, |header| header.boot.as_str());
     let rest =
@@ -339,13 +384,13 @@ fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, Stat
     let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
     let length = length as u64;
     handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
-    Ok(Log { file: handle, length, compact_at: threshold(0), next, live })
+    Ok(Log { file: handle, length, compact_at: threshold(0), next, live, opened: Instant::now() })
 }
 
 fn anew(path: &Path, boot: &str, live: Live) -> Result<Log, StateError> {
     let (file, length, next) =
         rewrite(path, boot, &live).map_err(failed(&path.join("claims"), "cannot be written"))?;
-    Ok(Log { file, length, compact_at: threshold(length), next, live })
+    Ok(Log { file, length, compact_at: threshold(length), next, live, opened: Instant::now() })
 }
 
 /// A new log that says the same. Its length, and the number of its next record.
@@ -356,8 +401,7 @@ fn rewrite(path: &Path, boot: &str, live: &Live) -> io::Result<(File, u64, u64)>
     for (n, r) in records.iter().enumerate() {
         bytes.extend(codec::encode(boot, &Numbered { n: n as u64, r })?);
     }
-    config::replace(path, "claims", &bytes, false)?;
-    let file = OpenOptions::new().append(true).open(path.join("claims"))?;
+    let file = config::replace(path, "claims", &bytes, false)?;
     Ok((file, bytes.len() as u64, records.len() as u64))
 }
 

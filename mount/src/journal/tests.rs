@@ -1,1 +1,448 @@
-//! Real directories, damaged in every way.
+//! Real directories: what is read back, who has them, how large they get, and what happens without room. What is
+//! left of damaged files is in `damage`.
+//!
+//! They are kept in memory, where an fsync costs nothing.
+
+mod damage;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::command::SavedMask;
+use crate::model::pool::{Exclusivity, ListId};
+use crate::model::task::{Pid, TaskId};
+
+const BOOT: &str = "4b5f4e3c-0000-4000-8000-000000000001";
+const NEXT_BOOT: &str = "4b5f4e3c-0000-4000-8000-000000000002";
+
+#[test]
+fn a_new_directory_is_empty_and_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = directory();
+    let path = directory.path().join("made/on the way");
+    let (state, recovered) = open_at(&path, BOOT).unwrap();
+    assert_eq!(State::of(&recovered), State { next_event: 1, next_handle: 1, ..State::default() });
+    assert!(recovered.damage.is_empty() && !recovered.suspect);
+    state.append(&claimed(1)).unwrap();
+    for (file, mode) in [(".", 0o700), ("lock", 0o600), ("config", 0o600), ("claims", 0o600)] {
+        let found = fs::metadata(path.join(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{file}");
+    }
+}
+
+#[test]
+fn what_was_recorded_is_read_back() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    state.store_config(&config()).unwrap();
+    for record in [
+        Record::Reserved { events: 700, handles: 9 },
+        Record::Batch(vec![Record::Intent(claim(1)), Record::Intent(claim(2))]),
+        Record::Batch(vec![claimed(1), claimed(2)]),
+        claimed(3),
+        claimed(4),
+        Record::Intent(claim(5)),
+        Record::Intent(claim(6)),
+        Record::Abandoned { task: task(5) },
+        Record::Releasing { task: task(2) },
+        Record::Releasing { task: task(3) },
+        Record::Released { task: task(3) },
+        Record::Inherited { from: task(1), heir: claim(7) },
+        Record::Ended { task: task(4), reclaimed: Some(reclaimed(41)) },
+        claimed(8),
+        Record::Ended { task: task(8), reclaimed: None },
+        Record::Intent(moved(7)),
+        Record::Reserved { events: 800, handles: 0 },
+        claimed(9),
+    ] {
+        state.append(&record).unwrap();
+    }
+    drop(state);
+    let expected = State {
+        config: config(),
+        claims: vec![claim(9), claim(7)],
+        intents: vec![claim(6), moved(7)],
+        releasing: vec![claim(2)],
+        reclaimed: vec![reclaimed(41)],
+        dropped: 0,
+        next_event: 800,
+        next_handle: 9,
+    };
+    // Once as it was appended, then as it was compacted by another boot's daemon and by ours.
+    for _ in 0..2 {
+        let (_, recovered) = open(&directory);
+        assert_eq!(State::of(&recovered), expected);
+        assert!(recovered.damage.is_empty() && !recovered.suspect);
+    }
+}
+
+#[test]
+fn claims_end_with_their_boot_but_configuration_and_reclaimed_claims_stay() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    state.store_config(&config()).unwrap();
+    for record in [
+        Record::Reserved { events: 700, handles: 9 },
+        claimed(1),
+        Record::Intent(claim(2)),
+        claimed(3),
+        Record::Releasing { task: task(3) },
+        Record::Ended { task: task(4), reclaimed: Some(reclaimed(41)) },
+    ] {
+        state.append(&record).unwrap();
+    }
+    drop(state);
+    let expected = State {
+        config: config(),
+        reclaimed: vec![reclaimed(41)],
+        next_event: 700,
+        next_handle: 9,
+        ..State::default()
+    };
+    for boot in [NEXT_BOOT, NEXT_BOOT, BOOT] {
+        let (_, recovered) = open_at(directory.path(), boot).unwrap();
+        assert_eq!(State::of(&recovered), expected, "{boot}");
+        assert!(recovered.damage.is_empty() && !recovered.suspect, "another boot is no damage");
+    }
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    state.append(&claimed(1)).unwrap();
+    let before = files(&directory);
+    let error = open_at(directory.path(), BOOT).map(|_| ()).unwrap_err();
+    assert!(matches!(error, StateError::InUse(_)), "{error}");
+    assert!(error.to_string().contains("in use by another kcm mount"), "{error}");
+    assert!(files(&directory) == before, "nothing is changed");
+    state.append(&claimed(2)).unwrap();
+    drop(state);
+    assert_eq!(open(&directory).1.claims, [claim(2), claim(1)]);
+}
+
+#[test]
+fn a_directory_whose_daemon_is_just_dying_is_waited_for() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(state);
+    });
+    open(&directory);
+    dying.join().unwrap();
+}
+
+#[test]
+fn the_log_stays_small_however_much_happens_and_says_the_same() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    let mut records = Vec::new();
+    let append = |record: Record, records: &mut Vec<Record>| {
+        state.append(&record).unwrap();
+        records.push(record);
+    };
+    for n in 1..=20 {
+        append(claimed(n), &mut records);
+    }
+    append(Record::Intent(claim(21)), &mut records);
+    append(claimed(22), &mut records);
+    append(Record::Releasing { task: task(22) }, &mut records);
+    let mut largest = 0;
+    for n in 0..8_000 {
+        let n = 100 + n % 50;
+        append(Record::Intent(claim(n)), &mut records);
+        append(claimed(n), &mut records);
+        let over = if n % 2 == 0 {
+            Record::Released { task: task(n) }
+        } else {
+            Record::Ended { task: task(n), reclaimed: Some(reclaimed(u64::from(n))) }
+        };
+        append(over, &mut records);
+        if n % 7 == 0 {
+            append(Record::Acknowledged { seq: 1_000 }, &mut records);
+        }
+        largest = largest.max(fs::metadata(directory.path().join("claims")).unwrap().len());
+    }
+    let one_record = 4096;
+    assert!(largest < COMPACTED_FROM + one_record, "{largest} bytes");
+    let written = records.len() as u64 * 150;
+    assert!(written > 4 * COMPACTED_FROM, "it was compacted several times");
+    drop(state);
+    let (_, recovered) = open(&directory);
+    assert_eq!(State::of(&recovered).log(), State::after(&records).log());
+    assert!(recovered.damage.is_empty());
+}
+
+#[test]
+fn a_log_with_many_claims_is_not_compacted_all_the_time() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    let length = || fs::metadata(directory.path().join("claims")).unwrap().len();
+    let (mut compacted, mut before) = (0, 0);
+    for n in 1..=5_000 {
+        state.append(&claimed(n)).unwrap();
+        state.append(&Record::Abandoned { task: task(n) }).unwrap();
+        compacted += usize::from(length() < before);
+        before = length();
+    }
+    assert!((1..=4).contains(&compacted), "{compacted} times");
+    drop(state);
+    assert_eq!(open(&directory).1.claims.len(), 5_000);
+}
+
+#[test]
+fn a_full_disk_refuses_records_whole_until_there_is_room() {
+    // In the larger one there is no room to compact the log.
+    for kilobytes in [64, 512] {
+        let disk = SmallDisk::new(kilobytes);
+        let path = disk.0.path();
+        let (state, _) = open_at(path, BOOT).unwrap();
+        state.store_config(&config()).unwrap();
+        let filler = path.join("filler");
+        fs::write(&filler, vec![0; 16 * 1024]).unwrap();
+        let mut records = Vec::new();
+        // Larger ones, and then such as still fit behind them.
+        let batch = |n| Record::Batch(vec![Record::Intent(claim(n)), claimed(n)]);
+        for record in (1..).map(batch) {
+            let Err(error) = state.append(&record) else {
+                records.push(record);
+                continue;
+            };
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+            break;
+        }
+        records.extend((80_000..).map(claimed).take_while(|record| state.append(record).is_ok()));
+        let full = files(&disk.0);
+        for n in 90_000..90_010 {
+            assert!(state.append(&claimed(n)).is_err());
+        }
+        let mut larger = config();
+        larger.attributes =
+            (0..600).map(|node| NodeAttributes { node, uid: 1, gid: 1, mode: 0o644 }).collect();
+        assert!(state.store_config(&larger).is_err());
+        assert!(files(&disk.0) == full, "both files are as they were, and there is no other");
+        fs::remove_file(&filler).unwrap();
+        let last = Record::Releasing { task: task(1) };
+        state.append(&last).unwrap();
+        records.push(last);
+        state.store_config(&config()).unwrap();
+        drop(state);
+        let (_, recovered) = open_at(path, BOOT).unwrap();
+        assert_eq!(State::of(&recovered).log(), State::after(&records).log());
+        assert!(recovered.damage.is_empty());
+        assert_eq!(recovered.config, config());
+    }
+}
+
+#[test]
+fn reclaimed_claims_are_bounded_and_those_dropped_are_counted() {
+    let directory = directory();
+    let (state, _) = open(&directory);
+    for seq in 1..=1_030 {
+        state.append(&Record::Ended { task: task(seq), reclaimed: Some(reclaimed(u64::from(seq))) }).unwrap();
+    }
+    drop(state);
+    // As it was appended, and twice as another boot wrote it anew.
+    for boot in [BOOT, NEXT_BOOT, BOOT] {
+        let (_, recovered) = open_at(directory.path(), boot).unwrap();
+        assert_eq!((recovered.reclaimed.len(), recovered.reclaimed_dropped), (1_024, 6));
+        assert_eq!(recovered.reclaimed.front(), Some(&reclaimed(7)));
+        assert_eq!(recovered.reclaimed.back(), Some(&reclaimed(1_030)));
+    }
+    let (state, _) = open(&directory);
+    state.append(&Record::Acknowledged { seq: 1_028 }).unwrap();
+    drop(state);
+    let (_, recovered) = open(&directory);
+    assert_eq!((recovered.reclaimed, recovered.reclaimed_dropped), ([1_029, 1_030].map(reclaimed).into(), 0));
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    let n = || 1..6_u32;
+    let one = prop_oneof![
+        n().prop_map(|n| Record::Intent(claim(n))),
+        n().prop_map(|n| Record::Intent(moved(n))),
+        n().prop_map(claimed),
+        n().prop_map(|n| Record::Claimed(moved(n))),
+        n().prop_map(|n| Record::Abandoned { task: task(n) }),
+        n().prop_map(|n| Record::Releasing { task: task(n) }),
+        n().prop_map(|n| Record::Released { task: task(n) }),
+        (n(), n()).prop_map(|(from, heir)| Record::Inherited { from: task(from), heir: claim(heir) }),
+        (n(), prop::option::of(0..9_u64))
+            .prop_map(|(n, seq)| Record::Ended { task: task(n), reclaimed: seq.map(reclaimed) }),
+        (0..9_u64).prop_map(|seq| Record::Acknowledged { seq }),
+        (0..9_u64, 0..3_u32).prop_map(|(events, handles)| Record::Reserved { events, handles }),
+    ];
+    one.prop_recursive(1, 4, 3, |inner| prop::collection::vec(inner, 0..3).prop_map(Record::Batch))
+}
+
+proptest! {
+    #[test]
+    fn a_compacted_log_says_the_same(records in prop::collection::vec(any_record(), 0..40)) {
+        let mut live = Live::default();
+        for (number, record) in records.into_iter().enumerate() {
+            live.add(number as u64, record);
+        }
+        let compacted = live.records();
+        prop_assert_eq!(State::after(&compacted), State::of_live(&live));
+        // And in no more records than there are things to say.
+        let things = live.claims.len() + live.intents.len() + live.releasing.len() + live.reclaimed.len();
+        prop_assert!(compacted.len() <= things + State::NUMBERS);
+    }
+}
+
+/// What is recovered, but for damage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct State {
+    config: Config,
+    claims: Vec<Claim>,
+    intents: Vec<Claim>,
+    releasing: Vec<Claim>,
+    reclaimed: Vec<Reclaimed>,
+    dropped: u64,
+    next_event: u64,
+    next_handle: u32,
+}
+
+impl State {
+    /// How many records there are at most that say nothing but numbers.
+    const NUMBERS: usize = 3;
+
+    fn of(recovered: &Recovered) -> Self {
+        Self {
+            config: recovered.config.clone(),
+            claims: recovered.claims.clone(),
+            intents: recovered.intents.clone(),
+            releasing: recovered.releasing.clone(),
+            reclaimed: recovered.reclaimed.iter().cloned().collect(),
+            dropped: recovered.reclaimed_dropped,
+            next_event: recovered.next_event,
+            next_handle: recovered.next_handle,
+        }
+    }
+
+    fn of_live(live: &Live) -> Self {
+        let mut claims: Vec<(u64, Claim)> = live.claims.values().cloned().collect();
+        // Those of one batch contradict each other in nothing.
+        claims.sort_by_key(|(number, claim)| std::cmp::Reverse((*number, claim.task)));
+        Self {
+            config: Config::default(),
+            claims: claims.into_iter().map(|(_, claim)| claim).collect(),
+            intents: live.intents.values().cloned().collect(),
+            releasing: live.releasing.values().cloned().collect(),
+            reclaimed: live.reclaimed.iter().cloned().collect(),
+            dropped: live.dropped,
+            next_event: live.events.max(1),
+            next_handle: live.handles.max(1),
+        }
+    }
+
+    /// What a log with these records says.
+    fn after(records: &[Record]) -> Self {
+        let mut live = Live::default();
+        for (number, record) in records.iter().enumerate() {
+            live.add(number as u64, record.clone());
+        }
+        Self::of_live(&live)
+    }
+
+    /// Only what is in the log.
+    fn log(&self) -> Self {
+        Self { config: Config::default(), ..self.clone() }
+    }
+}
+
+/// A file system without much room, for as long as this lives.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new(kilobytes: u32) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = format!("size={kilobytes}k,mode=700");
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .expect("a test of a full disk needs to be root and mounts a tmpfs");
+        Self(directory)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn open_at(path: &Path, boot: &str) -> Result<(StateDir, Recovered), StateError> {
+    StateDir::open(StateLock::take(path)?, path, boot, 1)
+}
+
+fn open(directory: &TempDir) -> (StateDir, Recovered) {
+    open_at(directory.path(), BOOT).unwrap()
+}
+
+/// Every file with its content, by name.
+fn files(directory: &TempDir) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(directory.path()).unwrap().map(Result::unwrap);
+    let mut files: Vec<(String, Vec<u8>)> = entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+fn config() -> Config {
+    let list = |id, cpus: &str| ListConfig { id: ListId(id), name: cpus.into(), cpus: cpus.parse().unwrap() };
+    let pool = |name: &str, exclusivity, node, lists| PoolConfig {
+        name: name.parse().unwrap(),
+        exclusivity,
+        node,
+        lists,
+    };
+    Config {
+        pools: vec![
+            pool("dataplane", Exclusivity::Exclusive, 64, vec![list(72, "0-1"), list(76, "2")]),
+            pool("infra", Exclusivity::Shared, 68, Vec::new()),
+        ],
+        attributes: vec![
+            NodeAttributes { node: 64, uid: 0, gid: 1000, mode: 0o775 },
+            NodeAttributes { node: 73, uid: 1000, gid: 0, mode: 0o600 },
+        ],
+        next_node: 80,
+        ..Config::default()
+    }
+}
+
+fn task(n: u32) -> TaskId {
+    TaskId { pid: Pid::new(n).unwrap(), ino: 5_000_000 + u64::from(n) }
+}
+
+/// Each task's claim is another one.
+fn claim(n: u32) -> Claim {
+    Claim {
+        task: task(n),
+        list: ListId(72),
+        saved: if n.is_multiple_of(2) { SavedMask::All } else { SavedMask::Cpus("1,3".parse().unwrap()) },
+        since: 1_000_000 + u64::from(n),
+        uid: 1000,
+        cgroup: 77,
+        by_root: n.is_multiple_of(3),
+    }
+}
+
+/// The same task's claim on another list.
+fn moved(n: u32) -> Claim {
+    Claim { list: ListId(76), since: 2_000_000 + u64::from(n), ..claim(n) }
+}
+
+fn claimed(n: u32) -> Record {
+    Record::Claimed(claim(n))
+}
+
+fn reclaimed(seq: u64) -> Reclaimed {
+    Reclaimed { seq, time: 1_790_000_000_000, pid: 4711, pool: "dataplane".into(), cpus: "0-1".into() }
+}

@@ -3,7 +3,8 @@
 //! Owns: every rule of claiming, moving, releasing, inheriting and configuring, and the invariants
 //! - **lists are disjoint**, over all pools;
 //! - **a task has at most one claim**;
-//! - **an exclusive list has at most one task on it or on its way to it**.
+//! - **an exclusive list has at most one task on it or on its way to it**, but for one that leaves it in the
+//!   write that brings the other.
 //!
 //! [`Claims::apply`] is the only way to change anything. It decides at once, so that one lock around it makes
 //! a decision atomic; what takes time (masks, logs) is handed out as a [`Plan`], for which the lists are
@@ -132,7 +133,7 @@ pub struct Claims {
     pools: BTreeMap<PoolId, Pool>,
     lists: BTreeMap<ListId, List>,
     tasks: HashMap<TaskId, Holding>,
-    /// How many claims somebody else than root asked for.
+    /// How many claims somebody else than root asked for, with those on their way.
     not_by_root: usize,
     limit: usize,
 }
@@ -184,6 +185,17 @@ impl Claims {
         self.exclusivity(claim.list) == Some(Exclusivity::Exclusive)
     }
 
+    /// Whether the claim may pass to this task once its own has died; [`heir`] knows the rest. A list that is
+    /// already promised to somebody else does not.
+    #[must_use]
+    pub fn may_pass(&self, claim: &Claim, heir: &TaskId) -> bool {
+        let but = BTreeSet::from([claim.task]);
+        let list = self.lists.get(&claim.list);
+        self.leaves_something(claim)
+            && list.is_some_and(|list| list.occupant(&but).is_none())
+            && !self.tasks.contains_key(heir)
+    }
+
     /// The CPUs of all exclusive lists.
     #[must_use]
     pub fn exclusive_cpus(&self) -> CpuSet {
@@ -226,6 +238,7 @@ impl Claims {
         for place in plan.changing() {
             self.list_mut(place.claim.list)?.reserved.insert(place.claim.task);
         }
+        self.not_by_root += new_not_by_root(&plan);
         Ok(Effects { plan, ..Effects::default() })
     }
 
@@ -315,11 +328,13 @@ impl Claims {
         plan: &Plan,
         request: &Request,
     ) -> Result<ListId, Refusal> {
-        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, &request.target)) {
-            return Ok(claim.list);
-        }
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
         let suits = |id: &ListId| !request.unsuitable.contains(&(task, *id));
+        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, &request.target)) {
+            // It keeps its list; no other is tried, and this one not twice.
+            let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
+            return Some(claim.list).filter(suits).ok_or_else(refused);
+        }
         let promised = |id: ListId| {
             plan.places.iter().filter(|place| place.claim.list == id && place.way != Way::Repeat).count()
         };
@@ -381,9 +396,9 @@ impl Claims {
     }
 
     fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
-        let new = || plan.places.iter().filter(|place| place.way == Way::New);
-        let not_by_root = new().filter(|place| !place.claim.by_root).count();
-        if self.tasks.len() + new().count() > self.limit && new().count() > 0 {
+        let new = plan.places.iter().filter(|place| place.way == Way::New).count();
+        let not_by_root = new_not_by_root(plan);
+        if new > 0 && self.tasks.len() + new > self.limit {
             return Err(Refusal::TooMany { limit: self.limit });
         }
         if not_by_root > 0 && self.not_by_root + not_by_root > self.limit / 2 {
@@ -394,6 +409,7 @@ impl Claims {
 
     fn settle(&mut self, plan: Plan) -> Effects {
         let mut effects = Effects::default();
+        self.not_by_root -= new_not_by_root(&plan);
         for claim in plan.releases {
             if self.put_down(&claim.task) {
                 self.drop_claim(&claim.task);
@@ -422,6 +438,7 @@ impl Claims {
     }
 
     fn abandon(&mut self, plan: &Plan) -> Effects {
+        self.not_by_root -= new_not_by_root(plan);
         for place in &plan.places {
             if let Some(list) = self.lists.get_mut(&place.claim.list) {
                 list.reserved.remove(&place.claim.task);
@@ -474,11 +491,12 @@ impl Claims {
 
     fn end(&mut self, task: TaskId, heir: Option<Subject>) -> Effects {
         let in_hand = self.is_in_hand(&task);
-        let Some(claim) = self.drop_claim(&task) else { return Effects::default() };
+        let claim = self.drop_claim(&task);
         if in_hand {
             self.tasks.insert(task, Holding { claim: None, in_hand, dead: true });
         }
-        let heir = heir.filter(|heir| self.leaves_something(&claim) && !self.tasks.contains_key(&heir.task));
+        let Some(claim) = claim else { return Effects::default() };
+        let heir = heir.filter(|heir| self.may_pass(&claim, &heir.task));
         let change = match heir {
             None => Change::Ended(claim),
             Some(heir) => {
@@ -598,6 +616,11 @@ impl Claims {
             .find(|list| list.stage == Stage::Open && list.occupant(&nobody).is_none())
             .map(|list| list.name.cpus.clone())
     }
+}
+
+/// How many first claims of the plan somebody else than root asks for.
+fn new_not_by_root(plan: &Plan) -> usize {
+    plan.places.iter().filter(|place| place.way == Way::New && !place.claim.by_root).count()
 }
 
 /// The rule of cgroup v1: root, or a user whose effective uid is the task's real or saved one. The file's

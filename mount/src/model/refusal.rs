@@ -4,6 +4,7 @@
 //! refusal reaches anybody, or the names of processes (they are told to it, where the reader may know them).
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::cpuset::{CpuSet, ParseCpuSetError};
 use super::pool::{InvalidPoolName, ListId, PoolName};
@@ -25,7 +26,7 @@ impl std::fmt::Display for ListName {
 }
 
 /// Who holds what somebody else wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The task.
     pub task: TaskId,

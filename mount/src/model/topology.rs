@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::cpuset::{CpuId, CpuSet};
 
 /// One CPU and where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// Its number.
     pub id: CpuId,
@@ -36,7 +36,7 @@ pub struct Core {
 }
 
 /// All CPUs of a machine, online or not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// Ascending.
     cpus: Vec<Cpu>,

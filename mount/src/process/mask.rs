@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
@@ -16,6 +17,11 @@ use crate::model::task::Pid;
 
 /// How often the threads of a task are gone through before it is given up.
 const PASSES: u32 = 16;
+/// How many passes in a row have to bring nothing new, where a thread runs: it may just be making another,
+/// which nobody sees yet and which has the mask from before.
+const QUIET_PASSES: u32 = 4;
+/// What such a thread is given to be done with it before the next pass, twice as much each time.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Which threads are given the mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,9 @@ impl Processes {
     pub(crate) fn refine_saved(&self, process: &Process, saved: SavedMask) -> Result<SavedMask, MaskError> {
         let SavedMask::Cpus(mask) = &saved else { return Ok(saved) };
         let pid = process.id().pid;
+        if !process.is_alive() {
+            return Err(MaskError::Gone);
+        }
         set(pid.get(), &ALL)?.ok_or(MaskError::Gone)?;
         let allowed = self.leader_mask(pid)?;
         if allowed == *mask {
@@ -116,36 +125,42 @@ impl Processes {
         let leader = process.id().pid.get();
         let tasks = self.tasks(process)?.ok_or(MaskError::Gone)?;
         let mut known = HashSet::new();
+        let (mut quiet, mut asleep) = (0, true);
         for pass in 0..PASSES {
             let tids = list(&tasks)?;
             if tids.is_empty() || !process.is_alive() {
                 return Err(MaskError::Gone);
             }
-            let mut quiet = true;
-            for tid in tids {
-                let first_seen = known.insert(tid);
+            let is_right = |mask: &CpuSet| match threads {
+                // On the first pass it is set even where it looks right: it may only look so because of
+                // the cpuset, which can change.
+                Threads::All => mask == cpus && pass > 0,
+                Threads::Outside => !mask.is_empty() && mask.is_subset(cpus),
+            };
+            let mut wrong = Vec::new();
+            // All are looked at before one is touched, so that undoing gives each what it had. One that has
+            // come since and is right has that from another thread.
+            for &tid in &tids {
                 let Some(mask) = mask_of(tid)? else { continue };
-                let right = match threads {
-                    // On the first pass it is set even where it looks right: it may only look so because of
-                    // the cpuset, which can change.
-                    Threads::All => mask == *cpus && pass > 0,
-                    Threads::Outside => !mask.is_empty() && mask.is_subset(cpus),
-                };
-                if right {
-                    continue;
+                let is_right = is_right(&mask);
+                if !is_right {
+                    wrong.push(tid);
                 }
-                quiet = false;
-                if first_seen {
+                if known.insert(tid) && (pass == 0 || !is_right) {
                     previous.0.push((tid, mask));
                 }
+            }
+            quiet = if wrong.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_PASSES || quiet > 0 && asleep {
+                return Ok(());
+            }
+            for tid in wrong {
                 // Later threads of the first pass are read back by the second; the first one at once, so that
                 // a mask that the kernel narrows is noticed before all others are touched.
                 let read_back = pass > 0 || tid == leader;
                 self.set_thread(tid, leader, cpus, read_back)?;
             }
-            if quiet {
-                return Ok(());
-            }
+            asleep = self.are_asleep_or_pause(&tids, quiet);
         }
         Err(MaskError::KeepsChanging)
     }
@@ -189,10 +204,12 @@ impl Processes {
     fn give_all(&self, process: &Process, mask: impl Fn(u32) -> Vec<u64>) {
         let Ok(Some(tasks)) = self.tasks(process) else { return };
         let mut known = HashSet::new();
+        let (mut quiet, mut asleep) = (0, false);
         for _ in 0..PASSES {
-            let new: Vec<u32> =
-                list(&tasks).unwrap_or_default().into_iter().filter(|tid| known.insert(*tid)).collect();
-            if new.is_empty() || !process.is_alive() {
+            let tids = list(&tasks).unwrap_or_default();
+            let new: Vec<u32> = tids.iter().copied().filter(|tid| known.insert(*tid)).collect();
+            quiet = if new.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_PASSES || quiet > 0 && asleep || !process.is_alive() {
                 return;
             }
             for tid in new {
@@ -200,6 +217,7 @@ impl Processes {
                     let _ = set(tid, &ALL);
                 }
             }
+            asleep = self.are_asleep_or_pause(&tids, quiet);
         }
     }
 
@@ -209,6 +227,18 @@ impl Processes {
 
     fn is_pinned_by_the_kernel(&self, tid: u32) -> bool {
         self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_the_kernel())
+    }
+
+    /// Whether all threads wait for something, so that none is just making another. Where one is not, it gets
+    /// a moment.
+    fn are_asleep_or_pause(&self, tids: &[u32], quiet: u32) -> bool {
+        // One that has gone makes none; those that it made are seen by the next pass.
+        let is_asleep = |&tid: &u32| !matches!(self.proc.stat(tid), Ok(Some(stat)) if stat.state != b'S');
+        let all = tids.iter().all(is_asleep);
+        if !all {
+            std::thread::sleep(PAUSE * 2_u32.pow(quiet));
+        }
+        all
     }
 
     /// The online CPUs, as the mask of a task without any limit has them.

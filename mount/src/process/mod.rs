@@ -14,8 +14,9 @@ mod tests;
 mod watch;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -280,9 +281,86 @@ pub(crate) fn tie_to_parent(command: &mut Command) {
     });
 }
 
-/// Closes what somebody has left open for us: a daemon must not keep alive what it does not know.
-pub(crate) fn close_inherited() {
-    if let Err(error) = sys::close_from(3) {
-        log::warn!("inherited descriptors cannot be closed: {error}");
+/// A process by its pidfd alone, watched and signalled by whoever is responsible for it.
+#[derive(Debug)]
+pub(crate) struct Handle(OwnedFd);
+
+impl Handle {
+    /// Of the process that has this number now: for children that have not been collected, and for oneself.
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        sys::pidfd_open(pid).map(Self)
     }
+
+    pub(crate) fn from_fd(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+
+    /// Does nothing where the process has gone.
+    pub(crate) fn kill(&self) {
+        let _ = sys::pidfd_send_signal(self.0.as_fd(), libc::SIGKILL);
+    }
+
+    /// A copy of a descriptor of the process.
+    pub(crate) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        sys::pidfd_getfd(self.0.as_fd(), number)
+    }
+
+    /// Waits until the process has died, or the time is over; says whether it has.
+    pub(crate) fn wait(&self, most: Duration) -> bool {
+        let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+        matches!(poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout), Ok(1..))
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Handle {
+    /// Readable when the process has died.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The descriptor that was inherited under this number.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    sys::inherited(number)
+}
+
+/// A copy of the descriptor under this number; programs that are started inherit it.
+pub(crate) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    sys::duplicate_to(fd, number)
+}
+
+/// Makes `other` a copy of the descriptor.
+pub(crate) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    sys::replace(fd, other)
+}
+
+/// Programs that are started inherit the descriptor.
+pub(crate) fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
+    Ok(())
+}
+
+/// Closes what somebody has left open for us, but for what is kept: a daemon must not keep alive what it does
+/// not know.
+pub(crate) fn close_inherited(kept: &[Option<&OwnedFd>]) {
+    let mut kept: Vec<u32> = kept.iter().flatten().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if first < fd
+            && let Err(error) = sys::close_range(first, fd - 1)
+        {
+            log::warn!("inherited descriptors cannot be closed: {error}");
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
+/// The same descriptor under a number that nobody has agreed upon; programs that are started do not get it.
+pub(crate) fn move_away(fd: OwnedFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 16)?)
 }

@@ -93,7 +93,11 @@ impl Processes {
             return namespace.number_of(pid).ok().flatten();
         }
         let level = self.numbers(of.id().pid.get()).ok().flatten()?.len().checked_sub(1)?;
-        self.numbers(pid.get()).ok().flatten()?.get(level).copied()
+        let numbers = self.numbers(pid.get()).ok().flatten()?;
+        let number = numbers.get(level).copied()?;
+        // Another namespace may be as many levels down.
+        let is_inside = self.is_below(pid.get(), numbers.len() - 1 - level, &namespace).ok()?;
+        is_inside.then_some(number)
     }
 
     /// Whether both are in the same PID namespace.

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_program_may_have_any_name() {
-        let text = b"17 (a) Z (b)) S 4 17 17 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 1792 \n";
+        let text = b"17 (a) Z (b)) S 4 17 17 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 1792 \n";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.state, stat.started, stat.exit_code), (b'S', 4711, 1792));
     }

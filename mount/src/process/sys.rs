@@ -121,8 +121,61 @@ pub(super) fn before_exec(
     unsafe { command.pre_exec(work) };
 }
 
-/// Closes every descriptor from `first` on.
-pub(super) fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: for a program that has just started: nothing of ours holds a descriptor yet.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(|_| ())
+/// From now on the first thread of this process ends, alone, when the process gets SIGUSR1.
+#[cfg(test)]
+pub(super) fn end_first_thread_on_sigusr1() -> io::Result<()> {
+    extern "C" fn end_thread(_: libc::c_int) {
+        // SAFETY: takes one number, and ends no more than the thread that calls it.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the handler makes one system call and touches no memory.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(end_thread)) }.map(|_| ()).map_err(io::Error::from)
+}
+
+/// The descriptor that has this number and that nothing here owns yet.
+pub(super) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the number is open, and by agreement (see `handover`) nobody else's.
+    unsafe {
+        check(libc::fcntl(number, libc::F_GETFD).into())?;
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// A copy of the descriptor under this number, which programs that are started inherit. What was there is
+/// closed.
+pub(super) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: by agreement (see `handover`) the number is nobody else's.
+    unsafe {
+        check(libc::dup2(fd.as_raw_fd(), number).into())?;
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// What the other descriptor was is closed, and it becomes a copy of the first.
+pub(super) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both stay open; whoever owns the other one owns it still.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), other.as_raw_fd()) }.into()).map(|_| ())
+}
+
+pub(super) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: takes numbers and no memory.
+    let null = std::ptr::null::<libc::siginfo_t>();
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, null, 0) })
+        .map(|_| ())
+}
+
+/// A copy of the descriptor that the process has under this number.
+pub(super) fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers; the descriptor that comes back is nobody else's.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Closes every descriptor from `first` to `last`.
+pub(super) fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: for a program that has just started: nothing of ours holds one of them yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(|_| ())
 }

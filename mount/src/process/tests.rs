@@ -1,1 +1,463 @@
-//! Against real processes.
+//! Against real processes, in both ways in which they can be asked: as this kernel can, and as older ones.
+//!
+//! Owns: what is promised of one process and of many. What is promised of masks is in `masks`.
+
+mod masks;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::num::NonZeroU32;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal, kill};
+
+use super::*;
+use crate::clock;
+use crate::model::command::SavedMask;
+use crate::model::cpuset::{CpuId, CpuSet};
+use crate::model::task::WrittenPid;
+
+/// What a copy of this program is to be; see [`a_program_of_the_other_tests`].
+const PROGRAM: &str = "KCM_TEST_PROGRAM";
+
+#[test]
+fn this_kernel_is_asked_directly_where_it_can_be() {
+    let [new, old] = both();
+    assert!(!old.tells_reused_pids());
+    // 6.9, 6.11 and 6.13 brought them.
+    let uname = nix::sys::utsname::uname().unwrap();
+    let release: Vec<u32> =
+        uname.release().to_str().unwrap().split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    let since = |minor| release.as_slice() >= &[6, minor][..];
+    let expected = Features { pidfs: since(9), translation: since(11), info: since(13) };
+    assert_eq!(new.features, expected);
+}
+
+#[test]
+fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
+    let child = start(Command::new("sleep").arg("1000"));
+    let other = start(Command::new("sleep").arg("1000").uid(65_534));
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        assert_eq!(process.id().pid, child.pid());
+        let facts = processes.facts(&process).unwrap().unwrap();
+        assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
+        assert_eq!(facts.uids, Uids { real: 0, effective: 0, saved: 0 });
+        assert!(!facts.kernel_thread);
+        until("it is its program", || processes.comm(&process).as_deref() == Some("sleep"));
+        let age = clock::since_boot() / clock::tick() - processes.started(&process).unwrap();
+        assert!(age < 60 * 1_000_000_000 / clock::tick(), "{age} ticks");
+        let other = open(&processes, other.pid());
+        let facts = processes.facts(&other).unwrap().unwrap();
+        assert_eq!(facts.uids, Uids { real: 65_534, effective: 65_534, saved: 65_534 });
+        assert_ne!(other.id(), process.id());
+        assert!(processes.cgroup(&process).is_some());
+        assert_eq!(processes.cgroup(&process), processes.cgroup(&other));
+        assert!(processes.same_namespace(&process, &other));
+        assert!(!processes.is_namespace_init(&process));
+        assert_eq!(open(&processes, child.pid()).id(), process.id(), "the same each time");
+    }
+}
+
+#[test]
+fn a_kernel_thread_is_seen_as_one() {
+    for processes in both() {
+        let kthreadd = open(&processes, Pid::new(2).unwrap());
+        assert!(processes.facts(&kthreadd).unwrap().unwrap().kernel_thread);
+        let first = open(&processes, Pid::new(1).unwrap());
+        assert!(!processes.facts(&first).unwrap().unwrap().kernel_thread);
+    }
+}
+
+#[test]
+fn the_name_of_a_program_holds_nothing_that_a_terminal_would_act_on() {
+    let script = r"printf 'a\033b\nc' > /proc/$$/comm; echo ready; read x";
+    let child = start(Command::new("sh").args(["-c", script])).ready();
+    for processes in both() {
+        assert_eq!(processes.comm(&open(&processes, child.pid())).as_deref(), Some("a?b?c"));
+    }
+}
+
+#[test]
+fn the_number_of_any_thread_stands_for_its_process() {
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let tids = tids(child.pid());
+        assert!(tids.len() > 2, "{tids:?}");
+        for tid in tids {
+            assert_eq!(open(&processes, tid).id(), process.id());
+        }
+    }
+}
+
+#[test]
+fn how_a_process_ended_is_known_before_and_after_its_parent_collects_it() {
+    for processes in both() {
+        for (signal, expected) in [
+            (None, Ending::Exited(7)),
+            (Some(Signal::SIGKILL), Ending::Killed(9)),
+            (Some(Signal::SIGTERM), Ending::Killed(15)),
+        ] {
+            let mut child = start(Command::new("sh").args(["-c", "echo ready; read x; exit 7"])).ready();
+            let process = open(&processes, child.pid());
+            assert!(process.is_alive());
+            assert_eq!(processes.ended(&process), Ending::Unknown);
+            match signal {
+                Some(signal) => kill(child.raw(), signal).unwrap(),
+                None => child.0.stdin.take().unwrap().write_all(b"\n").unwrap(),
+            }
+            until("it has died", || !process.is_alive());
+            assert_eq!(processes.ended(&process), expected, "before it is collected");
+            assert_nothing_is_known(&processes, &process);
+            assert!(processes.open(child.pid()).unwrap().is_none());
+            child.0.wait().unwrap();
+            assert_eq!(processes.ended(&process), expected, "after it was collected");
+            assert_nothing_is_known(&processes, &process);
+        }
+    }
+}
+
+#[test]
+fn a_number_that_nobody_has_opens_nothing() {
+    for processes in both() {
+        assert!(processes.open(Pid::new(i32::MAX as u32).unwrap()).unwrap().is_none());
+        let own = open(&processes, Pid::new(std::process::id()).unwrap());
+        assert!(processes.open_in_namespace_of(&own, written(i32::MAX as u32)).unwrap().is_none());
+        assert!(processes.open_in_namespace_of(&own, written(u32::MAX)).unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_recycled_pid_is_never_taken_for_the_old_task() {
+    let [one, _] = masks::two_cpus();
+    for processes in both() {
+        let mut child = start(Command::new("sleep").arg("1000"));
+        let old = open(&processes, child.pid());
+        let previous = processes.set_mask(&old, &one, Threads::All).unwrap();
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        let again = start_with_pid(child.pid());
+        let new = open(&processes, again.pid());
+        assert!(new.is_alive() && !old.is_alive());
+        if processes.tells_reused_pids() {
+            assert_ne!(new.id(), old.id());
+        }
+        assert_eq!(processes.ended(&old), Ending::Killed(9));
+        assert_nothing_is_known(&processes, &old);
+        // Nothing that is meant for the old one is done to the new one.
+        let mask = masks::of(again.pid());
+        assert!(!mask.contains(&one));
+        assert!(matches!(processes.set_mask(&old, &one, Threads::All), Err(MaskError::Gone)));
+        assert!(matches!(processes.set_mask(&old, &one, Threads::Outside), Err(MaskError::Gone)));
+        processes.restore_mask(&old, &SavedMask::Cpus(one.clone()));
+        processes.undo(&old, previous);
+        assert_eq!(masks::of(again.pid()), mask);
+        processes.restore_mask(&new, &SavedMask::Cpus(one.clone()));
+        let refined = processes.refine_saved(&old, SavedMask::Cpus(one.clone()));
+        assert!(matches!(refined, Err(MaskError::Gone)), "{refined:?}");
+        assert_eq!(masks::of(again.pid()), std::slice::from_ref(&one));
+    }
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
+    for processes in both() {
+        let mut child = program("headless");
+        let process = Arc::new(open(&processes, child.pid()));
+        let watch = Watch::new().unwrap();
+        watch.add(Arc::clone(&process)).unwrap();
+        kill(child.raw(), Signal::SIGUSR1).unwrap();
+        let state = || processes.proc.stat(child.pid().get()).unwrap().unwrap().state;
+        until("its first thread has ended", || state() == b'Z');
+        assert!(process.is_alive() && !watch.any_dead());
+        assert_eq!(open(&processes, child.pid()).id(), process.id());
+        let facts = processes.facts(&process).unwrap().unwrap();
+        assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
+        let [one, _] = masks::two_cpus();
+        processes.set_mask(&process, &one, Threads::All).unwrap();
+        assert!(masks::of(child.pid()).iter().all(|mask| *mask == one));
+        // Its last thread ends, by exit(3), when its input does.
+        drop(child.0.stdin.take());
+        until("it has died", || !process.is_alive());
+        assert_eq!(watch.dead(), [process.id()]);
+        assert_eq!(processes.ended(&process), Ending::Exited(0));
+    }
+}
+
+#[test]
+fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
+    let container = Container::start();
+    for processes in both() {
+        let first = open(&processes, container.first);
+        let ours = open(&processes, Pid::new(std::process::id()).unwrap());
+        assert!(!processes.same_namespace(&first, &ours));
+        assert!(processes.is_namespace_init(&first));
+        assert_eq!(processes.number_in_namespace_of(&first, container.first), Some(1));
+        let inside = |number| processes.open_in_namespace_of(&first, written(number)).unwrap();
+        assert_eq!(inside(1).map(|process| process.id()), Some(first.id()));
+        let sleeper = inside(container.sleeper).unwrap();
+        until("it is its program", || processes.comm(&sleeper).as_deref() == Some("sleep"));
+        assert_eq!(processes.facts(&sleeper).unwrap().unwrap().parent, Some(container.first));
+        assert!(processes.same_namespace(&first, &sleeper) && !processes.is_namespace_init(&sleeper));
+        let number = processes.number_in_namespace_of(&first, sleeper.id().pid);
+        assert_eq!(number, Some(container.sleeper));
+        // From inside, nobody outside has a number; from outside, those inside have one.
+        assert!(inside(i32::MAX as u32).is_none());
+        assert_eq!(processes.number_in_namespace_of(&first, ours.id().pid), None);
+        let outside = processes.number_in_namespace_of(&ours, sleeper.id().pid);
+        assert_eq!(outside, Some(sleeper.id().pid.get()));
+        let found = processes.open_in_namespace_of(&ours, written(sleeper.id().pid.get())).unwrap();
+        assert_eq!(found.map(|process| process.id()), Some(sleeper.id()));
+    }
+}
+
+#[test]
+fn a_number_of_one_container_is_none_in_another() {
+    let [one, other] = [Container::start(), Container::start()];
+    for processes in both() {
+        let [first, second] = [&one, &other].map(|container| open(&processes, container.first));
+        assert!(!processes.same_namespace(&first, &second));
+        assert_eq!(processes.number_in_namespace_of(&first, other.first), None);
+        let found = processes.open_in_namespace_of(&second, written(other.sleeper)).unwrap().unwrap();
+        assert_eq!(processes.facts(&found).unwrap().unwrap().parent, Some(other.first));
+        assert_eq!(processes.number_in_namespace_of(&first, found.id().pid), None);
+    }
+}
+
+#[test]
+fn a_container_that_has_ended_names_nobody() {
+    for processes in both() {
+        let container = Container::start();
+        let first = open(&processes, container.first);
+        drop(container);
+        until("it has died", || !first.is_alive());
+        assert!(processes.open_in_namespace_of(&first, written(1)).unwrap().is_none());
+        assert_eq!(processes.number_in_namespace_of(&first, Pid::new(1).unwrap()), None);
+        assert!(!processes.same_namespace(&first, &first));
+    }
+}
+
+#[test]
+fn a_death_is_reported_until_it_is_removed() {
+    for processes in both() {
+        let watch = Watch::new().unwrap();
+        let mut children: Vec<Child> = (0..3).map(|_| start(Command::new("sleep").arg("1000"))).collect();
+        let watched: Vec<Arc<Process>> =
+            children.iter().map(|child| Arc::new(open(&processes, child.pid()))).collect();
+        for process in &watched {
+            watch.add(Arc::clone(process)).unwrap();
+        }
+        let ready = || {
+            let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        };
+        assert!(!watch.any_dead() && !ready());
+        assert!(watch.dead().is_empty());
+        // One is a zombie that nobody collects, one is collected.
+        children[0].0.kill().unwrap();
+        children[1].0.kill().unwrap();
+        children[1].0.wait().unwrap();
+        until("both are seen", || watch.dead().len() == 2);
+        for _ in 0..3 {
+            let mut dead = watch.dead();
+            dead.sort();
+            let mut expected = [watched[0].id(), watched[1].id()];
+            expected.sort();
+            assert_eq!(dead, expected);
+            assert!(watch.any_dead() && ready());
+        }
+        assert_eq!(watch.remove(&watched[0].id()).map(|process| process.id()), Some(watched[0].id()));
+        assert_eq!(watch.dead(), [watched[1].id()]);
+        watch.remove(&watched[1].id()).unwrap();
+        assert!(!watch.any_dead() && !ready() && watch.dead().is_empty());
+        assert!(watch.get(&watched[1].id()).is_none() && watch.remove(&watched[1].id()).is_none());
+        assert!(watch.get(&watched[2].id()).is_some());
+        // One that had died before is reported like any other.
+        watch.add(Arc::clone(&watched[0])).unwrap();
+        assert_eq!(watch.dead(), [watched[0].id()]);
+    }
+}
+
+#[test]
+fn a_task_that_is_opened_and_watched_again_is_reported_once() {
+    let [processes, _] = both();
+    let watch = Watch::new().unwrap();
+    let mut child = start(Command::new("sleep").arg("1000"));
+    let [one, other] = [0, 1].map(|_| Arc::new(open(&processes, child.pid())));
+    watch.add(Arc::clone(&one)).unwrap();
+    watch.add(other).unwrap();
+    drop(one);
+    child.0.kill().unwrap();
+    until("it is seen", || watch.any_dead());
+    assert_eq!(watch.dead().len(), 1);
+    watch.remove(&watch.dead()[0]);
+    assert!(!watch.any_dead());
+}
+
+#[test]
+fn one_look_at_the_machine_finds_the_processes_within_a_list() {
+    let [one, _] = masks::two_cpus();
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let found = |processes: &Processes| {
+            let all = processes.scan(|mask| mask.is_subset(&one)).unwrap();
+            assert!(all.iter().all(|candidate| candidate.mask.is_subset(&one)));
+            all.into_iter().find(|candidate| candidate.task == process.id())
+        };
+        processes.restore_mask(&process, &SavedMask::All);
+        assert!(found(&processes).is_none());
+        processes.set_mask(&process, &one, Threads::All).unwrap();
+        let found = found(&processes).unwrap();
+        assert_eq!(found.mask, one);
+        assert_eq!(Some(found.started), processes.started(&process));
+        assert_eq!(Some(found.cgroup), processes.cgroup(&process));
+        assert_eq!(found.facts.parent.map(Pid::get), Some(std::process::id()));
+    }
+}
+
+/// No test by itself: what the other tests run as a process of its own, since it needs threads of a certain
+/// kind. It ends when its input does.
+#[test]
+#[ignore = "a program that other tests run"]
+fn a_program_of_the_other_tests() {
+    let Ok(kind) = std::env::var(PROGRAM) else { return };
+    let sleep = || std::thread::sleep(Duration::from_secs(1000));
+    match kind.as_str() {
+        "threads" => (0..3).for_each(|_| drop(std::thread::spawn(sleep))),
+        "headless" => {
+            sys::end_first_thread_on_sigusr1().unwrap();
+            // Not for this thread, which is another one.
+            SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
+        }
+        "restless" => (0..2).for_each(|_| drop(std::thread::spawn(make_threads))),
+        "willful" => (0..2).for_each(|_| drop(std::thread::spawn(masks::widen_for_ever))),
+        kind => panic!("no such program: {kind}"),
+    }
+    println!("ready");
+    let _ = io::stdin().read_line(&mut String::new());
+    std::process::exit(0);
+}
+
+/// There is always a thread that is just coming, made by another one that is.
+fn make_threads() {
+    loop {
+        let one_more = || std::thread::spawn(|| drop(std::thread::spawn(|| ()).join()));
+        let _ = one_more().join();
+    }
+}
+
+/// The ways to ask: as this kernel can, and as the oldest ones.
+fn both() -> [Processes; 2] {
+    let none = Features { pidfs: false, translation: false, info: false };
+    [Processes::new().unwrap(), Processes::with_features(none).unwrap()]
+}
+
+/// A child that ends with this.
+struct Child(std::process::Child);
+
+impl Child {
+    fn pid(&self) -> Pid {
+        Pid::new(self.0.id()).unwrap()
+    }
+
+    fn raw(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.0.id() as i32)
+    }
+
+    /// Waits until it says so.
+    fn ready(mut self) -> Self {
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        assert!(
+            lines.map(Result::unwrap).any(|line| line.ends_with("ready")),
+            "it ended before it was ready"
+        );
+        self
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(command: &mut Command) -> Child {
+    Child(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+}
+
+fn program(kind: &str) -> Child {
+    let name = "process::tests::a_program_of_the_other_tests";
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    start(command.args([name, "--exact", "--ignored", "--nocapture"]).env(PROGRAM, kind)).ready()
+}
+
+/// A child with this number, which has just become free.
+fn start_with_pid(pid: Pid) -> Child {
+    for _ in 0..1_000 {
+        // The kernel goes on counting from there.
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid.get() - 1).to_string()).unwrap();
+        let child = start(Command::new("sleep").arg("1000"));
+        if child.pid() == pid {
+            return child;
+        }
+    }
+    panic!("somebody else was always faster to get PID {pid}");
+}
+
+/// A PID namespace with a shell as its first process, and a child of that.
+struct Container {
+    _unshare: Child,
+    first: Pid,
+    /// By its number inside.
+    sleeper: u32,
+}
+
+impl Container {
+    fn start() -> Self {
+        let script = "sleep 1000 & echo $!; read x";
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script]);
+        let mut unshare = start(&mut command);
+        let mut line = String::new();
+        BufReader::new(unshare.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let children = format!("/proc/{pid}/task/{pid}/children", pid = unshare.pid());
+        let first = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        Self { first: Pid::new(first).unwrap(), sleeper: line.trim().parse().unwrap(), _unshare: unshare }
+    }
+}
+
+fn open(processes: &Processes, tid: Pid) -> Process {
+    processes.open(tid).unwrap().expect("it lives")
+}
+
+fn written(number: u32) -> WrittenPid {
+    WrittenPid(NonZeroU32::new(number).unwrap())
+}
+
+fn tids(pid: Pid) -> Vec<Pid> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let number = |name: std::ffi::OsString| Pid::new(name.to_str()?.parse().ok()?);
+    // A thread may end while they are listed.
+    entries.filter_map(|entry| number(entry.ok()?.file_name())).collect()
+}
+
+/// The process has died, and whoever has its number now is not taken for it.
+fn assert_nothing_is_known(processes: &Processes, process: &Process) {
+    assert!(processes.facts(process).unwrap().is_none());
+    assert_eq!(processes.started(process), None);
+    assert_eq!(processes.cgroup(process), None);
+    assert_eq!(processes.comm(process), None);
+}
+
+fn until(what: &str, mut true_now: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !true_now() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,86 @@
+//! Requests that come again because a worker died with them in hand, and what open files mean to the next one.
+//!
+//! Owns: that nothing is carried out twice, and that a request that kills workers is given up. Must not know:
+//! what a request asks for.
+
+use nix::errno::Errno;
+
+use super::events::Event;
+use super::{Engine, RESERVED_HANDLES};
+use crate::journal::Record;
+
+/// Set in the number of a request that is sent again (`FUSE_UNIQUE_RESEND`, include/uapi/linux/fuse.h).
+const AGAIN: u64 = 1 << 63;
+
+/// What is to be done with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It is to be carried out.
+    New,
+    /// It was carried out: with this error number, or with success.
+    Answered(Option<Errno>),
+    /// It was in hand at two deaths, and is not tried a third time.
+    Deadly,
+}
+
+/// The kernel's number of a request, the same when it comes again.
+pub(crate) fn number(unique: u64) -> u64 {
+    unique & !AGAIN
+}
+
+impl Engine {
+    /// Looks whether the request is one that comes again. Costs nothing where it does not.
+    pub(crate) fn admit(&self, unique: u64) -> Admission {
+        if unique & AGAIN == 0 {
+            return Admission::New;
+        }
+        let request = number(unique);
+        let (answer, is_deadly) =
+            self.state.with_requests(|requests| (requests.answer(request), requests.is_deadly(request)));
+        match answer {
+            Some(0) => Admission::Answered(None),
+            Some(errno) => Admission::Answered(Some(Errno::from_raw(errno))),
+            None if is_deadly => {
+                log::error!("request {request} was in hand at two deaths of a worker; it is answered EIO");
+                let reason = format!("request {request} was in hand at two deaths of a worker");
+                self.event(Event {
+                    event: "given-up",
+                    errno: Some("EIO".into()),
+                    reason: Some(reason),
+                    ..Event::default()
+                });
+                Admission::Deadly
+            }
+            None => {
+                self.record_if_possible(Record::Tried { request });
+                Admission::New
+            }
+        }
+    }
+
+    /// The kernel has the answer to a request that changes something.
+    pub(crate) fn replied(&self, unique: u64) {
+        self.state.with_requests(|requests| requests.replied(number(unique)));
+    }
+
+    /// The open file is polled under this handle of the kernel's, which the next worker has to know.
+    pub(crate) fn note_poll(&self, fh: u64, kh: u64) {
+        self.record_if_possible(Record::Polled { fh, kh });
+    }
+
+    /// No command is taken through the open file any more, by the next worker neither.
+    pub(crate) fn note_rest(&self, fh: u64) {
+        self.record_if_possible(Record::Rest { fh });
+    }
+
+    /// An open file of which something was noted is closed.
+    pub(crate) fn note_closed(&self, fh: u64) {
+        self.record_if_possible(Record::Closed { fh });
+    }
+
+    /// Open files up to and with this number are given out by this worker.
+    pub(crate) fn reserve_handles(&self, last: u32) {
+        let handles = last.wrapping_add(2 * RESERVED_HANDLES).max(1);
+        self.record_if_possible(Record::Reserved { events: 0, handles });
+    }
+}

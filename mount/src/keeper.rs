@@ -1,0 +1,487 @@
+//! The keeper: holds the mount's descriptor, so that the mount outlives whoever serves it.
+//!
+//! Owns: the present worker: starting it, noticing its death or that it hangs, and the end of both. Keeps no
+//! state but the descriptors of `handover`, allocates nothing while nothing happens, and starts no thread.
+//! Must not know: what is served, or anything in the state directory but its lock and the wish for an upgrade.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use crate::daemon::{self, MountError, Places};
+use crate::fault;
+use crate::handover::{self, Control, Letter, LetterBox, Message};
+use crate::journal::StateLock;
+use crate::mountpoint;
+use crate::process::Handle;
+use crate::upgrade;
+
+/// How often a look is taken whether requests are left lying.
+const LOOK: Duration = Duration::from_secs(6);
+/// How long requests must lie before that is suspicious.
+const SUSPICION: Duration = Duration::from_millis(300);
+/// How long a request that is made to see whether the worker answers may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker may take until it serves.
+const STARTING: Duration = Duration::from_secs(60);
+/// How long a worker that is told to end may take.
+const ENDING: Duration = Duration::from_secs(2);
+/// A worker that dies within this time has died at once.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// Between workers that die at once, at first and at most.
+const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(1);
+
+/// What a keeper holds.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) device: OwnedFd,
+    pub(crate) letters: LetterBox,
+    pub(crate) lock: StateLock,
+}
+
+/// The present worker.
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    control: Option<Control>,
+    /// None: it is another one's child.
+    child: Option<Child>,
+    started: Instant,
+    is_ready: bool,
+}
+
+/// A process that asks the mount something, and may hang in our stead.
+#[derive(Debug)]
+struct Probe {
+    child: Child,
+    handle: Handle,
+    deadline: Instant,
+}
+
+/// Whether the worker leaves requests lying.
+#[derive(Debug)]
+enum Doubt {
+    /// Nothing is known against it; next look at this time.
+    None(Instant),
+    /// Requests lay there; a second look at this time.
+    Some(Instant),
+    Asking(Probe),
+}
+
+/// The keeper.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    places: Places,
+    held: Held,
+    signals: SignalFd,
+    /// Reports each change of the mount table: that is how umount(8) by hand is noticed while somebody still
+    /// has files open.
+    mounts: File,
+    start: Command,
+    worker: Option<Worker>,
+    /// When the next worker is started.
+    due: Option<Instant>,
+    pause: Duration,
+    doubt: Doubt,
+    resends: bool,
+    /// Whether there has been a worker that served.
+    has_served: bool,
+    /// Why the last worker could not serve.
+    reason: Option<String>,
+}
+
+/// How the keeping ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The mount is to go.
+    Stop,
+    /// We are to go and the mount is to stay: somebody else holds the descriptor.
+    Leave,
+}
+
+impl Keeper {
+    /// Holds what is held, under the numbers at which workers find it.
+    ///
+    /// # Errors
+    /// No descriptors are left, or the mount table cannot be read.
+    pub(crate) fn new(places: Places, held: Held, signals: SignalFd) -> Result<Self, MountError> {
+        let failed = |source| daemon::at(&places.conf_dir, "cannot be kept", source);
+        let held = Held {
+            device: handover::place(held.device, handover::DEVICE).map_err(failed)?,
+            letters: held.letters.place().map_err(failed)?,
+            lock: held.lock.place().map_err(failed)?,
+        };
+        held.lock.sign();
+        let mut start = places.command(Command::new("/proc/self/exe"));
+        start.arg("--worker").stdin(Stdio::null()).stdout(Stdio::null());
+        for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            start.env_remove(variable);
+        }
+        let mounts = File::open("/proc/self/mountinfo").map_err(failed)?;
+        Ok(Self {
+            places,
+            held,
+            signals,
+            mounts,
+            start,
+            worker: None,
+            due: Some(Instant::now()),
+            pause: Duration::ZERO,
+            doubt: Doubt::None(Instant::now() + LOOK),
+            resends: false,
+            has_served: false,
+            reason: None,
+        })
+    }
+
+    /// Workers write to this log, or to nowhere.
+    pub(crate) fn log_workers_to(&mut self, log: Option<&File>) {
+        let log = log.and_then(|log| log.try_clone().ok());
+        self.start.stderr(log.map_or_else(Stdio::null, Stdio::from));
+    }
+
+    /// Takes on a worker that serves already.
+    pub(crate) fn adopt(&mut self, handle: Handle, control: Control) {
+        let (control, started) = (Some(control), Instant::now());
+        self.worker = Some(Worker { handle, control, child: None, started, is_ready: true });
+        self.due = None;
+        self.has_served = true;
+        // Only where there is resending is a worker ever left alone.
+        self.resends = true;
+    }
+
+    /// Kills the present worker, so that the next one takes its place.
+    pub(crate) fn replace_worker(&self) {
+        if let Some(worker) = &self.worker {
+            worker.handle.kill();
+        }
+    }
+
+    /// The open device, for whoever else is to hold it.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Keeps the mount served until it is to end. `ready` is told when it is served for the first time.
+    ///
+    /// # Errors
+    /// The first worker could not serve.
+    pub(crate) fn keep(&mut self, ready: impl FnOnce(&Self)) -> Result<End, MountError> {
+        let mut ready = Some(ready);
+        if self.has_served
+            && let Some(ready) = ready.take()
+        {
+            ready(self);
+        }
+        loop {
+            if self.due.is_some_and(|due| due <= Instant::now()) {
+                self.due = None;
+                if let Err(error) = self.start_worker() {
+                    log::error!("no worker can be started: {error}");
+                    self.start_later();
+                }
+            }
+            let [signal, table, message, death, answer] = self.wait();
+            if signal && let Some(end) = self.obey() {
+                return Ok(end);
+            }
+            if table && !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
+                return Ok(End::Stop);
+            }
+            if message && self.listen() {
+                return Ok(End::Stop);
+            }
+            if self.has_served
+                && let Some(ready) = ready.take()
+            {
+                ready(self);
+            }
+            if answer {
+                self.doubt_no_more();
+            }
+            if death && let Some(end) = self.bury()? {
+                return Ok(end);
+            }
+            self.look();
+        }
+    }
+
+    /// Ends the worker; the mount has been detached.
+    pub(crate) fn end_worker(&mut self) {
+        self.doubt_no_more();
+        let Some(mut worker) = self.worker.take() else { return };
+        // It has nothing to tidy: what it knows is in the state directory.
+        worker.handle.kill();
+        worker.handle.wait(ENDING);
+        if let Some(child) = &mut worker.child {
+            let _ = child.wait();
+        }
+    }
+
+    fn start_worker(&mut self) -> io::Result<()> {
+        let (ours, its) = Control::pair()?;
+        let control = its.place()?;
+        let spawned = self.start.spawn();
+        drop(control);
+        handover::reserve(handover::CONTROL)?;
+        let child = spawned?;
+        let handle = Handle::open(child.id())?;
+        let (control, child) = (Some(ours), Some(child));
+        self.worker = Some(Worker { handle, control, child, started: Instant::now(), is_ready: false });
+        fault::spare(&mut self.start);
+        Ok(())
+    }
+
+    fn start_later(&mut self) {
+        self.pause = (self.pause * 2).clamp(*PAUSE.start(), *PAUSE.end());
+        self.due = Some(Instant::now() + self.pause);
+    }
+
+    /// Waits until something happens: a signal, a change of the mount table, a message, a death, an answer to
+    /// the probe; or until it is time for something.
+    fn wait(&self) -> [bool; 5] {
+        let worker = self.worker.as_ref();
+        let control = worker.and_then(|worker| worker.control.as_ref());
+        let probe = match &self.doubt {
+            Doubt::Asking(probe) => Some(probe),
+            _ => None,
+        };
+        // Where there is nothing to be waited for, the signals stand in.
+        let signals = self.signals.as_fd();
+        let mut fds = [
+            PollFd::new(signals, PollFlags::POLLIN),
+            PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
+            PollFd::new(control.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
+            PollFd::new(worker.map_or(signals, |worker| worker.handle.as_fd()), PollFlags::POLLIN),
+            PollFd::new(probe.map_or(signals, |probe| probe.handle.as_fd()), PollFlags::POLLIN),
+        ];
+        let look = match &self.doubt {
+            Doubt::None(at) | Doubt::Some(at) => *at,
+            Doubt::Asking(probe) => probe.deadline,
+        };
+        let next = self.due.map_or(look, |due| due.min(look));
+        // Rounded up, so as not to come a moment too early and turn round.
+        let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Ok(1..) => {
+                let [signal, table, message, death, answer] = fds.map(|fd| fd.any().unwrap_or(false));
+                let (message, death) = (message && control.is_some(), death && worker.is_some());
+                [signal, table, message, death, answer && probe.is_some()]
+            }
+            _ => [false; 5],
+        }
+    }
+
+    fn obey(&mut self) -> Option<End> {
+        let info = self.signals.read_signal().ok().flatten()?;
+        match Signal::try_from(info.ssi_signo as i32) {
+            Ok(Signal::SIGTERM | Signal::SIGINT) => Some(End::Stop),
+            Ok(Signal::SIGUSR1) => Some(End::Leave),
+            Ok(Signal::SIGHUP) => {
+                // Comes back only where it fails.
+                let error = self.upgrade();
+                log::error!("not upgraded: {error}");
+                upgrade::report(&self.places.state_dir, Some(&error.to_string()));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes a message of the worker. Whether the mount is to end.
+    fn listen(&mut self) -> bool {
+        let Some(worker) = &mut self.worker else { return false };
+        match worker.control.as_ref().and_then(Control::receive) {
+            Some(Message::Ready { resends }) => {
+                worker.is_ready = true;
+                worker.started = Instant::now();
+                self.resends = resends;
+                self.has_served = true;
+                upgrade::report(&self.places.state_dir, None);
+            }
+            Some(Message::Failed(reason)) => {
+                log::debug!("the worker cannot serve: {reason}");
+                self.reason = Some(reason);
+            }
+            Some(Message::Stop) => return true,
+            // Its death is told elsewhere.
+            None => worker.control = None,
+        }
+        false
+    }
+
+    /// The worker has died: the next one is due.
+    fn bury(&mut self) -> Result<Option<End>, MountError> {
+        let Some(mut worker) = self.worker.take() else { return Ok(None) };
+        // What it said before it died.
+        if let Some(Message::Failed(reason)) = worker.control.as_ref().and_then(Control::receive) {
+            self.reason = Some(reason);
+        }
+        let status = worker.child.as_mut().and_then(|child| child.wait().ok());
+        if !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
+            return Ok(Some(End::Stop));
+        }
+        let reason = self.reason.take();
+        if !self.has_served {
+            let reason = reason.unwrap_or_else(|| format!("the worker has died ({status:?})"));
+            return Err(MountError::Start(reason));
+        }
+        let how = match (&reason, status) {
+            (Some(reason), _) => reason.clone(),
+            (None, Some(status)) => status.to_string(),
+            (None, None) => "it was not ours to wait for".into(),
+        };
+        log::warn!("the worker has died: {how}; the next one is started");
+        if let Some(reason) = &reason {
+            upgrade::report(&self.places.state_dir, Some(reason));
+        }
+        if worker.is_ready && worker.started.elapsed() > AT_ONCE {
+            self.pause = Duration::ZERO;
+            self.due = Some(Instant::now());
+        } else {
+            self.start_later();
+        }
+        if !self.resends {
+            self.mount_anew()?;
+        }
+        Ok(None)
+    }
+
+    /// Before 6.9 the kernel does not send requests again: those that were in hand would hang for ever.
+    fn mount_anew(&mut self) -> Result<(), MountError> {
+        log::warn!(
+            "{}: this kernel (before 6.9) cannot go on with the mount; it is made anew",
+            self.places.conf_dir.display()
+        );
+        let failed = |source| daemon::at(&self.places.conf_dir, "cannot be mounted anew", source);
+        let letter = self.held.letters.read().map_err(failed)?;
+        // The old connection ends with its descriptor, which the new one replaces.
+        let _ = umount2(&self.places.conf_dir, MntFlags::MNT_DETACH);
+        let device = daemon::mount_device(&self.places.conf_dir)?;
+        self.held.device = replace_device(device).map_err(failed)?;
+        let letter = Letter { mount: daemon::new_mount_id(), init: None, ..letter };
+        self.held.letters.write(&letter).map_err(failed)
+    }
+
+    /// Looks whether the worker leaves requests lying, or asks the mount something, or draws the conclusion.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let due = match &self.doubt {
+            Doubt::None(at) | Doubt::Some(at) => *at,
+            Doubt::Asking(probe) => probe.deadline,
+        };
+        if due > now {
+            return;
+        }
+        let (is_ready, started) = match &self.worker {
+            Some(worker) => (worker.is_ready, worker.started),
+            None => return self.doubt_no_more(),
+        };
+        if !is_ready {
+            if started.elapsed() > STARTING {
+                log::error!("the worker does not begin to serve; it is replaced");
+                self.replace_worker();
+            }
+            self.doubt = Doubt::None(now + LOOK);
+            return;
+        }
+        self.doubt = match std::mem::replace(&mut self.doubt, Doubt::None(now + LOOK)) {
+            Doubt::None(_) if self.requests_lie() => Doubt::Some(now + SUSPICION),
+            Doubt::Some(_) if self.requests_lie() => match self.ask() {
+                Ok(probe) => Doubt::Asking(probe),
+                Err(error) => {
+                    log::warn!("the mount cannot be asked: {error}");
+                    Doubt::None(now + LOOK)
+                }
+            },
+            Doubt::Asking(probe) => {
+                log::error!("the worker does not answer; it is replaced");
+                self.replace_worker();
+                // Its answer comes from the next worker.
+                Doubt::Asking(Probe { deadline: now + STARTING, ..probe })
+            }
+            _ => Doubt::None(now + LOOK),
+        };
+    }
+
+    fn requests_lie(&self) -> bool {
+        let mut fds = [PollFd::new(self.held.device.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+    }
+
+    fn ask(&self) -> io::Result<Probe> {
+        let mut command = self.places.command(Command::new("/proc/self/exe"));
+        command.arg("--probe").stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn()?;
+        let handle = Handle::open(child.id())?;
+        Ok(Probe { child, handle, deadline: Instant::now() + PATIENCE })
+    }
+
+    fn doubt_no_more(&mut self) {
+        let doubt = std::mem::replace(&mut self.doubt, Doubt::None(Instant::now() + LOOK));
+        if let Doubt::Asking(mut probe) = doubt {
+            let _ = probe.child.kill();
+            let _ = probe.child.try_wait();
+        }
+    }
+
+    /// Becomes the keeper of the program that is wanted, which goes on with what is held.
+    fn upgrade(&self) -> io::Error {
+        let prepared = upgrade::program(&self.places.state_dir).and_then(|program| {
+            upgrade::prove(&program, &self.places)?;
+            let worker = self.worker.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            let control = worker.control.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+            let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
+            let control = control.as_fd().try_clone_to_owned()?;
+            let placed =
+                (handover::place(pidfd, handover::WORKER)?, handover::place(control, handover::CONTROL)?);
+            Ok((program, placed))
+        });
+        match prepared {
+            Err(error) => error,
+            Ok((program, _placed)) => {
+                log::info!("upgrading to {}", program.display());
+                self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
+            }
+        }
+    }
+}
+
+fn replace_device(device: OwnedFd) -> io::Result<OwnedFd> {
+    handover::place(device, handover::DEVICE)
+}
+
+/// Whether the mount that belongs to the device still exists.
+pub(crate) fn is_connected(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
+}
+
+/// The processes that hold the mount's descriptor although they do not answer, and what they hold.
+pub(crate) fn take_from_others(conf_dir: &Path) -> Option<Held> {
+    let others: Vec<Handle> =
+        daemon::processes_of(conf_dir).into_iter().filter_map(|pid| Handle::open(pid).ok()).collect();
+    let held = others.iter().find_map(|other| {
+        Some(Held {
+            device: other.descriptor(handover::DEVICE).ok()?,
+            letters: LetterBox::from_fd(other.descriptor(handover::LETTER).ok()?),
+            lock: StateLock::from_fd(other.descriptor(handover::LOCK).ok()?),
+        })
+    })?;
+    for other in &others {
+        other.kill();
+    }
+    others.iter().all(|other| other.wait(ENDING)).then_some(held)
+}

@@ -1,0 +1,243 @@
+//! Affinity masks of real processes: set on every thread, given back, refused and narrowed by the kernel.
+
+use std::path::PathBuf;
+
+use super::super::mask::mask_of;
+use super::*;
+
+#[test]
+fn a_mask_is_set_on_all_threads_and_each_gets_back_what_it_had() {
+    let [one, other] = two_cpus();
+    let all = one.union(&other);
+    for mut child in [start(Command::new("sleep").arg("1000")), program("threads")] {
+        for processes in both() {
+            let process = open(&processes, child.pid());
+            let tids = tids(child.pid());
+            let (first, last) = (tids[0], tids[tids.len() - 1]);
+            pin(last, &other);
+            let before = of(child.pid());
+            let previous = processes.set_mask(&process, &one, Threads::All).unwrap();
+            assert!(of(child.pid()).iter().all(|mask| *mask == one));
+            processes.undo(&process, previous);
+            assert_eq!(of(child.pid()), before);
+            assert_eq!(processes.leader_mask(first).unwrap(), before[0]);
+            processes.restore_mask(&process, &SavedMask::All);
+            assert!(of(child.pid()).iter().all(|mask| all.is_subset(mask)));
+        }
+        child.0.kill().unwrap();
+    }
+}
+
+#[test]
+fn threads_that_are_within_the_list_are_left_as_they_are() {
+    let [one, other] = two_cpus();
+    let all = one.union(&other);
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let tids = tids(child.pid());
+        let of_tid = |n: usize| of(child.pid())[n].clone();
+        processes.set_mask(&process, &all, Threads::All).unwrap();
+        pin(tids[1], &one);
+        pin(tids[2], &other);
+        let previous = processes.set_mask(&process, &all, Threads::Outside).unwrap();
+        assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
+        processes.undo(&process, previous);
+        assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
+        // Those that have left are brought back, also where it is a part of them that is outside.
+        let previous = processes.set_mask(&process, &one, Threads::Outside).unwrap();
+        assert!(of(child.pid()).iter().all(|mask| *mask == one));
+        processes.undo(&process, previous);
+        assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
+        processes.set_mask(&process, &all, Threads::All).unwrap();
+        assert!(of(child.pid()).iter().all(|mask| *mask == all));
+    }
+}
+
+#[test]
+fn no_thread_is_outside_however_fast_the_program_makes_new_ones() {
+    let [one, _] = two_cpus();
+    for processes in both() {
+        let child = program("restless");
+        let process = open(&processes, child.pid());
+        for n in 0..200 {
+            processes.set_mask(&process, &one, Threads::All).unwrap();
+            for _ in 0..3 {
+                assert!(of(child.pid()).iter().all(|mask| *mask == one), "try {n}");
+            }
+            processes.restore_mask(&process, &SavedMask::All);
+        }
+    }
+}
+
+#[test]
+fn a_task_that_widens_its_masks_all_the_time_is_given_up_after_some_passes() {
+    let [one, _] = two_cpus();
+    let [processes, _] = both();
+    let child = program("willful");
+    let process = open(&processes, child.pid());
+    until("it is given up", || match processes.set_mask(&process, &one, Threads::All) {
+        // The program may just not have got to it.
+        Ok(_) => false,
+        Err(MaskError::KeepsChanging) => true,
+        Err(error) => panic!("{error}"),
+    });
+}
+
+#[test]
+fn a_mask_without_a_usable_cpu_is_refused_and_the_task_has_what_it_had() {
+    let [one, _] = two_cpus();
+    let unknown: CpuSet = "500".parse().unwrap();
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        pin(tids(child.pid())[1], &one);
+        let before = of(child.pid());
+        for threads in [Threads::All, Threads::Outside] {
+            let refused = processes.set_mask(&process, &unknown, threads);
+            assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
+            assert_eq!(of(child.pid()), before);
+        }
+        let partly = processes.set_mask(&process, &one.union(&unknown), Threads::All);
+        assert!(matches!(&partly, Err(MaskError::Narrowed { got }) if *got == one), "{partly:?}");
+        assert_eq!(of(child.pid()), before);
+    }
+}
+
+#[test]
+fn what_is_given_back_is_the_mask_of_before_or_all_where_that_is_no_longer_possible() {
+    let [one, other] = two_cpus();
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        for (saved, expected) in [
+            (SavedMask::Cpus(one.clone()), one.clone()),
+            (SavedMask::All, online()),
+            (SavedMask::Cpus(other.clone()), other.clone()),
+            (SavedMask::Cpus("500".parse().unwrap()), online()),
+        ] {
+            processes.restore_mask(&process, &saved);
+            assert!(of(child.pid()).iter().all(|mask| *mask == expected), "{saved:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mask_of_all_cpus_is_saved_as_all_and_another_as_it_is() {
+    let [one, _] = two_cpus();
+    let child = start(Command::new("sleep").arg("1000"));
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        processes.restore_mask(&process, &SavedMask::All);
+        assert_eq!(processes.saved_mask(&process).unwrap(), SavedMask::All);
+        assert_eq!(processes.refine_saved(&process, SavedMask::All).unwrap(), SavedMask::All);
+        pin(child.pid(), &one);
+        let saved = processes.saved_mask(&process).unwrap();
+        assert_eq!(saved, SavedMask::Cpus(one.clone()));
+        assert_eq!(processes.refine_saved(&process, saved.clone()).unwrap(), saved);
+        assert_eq!(of(child.pid()), std::slice::from_ref(&one), "it was touched and has what it had");
+    }
+}
+
+#[test]
+fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() {
+    let [one, other] = two_cpus();
+    let child = program("threads");
+    let cgroup = Cpuset::new(&one);
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let outside = processes.cgroup(&process);
+        cgroup.take(child.pid());
+        assert_ne!(processes.cgroup(&process), outside, "it is in another cgroup");
+        let refused = processes.set_mask(&process, &other, Threads::All);
+        assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
+        let narrowed = processes.set_mask(&process, &one.union(&other), Threads::All);
+        assert!(matches!(&narrowed, Err(MaskError::Narrowed { got }) if *got == one), "{narrowed:?}");
+        assert!(of(child.pid()).iter().all(|mask| *mask == one));
+        let saved = processes.saved_mask(&process).unwrap();
+        assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it can be told without touching it");
+        assert_eq!(processes.refine_saved(&process, saved).unwrap(), SavedMask::All);
+        processes.set_mask(&process, &one, Threads::All).unwrap();
+        // A mask that is no longer possible: all, which follows the cpuset when that grows.
+        processes.restore_mask(&process, &SavedMask::Cpus(other.clone()));
+        assert!(of(child.pid()).iter().all(|mask| *mask == one));
+        cgroup.give_back(child.pid());
+        until("it follows its cpuset", || of(child.pid()).iter().all(|mask| *mask == online()));
+    }
+}
+
+/// Every mask that this thread gets is widened at once.
+pub(super) fn widen_for_ever() {
+    let mut all = nix::sched::CpuSet::new();
+    (0..nix::sched::CpuSet::count()).for_each(|cpu| all.set(cpu).unwrap());
+    loop {
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &all);
+    }
+}
+
+/// Two CPUs of this machine.
+pub(super) fn two_cpus() -> [CpuSet; 2] {
+    let online: Vec<CpuId> = online().iter().take(2).collect();
+    let [one, other] = online.as_slice() else { panic!("these tests need two CPUs") };
+    [*one, *other].map(|cpu| CpuSet::from_iter([cpu]))
+}
+
+fn online() -> CpuSet {
+    std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap().trim().parse().unwrap()
+}
+
+/// The mask of each thread, the first one's first, as /proc shows it.
+pub(super) fn of(pid: Pid) -> Vec<CpuSet> {
+    let mask = |tid: Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some(line.trim().parse().unwrap())
+    };
+    tids(pid).into_iter().filter_map(mask).collect()
+}
+
+fn pin(tid: Pid, cpus: &CpuSet) {
+    let mut set = nix::sched::CpuSet::new();
+    cpus.iter().for_each(|cpu| set.set(cpu.get() as usize).unwrap());
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(tid.get() as i32), &set).unwrap();
+    assert_eq!(mask_of(tid.get()).unwrap().as_ref(), Some(cpus));
+}
+
+/// A cpuset cgroup that goes away with this.
+struct Cpuset {
+    root: PathBuf,
+    path: PathBuf,
+}
+
+impl Cpuset {
+    /// With these CPUs: of cgroup v1 where the machine has it, else of v2.
+    fn new(cpus: &CpuSet) -> Self {
+        let v1 = PathBuf::from("/sys/fs/cgroup/cpuset");
+        let root = if v1.join("cpuset.cpus").exists() { v1 } else { PathBuf::from("/sys/fs/cgroup") };
+        // v1 has no such file, and in v2 it may be on already.
+        let _ = std::fs::write(root.join("cgroup.subtree_control"), "+cpuset");
+        let path = root.join(format!("kcm-test-{}", std::process::id()));
+        std::fs::create_dir(&path).expect("a test of cpusets needs to be root and makes a cgroup");
+        let cgroup = Self { root, path };
+        std::fs::write(cgroup.path.join("cpuset.cpus"), cpus.to_string()).unwrap();
+        std::fs::write(cgroup.path.join("cpuset.mems"), "0").unwrap();
+        cgroup
+    }
+
+    fn take(&self, pid: Pid) {
+        std::fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    fn give_back(&self, pid: Pid) {
+        std::fs::write(self.root.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cpuset {
+    fn drop(&mut self) {
+        for pid in std::fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = std::fs::write(self.root.join("cgroup.procs"), pid);
+        }
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}

@@ -1,0 +1,100 @@
+//! Replacing the program under a mount that goes on.
+//!
+//! Owns: the wish (a file in the state directory that names the new program, and in which the keeper says
+//! what came of it) and the proof that the new program can read the state. Must not know: how the keeper
+//! becomes another program.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::daemon::{MountError, Places};
+use crate::journal::{StateDir, StateLock};
+use crate::process::Handle;
+
+/// In the state directory: the path of the program that is wanted; or, in answer, `failed: <reason>`. Gone
+/// when the upgrade is done.
+const WISH: &str = "upgrade";
+const FAILED: &str = "failed: ";
+/// How long a proof may take, and how long the command waits for the whole.
+const PROOF: Duration = Duration::from_secs(10);
+const WHOLE: Duration = Duration::from_secs(30);
+
+/// Makes the program that runs here the one that serves, and waits until it does.
+///
+/// # Errors
+/// Nothing is mounted, the state cannot be read by this program, or what the keeper says: the old one goes on.
+pub fn upgrade(places: &Places) -> Result<(), MountError> {
+    let failed = |reason: String| MountError::NotUpgraded(reason);
+    let keeper = StateLock::holder(&places.state_dir)
+        .ok_or_else(|| MountError::NotMounted(places.conf_dir.clone()))?;
+    StateDir::check(&places.state_dir)?;
+    let program = fs::read_link("/proc/self/exe").map_err(|error| failed(error.to_string()))?;
+    let wish = places.state_dir.join(WISH);
+    fs::write(&wish, program.as_os_str().as_encoded_bytes())
+        .map_err(|error| failed(format!("{}: {error}", wish.display())))?;
+    kill(Pid::from_raw(keeper), Signal::SIGHUP)
+        .map_err(|errno| failed(format!("its keeper {keeper} cannot be told: {errno}")))?;
+    let deadline = Instant::now() + WHOLE;
+    while Instant::now() < deadline {
+        match fs::read_to_string(&wish) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Ok(text) if text.starts_with(FAILED) => {
+                let _ = fs::remove_file(&wish);
+                return Err(failed(text.trim_start_matches(FAILED).to_owned()));
+            }
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    Err(failed("the keeper does not say what came of it; look at its log".into()))
+}
+
+/// The program that is wanted: the one that was named, or whatever now has the name of the one that runs.
+pub(crate) fn program(state_dir: &Path) -> io::Result<PathBuf> {
+    match fs::read_to_string(state_dir.join(WISH)) {
+        Ok(path) if !path.starts_with(FAILED) => Ok(path.into()),
+        _ => {
+            let own = fs::read_link("/proc/self/exe")?;
+            // A program that was replaced is called deleted.
+            let name = own.to_string_lossy();
+            Ok(name.strip_suffix(" (deleted)").unwrap_or(&name).into())
+        }
+    }
+}
+
+/// Has the program read the state and say whether it can.
+pub(crate) fn prove(program: &Path, places: &Places) -> io::Result<()> {
+    let mut command = places.command(Command::new(program));
+    command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let named = |error: io::Error| io::Error::other(format!("{}: {error}", program.display()));
+    let mut child = command.spawn().map_err(named)?;
+    if !Handle::open(child.id())?.wait(PROOF) {
+        child.kill()?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    let reason = reason.lines().last().unwrap_or("it ends without a reason");
+    Err(named(io::Error::other(reason.trim_start_matches("ERROR:root:"))))
+}
+
+/// Says what came of the wish, if there is one: done, or why not.
+pub(crate) fn report(state_dir: &Path, failure: Option<&str>) {
+    let wish = state_dir.join(WISH);
+    let reported = match failure {
+        None => fs::remove_file(&wish),
+        Some(_) if !wish.exists() => return,
+        Some(reason) => fs::write(&wish, format!("{FAILED}{reason}")),
+    };
+    match reported {
+        Err(error) if error.kind() != ErrorKind::NotFound => log::warn!("{}: {error}", wish.display()),
+        _ => {}
+    }
+}
