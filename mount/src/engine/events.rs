@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::clock;
-use crate::journal::Reclaimed;
+use crate::journal::{EVENTS_KEPT, Reclaimed, StateDir};
 
-/// How many events, and how many reclaimed claims, are kept.
-pub(crate) const KEPT: usize = 1024;
+/// How many reclaimed claims are kept.
+const RECLAIMED_KEPT: usize = 1024;
 
 /// One thing that happened. Fields that do not apply are left out of its line.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -45,14 +45,22 @@ struct Line<'a> {
 #[derive(Debug)]
 pub(crate) struct Events {
     next: u64,
-    lines: VecDeque<String>,
+    lines: VecDeque<(u64, String)>,
     reclaimed: VecDeque<Reclaimed>,
     dropped: u64,
 }
 
 impl Events {
-    pub(crate) fn new(next: u64, reclaimed: VecDeque<Reclaimed>, dropped: u64) -> Self {
-        Self { next, lines: VecDeque::new(), reclaimed, dropped }
+    /// Goes on with what an earlier daemon has shown. `next` is beyond all numbers that it may have given: a line
+    /// that has another one is damaged.
+    pub(crate) fn new(
+        next: u64,
+        lines: VecDeque<(u64, String)>,
+        reclaimed: VecDeque<Reclaimed>,
+        dropped: u64,
+    ) -> Self {
+        let lines = lines.into_iter().filter(|(seq, _)| *seq < next).collect();
+        Self { next, lines, reclaimed, dropped }
     }
 
     /// The number that the next event gets.
@@ -60,21 +68,23 @@ impl Events {
         self.next
     }
 
-    /// Notes an event; gives its number.
-    pub(crate) fn push(&mut self, event: &Event) -> u64 {
+    /// Notes an event; gives its number. It is also given to `state` for the next daemon.
+    pub(crate) fn push(&mut self, state: &StateDir, event: &Event) -> u64 {
         let seq = self.next;
         self.next += 1;
         let line = Line { seq, time: clock::rfc3339_ms(clock::wall_ms()), event };
-        self.lines.push_back(serde_json::to_string(&line).unwrap_or_default());
-        if self.lines.len() > KEPT {
+        let text = serde_json::to_string(&line).unwrap_or_default();
+        self.lines.push_back((seq, text.clone()));
+        if self.lines.len() > EVENTS_KEPT {
             self.lines.pop_front();
         }
+        state.note_event(&text, || self.lines.iter().map(|(_, line)| line.as_str()));
         seq
     }
 
     pub(crate) fn reclaim(&mut self, reclaimed: Reclaimed) {
         self.reclaimed.push_back(reclaimed);
-        if self.reclaimed.len() > KEPT {
+        if self.reclaimed.len() > RECLAIMED_KEPT {
             self.reclaimed.pop_front();
             self.dropped += 1;
         }
@@ -88,8 +98,8 @@ impl Events {
 
     /// JSON lines, the oldest first.
     pub(crate) fn show(&self) -> String {
-        let mut text = String::with_capacity(self.lines.iter().map(|line| line.len() + 1).sum());
-        for line in &self.lines {
+        let mut text = String::with_capacity(self.lines.iter().map(|(_, line)| line.len() + 1).sum());
+        for (_, line) in &self.lines {
             text.push_str(line);
             text.push('\n');
         }

@@ -113,11 +113,16 @@ impl Engine {
         let handles = recovered.next_handle;
         let mut refusals = Refusals::default();
         recovered.refusals.iter().for_each(|filed| refusals.file(Arc::clone(filed)));
-        let mut events =
-            Events::new(recovered.next_event, recovered.reclaimed.clone(), recovered.reclaimed_dropped);
+        let mut events = Events::new(
+            recovered.next_event,
+            recovered.events.clone(),
+            recovered.reclaimed.clone(),
+            recovered.reclaimed_dropped,
+        );
         for damage in &recovered.damage {
             log::warn!("{damage}");
-            events.push(&Event { event: "damaged", reason: Some(damage.to_string()), ..Event::default() });
+            let reason = Some(damage.to_string());
+            events.push(&state, &Event { event: "damaged", reason, ..Event::default() });
         }
         let engine = Self {
             claims: Mutex::new(Claims::new(watch.limit())),
@@ -321,7 +326,7 @@ impl Engine {
                 self.reserved_events.store(reserved + RESERVED_EVENTS, Ordering::Relaxed);
             }
         }
-        events.push(&event)
+        events.push(&self.state, &event)
     }
 
     fn list_changed(&self, claims: &Claims, id: ListId) {

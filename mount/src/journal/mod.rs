@@ -7,17 +7,20 @@
 //! lock     held by the daemon that uses the directory
 //! config   replaced as a whole, fsynced
 //! claims   appended to; compacted now and then
+//! events   what was last shown of events; of no consequence
 //! ```
 //!
 //! A file that is damaged is set aside as `<name>.damaged-<time>`; what can be read of it is kept.
 
 mod codec;
 mod config;
+mod events;
 mod lock;
 mod log;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -31,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use codec::VERSION;
 pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
+use events::EventFile;
 pub(crate) use lock::StateLock;
 pub(crate) use log::{Filed, HOLDER, Reclaimed, Record};
 use log::{Live, Requests};
@@ -40,6 +44,8 @@ use crate::model::command::Claim;
 
 /// How many reclaimed claims are kept for those who have not read of them.
 const RECLAIMED_KEPT: usize = 1024;
+/// How many events are kept.
+pub(crate) const EVENTS_KEPT: usize = 1024;
 /// How many refusals are kept for those whom they concern.
 const REFUSALS_KEPT: usize = 4096;
 /// Within this time whatever the kernel sends again has come again.
@@ -54,6 +60,7 @@ pub(crate) struct StateDir {
     boot: String,
     mount: u64,
     log: Mutex<Log>,
+    events: Mutex<EventFile>,
     /// Held as long as a process of the daemon lives.
     _lock: StateLock,
 }
@@ -80,8 +87,10 @@ pub(crate) struct Recovered {
     pub(crate) intents: Vec<Claim>,
     /// Claims that are over, whose masks may not be back.
     pub(crate) releasing: Vec<Claim>,
-    pub(crate) reclaimed: std::collections::VecDeque<Reclaimed>,
+    pub(crate) reclaimed: VecDeque<Reclaimed>,
     pub(crate) reclaimed_dropped: u64,
+    /// The newest events, with their numbers.
+    pub(crate) events: VecDeque<(u64, String)>,
     pub(crate) next_event: u64,
     pub(crate) next_handle: u32,
     /// Open files that are polled, with the kernel's handles for that.
@@ -154,7 +163,9 @@ impl StateDir {
         let live = &log.live;
         let mut claims: Vec<&(u64, Claim)> = live.claims.values().collect();
         claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let (event_file, events) = EventFile::open(&path, EVENTS_KEPT);
         let recovered = Recovered {
+            events,
             config,
             claims: claims.into_iter().map(|(_, claim)| claim.clone()).collect(),
             intents: live.intents.values().cloned().collect(),
@@ -169,7 +180,14 @@ impl StateDir {
             damage,
             suspect,
         };
-        let state = Self { path, boot: boot.to_owned(), log: Mutex::new(log), mount, _lock: lock };
+        let state = Self {
+            path,
+            boot: boot.to_owned(),
+            mount,
+            log: Mutex::new(log),
+            events: Mutex::new(event_file),
+            _lock: lock,
+        };
         if let Err(error) = state.append(&Record::Mounted { mount }) {
             warn!("{}: the log of claims cannot be written: {error}", state.path.display());
         }
@@ -223,6 +241,15 @@ impl StateDir {
             self.compact(&mut log);
         }
         Ok(())
+    }
+
+    /// Keeps an event for the next daemon; `kept` gives all that are still wanted, this one included.
+    pub(crate) fn note_event<'a, I: ExactSizeIterator<Item = &'a str>>(
+        &self,
+        line: &str,
+        kept: impl Fn() -> I,
+    ) {
+        self.events.lock().add(line, kept);
     }
 
     /// Replaces the configuration; durable when this returns.
