@@ -260,3 +260,173 @@ pub fn run(command: &mut Command) -> (String, String, Option<i32>) {
     let Output { stdout, stderr, status } = command.output().expect("a command");
     (text(&stdout), text(&stderr), status.code())
 }
+
+// Other users, other machines, and processes that are asked.
+
+/// The user id of `nobody`, and its group.
+pub const NOBODY: u32 = 65534;
+
+impl Mount {
+    /// A daemon that takes a made-up machine for this one; `isolcpus`: the kernel's command line.
+    pub fn on_machine(machine: &Machine) -> Self {
+        let mount = Self::not_mounted();
+        mount.start_on(machine);
+        mount
+    }
+
+    /// Starts the daemon on a made-up machine.
+    pub fn start_on(&self, machine: &Machine) {
+        let root = self.home().join("machine");
+        machine.write(&root);
+        let mut command = self.mount_command();
+        command.env("KCM_DEV_LSCPU_SYSFS", &root).env("KCM_PROC_FS", root.join("proc"));
+        let output = command.output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Temporary directories are for their owner alone; now everybody gets to the mount.
+    pub fn let_everybody_in(&self) {
+        set_mode(self.home(), 0o755);
+    }
+
+    /// As [`Mount::bash`], for `nobody`.
+    pub fn bash_as_nobody(&self, line: &str) -> Command {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = self.bash(line);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    /// Everything below the mount point, by path from there, with what stat(2) says.
+    pub fn walk(&self) -> Vec<(String, fs::Metadata)> {
+        let mut found = Vec::new();
+        let mut todo = vec![String::new()];
+        while let Some(path) = todo.pop() {
+            let metadata = fs::symlink_metadata(self.conf().join(&path)).expect("stat");
+            if metadata.is_dir() {
+                let entries = fs::read_dir(self.conf().join(&path)).expect("a directory");
+                let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+                let names = entries.map(|entry| name(entry).into_string().expect("UTF-8"));
+                todo.extend(names.map(|name| if path.is_empty() { name } else { format!("{path}/{name}") }));
+            }
+            found.push((path, metadata));
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    }
+}
+
+/// A machine of this many sockets, cores a socket and threads a core, numbered as on most: first each core's
+/// first thread, socket by socket. Each socket is a NUMA node.
+pub struct Machine {
+    pub sockets: u32,
+    pub cores: u32,
+    pub threads: u32,
+    /// Offline CPUs.
+    pub offline: Vec<u32>,
+    /// The kernel's command line.
+    pub cmdline: &'static str,
+}
+
+impl Machine {
+    pub fn new(sockets: u32, cores: u32, threads: u32) -> Self {
+        Self { sockets, cores, threads, offline: Vec::new(), cmdline: "" }
+    }
+
+    /// The tree that `lscpu --sysroot` reads, and `/proc/cmdline` beside it.
+    pub fn write(&self, root: &Path) {
+        let cores = self.sockets * self.cores;
+        let count = cores * self.threads;
+        let socket = |cpu: u32| cpu % cores / self.cores;
+        let file = |path: String, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            fs::write(path, format!("{text}\n")).expect("a file");
+        };
+        let system = "sys/devices/system";
+        let online = (0..count).filter(|cpu| !self.offline.contains(cpu)).map(|cpu| cpu.to_string());
+        file(format!("{system}/cpu/online"), &online.collect::<Vec<_>>().join(","));
+        for name in ["possible", "present"] {
+            file(format!("{system}/cpu/{name}"), &format!("0-{}", count - 1));
+        }
+        for cpu in 0..count {
+            let topology = format!("{system}/cpu/cpu{cpu}/topology");
+            file(format!("{topology}/core_id"), &(cpu % cores % self.cores).to_string());
+            file(format!("{topology}/physical_package_id"), &socket(cpu).to_string());
+            let siblings = mask(count, |other| other % cores == cpu % cores);
+            file(format!("{topology}/thread_siblings"), &siblings);
+            file(format!("{topology}/core_siblings"), &mask(count, |other| socket(other) == socket(cpu)));
+        }
+        for node in 0..self.sockets {
+            file(format!("{system}/node/node{node}/cpumap"), &mask(count, |cpu| socket(cpu) == node));
+        }
+        // lscpu wants to know the model of one CPU.
+        file("proc/cpuinfo".into(), "processor\t: 0\nmodel name\t: made up");
+        file("proc/cmdline".into(), self.cmdline);
+    }
+}
+
+/// A set of `count` CPUs in hexadecimal words, as the kernel shows masks.
+fn mask(count: u32, is_in: impl Fn(u32) -> bool) -> String {
+    let bits = |word: u32| (0..32).filter(move |bit| word * 32 + bit < count);
+    let word =
+        |word: u32| bits(word).filter(|bit| is_in(word * 32 + bit)).fold(0_u32, |mask, bit| mask | 1 << bit);
+    let words = (0..count.div_ceil(32)).rev().map(|n| format!("{:08x}", word(n)));
+    words.collect::<Vec<_>>().join(",")
+}
+
+/// A shell that stays and can be asked again and again; killed when dropped.
+pub struct Shell {
+    process: Sleeper,
+    input: std::process::ChildStdin,
+    output: std::io::BufReader<std::process::ChildStdout>,
+}
+
+impl Shell {
+    /// `command` starts a shell that reads its lines from standard input, such as `mount.bash("exec bash")`.
+    pub fn start(command: &mut Command) -> Self {
+        let mut process = Sleeper::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let input = process.child().stdin.take().expect("a pipe");
+        let output = std::io::BufReader::new(process.child().stdout.take().expect("a pipe"));
+        Self { process, input, output }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What the line prints on standard output.
+    pub fn ask(&mut self, line: &str) -> String {
+        use std::io::{BufRead as _, Write as _};
+        writeln!(self.input, "{line}\necho; echo ---").expect("a shell that listens");
+        let mut said = String::new();
+        while !said.ends_with("\n---\n") {
+            assert_ne!(self.output.read_line(&mut said).expect("text"), 0, "the shell has gone: {said}");
+        }
+        // The empty line ends a last line without its newline.
+        said.truncate(said.len() - "\n---\n".len());
+        said
+    }
+}
+
+/// Runs `work` with the rights of `nobody` over files, in a thread of this process.
+pub fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+    let as_nobody = || {
+        setfsgid(Gid::from_raw(NOBODY));
+        setfsuid(Uid::from_raw(NOBODY));
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(as_nobody).join()).expect("the work")
+}
+
+/// A process of `nobody`.
+pub fn sleeper_of_nobody() -> Sleeper {
+    use std::os::unix::process::CommandExt as _;
+    Sleeper::spawn(Command::new("sleep").arg("1000").uid(NOBODY).gid(NOBODY))
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
