@@ -90,10 +90,13 @@ impl Events {
         }
     }
 
-    /// Forgets the reclaimed claims up to and with `seq`, and the count of those dropped.
+    /// Forgets the reclaimed claims up to and with `seq`; the count of those dropped too, unless some of them
+    /// may be newer.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
+        if self.reclaimed.front().is_none_or(|oldest| oldest.seq <= seq) {
+            self.dropped = 0;
+        }
         self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
-        self.dropped = 0;
     }
 
     /// JSON lines, the oldest first.

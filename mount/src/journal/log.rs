@@ -192,8 +192,11 @@ impl Live {
             Record::Kept(reclaimed) => self.keep(Some(reclaimed)),
             Record::Dropped { count } => self.dropped = count,
             Record::Acknowledged { seq } => {
+                // Those dropped are older than all that are kept.
+                if self.reclaimed.front().is_none_or(|oldest| oldest.seq <= seq) {
+                    self.dropped = 0;
+                }
                 self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
-                self.dropped = 0;
             }
             Record::Mounted { mount } => {
                 if mount != self.requests.mount {
