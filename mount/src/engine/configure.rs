@@ -120,7 +120,6 @@ impl Engine {
         must_be_root(caller.uid)?;
         must_be_root(opener)?;
         let exclusivity = match bytes.trim_ascii() {
-            b"" => return Ok(()),
             b"0" => Exclusivity::Shared,
             b"1" => Exclusivity::Exclusive,
             _ => return Err(Refusal::NoFlag),
