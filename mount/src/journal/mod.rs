@@ -67,7 +67,8 @@ pub(crate) struct StateDir {
 
 #[derive(Debug)]
 struct Log {
-    file: File,
+    /// None: it could not be written when the daemon started; it is tried again with every record.
+    file: Option<File>,
     /// The length up to which the file is sound.
     length: u64,
     compact_at: u64,
@@ -155,6 +156,9 @@ impl StateDir {
         mount: u64,
     ) -> Result<(Self, Recovered), StateError> {
         let path = path.canonicalize().map_err(failed(path, "cannot be resolved"))?;
+        if let Err(newer @ StateError::NewerVersion { .. }) = Self::check(&path) {
+            return Err(newer);
+        }
         let mut damage = Vec::new();
         let config = open_config(&path, &mut damage)?;
         let (mut log, suspect) = open_log(&path, boot, &mut damage)?;
@@ -213,7 +217,7 @@ impl StateDir {
             [("config", config::newer as fn(&[u8]) -> Option<u32>), ("claims", newer_log as fn(&[u8]) -> _)]
         {
             let file = path.join(name);
-            match fs::read(&file) {
+            match bytes_of(&file) {
                 Ok(bytes) => {
                     if let Some(found) = newer(&bytes) {
                         return Err(StateError::NewerVersion { file, found });
@@ -232,6 +236,9 @@ impl StateDir {
     /// It is not recorded, and the log is as it was.
     pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
         let mut log = self.log.lock();
+        if log.file.is_none() {
+            self.renew(&mut log)?;
+        }
         let line = codec::encode(&self.boot, &Numbered { n: log.next, r: record })?;
         log.write(&line)?;
         let number = log.next;
@@ -265,36 +272,32 @@ impl StateDir {
         if log.opened.elapsed() > RESENT {
             log.live.requests.forget_before();
         }
-        match rewrite(&self.path, &self.boot, &log.live) {
-            Ok((file, length, next)) => {
-                *log = Log {
-                    file,
-                    length,
-                    next,
-                    compact_at: threshold(length),
-                    live: std::mem::take(&mut log.live),
-                    opened: log.opened,
-                };
-            }
-            Err(error) => {
-                warn!("{}: the log of claims cannot be compacted: {error}", self.path.display());
-                log.compact_at = log.length * 2;
-            }
+        if let Err(error) = self.renew(log) {
+            warn!("{}: the log of claims cannot be compacted: {error}", self.path.display());
+            log.compact_at = log.length * 2;
         }
+    }
+
+    /// Replaces the log by one that says the same.
+    fn renew(&self, log: &mut Log) -> io::Result<()> {
+        let (file, length, next) = rewrite(&self.path, &self.boot, &log.live)?;
+        (log.file, log.length, log.next, log.compact_at) = (Some(file), length, next, threshold(length));
+        Ok(())
     }
 }
 
 impl Log {
     /// All of the line, or nothing of it.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        match self.file.write(line) {
+        let Some(file) = &mut self.file else { return Err(Errno::ENOSPC.into()) };
+        match file.write(line) {
             Ok(written) if written == line.len() => {
                 self.length += line.len() as u64;
                 Ok(())
             }
             short => {
                 // What came through is no record; the next one must not stand behind it.
-                self.file.set_len(self.length)?;
+                file.set_len(self.length)?;
                 Err(short.err().unwrap_or_else(|| Errno::ENOSPC.into()))
             }
         }
@@ -305,14 +308,18 @@ fn threshold(length: u64) -> u64 {
     COMPACTED_FROM.max(length * 4)
 }
 
+fn bytes_of(file: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(file)?.is_file() {
+        fs::read(file)
+    } else {
+        // A pipe would be waited for.
+        Err(io::Error::other("not a regular file"))
+    }
+}
+
 /// The bytes of a file. None: there is no such file, or what is there cannot be read and was set aside.
 fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateError> {
-    let read = || match fs::metadata(file)?.is_file() {
-        true => fs::read(file),
-        // A pipe would be waited for.
-        false => Err(io::Error::other("not a regular file")),
-    };
-    match read() {
+    match bytes_of(file) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
@@ -331,28 +338,32 @@ fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), 
     let free =
         (0..).map(|n| name(if n == 0 { String::new() } else { format!("-{n}") })).find(|path| !path.exists());
     let kept_as = free.unwrap_or_else(|| name(String::new()));
-    fs::rename(file, &kept_as).map_err(failed(file, "is damaged and cannot be set aside"))?;
+    // Under both names until a sound one takes its place: that may fail, and then it is all that there is.
+    // What is no file cannot have two names.
+    fs::hard_link(file, &kept_as)
+        .or_else(|_| fs::rename(file, &kept_as))
+        .map_err(failed(file, "is damaged and cannot be set aside"))?;
     damage.push(Damage { file: file.to_path_buf(), what, kept_as });
     Ok(())
 }
 
 fn open_config(path: &Path, damage: &mut Vec<Damage>) -> Result<Config, StateError> {
     let file = path.join("config");
-    let Some(bytes) = read(&file, damage)? else {
-        let lost = file_was_set_aside(&file, damage);
-        let fresh = if lost { Config::after_loss() } else { Config::default() };
-        config::store(path, &fresh).map_err(failed(&file, "cannot be written"))?;
-        return Ok(fresh);
-    };
-    match config::read(&bytes) {
-        config::Read::Newer(found) => Err(StateError::NewerVersion { file, found }),
-        config::Read::Config { config, damage: None } => Ok(config),
-        config::Read::Config { config, damage: Some(what) } => {
+    let config = match read(&file, damage)?.as_deref().map(config::read) {
+        None if file_was_set_aside(&file, damage) => Config::after_loss(),
+        None => Config::default(),
+        Some(config::Read::Newer(found)) => return Err(StateError::NewerVersion { file, found }),
+        Some(config::Read::Config { config, damage: None }) => return Ok(config),
+        Some(config::Read::Config { config, damage: Some(what) }) => {
             set_aside(&file, what, damage)?;
-            config::store(path, &config).map_err(failed(&file, "cannot be written"))?;
-            Ok(config)
+            config
         }
+    };
+    if let Err(error) = config::store(path, &config) {
+        // A full disk must not keep the mount down; the next change is refused, or stores it all.
+        warn!("{}: cannot be written: {error}; make room for the state directory", file.display());
     }
+    Ok(config)
 }
 
 /// The version of a log that a newer kcm has written.
@@ -365,6 +376,7 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
     let file = path.join("claims");
     let found = read(&file, damage)?;
     let unreadable = found.is_none() && file_was_set_aside(&file, damage);
+    let existed = found.is_some();
     let bytes = found.unwrap_or_default();
     if let Some(found) = newer_log(&bytes) {
         return Err(StateError::NewerVersion { file, found });
@@ -377,8 +389,7 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
     let decoded = codec::decode::<Numbered<Record>>(seed, bytes.get(rest..).unwrap_or_default());
     let numbers: Vec<u64> = decoded.records.iter().map(|record| record.n).collect();
     let gaps = numbers.windows(2).any(|pair| matches!(pair, [a, b] if a + 1 != *b));
-    let beheaded =
-        !bytes.is_empty() && (header.is_none() || numbers.first().is_some_and(|&first| first != 0));
+    let beheaded = existed && (header.is_none() || numbers.first().is_some_and(|&first| first != 0));
     let damaged = decoded.bad > 0 || gaps || beheaded;
     let mut live = Live::default();
     for Numbered { n, r } in decoded.records {
@@ -397,7 +408,7 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
     let log = if sound {
         resume(&file, rest + decoded.whole, numbers.last().map_or(0, |n| n + 1), live)
     } else {
-        anew(path, boot, live)
+        Ok(anew(path, boot, live))
     };
     Ok((log?, damaged || unreadable))
 }
@@ -411,13 +422,18 @@ fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, Stat
     let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
     let length = length as u64;
     handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
-    Ok(Log { file: handle, length, compact_at: threshold(0), next, live, opened: Instant::now() })
+    Ok(Log { file: Some(handle), length, compact_at: threshold(0), next, live, opened: Instant::now() })
 }
 
-fn anew(path: &Path, boot: &str, live: Live) -> Result<Log, StateError> {
+/// A new log. Where it cannot be written, what it would say is kept in memory: a full disk must not keep the
+/// mount down.
+fn anew(path: &Path, boot: &str, live: Live) -> Log {
+    let written = rewrite(path, boot, &live).inspect_err(|error| {
+        warn!("{}: the log of claims cannot be written: {error}; make room for it", path.display());
+    });
     let (file, length, next) =
-        rewrite(path, boot, &live).map_err(failed(&path.join("claims"), "cannot be written"))?;
-    Ok(Log { file, length, compact_at: threshold(length), next, live, opened: Instant::now() })
+        written.map_or((None, 0, 0), |(file, length, next)| (Some(file), length, next));
+    Log { file, length, compact_at: threshold(length), next, live, opened: Instant::now() }
 }
 
 /// A new log that says the same. Its length, and the number of its next record.

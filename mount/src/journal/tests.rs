@@ -194,6 +194,36 @@ fn a_log_with_many_claims_is_not_compacted_all_the_time() {
 }
 
 #[test]
+fn a_full_disk_keeps_no_daemon_from_starting_and_loses_nothing() {
+    let disk = SmallDisk::new(64);
+    let path = disk.0.path();
+    let (state, _) = open_at(path, BOOT).unwrap();
+    state.store_config(&config()).unwrap();
+    drop(state);
+    // Damaged, so that a sound file has to be written in its place.
+    let mut damaged = fs::read(path.join("config")).unwrap();
+    damaged.extend(b"x\n");
+    fs::write(path.join("config"), damaged).unwrap();
+    let filler = path.join("filler");
+    let mut file = File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
+    for _ in 0..2 {
+        // Of another boot, so that the log has to be begun anew.
+        let (state, recovered) = open_at(path, "another boot").unwrap();
+        assert_eq!(recovered.config, config());
+        assert!(state.append(&claimed(1)).is_err());
+    }
+    fs::remove_file(&filler).unwrap();
+    let (state, _) = open_at(path, "another boot").unwrap();
+    state.append(&claimed(1)).unwrap();
+    drop(state);
+    let (_, recovered) = open_at(path, "another boot").unwrap();
+    assert_eq!((recovered.config, recovered.claims), (config(), vec![claim(1)]));
+    assert!(recovered.damage.is_empty());
+}
+
+#[test]
 fn a_full_disk_refuses_records_whole_until_there_is_room() {
     // In the larger one there is no room to compact the log.
     for kilobytes in [64, 512] {
