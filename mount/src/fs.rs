@@ -454,12 +454,13 @@ impl Filesystem for Fs {
         _req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
-        _mode: u32,
+        mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        // A file that is made in this way is one that is created.
+        reply.error(if mode & libc::S_IFMT == libc::S_IFREG { Errno::EACCES } else { Errno::EPERM });
     }
 
     fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
@@ -488,10 +489,10 @@ impl Filesystem for Fs {
         _name: &OsStr,
         _newparent: INodeNo,
         _newname: &OsStr,
-        _flags: RenameFlags,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EPERM);
+        reply.error(if flags.is_empty() { Errno::EPERM } else { Errno::EINVAL });
     }
 
     fn readlink(&self, _req: &Request, _ino: INodeNo, reply: ReplyData) {
