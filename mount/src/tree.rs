@@ -199,12 +199,18 @@ fn line(text: Option<String>) -> Content {
     text.map(|text| (text + "\n").into_bytes()).unwrap_or_default().into()
 }
 
-/// Whether the modes let this user read the `tasks` file of the list. Its groups are not known here: that
-/// somebody is in the file's group does not show it a PID, which errs on the quiet side.
+/// Whether the mode lets this user read the `tasks` file of the list: the first class that fits decides.
 fn may_read_tasks(engine: &Engine, caller: Caller, list: ListId) -> bool {
-    let attributes = Node::of(engine, list.tasks_node()).map(|node| node.attributes(engine));
-    let readable = |a: Attributes| a.mode & 0o004 != 0 || (caller.uid == a.uid && a.mode & 0o400 != 0);
-    caller.uid == 0 || attributes.is_some_and(readable)
+    let Some(node) = Node::of(engine, list.tasks_node()) else { return caller.uid == 0 };
+    let Attributes { uid, gid, mode } = node.attributes(engine);
+    let class = if caller.uid == uid {
+        6
+    } else if engine.is_in_group(caller, gid) {
+        3
+    } else {
+        0
+    };
+    caller.uid == 0 || mode >> class & 4 != 0
 }
 
 /// A file or directory that exists.

@@ -121,6 +121,11 @@ impl Engine {
         format!("{time} {number}: {errno:?}: {}\n", named(&filed.text, &name))
     }
 
+    /// Whether the caller has the rights of this group.
+    pub(crate) fn is_in_group(&self, caller: Caller, gid: u32) -> bool {
+        self.processes.groups(caller.tid).is_ok_and(|groups| groups.contains(&gid))
+    }
+
     /// More than a process's number is shown to root and to its owner alone.
     fn may_know_name(&self, caller: Caller, holder: Option<Holder>) -> bool {
         let owner = holder.and_then(|holder| self.claims.lock().claim(&holder.task).map(|claim| claim.uid));

@@ -196,6 +196,17 @@ impl Processes {
         Ok(process.is_alive().then_some(facts))
     }
 
+    /// The groups whose rights over files a thread has; none where it has gone.
+    ///
+    /// # Errors
+    /// No descriptors are left, and the like.
+    pub(crate) fn groups(&self, tid: u32) -> io::Result<Vec<u32>> {
+        let Some(lines) = self.proc.status(tid, &["Gid", "Groups"])? else { return Ok(Vec::new()) };
+        let [own, others] = lines.as_slice() else { return Ok(Vec::new()) };
+        // The last of its own is the one for files.
+        Ok(own.last().into_iter().chain(others).copied().collect())
+    }
+
     /// When it started, in clock ticks since boot. None: it has died.
     pub(crate) fn started(&self, process: &Process) -> Option<u64> {
         let stat = self.proc.stat(process.id.pid.get()).ok().flatten()?;
