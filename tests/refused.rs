@@ -38,10 +38,8 @@ struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn new(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let root = fields.find(|fields| fields[2] == "cgroup2").expect("cgroup2 is mounted")[1].to_owned();
-        let cgroup = Self(Path::new(&root).join(format!("kcm-{name}-{}", std::process::id())));
+        let root = common::cgroup::root().expect("cgroup2 is mounted");
+        let cgroup = Self(root.join(format!("kcm-{name}-{}", std::process::id())));
         fs::create_dir_all(cgroup.0.join("sub")).expect("a cgroup");
         cgroup
     }

@@ -4,9 +4,12 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
+pub mod cgroup;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -22,6 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// A mount in a temporary place; unmounted when dropped.
 pub struct Mount {
     home: TempDir,
+    _cgroup: Option<Arc<cgroup::Cgroup>>,
 }
 
 impl Mount {
@@ -34,7 +38,8 @@ impl Mount {
 
     /// The place alone: nothing is mounted yet.
     pub fn not_mounted() -> Self {
-        Self { home: tempfile::tempdir().expect("a temporary directory") }
+        let home = tempfile::tempdir().expect("a temporary directory");
+        Self { home, _cgroup: cgroup::Cgroup::of_this_thread() }
     }
 
     /// `dataplane`, which is exclusive, with the lists 0 and 1: all CPUs of a small machine.
