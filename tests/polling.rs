@@ -115,7 +115,7 @@ fn every_change_of_a_list_is_told_and_none_of_another() {
     let mut changed_after = |what: &dyn Fn()| {
         files.iter_mut().for_each(|file| drop(read(file)));
         what();
-        files.each_ref().map(|file| has_changed(file))
+        files.each_ref().map(has_changed)
     };
     let [list_0, list_1, _] = &paths;
     let (claim, release) = (a.pid().to_string(), format!("-{}", a.pid()));

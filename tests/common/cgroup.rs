@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
 /// How many threads have one, and where the process was before the first of them.
-static USERS: Mutex<(usize, PathBuf)> = Mutex::new((0, PathBuf::new()));
+static USERS: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
 thread_local! {
     static OURS: RefCell<Weak<Cgroup>> = const { RefCell::new(Weak::new()) };
@@ -50,7 +50,7 @@ impl Cgroup {
         if users.0 == 0 {
             fs::create_dir_all(&top)?;
             fs::write(top.join("cgroup.procs"), pid.to_string())?;
-            users.1 = root.join(own);
+            users.1 = Some(root.join(own));
         }
         users.0 += 1;
         drop(users);
@@ -79,7 +79,8 @@ impl Drop for Cgroup {
         let mut users = users();
         users.0 -= 1;
         if users.0 == 0 {
-            let _ = fs::write(users.1.join("cgroup.procs"), std::process::id().to_string());
+            let home = users.1.take().unwrap_or_default();
+            let _ = fs::write(home.join("cgroup.procs"), std::process::id().to_string());
             remove(&self.top, || {});
         }
     }
@@ -94,7 +95,7 @@ fn remove(cgroup: &Path, hurry: impl Fn()) {
     }
 }
 
-fn users() -> MutexGuard<'static, (usize, PathBuf)> {
+fn users() -> MutexGuard<'static, (usize, Option<PathBuf>)> {
     USERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

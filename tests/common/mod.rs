@@ -38,7 +38,12 @@ impl Mount {
 
     /// The place alone: nothing is mounted yet.
     pub fn not_mounted() -> Self {
-        let home = tempfile::tempdir().expect("a temporary directory");
+        Self::not_mounted_in(&std::env::temp_dir())
+    }
+
+    /// The same, below this directory.
+    pub fn not_mounted_in(directory: &Path) -> Self {
+        let home = tempfile::tempdir_in(directory).expect("a temporary directory");
         Self { home, _cgroup: cgroup::Cgroup::of_this_thread() }
     }
 
