@@ -407,8 +407,18 @@ impl Shell {
 
     /// What the line prints on standard output.
     pub fn ask(&mut self, line: &str) -> String {
-        use std::io::{BufRead as _, Write as _};
+        self.tell(line);
+        self.hear()
+    }
+
+    /// Has the line carried out; [`Shell::hear`] tells what came of it.
+    pub fn tell(&mut self, line: &str) {
+        use std::io::Write as _;
         writeln!(self.input, "{line}\necho; echo ---").expect("a shell that listens");
+    }
+
+    pub fn hear(&mut self) -> String {
+        use std::io::BufRead as _;
         let mut said = String::new();
         while !said.ends_with("\n---\n") {
             assert_ne!(self.output.read_line(&mut said).expect("text"), 0, "the shell has gone: {said}");
