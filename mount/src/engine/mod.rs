@@ -337,8 +337,18 @@ impl Engine {
 
     /// What the model has to know of a process. None: it has gone.
     fn subject(&self, process: &Process) -> Result<Option<Subject>, Refusal> {
-        let facts = self.processes.facts(process).map_err(fault("looking at the process"))?;
+        let facts = self.processes.facts(process).map_err(self.fault("looking at the process"))?;
         Ok(facts.map(|facts| self.subject_of(process.id(), &facts)))
+    }
+
+    /// For what the kernel refuses us and has no business to.
+    fn fault(&self, what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
+        let limit = self.watch.limit();
+        move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+            // We are out of descriptors: that is the limit on tasks, met from another side.
+            Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit },
+            errno => Refusal::Fault { what, errno },
+        }
     }
 
     fn subject_of(&self, task: TaskId, facts: &Facts) -> Subject {
@@ -383,15 +393,6 @@ impl Engine {
                 _ => log::warn!("the daemon's own mask cannot be set"),
             }
         }
-    }
-}
-
-/// For what the kernel refuses us and has no business to.
-fn fault(what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
-    move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-        // We are out of descriptors: that is the limit on tasks, met from another side.
-        Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit: 0 },
-        errno => Refusal::Fault { what, errno },
     }
 }
 

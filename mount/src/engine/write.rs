@@ -3,10 +3,11 @@
 //! Owns: the order of a claim, and the way back from each step of it. Must not know: who may be on which
 //! list; that is the claim machine's.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Caller, Engine, PATIENCE, fault};
+use super::{Caller, Engine, PATIENCE};
 use crate::clock;
 use crate::fault::{Step, reached};
 use crate::journal::Record;
@@ -104,20 +105,23 @@ impl Engine {
     /// The living processes that the tokens name, each once: those to claim for, those to release.
     fn resolve(&self, writer: &Arc<Process>, tokens: &[Token]) -> Result<(Vec<Party>, Vec<Party>), Refusal> {
         let (mut claim, mut release): (Vec<Party>, Vec<Party>) = (Vec::new(), Vec::new());
-        if tokens.len() > self.watch.limit() {
-            return Err(Refusal::TooMany { limit: self.watch.limit() });
-        }
-        for token in tokens {
+        let mut seen = HashSet::new();
+        for token in tokens.iter().filter(|token| seen.insert(**token)) {
             let (named, parties) = match token {
                 Token::Claim(named) => (named, &mut claim),
                 Token::Release(named) => (named, &mut release),
             };
             let Some(process) = self.named(writer, *named)? else { continue };
+            // Who is watched has a descriptor already.
+            let process = self.watch.get(&process.id()).unwrap_or(process);
             if parties.iter().any(|party| party.subject.task == process.id()) {
                 continue;
             }
             if let Some(subject) = self.subject(&process)? {
                 parties.push(Party { subject, process });
+            }
+            if claim.len() + release.len() > self.watch.limit() {
+                return Err(Refusal::TooMany { limit: self.watch.limit() });
             }
         }
         if claim.is_empty() && release.is_empty() {
@@ -130,7 +134,7 @@ impl Engine {
     fn named(&self, writer: &Arc<Process>, named: Named) -> Result<Option<Arc<Process>>, Refusal> {
         let Named::Number(number) = named else { return Ok(Some(Arc::clone(writer))) };
         let found =
-            self.processes.open_in_namespace_of(writer, number).map_err(fault("opening the process"))?;
+            self.processes.open_in_namespace_of(writer, number).map_err(self.fault("opening the process"))?;
         // The programs of 2017 know themselves by the daemon's number for them.
         let itself = || (number.0.get() == writer.id().pid.get()).then(|| Arc::clone(writer));
         Ok(found.map(Arc::new).or_else(itself))
@@ -261,7 +265,7 @@ impl Engine {
             let process = process(place.claim.task).ok_or(Failure::Died(place.claim.task))?;
             self.watch
                 .add(Arc::clone(process))
-                .map_err(|error| Failure::Refused(fault("watching the task")(error)))?;
+                .map_err(|error| Failure::Refused(self.fault("watching the task")(error)))?;
         }
         if plan.changing().next().is_some() {
             let intents = plan.changing().map(|place| Record::Intent(place.claim.clone())).collect();

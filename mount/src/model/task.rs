@@ -72,7 +72,7 @@ pub enum Write {
 }
 
 /// One word of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Token {
     /// Claim for this process.
     Claim(Named),
