@@ -155,6 +155,35 @@ fn chown_chgrp_and_chmod_delegate_also_over_a_stop_and_a_kill() {
 }
 
 #[test]
+fn owner_group_and_mode_of_every_node_can_be_changed_and_stay() {
+    let mount = Mount::with_dataplane();
+    let nodes = |mount: &Mount| {
+        let nodes = mount.walk().into_iter();
+        nodes.map(|(path, stat)| (path, stat.uid(), stat.gid(), stat.mode() & 0o7777)).collect::<Vec<_>>()
+    };
+    for (number, (path, ..)) in nodes(&mount).iter().enumerate() {
+        let (path, number) = (mount.conf().join(path), number as u32);
+        chown(&path, Some(1000 + number), Some(2000 + number)).unwrap();
+        set_mode(&path, 0o1700 + number);
+    }
+    let changed = nodes(&mount);
+    for (number, (path, uid, gid, mode)) in changed.iter().enumerate() {
+        let number = number as u32;
+        assert_eq!((*uid, *gid, *mode), (1000 + number, 2000 + number, 0o1700 + number), "{path}");
+    }
+    mount.stop();
+    mount.start();
+    assert_eq!(nodes(&mount), changed, "after a clean stop");
+    mount.kill_daemon();
+    mount.start();
+    assert_eq!(nodes(&mount), changed, "after a kill");
+    for (path, ..) in &changed {
+        chown(mount.conf().join(path), None, Some(0)).unwrap();
+    }
+    assert!(nodes(&mount).iter().all(|(_, uid, gid, mode)| *uid >= 1000 && *gid == 0 && *mode >= 0o1700));
+}
+
+#[test]
 fn an_owner_who_is_not_root_changes_the_mode_and_a_stranger_nothing() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
