@@ -51,6 +51,7 @@ fn one_open_file_reads_one_snapshot_however_small_the_reads() {
         turn += 1;
     }
     assert_eq!(text(&seen), before);
+    claim(&mount, "0", &rest[0]);
     let now = mount.read("pools/shared/0/tasks");
     assert_ne!(now, before);
     file.rewind().unwrap();
