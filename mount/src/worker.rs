@@ -138,6 +138,11 @@ fn begin(
     let ended = EventFd::new().map_err(|errno| daemon::at(conf_dir, "no eventfd", errno.into()))?;
     let ended = Arc::new(ended);
     let notifier = session.notifier();
+    if !is_first {
+        // Before anything is read here: what has been read and not answered is sent again.
+        nix::unistd::write(device, &RESEND)
+            .map_err(|errno| daemon::at(conf_dir, "requests are not sent again", errno.into()))?;
+    }
     start_threads(&engine, session, &ended)
         .map_err(|source| daemon::at(conf_dir, "cannot start a thread", source))?;
     if is_first {
@@ -145,8 +150,6 @@ fn begin(
         fs::symlink_metadata(conf_dir.join("self/claim"))
             .map_err(|source| daemon::at(conf_dir, "does not answer", source))?;
     } else {
-        nix::unistd::write(device, &RESEND)
-            .map_err(|errno| daemon::at(conf_dir, "requests are not sent again", errno.into()))?;
         // Whoever waited in poll(2) through the worker that died is told to ask again. Those that have gone
         // the kernel does not know any more.
         for (_, kh) in polls {
