@@ -263,7 +263,6 @@ impl Filesystem for Fs {
             self.once(req, change, || Ok(())).map(|()| node)
         });
         self.reply_attr(req, node, reply);
-        self.engine.replied(req.unique().0);
     }
 
     fn mkdir(
@@ -285,7 +284,6 @@ impl Filesystem for Fs {
             self.once(req, make, || self.child(parent, name))
         });
         self.reply_entry(req, made, reply);
-        self.engine.replied(req.unique().0);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -298,7 +296,6 @@ impl Filesystem for Fs {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
-        self.engine.replied(req.unique().0);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -369,7 +366,6 @@ impl Filesystem for Fs {
                 reply.error(errno);
             }
         }
-        self.engine.replied(req.unique().0);
         self.engine.metrics.took(started.elapsed());
     }
 

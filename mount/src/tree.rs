@@ -192,7 +192,9 @@ fn store_tasks(engine: &Engine, target: Target, context: Context, bytes: &Bytes<
 }
 
 fn store_reclaimed(engine: &Engine, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
-    engine.acknowledge(bytes.bytes).inspect_err(|refusal| engine.refused(context.caller, refusal))
+    engine
+        .acknowledge(context.caller, bytes.bytes)
+        .inspect_err(|refusal| engine.refused(context.caller, refusal))
 }
 
 fn line(text: Option<String>) -> Content {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::write::answered;
+use super::repeat::answered;
 use super::{Caller, Engine};
 use crate::clock;
 use crate::fault::{Step, reached};
@@ -43,6 +43,7 @@ impl Engine {
         let id = PoolId(*next);
         self.claims.lock().apply(Command::AddPool { id, name, exclusivity: Exclusivity::Shared })?;
         self.store_or(&mut next, NODES_EACH, caller, || Command::RemovePool(id))?;
+        reached(Step::ConfigApplied);
         Ok(id)
     }
 
@@ -164,7 +165,9 @@ impl Engine {
                 Some(was) => attributes.insert(node, was),
                 None => attributes.remove(&node),
             };
-        })
+        })?;
+        reached(Step::ConfigApplied);
+        Ok(())
     }
 
     /// The nodes are gone for good.

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use super::{Caller, Engine};
 use crate::clock;
 use crate::engine::events::Event;
+use crate::engine::repeat::hand;
 use crate::journal::{Filed, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
@@ -69,7 +70,11 @@ impl Engine {
         let (time, errno) = (clock::wall_ms(), refusal.errno() as i32);
         let filed = Arc::new(Filed { time, number, errno, text, holder, concerned });
         // Before the answer, which may come again from the next worker.
-        self.record_if_possible(Record::Refused { request: caller.request, filed: Arc::clone(&filed) });
+        self.record_if_possible(Record::Refused {
+            request: caller.request,
+            hand: hand(),
+            filed: Arc::clone(&filed),
+        });
         self.refusals.lock().file(filed);
     }
 

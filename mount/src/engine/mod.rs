@@ -87,6 +87,7 @@ pub(crate) struct Engine {
     topology: Topology,
     /// The daemon's own processes, which are never claimed: this one, and the keeper.
     ours: Pid,
+    /// 0 where there is none just now.
     keeper: AtomicU32,
     tick: u64,
 }
@@ -107,6 +108,7 @@ impl Engine {
         state: StateDir,
         recovered: Recovered,
         topology: Topology,
+        keeper: Option<u32>,
     ) -> Result<(Self, u32), StartError> {
         let processes = Processes::new().map_err(StartError::Processes)?;
         let watch = Watch::new().map_err(StartError::Processes)?;
@@ -142,7 +144,7 @@ impl Engine {
             topology,
             ours: Pid::new(std::process::id())
                 .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
-            keeper: AtomicU32::new(nix::unistd::getppid().as_raw() as u32),
+            keeper: AtomicU32::new(keeper.unwrap_or(0)),
             tick: clock::tick(),
         };
         let reserved = Record::Reserved {
@@ -260,14 +262,16 @@ impl Engine {
     ///
     /// # Errors
     /// [`Refusal::NoSeq`] where the bytes are no number.
-    pub(crate) fn acknowledge(&self, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn acknowledge(&self, caller: Caller, bytes: &[u8]) -> Result<(), Refusal> {
         let text = std::str::from_utf8(bytes).map_err(|_| Refusal::NoSeq)?.trim();
         if text.is_empty() {
             return Ok(());
         }
         let seq: u64 = text.parse().map_err(|_| Refusal::NoSeq)?;
-        self.state.append(&Record::Acknowledged { seq }).map_err(|_| Refusal::LogFull)?;
-        self.events.lock().acknowledge(seq);
+        let records = std::iter::once(Record::Acknowledged { seq }).chain(repeat::answered(caller.request));
+        let mut events = self.events.lock();
+        self.state.append(&Record::Batch(records.collect())).map_err(|_| Refusal::LogFull)?;
+        events.acknowledge(seq);
         Ok(())
     }
 

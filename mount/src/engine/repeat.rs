@@ -3,6 +3,8 @@
 //! Owns: that nothing is carried out twice, and that a request that kills workers is given up. Must not know:
 //! what a request asks for.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use nix::errno::Errno;
 
 use super::events::Event;
@@ -26,6 +28,18 @@ pub(crate) enum Admission {
 /// The kernel's number of a request, the same when it comes again.
 pub(crate) fn number(unique: u64) -> u64 {
     unique & !AGAIN
+}
+
+/// That a request was carried out.
+pub(super) fn answered(request: u64) -> Option<Record> {
+    (request != 0).then(|| Record::Answered { request, errno: 0, hand: hand() })
+}
+
+/// Which thread this is. Each answers one request before it takes the next.
+pub(super) fn hand() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    thread_local!(static HAND: u32 = NEXT.fetch_add(1, Ordering::Relaxed));
+    HAND.with(|hand| *hand)
 }
 
 impl Engine {
@@ -56,11 +70,6 @@ impl Engine {
                 Admission::New
             }
         }
-    }
-
-    /// The kernel has the answer to a request that changes something.
-    pub(crate) fn replied(&self, unique: u64) {
-        self.state.with_requests(|requests| requests.replied(number(unique)));
     }
 
     /// The open file is polled under this handle of the kernel's, which the next worker has to know.

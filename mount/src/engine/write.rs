@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::repeat::answered;
 use super::{Caller, Engine, PATIENCE};
 use crate::clock;
 use crate::fault::{Step, reached};
@@ -350,11 +351,6 @@ impl Engine {
             log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
         }
     }
-}
-
-/// That a request was carried out.
-pub(super) fn answered(request: u64) -> Option<Record> {
-    (request != 0).then_some(Record::Answered { request, errno: 0 })
 }
 
 fn failed(error: MaskError, place: &Place) -> Failure {

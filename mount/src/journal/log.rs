@@ -2,7 +2,7 @@
 //!
 //! Owns: the records and the state that they add up to. Must not know: files.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -68,10 +68,11 @@ pub(crate) enum Record {
     Acknowledged { seq: u64 },
     /// What follows belongs to this mount: requests and open files of another one mean nothing any more.
     Mounted { mount: u64 },
-    /// The request has been decided: 0, or the error number.
-    Answered { request: u64, errno: i32 },
+    /// The request has been decided by this hand: 0, or the error number. A hand answers the kernel before it
+    /// takes the next request.
+    Answered { request: u64, errno: i32, hand: u32 },
     /// A request has been refused; 0 where it was none of the kernel's.
-    Refused { request: u64, filed: Arc<Filed> },
+    Refused { request: u64, hand: u32, filed: Arc<Filed> },
     /// A request that was in hand when a worker died is taken in hand again.
     Tried { request: u64 },
     /// The open file is polled under this handle of the kernel's.
@@ -106,21 +107,32 @@ pub(crate) struct Live {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Requests {
     mount: u64,
-    /// Decided by this worker and not yet known to have reached the kernel.
-    answered: HashMap<u64, i32>,
-    /// Decided by an earlier worker: those that did not reach the kernel come again at once.
-    answered_before: HashMap<u64, i32>,
-    /// In hand when a worker died, and taken in hand again since.
-    tried: HashSet<u64>,
+    /// The last one that each hand of this worker has decided: only of those the answer may not have reached
+    /// the kernel.
+    answered: BTreeMap<u32, (u64, i32)>,
+    /// The same of earlier workers, the newest [`KEPT`]: what did not reach the kernel comes again before
+    /// anything new does.
+    answered_before: VecDeque<(u64, i32)>,
+    /// In hand when a worker died, and taken in hand again since; the newest [`KEPT`].
+    tried: VecDeque<u64>,
     /// By open file.
     pub(crate) polls: BTreeMap<u64, u64>,
     pub(crate) rests: BTreeSet<u64>,
 }
 
+/// How many requests of earlier workers are remembered: one dies with a few in its hands, and the next one
+/// gets those before all others.
+const KEPT: usize = 64;
+
+fn shorten<T>(newest: &mut VecDeque<T>) {
+    newest.drain(..newest.len().saturating_sub(KEPT));
+}
+
 impl Requests {
     /// The answer to a request that comes again.
     pub(crate) fn answer(&self, request: u64) -> Option<i32> {
-        self.answered.get(&request).or_else(|| self.answered_before.get(&request)).copied()
+        let mut all = self.answered.values().chain(self.answered_before.iter().rev());
+        all.find(|(answered, _)| *answered == request).map(|(_, errno)| *errno)
     }
 
     /// Whether the request was in hand at two deaths.
@@ -128,31 +140,29 @@ impl Requests {
         self.tried.contains(&request)
     }
 
-    /// The kernel has the answer: the request does not come again.
-    pub(crate) fn replied(&mut self, request: u64) {
-        self.answered.remove(&request);
+    /// Another worker begins, on the same mount.
+    fn pass_on(&mut self) {
+        self.answered_before.extend(std::mem::take(&mut self.answered).into_values());
+        shorten(&mut self.answered_before);
     }
 
-    /// What was decided until now was decided by an earlier worker. `last`: the request that the configuration
-    /// names, in case its answer was not recorded.
-    pub(crate) fn pass_on(&mut self, last: Option<u64>) {
-        let answered = std::mem::take(&mut self.answered);
-        self.answered_before.extend(answered);
-        if let Some(last) = last {
-            self.answered_before.entry(last).or_insert(0);
+    /// The request that the configuration names was carried out, in case that was not recorded here.
+    pub(crate) fn carried_out(&mut self, request: u64) {
+        if self.answer(request).is_none() {
+            self.answered_before.push_back((request, 0));
+            shorten(&mut self.answered_before);
         }
     }
 
-    /// All that can come again has come again.
-    pub(crate) fn forget_before(&mut self) {
-        self.answered_before.clear();
-        self.tried.clear();
-    }
-
     fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let answers = self.answered_before.iter().chain(&self.answered);
-        let answers = answers.map(|(&request, &errno)| Record::Answered { request, errno });
-        std::iter::once(Record::Mounted { mount: self.mount })
+        let answer = |hand: u32, (request, errno)| Record::Answered { request, errno, hand };
+        let mounted = || std::iter::once(Record::Mounted { mount: self.mount });
+        // As if each had been answered by a hand of its own.
+        let before = (0..).zip(&self.answered_before).map(move |(hand, answered)| answer(hand, *answered));
+        let answers = self.answered.iter().map(move |(hand, answered)| answer(*hand, *answered));
+        mounted()
+            .chain(before)
+            .chain(mounted())
             .chain(answers)
             .chain(self.tried.iter().map(|&request| Record::Tried { request }))
             .chain(self.polls.iter().map(|(&fh, &kh)| Record::Polled { fh, kh }))
@@ -199,16 +209,18 @@ impl Live {
                 self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
             }
             Record::Mounted { mount } => {
-                if mount != self.requests.mount {
+                if mount == self.requests.mount {
+                    self.requests.pass_on();
+                } else {
                     self.requests = Requests { mount, ..Requests::default() };
                 }
             }
-            Record::Answered { request, errno } => {
-                self.requests.answered.insert(request, errno);
+            Record::Answered { request, errno, hand } => {
+                self.requests.answered.insert(hand, (request, errno));
             }
-            Record::Refused { request, filed } => {
+            Record::Refused { request, hand, filed } => {
                 if request != 0 {
-                    self.requests.answered.insert(request, filed.errno);
+                    self.requests.answered.insert(hand, (request, filed.errno));
                 }
                 self.refusals.push_back(filed);
                 if self.refusals.len() > REFUSALS_KEPT {
@@ -216,7 +228,8 @@ impl Live {
                 }
             }
             Record::Tried { request } => {
-                self.requests.tried.insert(request);
+                self.requests.tried.push_back(request);
+                shorten(&mut self.requests.tried);
             }
             Record::Polled { fh, kh } => {
                 self.requests.polls.insert(fh, kh);
@@ -242,9 +255,11 @@ impl Live {
     pub(crate) fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Reserved { events: self.events, handles: self.handles }];
         records.extend(self.requests.records());
-        records.extend(
-            self.refusals.iter().map(|filed| Record::Refused { request: 0, filed: Arc::clone(filed) }),
-        );
+        records.extend(self.refusals.iter().map(|filed| Record::Refused {
+            request: 0,
+            hand: 0,
+            filed: Arc::clone(filed),
+        }));
         records.extend(self.reclaimed.iter().cloned().map(Record::Kept));
         if self.dropped > 0 {
             records.push(Record::Dropped { count: self.dropped });

@@ -25,7 +25,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use ::log::warn;
 use nix::errno::Errno;
@@ -48,8 +47,6 @@ const RECLAIMED_KEPT: usize = 1024;
 pub(crate) const EVENTS_KEPT: usize = 1024;
 /// How many refusals are kept for those whom they concern.
 const REFUSALS_KEPT: usize = 4096;
-/// Within this time whatever the kernel sends again has come again.
-const RESENT: Duration = Duration::from_secs(10);
 /// A log is compacted when it is larger than this, and four times larger than after the last time.
 const COMPACTED_FROM: u64 = 256 * 1024;
 
@@ -74,7 +71,6 @@ struct Log {
     compact_at: u64,
     next: u64,
     live: Live,
-    opened: Instant,
 }
 
 /// What an earlier daemon has left.
@@ -162,8 +158,10 @@ impl StateDir {
         let mut damage = Vec::new();
         let config = open_config(&path, &mut damage)?;
         let (mut log, suspect) = open_log(&path, boot, &mut damage)?;
-        log.live.add(log.next, Record::Mounted { mount });
-        log.live.requests.pass_on(config.last.filter(|last| last.mount == mount).map(|last| last.request));
+        log.begin(boot, mount);
+        if let Some(last) = config.last.filter(|last| last.mount == mount) {
+            log.live.requests.carried_out(last.request);
+        }
         let live = &log.live;
         let mut claims: Vec<&(u64, Claim)> = live.claims.values().collect();
         claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
@@ -192,9 +190,6 @@ impl StateDir {
             events: Mutex::new(event_file),
             _lock: lock,
         };
-        if let Err(error) = state.append(&Record::Mounted { mount }) {
-            warn!("{}: the log of claims cannot be written: {error}", state.path.display());
-        }
         Ok((state, recovered))
     }
 
@@ -204,8 +199,8 @@ impl StateDir {
     }
 
     /// Looks at what is remembered of requests and open files.
-    pub(crate) fn with_requests<T>(&self, look: impl FnOnce(&mut Requests) -> T) -> T {
-        look(&mut self.log.lock().live.requests)
+    pub(crate) fn with_requests<T>(&self, look: impl FnOnce(&Requests) -> T) -> T {
+        look(&self.log.lock().live.requests)
     }
 
     /// Whether this program can read what is there. Changes nothing.
@@ -269,9 +264,6 @@ impl StateDir {
 
     /// Writes the log anew, as short as it can be. Where that fails, the old one goes on growing.
     fn compact(&self, log: &mut Log) {
-        if log.opened.elapsed() > RESENT {
-            log.live.requests.forget_before();
-        }
         if let Err(error) = self.renew(log) {
             warn!("{}: the log of claims cannot be compacted: {error}", self.path.display());
             log.compact_at = log.length * 2;
@@ -287,6 +279,17 @@ impl StateDir {
 }
 
 impl Log {
+    /// A worker begins on this mount.
+    fn begin(&mut self, boot: &str, mount: u64) {
+        let record = Record::Mounted { mount };
+        let line = codec::encode(boot, &Numbered { n: self.next, r: &record });
+        self.live.add(self.next, record);
+        match line.and_then(|line| self.write(&line)) {
+            Ok(()) => self.next += 1,
+            Err(error) => warn!("the log of claims cannot be written: {error}"),
+        }
+    }
+
     /// All of the line, or nothing of it.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Err(Errno::ENOSPC.into()) };
@@ -322,6 +325,10 @@ fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateE
     match bytes_of(file) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // That says nothing about the file.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+            Err(failed(file, "cannot be read")(error))
+        }
         Err(error) => {
             set_aside(file, format!("cannot be read: {error}"), damage)?;
             Ok(None)
@@ -422,7 +429,7 @@ fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, Stat
     let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
     let length = length as u64;
     handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
-    Ok(Log { file: Some(handle), length, compact_at: threshold(0), next, live, opened: Instant::now() })
+    Ok(Log { file: Some(handle), length, compact_at: threshold(0), next, live })
 }
 
 /// A new log. Where it cannot be written, what it would say is kept in memory: a full disk must not keep the
@@ -433,7 +440,7 @@ fn anew(path: &Path, boot: &str, live: Live) -> Log {
     });
     let (file, length, next) =
         written.map_or((None, 0, 0), |(file, length, next)| (Some(file), length, next));
-    Log { file, length, compact_at: threshold(length), next, live, opened: Instant::now() }
+    Log { file, length, compact_at: threshold(length), next, live }
 }
 
 /// A new log that says the same. Its length, and the number of its next record.

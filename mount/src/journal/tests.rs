@@ -5,6 +5,8 @@
 
 mod damage;
 
+use std::time::Duration;
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -30,6 +32,28 @@ fn a_new_directory_is_empty_and_for_its_owner_alone() {
         let found = fs::metadata(path.join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{file}");
     }
+}
+
+#[test]
+fn of_requests_the_last_of_each_hand_is_remembered_for_the_next_workers() {
+    let directory = directory();
+    let answered = |request, hand| Record::Answered { request, errno: request as i32, hand };
+    for worker in 0..100 {
+        let (state, _) = open(&directory);
+        for n in 0..500 {
+            state.append(&answered(worker * 1000 + n, (n % 4) as u32)).unwrap();
+        }
+        state.append(&Record::Tried { request: worker }).unwrap();
+    }
+    let (state, _) = open(&directory);
+    state.with_requests(|requests| {
+        assert_eq!(requests.answer(99_495), None, "its hand has answered another one since");
+        assert_eq!(requests.answer(99_496), Some(99_496));
+        assert_eq!(requests.answer(90_499), Some(90_499), "of an earlier worker");
+        assert_eq!(requests.answer(1_499), None, "of a worker that is long gone");
+        assert!(requests.is_deadly(99) && !requests.is_deadly(9));
+    });
+    assert!(fs::metadata(directory.path().join("claims")).unwrap().len() < 2 * COMPACTED_FROM);
 }
 
 #[test]
