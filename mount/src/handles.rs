@@ -111,7 +111,8 @@ impl OpenFiles {
             match self.state.lock().files.get(&fh) {
                 Some(OpenFile { snapshot: Some(snapshot), .. }) => return Ok(Content::clone(snapshot)),
                 Some(OpenFile { seen: 1.., .. }) => return Err(Stale),
-                None if !self.is_ours(fh) => return Err(Stale),
+                // It may have been read through an earlier worker.
+                _ if !self.is_ours(fh) => return Err(Stale),
                 _ => {}
             }
         }
@@ -190,6 +191,8 @@ mod tests {
         let (old, new) = (6, files.open(0).0);
         assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale));
         assert_eq!(files.read(new, 1, || (1, text("b"))), Ok(text("b")));
+        files.polled(old, 30);
+        assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale), "also where something is known of it");
     }
 
     #[test]
