@@ -58,10 +58,10 @@ impl StateLock {
 
     /// Says that this process keeps the mount.
     pub(crate) fn sign(&self) {
-        let text = format!("{}\n", std::process::id());
+        // Always as long, so that nobody ever reads half of it.
+        let text = format!("{:<10}\n", std::process::id());
         // A full disk keeps nobody from mounting; only an upgrade will not find us.
-        let signed = nix::unistd::ftruncate(self.0.as_fd(), 0)
-            .and_then(|()| nix::sys::uio::pwrite(self.0.as_fd(), text.as_bytes(), 0));
+        let signed = nix::sys::uio::pwrite(self.0.as_fd(), text.as_bytes(), 0);
         if let Err(errno) = signed {
             ::log::warn!("the lock of the state directory cannot be signed: {errno}");
         }
