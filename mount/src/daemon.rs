@@ -24,11 +24,12 @@ use sd_notify::NotifyState;
 use crate::clock;
 use crate::handover::{self, Control, Letter, LetterBox};
 use crate::import;
-use crate::journal::{StateDir, StateError, StateLock};
+use crate::journal::{StateError, StateLock};
 use crate::keeper::{self, End, Held, Keeper};
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Status};
 use crate::process::{self, Handle};
+use crate::upgrade;
 pub use crate::upgrade::upgrade;
 
 /// Tells a daemon that it runs in the background: it says on its standard output when it serves, and from then
@@ -188,6 +189,8 @@ pub fn run(places: &Places, part: Part) -> Result<(), MountError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(MountError::NotRoot(conf_dir.clone()));
     }
+    // Not what it is called by the way in which it was started.
+    let _ = nix::sys::prctl::set_name(c"kcm");
     match part {
         Part::Keep { topology, import } => {
             let places = &places.absolute().map_err(|source| at(conf_dir, "cannot be resolved", source))?;
@@ -204,7 +207,7 @@ pub fn run(places: &Places, part: Part) -> Result<(), MountError> {
         }
         Part::Adopt { replace } => adopt(places, replace),
         Part::Work => crate::worker::work(places),
-        Part::Prove => Ok(StateDir::check(&places.state_dir)?),
+        Part::Prove => upgrade::give_proof(&places.state_dir),
         Part::Probe => {
             std::fs::symlink_metadata(conf_dir.join("self/claim"))
                 .map_err(|source| at(conf_dir, "does not answer", source))?;
@@ -263,9 +266,9 @@ fn adopt(places: &Places, replace: bool) -> Result<(), MountError> {
         log_with_time();
     }
     let mut keeper = Keeper::new(places.clone(), held, signals)?;
-    keeper.adopt(worker, control);
+    keeper.adopt(worker, control).map_err(failed)?;
     if replace {
-        keeper.replace_worker();
+        keeper.finish_upgrade();
     }
     let kept = keeper.keep(|keeper| store(keeper, NotifyState::Ready));
     finish(&places.conf_dir, &mut keeper, kept, true)
@@ -278,8 +281,15 @@ fn finish(
     is_ours: bool,
 ) -> Result<(), MountError> {
     if matches!(kept, Ok(End::Stop)) || (kept.is_err() && is_ours) {
-        // Detached, not waited for: whoever still has files open gets ENOTCONN from now on.
-        let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
+        // Detached, not waited for: whoever still has files open gets ENOTCONN from now on. Where somebody else
+        // has unmounted it, what is there now is none of ours.
+        if mountpoint::is_mounted(conf_dir).unwrap_or(true) {
+            let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
+        }
+        // Held on, the connection would keep them waiting for ever.
+        for name in [STORED_DEVICE, STORED_LETTER] {
+            let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        }
     }
     keeper.end_worker();
     if kept.is_ok() {

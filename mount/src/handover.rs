@@ -43,6 +43,21 @@ pub(crate) struct Letter {
     pub(crate) init: Option<Vec<u8>>,
 }
 
+/// Where the upper half of the kernel's capabilities stands in its first request: behind a header of 40 bytes,
+/// two version numbers, the read-ahead and the lower half.
+const UPPER_CAPABILITIES: std::ops::Range<usize> = 56..60;
+/// `FUSE_HAS_RESEND` in the upper half.
+const HAS_RESEND: u32 = 1 << (39 - 32);
+
+impl Letter {
+    /// Whether the kernel (6.9 and newer) gives unanswered requests to the next worker.
+    pub(crate) fn resends(&self) -> bool {
+        let upper = self.init.as_ref().and_then(|init| init.get(UPPER_CAPABILITIES));
+        let upper = upper.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+        upper.is_some_and(|upper| upper & HAS_RESEND != 0)
+    }
+}
+
 /// The letter in a file that has no name.
 #[derive(Debug)]
 pub(crate) struct LetterBox(OwnedFd);
@@ -113,6 +128,12 @@ impl Control {
         Self(fd)
     }
 
+    /// The process that has made the pair.
+    pub(crate) fn maker(&self) -> Option<u32> {
+        let peer = nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
+    }
+
     /// Lays it under its number, where a program that is started finds it.
     pub(crate) fn place(self) -> io::Result<Self> {
         place(self.0, CONTROL).map(Self)
@@ -158,12 +179,17 @@ pub(crate) fn place(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     process::duplicate_to(fd.as_fd(), number)
 }
 
+/// It stays open under its number, for a program that this one becomes.
+pub(crate) fn leave(placed: OwnedFd) {
+    let _ = placed.into_raw_fd();
+}
+
 /// Occupies a number, so that nothing else gets it by chance.
 pub(crate) fn reserve(number: RawFd) -> io::Result<()> {
     // It may have got just this number, if that was free.
     let null = process::move_away(std::fs::File::open("/dev/null")?.into())?;
     // Never closed, only replaced.
-    let _ = process::duplicate_to(null.as_fd(), number)?.into_raw_fd();
+    leave(process::duplicate_to(null.as_fd(), number)?);
     Ok(())
 }
 

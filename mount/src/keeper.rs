@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
@@ -22,7 +22,7 @@ use crate::fault;
 use crate::handover::{self, Control, Letter, LetterBox, Message};
 use crate::journal::StateLock;
 use crate::mountpoint;
-use crate::process::Handle;
+use crate::process::{self, Handle};
 use crate::upgrade;
 
 /// How often a look is taken whether requests are left lying.
@@ -53,8 +53,6 @@ pub(crate) struct Held {
 struct Worker {
     handle: Handle,
     control: Option<Control>,
-    /// None: it is another one's child.
-    child: Option<Child>,
     started: Instant,
     is_ready: bool,
 }
@@ -62,7 +60,6 @@ struct Worker {
 /// A process that asks the mount something, and may hang in our stead.
 #[derive(Debug)]
 struct Probe {
-    child: Child,
     handle: Handle,
     deadline: Instant,
 }
@@ -97,6 +94,17 @@ pub(crate) struct Keeper {
     has_served: bool,
     /// Why the last worker could not serve.
     reason: Option<String>,
+    upgrade: Upgrade,
+}
+
+/// How far an upgrade is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upgrade {
+    No,
+    /// It is to be begun.
+    Wanted,
+    /// We are the new program; its worker does not serve yet.
+    Begun,
 }
 
 /// How the keeping ended.
@@ -140,6 +148,7 @@ impl Keeper {
             resends: false,
             has_served: false,
             reason: None,
+            upgrade: Upgrade::No,
         })
     }
 
@@ -149,18 +158,29 @@ impl Keeper {
         self.start.stderr(log.map_or_else(Stdio::null, Stdio::from));
     }
 
-    /// Takes on a worker that serves already.
-    pub(crate) fn adopt(&mut self, handle: Handle, control: Control) {
-        let (control, started) = (Some(control), Instant::now());
-        self.worker = Some(Worker { handle, control, child: None, started, is_ready: true });
-        self.due = None;
+    /// Goes on where another keeper was cut off, with the worker that it had, if it had one.
+    ///
+    /// # Errors
+    /// What the other one has left cannot be read.
+    pub(crate) fn adopt(&mut self, handle: Handle, control: Control) -> io::Result<()> {
+        self.resends = self.held.letters.read()?.resends();
         self.has_served = true;
-        // Only where there is resending is a worker ever left alone.
-        self.resends = true;
+        if handle.is_of_process() {
+            let (control, started) = (Some(control), Instant::now());
+            self.worker = Some(Worker { handle, control, started, is_ready: true });
+            self.due = None;
+        }
+        Ok(())
+    }
+
+    /// This is a new program, and the worker is to be one of it, too.
+    pub(crate) fn finish_upgrade(&mut self) {
+        self.upgrade = Upgrade::Begun;
+        self.replace_worker();
     }
 
     /// Kills the present worker, so that the next one takes its place.
-    pub(crate) fn replace_worker(&self) {
+    fn replace_worker(&self) {
         if let Some(worker) = &self.worker {
             worker.handle.kill();
         }
@@ -194,6 +214,13 @@ impl Keeper {
             if signal && let Some(end) = self.obey() {
                 return Ok(end);
             }
+            if self.upgrade == Upgrade::Wanted {
+                // Comes back only where it fails.
+                let error = self.upgrade();
+                self.upgrade = Upgrade::No;
+                log::error!("not upgraded: {error}");
+                upgrade::report(&self.places.state_dir, Some(&error.to_string()));
+            }
             if table && !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
                 return Ok(End::Stop);
             }
@@ -218,13 +245,10 @@ impl Keeper {
     /// Ends the worker; the mount has been detached.
     pub(crate) fn end_worker(&mut self) {
         self.doubt_no_more();
-        let Some(mut worker) = self.worker.take() else { return };
+        let Some(worker) = self.worker.take() else { return };
         // It has nothing to tidy: what it knows is in the state directory.
         worker.handle.kill();
         worker.handle.wait(ENDING);
-        if let Some(child) = &mut worker.child {
-            let _ = child.wait();
-        }
     }
 
     fn start_worker(&mut self) -> io::Result<()> {
@@ -233,10 +257,13 @@ impl Keeper {
         let spawned = self.start.spawn();
         drop(control);
         handover::reserve(handover::CONTROL)?;
-        let child = spawned?;
-        let handle = Handle::open(child.id())?;
-        let (control, child) = (Some(ours), Some(child));
-        self.worker = Some(Worker { handle, control, child, started: Instant::now(), is_ready: false });
+        let mut child = spawned?;
+        let handle = Handle::open(child.id()).inspect_err(|_| {
+            // One that is not watched must not serve.
+            let _ = child.kill().and_then(|()| child.wait());
+        })?;
+        let (control, started) = (Some(ours), Instant::now());
+        self.worker = Some(Worker { handle, control, started, is_ready: false });
         fault::spare(&mut self.start);
         Ok(())
     }
@@ -288,10 +315,7 @@ impl Keeper {
             Ok(Signal::SIGTERM | Signal::SIGINT) => Some(End::Stop),
             Ok(Signal::SIGUSR1) => Some(End::Leave),
             Ok(Signal::SIGHUP) => {
-                // Comes back only where it fails.
-                let error = self.upgrade();
-                log::error!("not upgraded: {error}");
-                upgrade::report(&self.places.state_dir, Some(&error.to_string()));
+                self.upgrade = Upgrade::Wanted;
                 None
             }
             _ => None,
@@ -307,7 +331,10 @@ impl Keeper {
                 worker.started = Instant::now();
                 self.resends = resends;
                 self.has_served = true;
-                upgrade::report(&self.places.state_dir, None);
+                if self.upgrade == Upgrade::Begun {
+                    self.upgrade = Upgrade::No;
+                    upgrade::report(&self.places.state_dir, None);
+                }
             }
             Some(Message::Failed(reason)) => {
                 log::debug!("the worker cannot serve: {reason}");
@@ -322,12 +349,14 @@ impl Keeper {
 
     /// The worker has died: the next one is due.
     fn bury(&mut self) -> Result<Option<End>, MountError> {
-        let Some(mut worker) = self.worker.take() else { return Ok(None) };
+        let Some(worker) = self.worker.take() else { return Ok(None) };
         // What it said before it died.
         if let Some(Message::Failed(reason)) = worker.control.as_ref().and_then(Control::receive) {
             self.reason = Some(reason);
         }
-        let status = worker.child.as_mut().and_then(|child| child.wait().ok());
+        let status = worker.handle.collect();
+        // Probes that have outlived their question.
+        process::collect_children();
         if !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
             return Ok(Some(End::Stop));
         }
@@ -338,11 +367,11 @@ impl Keeper {
         }
         let how = match (&reason, status) {
             (Some(reason), _) => reason.clone(),
-            (None, Some(status)) => status.to_string(),
+            (None, Some(status)) => format!("{status:?}"),
             (None, None) => "it was not ours to wait for".into(),
         };
         log::warn!("the worker has died: {how}; the next one is started");
-        if let Some(reason) = &reason {
+        if let (Some(reason), Upgrade::Begun) = (&reason, self.upgrade) {
             upgrade::report(&self.places.state_dir, Some(reason));
         }
         if worker.is_ready && worker.started.elapsed() > AT_ONCE {
@@ -396,8 +425,8 @@ impl Keeper {
             return;
         }
         self.doubt = match std::mem::replace(&mut self.doubt, Doubt::None(now + LOOK)) {
-            Doubt::None(_) if self.requests_lie() => Doubt::Some(now + SUSPICION),
-            Doubt::Some(_) if self.requests_lie() => match self.ask() {
+            Doubt::None(_) if self.is_suspect() => Doubt::Some(now + SUSPICION),
+            Doubt::Some(_) if self.is_suspect() => match self.ask() {
                 Ok(probe) => Doubt::Asking(probe),
                 Err(error) => {
                     log::warn!("the mount cannot be asked: {error}");
@@ -414,24 +443,29 @@ impl Keeper {
         };
     }
 
-    fn requests_lie(&self) -> bool {
+    /// Whether requests lie there that nobody has read, or the worker is stopped: then it may have one in hand.
+    fn is_suspect(&self) -> bool {
         let mut fds = [PollFd::new(self.held.device.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+            || self.worker.as_ref().is_some_and(|worker| worker.handle.is_stopped())
     }
 
     fn ask(&self) -> io::Result<Probe> {
         let mut command = self.places.command(Command::new("/proc/self/exe"));
         command.arg("--probe").stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn()?;
-        let handle = Handle::open(child.id())?;
-        Ok(Probe { child, handle, deadline: Instant::now() + PATIENCE })
+        let mut child = command.spawn()?;
+        let handle = Handle::open(child.id()).inspect_err(|_| {
+            let _ = child.kill();
+        })?;
+        Ok(Probe { handle, deadline: Instant::now() + PATIENCE })
     }
 
     fn doubt_no_more(&mut self) {
         let doubt = std::mem::replace(&mut self.doubt, Doubt::None(Instant::now() + LOOK));
-        if let Doubt::Asking(mut probe) = doubt {
-            let _ = probe.child.kill();
-            let _ = probe.child.try_wait();
+        if let Doubt::Asking(probe) = doubt {
+            // Where it waits for an answer it ends with that.
+            probe.handle.kill();
+            let _ = probe.handle.collect();
         }
     }
 
@@ -439,21 +473,30 @@ impl Keeper {
     fn upgrade(&self) -> io::Error {
         let prepared = upgrade::program(&self.places.state_dir).and_then(|program| {
             upgrade::prove(&program, &self.places)?;
-            let worker = self.worker.as_ref().ok_or(io::ErrorKind::NotFound)?;
-            let control = worker.control.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-            let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
-            let control = control.as_fd().try_clone_to_owned()?;
-            let placed =
-                (handover::place(pidfd, handover::WORKER)?, handover::place(control, handover::CONTROL)?);
-            Ok((program, placed))
+            // Where there is no worker just now, the new keeper starts one.
+            if let Some(worker) = &self.worker {
+                let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
+                handover::leave(handover::place(pidfd, handover::WORKER)?);
+                if let Some(control) = &worker.control {
+                    let control = control.as_fd().try_clone_to_owned()?;
+                    handover::leave(handover::place(control, handover::CONTROL)?);
+                }
+            }
+            Ok(program)
         });
-        match prepared {
-            Err(error) => error,
-            Ok((program, _placed)) => {
+        let error = prepared.map_or_else(
+            |error| error,
+            |program| {
                 log::info!("upgrading to {}", program.display());
                 self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
+            },
+        );
+        for number in [handover::WORKER, handover::CONTROL] {
+            if let Err(error) = handover::reserve(number) {
+                log::error!("no descriptor: {error}");
             }
         }
+        error
     }
 }
 

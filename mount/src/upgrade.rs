@@ -5,7 +5,7 @@
 //! becomes another program.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::daemon::{MountError, Places};
+use crate::daemon::{self, MountError, Places};
 use crate::journal::{StateDir, StateLock};
+use crate::mountpoint;
 use crate::process::Handle;
 
 /// In the state directory: the path of the program that is wanted; or, in answer, `failed: <reason>`. Gone
@@ -33,6 +34,10 @@ pub fn upgrade(places: &Places) -> Result<(), MountError> {
     let failed = |reason: String| MountError::NotUpgraded(reason);
     let keeper = StateLock::holder(&places.state_dir)
         .ok_or_else(|| MountError::NotMounted(places.conf_dir.clone()))?;
+    let daemons = daemon::processes_of(&mountpoint::resolved(&places.conf_dir));
+    if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(keeper)) {
+        return Err(failed(format!("{keeper} does not keep {}; try again", places.conf_dir.display())));
+    }
     StateDir::check(&places.state_dir)?;
     let program = fs::read_link("/proc/self/exe").map_err(|error| failed(error.to_string()))?;
     let wish = places.state_dir.join(WISH);
@@ -67,17 +72,29 @@ pub(crate) fn program(state_dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// What a program says that has read the state.
+const PROVED: &str = "proved\n";
+
+/// Says whether this program can read the state.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn give_proof(state_dir: &Path) -> Result<(), MountError> {
+    StateDir::check(state_dir)?;
+    io::stdout().write_all(PROVED.as_bytes()).map_err(|error| MountError::NotUpgraded(error.to_string()))
+}
+
 /// Has the program read the state and say whether it can.
 pub(crate) fn prove(program: &Path, places: &Places) -> io::Result<()> {
     let mut command = places.command(Command::new(program));
-    command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let named = |error: io::Error| io::Error::other(format!("{}: {error}", program.display()));
     let mut child = command.spawn().map_err(named)?;
     if !Handle::open(child.id())?.wait(PROOF) {
         child.kill()?;
     }
     let output = child.wait_with_output()?;
-    if output.status.success() {
+    if output.status.success() && output.stdout == PROVED.as_bytes() {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&output.stderr);

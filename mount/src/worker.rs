@@ -36,11 +36,6 @@ const THREADS: usize = 4;
 const GRACE: Duration = Duration::from_millis(100);
 /// The kernel gives no request to a smaller buffer (include/uapi/linux/fuse.h, `FUSE_MIN_READ_BUFFER`).
 const MIN_READ_BUFFER: usize = 8192;
-/// Where the upper half of the kernel's capabilities stands in its first request: behind a header of 40 bytes,
-/// two version numbers, the read-ahead and the lower half.
-const UPPER_CAPABILITIES: std::ops::Range<usize> = 56..60;
-/// `FUSE_HAS_RESEND` in the upper half.
-const HAS_RESEND: u32 = 1 << (39 - 32);
 /// `struct fuse_out_header`: length 16, code `FUSE_NOTIFY_RESEND`, and 0 for the request that it answers.
 const RESEND: [u8; 16] = [16, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -59,7 +54,10 @@ pub(crate) fn work(places: &Places) -> Result<(), MountError> {
     let lock = StateLock::from_fd(process::inherited(handover::LOCK).map_err(failed)?);
     let signals = daemon::catch_signals()?;
     daemon::log_with_time();
-    let served = begin(places, &device, &letters, lock);
+    // Not simply our parent: where the keeper has died already, that is somebody else.
+    let parent = nix::unistd::getppid().as_raw() as u32;
+    let keeper = control.maker().filter(|maker| *maker == parent);
+    let served = begin(places, &device, &letters, lock, keeper);
     let (engine, ended, resends) = match served {
         Ok(serving) => serving,
         Err(error) => {
@@ -91,6 +89,7 @@ pub(crate) fn work(places: &Places) -> Result<(), MountError> {
         if keeper {
             // It never says anything: it has died.
             std::thread::sleep(GRACE);
+            process::collect_children();
             match start_keeper(places) {
                 Ok((new, pid)) => {
                     control = new;
@@ -111,13 +110,14 @@ fn begin(
     device: &OwnedFd,
     letters: &LetterBox,
     lock: StateLock,
+    keeper: Option<u32>,
 ) -> Result<Serving, MountError> {
     let conf_dir = &places.conf_dir;
     let letter = letters.read().map_err(|source| daemon::at(conf_dir, "the keeper's letter", source))?;
     let (state, recovered) = StateDir::open(lock, &places.state_dir, &daemon::boot_id(), letter.mount)?;
     let polls = recovered.polls.clone();
     let rests = recovered.rests.clone();
-    let (engine, first_handle) = Engine::start(state, recovered, letter.topology.clone())
+    let (engine, first_handle) = Engine::start(state, recovered, letter.topology.clone(), keeper)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);
     if let Some(layout) = &letter.import {
@@ -129,11 +129,10 @@ fn begin(
     let is_first = letter.init.is_none();
     let (session, init) = open_session(filesystem, device, letter.init.clone())
         .map_err(|source| daemon::at(conf_dir, "the kernel does not talk FUSE with us", source))?;
-    let resends = offers_resend(&init);
+    let letter = Letter { init: Some(init), import: None, ..letter };
+    let resends = letter.resends();
     if is_first {
-        letters
-            .write(&Letter { init: Some(init), import: None, ..letter })
-            .map_err(|source| daemon::at(conf_dir, "the keeper's letter", source))?;
+        letters.write(&letter).map_err(|source| daemon::at(conf_dir, "the keeper's letter", source))?;
     }
     let ended = EventFd::new().map_err(|errno| daemon::at(conf_dir, "no eventfd", errno.into()))?;
     let ended = Arc::new(ended);
@@ -201,12 +200,6 @@ fn open_session(
     }
     process::replace(device.as_fd(), session.as_fd())?;
     Ok((session, init))
-}
-
-/// Whether the kernel (6.9 and newer) can send again what was not answered.
-fn offers_resend(init: &[u8]) -> bool {
-    let upper = init.get(UPPER_CAPABILITIES).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-    upper.is_some_and(|upper| upper & HAS_RESEND != 0)
 }
 
 /// A keeper that takes the place of the one that has died. Gives our end of its control, and its PID.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::fstat;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use crate::model::command::Uids;
 use crate::model::cpuset::CpuSet;
@@ -311,6 +312,29 @@ impl Handle {
         let _ = sys::pidfd_send_signal(self.0.as_fd(), libc::SIGKILL);
     }
 
+    /// Whether it is of a living process; it may be any descriptor.
+    pub(crate) fn is_of_process(&self) -> bool {
+        sys::pidfd_send_signal(self.0.as_fd(), 0).is_ok()
+    }
+
+    /// Whether it is stopped, by a signal or a debugger.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let read = |file: String| std::fs::read_to_string(file).ok();
+        let pid = read(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())).and_then(|info| {
+            Some(info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().to_owned())
+        });
+        // Behind the name, which may hold anything (proc(5), `/proc/PID/stat`).
+        let stat = pid.and_then(|pid| read(format!("/proc/{pid}/stat")));
+        stat.and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
+            .is_some_and(|state| matches!(state, 'T' | 't'))
+    }
+
+    /// How the process ended, if it is a child of ours that has.
+    pub(crate) fn collect(&self) -> Option<WaitStatus> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        waitid(Id::PIDFd(self.0.as_fd()), flags).ok().filter(|status| *status != WaitStatus::StillAlive)
+    }
+
     /// A copy of a descriptor of the process.
     pub(crate) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
         sys::pidfd_getfd(self.0.as_fd(), number)
@@ -332,6 +356,11 @@ impl AsFd for Handle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Forgets the children that have ended.
+pub(crate) fn collect_children() {
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
 }
 
 /// The descriptor that was inherited under this number.
