@@ -450,3 +450,64 @@ pub fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
+
+// Killing the daemon and looking into it.
+
+impl Mount {
+    /// Starts the daemon with this in its environment.
+    pub fn start_with(&self, variable: &str, value: &str) {
+        let output = self.mount_command().env(variable, value).output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Sends a signal to the present worker; gives its PID.
+    pub fn signal_worker(&self, signal: Signal) -> u32 {
+        let mut found = None;
+        until("there is a worker", || {
+            found = self.worker();
+            found.is_some()
+        });
+        let worker = found.expect("a worker");
+        let _ = kill(Pid::from_raw(worker as i32), signal);
+        worker
+    }
+
+    /// Kills the worker and waits until another one serves.
+    pub fn replace_worker(&self) {
+        let old = self.signal_worker(Signal::SIGKILL);
+        until("the next worker serves", || self.worker().is_some_and(|worker| worker != old));
+        self.read("info/version");
+    }
+
+    /// The daemon's log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.state().join("log")).unwrap_or_default()
+    }
+
+    /// `info/events`, each parsed.
+    pub fn events(&self) -> Vec<serde_json::Value> {
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        self.read("info/events").lines().map(parse).collect()
+    }
+}
+
+/// Sends a signal to a process that may have gone.
+pub fn signal(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid as i32), signal);
+}
+
+/// The number behind `key:` in a file of /proc.
+pub fn proc_number(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// How often the threads of a process have gone to sleep.
+pub fn sleeps(pid: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process").filter_map(Result::ok);
+    let sleeps = |thread: fs::DirEntry| {
+        proc_number(&thread.path().join("status").to_string_lossy(), "voluntary_ctxt_switches")
+    };
+    threads.filter_map(sleeps).sum()
+}
