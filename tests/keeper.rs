@@ -46,7 +46,7 @@ fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_writ
                     });
                     let text = String::from_utf8(text.expect("read")).unwrap();
                     assert!(text.trim().split(',').any(|pid| pid == task.pid().to_string()), "{text:?}");
-                    assert_eq!(masks(task.pid()), [list.clone()]);
+                    assert_eq!(masks(task.pid()), std::slice::from_ref(&list));
                     write(&mount.tasks("shared", &list), format!("-{}", task.pid())).expect("release");
                     fs::metadata(mount.tasks("shared", &list)).expect("stat");
                 }

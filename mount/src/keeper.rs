@@ -362,14 +362,10 @@ impl Keeper {
         }
         let reason = self.reason.take();
         if !self.has_served {
-            let reason = reason.unwrap_or_else(|| format!("the worker has died ({status:?})"));
+            let reason = reason.unwrap_or_else(|| format!("the worker has died: {}", told(status)));
             return Err(MountError::Start(reason));
         }
-        let how = match (&reason, status) {
-            (Some(reason), _) => reason.clone(),
-            (None, Some(status)) => format!("{status:?}"),
-            (None, None) => "it was not ours to wait for".into(),
-        };
+        let how = reason.clone().unwrap_or_else(|| told(status));
         log::warn!("the worker has died: {how}; the next one is started");
         if let (Some(reason), Upgrade::Begun) = (&reason, self.upgrade) {
             upgrade::report(&self.places.state_dir, Some(reason));
@@ -397,7 +393,7 @@ impl Keeper {
         // The old connection ends with its descriptor, which the new one replaces.
         let _ = umount2(&self.places.conf_dir, MntFlags::MNT_DETACH);
         let device = daemon::mount_device(&self.places.conf_dir)?;
-        self.held.device = replace_device(device).map_err(failed)?;
+        process::replace(device.as_fd(), self.held.device.as_fd()).map_err(failed)?;
         let letter = Letter { mount: daemon::new_mount_id(), init: None, ..letter };
         self.held.letters.write(&letter).map_err(failed)
     }
@@ -500,8 +496,13 @@ impl Keeper {
     }
 }
 
-fn replace_device(device: OwnedFd) -> io::Result<OwnedFd> {
-    handover::place(device, handover::DEVICE)
+/// How a worker ended, in words.
+fn told(status: Option<WaitStatus>) -> String {
+    match status {
+        Some(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
+        Some(WaitStatus::Exited(_, code)) => format!("ended with status {code}"),
+        _ => "in a way that only its parent was told".into(),
+    }
 }
 
 /// Whether the mount that belongs to the device still exists.
