@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::WaitStatus;
 
 use crate::daemon::{self, MountError, Places};
 use crate::fault;
