@@ -39,6 +39,10 @@ steps! {
     WriteSettled = "write-settled",
     /// A claim passes on or ends, and that is in the log.
     DeathRecorded = "death-recorded",
+    /// A refusal is in the log and not yet answered.
+    RefusalRecorded = "refusal-recorded",
+    /// An acknowledgement is in the log and not yet answered.
+    AcknowledgementRecorded = "acknowledgement-recorded",
     /// A change of the configuration has been decided.
     ConfigDecided = "config-decided",
     /// The changed configuration is on disk.
@@ -48,12 +52,16 @@ steps! {
 }
 
 /// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step: the first worker alone; with a
-/// `*` behind the name, every worker; with a `!`, the keeper too. Debug builds only.
+/// `*` behind the name, every worker; with a `!`, the keeper too. A lone `?` has every step named in the log. Debug builds
+/// only.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
     use nix::sys::signal::{Signal, kill, raise};
     static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let wanted = WANTED.get_or_init(|| std::env::var(VARIABLE).ok());
+    if wanted.as_deref() == Some("?") {
+        log::warn!("step {}", step.name());
+    }
     let Some(how) = wanted.as_deref().and_then(|wanted| wanted.strip_prefix(step.name())) else { return };
     if how == "!" {
         let _ = kill(nix::unistd::getppid(), Signal::SIGKILL);
@@ -69,6 +77,19 @@ pub(crate) fn spare(start: &mut std::process::Command) {
         start.env_remove(VARIABLE);
     }
 }
+
+/// Holds up a request that has come again, for as many milliseconds as the environment variable
+/// `KCM_SLOW_REPEATS` says. Debug builds only.
+#[cfg(debug_assertions)]
+pub(crate) fn hold_up_repeat() {
+    if let Some(ms) = std::env::var("KCM_SLOW_REPEATS").ok().and_then(|ms| ms.parse().ok()) {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+    }
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+pub(crate) fn hold_up_repeat() {}
 
 const VARIABLE: &str = "KCM_FAULT";
 

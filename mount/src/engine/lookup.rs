@@ -11,6 +11,7 @@ use super::{Caller, Engine};
 use crate::clock;
 use crate::engine::events::Event;
 use crate::engine::repeat::hand;
+use crate::fault::{Step, reached};
 use crate::journal::{Filed, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
@@ -76,6 +77,7 @@ impl Engine {
             filed: Arc::clone(&filed),
         });
         self.refusals.lock().file(filed);
+        reached(Step::RefusalRecorded);
     }
 
     /// `self/claim`: the list of the reader, or of its nearest ancestor whose list it inherited.

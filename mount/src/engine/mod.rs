@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::clock;
+use crate::fault::{Step, reached};
 use crate::journal::{Record, Recovered, StateDir};
 use crate::metrics::{Counter, Metrics, PoolGauge};
 use crate::model::claims::Claims;
@@ -271,6 +272,7 @@ impl Engine {
         let records = std::iter::once(Record::Acknowledged { seq }).chain(repeat::answered(caller.request));
         let mut events = self.events.lock();
         self.state.append(&Record::Batch(records.collect())).map_err(|_| Refusal::LogFull)?;
+        reached(Step::AcknowledgementRecorded);
         events.acknowledge(seq);
         Ok(())
     }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::events::Event;
 use super::{Engine, RESERVED_HANDLES};
+use crate::fault::hold_up_repeat;
 use crate::journal::Record;
 
 /// Set in the number of a request that is sent again (`FUSE_UNIQUE_RESEND`, include/uapi/linux/fuse.h).
@@ -48,6 +49,7 @@ impl Engine {
         if unique & AGAIN == 0 {
             return Admission::New;
         }
+        hold_up_repeat();
         let request = number(unique);
         let (answer, is_deadly) =
             self.state.with_requests(|requests| (requests.answer(request), requests.is_deadly(request)));
