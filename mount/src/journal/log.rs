@@ -2,7 +2,7 @@
 //!
 //! Owns: the records and the state that they add up to. Must not know: files.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -255,11 +255,8 @@ impl Live {
     pub(crate) fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Reserved { events: self.events, handles: self.handles }];
         records.extend(self.requests.records());
-        records.extend(self.refusals.iter().map(|filed| Record::Refused {
-            request: 0,
-            hand: 0,
-            filed: Arc::clone(filed),
-        }));
+        let told = |filed: &Arc<Filed>| Record::Refused { request: 0, hand: 0, filed: Arc::clone(filed) };
+        records.extend(self.refusals_that_count().into_iter().map(told));
         records.extend(self.reclaimed.iter().cloned().map(Record::Kept));
         if self.dropped > 0 {
             records.push(Record::Dropped { count: self.dropped });
@@ -273,6 +270,15 @@ impl Live {
         records.extend(claims.into_iter().map(|(_, claim)| Record::Claimed(claim.clone())));
         records.extend(self.intents.values().cloned().map(Record::Intent));
         records
+    }
+
+    /// The refusals without those that have been followed by one that concerns the same tasks.
+    fn refusals_that_count(&self) -> Vec<&Arc<Filed>> {
+        let mut seen = HashSet::new();
+        let newest_first = self.refusals.iter().rev();
+        let mut counting: Vec<_> = newest_first.filter(|filed| seen.insert(&filed.concerned)).collect();
+        counting.reverse();
+        counting
     }
 
     fn forget(&mut self, task: &TaskId) {
