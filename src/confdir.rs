@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, anyhow, bail};
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
@@ -20,6 +20,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// How long the lock of a plain directory is held at most; in seconds, a decimal number.
 const LOCK_TIMEOUT: &str = "KCM_LOCK_TIMEOUT";
+/// How often a lock is looked at that somebody else holds.
+const LOOKING: Duration = Duration::from_millis(5);
 
 /// A directory that is there and can be used.
 #[derive(Clone, Debug)]
@@ -103,7 +105,11 @@ impl ConfDir {
             }
             _ => refused(&pools, error),
         })?;
-        names.into_iter().map(|name| Ok((name.clone(), self.read_pool(&name)?))).collect()
+        let pools = names.into_iter().map(|name| {
+            let pool = self.read_pool(&name);
+            Ok(unless_gone(&self.pool(&name), pool)?.map(|pool| (name, pool)))
+        });
+        pools.filter_map(Result::transpose).collect()
     }
 
     fn read_pool(&self, name: &str) -> Result<Pool, Error> {
@@ -112,9 +118,10 @@ impl ConfDir {
         let exclusive = fs::read(&flag).map_err(|error| refused(&flag, error))?.first() == Some(&b'1');
         let lists = directories(&pool).map_err(|error| refused(&pool, error))?;
         let lists = lists.into_iter().map(|list| {
-            let tasks = read_tasks(&self.tasks(name, &list))?;
-            Ok((list, tasks))
+            let tasks = read_tasks(&self.tasks(name, &list));
+            Ok(unless_gone(&pool.join(&list), tasks)?.map(|tasks| (list, tasks)))
         });
+        let lists = lists.filter_map(Result::transpose);
         Ok(Pool { exclusive, lists: lists.collect::<Result<_, Error>>()? })
     }
 
@@ -243,6 +250,28 @@ impl ConfDir {
     }
 }
 
+/// Locks an open file against other programs of ours.
+///
+/// # Errors
+/// Somebody else holds it for longer than `KCM_LOCK_TIMEOUT`.
+pub(crate) fn lock_file(path: &Path, mut file: File) -> Result<Flock<File>, Error> {
+    let timeout = lock_timeout()?;
+    let begun = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) if begun.elapsed() < timeout => file,
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "{}: locked for {:?} seconds; end the other kcm that does not come to its end",
+                path.display(),
+                timeout.as_secs_f64()
+            ),
+            Err((_, errno)) => return Err(refused(path, errno.into())),
+        };
+        std::thread::sleep(LOOKING);
+    }
+}
+
 /// The lock of a configuration directory, held.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -255,6 +284,15 @@ fn lock_timeout() -> Result<Duration, Error> {
     let text = std::env::var(LOCK_TIMEOUT).unwrap_or_else(|_| "30".into());
     let seconds = text.trim().parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.with_context(|| format!("{LOCK_TIMEOUT}={text}: not a number of seconds; give one like 30"))
+}
+
+/// None where the error is that the directory has been removed meanwhile.
+fn unless_gone<T>(directory: &Path, result: Result<T, Error>) -> Result<Option<T>, Error> {
+    let is_gone = || fs::symlink_metadata(directory).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    match result {
+        Err(_) if is_gone() => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Makes a directory that everybody may look at, whatever the umask.

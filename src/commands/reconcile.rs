@@ -7,17 +7,21 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Error, anyhow};
+use anyhow::{Context as _, Error, bail};
 use kcm_mount::affinity;
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::{beat, describe};
 use crate::cli;
 use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
+
+/// How long a task may be on its way: from its mask to its claim, or from its claim to its mask.
+const ON_ITS_WAY: Duration = Duration::from_millis(50);
 
 /// What is printed. Fields are in the order of their names.
 #[derive(Debug, Default, Serialize)]
@@ -60,27 +64,42 @@ enum Line {
     },
 }
 
+/// Threads outside the list of their task, and where they belong.
+struct Strays {
+    pool: String,
+    list: String,
+    cpus: CpuSet,
+    /// The task.
+    pid: u32,
+    threads: Vec<(u32, CpuSet)>,
+}
+
 /// Prints the report, once or on a beat.
 pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let host = Host::from_env();
+    let mut told = Vec::new();
     beat::run(args.interval, || {
         let dir = ConfDir::open(&args.dir.conf_dir)?;
+        if args.repair && host.own_pid()? != std::process::id() {
+            bail!("cannot repair: KCM_PROC_FS shows another PID namespace than ours; run in the host's");
+        }
         if dir.is_mounted() {
-            reconcile_mount(&dir, &host, args.repair)
+            reconcile_mount(&dir, &host, args.repair, &mut told)
         } else {
             reconcile_plain(&dir, &host, args.repair)
         }
     })
 }
 
-fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool) -> Result<(), Error> {
-    let mismatched = mismatches(dir, host, &dir.pools()?, repair)?;
+/// `told`: the lines that were printed and could not be acknowledged, because the mount went away. They are
+/// there again when it is back.
+fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<String>) -> Result<(), Error> {
+    let (mismatched, repaired) = mismatches(dir, host, repair)?;
     let file = dir.path().join("info/reclaimed");
     let opened = OpenOptions::new().read(true).write(true).open(&file);
     let opened = opened.map_err(|error| confdir::refused(&file, error))?;
     // Between reading and acknowledging nobody else may tell of the same claims.
-    let mut reclaimed = Flock::lock(opened, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| confdir::refused(&file, errno.into()))?;
+    let mut reclaimed = confdir::lock_file(&file, opened)?;
     let mut text = String::new();
     reclaimed.read_to_string(&mut text).map_err(|error| confdir::refused(&file, error))?;
     let (mut lists, mut last) = (Vec::new(), None);
@@ -88,7 +107,9 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool) -> Result<(), Error
         match serde_json::from_str(line).with_context(|| format!("{}: {line:?}", file.display()))? {
             Line::Reclaimed { seq, reclaimed } => {
                 last = last.max(Some(seq));
-                lists.push(reclaimed);
+                if !told.iter().any(|told| told == line) {
+                    lists.push(reclaimed);
+                }
             }
             Line::Dropped { dropped } => {
                 log::warn!(
@@ -97,19 +118,20 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool) -> Result<(), Error
             }
         }
     }
-    print(&Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: lists })?;
-    match last {
-        None => Ok(()),
-        Some(seq) => {
-            reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::refused(&file, error))
-        }
+    print(mismatched, lists)?;
+    if let Some(seq) = last {
+        *told = text.lines().map(str::to_owned).collect();
+        reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::refused(&file, error))?;
     }
+    told.clear();
+    repaired
 }
 
 fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<(), Error> {
     let reclaimed = reclaim(dir, host)?;
-    let mismatched = mismatches(dir, host, &dir.pools()?, repair)?;
-    print(&Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed })
+    let (mismatched, repaired) = mismatches(dir, host, repair)?;
+    print(mismatched, reclaimed)?;
+    repaired
 }
 
 /// Takes the PIDs off of which procfs knows nothing.
@@ -134,68 +156,81 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaimed>, Error> {
     Ok(reclaimed)
 }
 
-/// Every thread outside the list of its task. `repair`: those are brought back.
-fn mismatches(dir: &ConfDir, host: &Host, pools: &Pools, repair: bool) -> Result<Vec<Mismatch>, Error> {
-    let mut found = Vec::new();
-    for (pool, lists) in pools {
-        for (list, tasks) in &lists.lists {
-            let Some(cpus) = confdir::cpus(list) else { continue };
-            for &pid in tasks {
-                let outside = threads_outside(host, pid, &cpus);
-                // It may have moved or died since the list was read: then that was no mismatch.
-                if outside.is_empty() || !confdir::read_tasks(&dir.tasks(pool, list))?.contains(&pid) {
-                    continue;
-                }
-                if repair {
-                    bring_back(dir, host, pool, list, pid, &outside)?;
-                }
-                found.extend(outside.into_iter().map(|(tid, mask)| Mismatch {
-                    actual_cpus: mask.iter().map(CpuId::get).collect(),
-                    cpus: list.clone(),
-                    pid: tid,
-                    pool: pool.clone(),
-                }));
+/// Every thread outside the list of its task, and, with `repair`, whether all of them could be brought back.
+fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>, Result<(), Error>), Error> {
+    let mut all = strays(&dir.pools()?, host);
+    if !all.is_empty() {
+        // Whoever is just being claimed, moved or released is not astray.
+        thread::sleep(ON_ITS_WAY);
+        let earlier = all;
+        all = strays(&dir.pools()?, host);
+        for now in &mut all {
+            let was =
+                earlier.iter().find(|was| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list));
+            let threads = was.map(|was| was.threads.as_slice()).unwrap_or_default();
+            now.threads.retain(|(tid, _)| threads.iter().any(|(was, _)| was == tid));
+        }
+    }
+    let mut repaired = Ok(());
+    for strays in all.iter().filter(|strays| repair && !strays.threads.is_empty()) {
+        if let Err(error) = bring_back(dir, host, strays) {
+            // All of them are told of; the last one gives the status.
+            if let Err(earlier) = std::mem::replace(&mut repaired, Err(error)) {
+                log::error!("{earlier:#}");
             }
         }
     }
-    Ok(found)
+    let mismatches = all.into_iter().flat_map(|Strays { pool, list, threads, .. }| {
+        threads.into_iter().map(move |(tid, mask)| Mismatch {
+            actual_cpus: mask.iter().map(CpuId::get).collect(),
+            cpus: list.clone(),
+            pid: tid,
+            pool: pool.clone(),
+        })
+    });
+    Ok((mismatches.collect(), repaired))
 }
 
-fn threads_outside(host: &Host, pid: u32, cpus: &CpuSet) -> Vec<(u32, CpuSet)> {
-    let masks = host.thread_masks(pid).into_iter();
-    masks.filter(|(_, mask)| !mask.is_subset(cpus)).collect()
-}
-
-/// On the mount the daemon does it: a repeated claim changes only the threads that have left the list.
-fn bring_back(
-    dir: &ConfDir,
-    host: &Host,
-    pool: &str,
-    list: &str,
-    pid: u32,
-    outside: &[(u32, CpuSet)],
-) -> Result<(), Error> {
-    if host.own_pid()? != std::process::id() {
-        return Err(anyhow!(
-            "cannot repair {pid}: it has another number in our PID namespace; run in the host's"
-        ));
-    }
-    let file = dir.tasks(pool, list);
-    if dir.is_mounted() {
-        return dir.explained(&file, || fs::write(&file, pid.to_string()));
-    }
-    let cpus = list.parse().with_context(|| format!("{list}: not a CPU list"))?;
-    for (tid, _) in outside {
-        match affinity::set(*tid, &cpus) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => {
-                result.with_context(|| format!("thread {tid} cannot be brought back to {pool} {list}"))?
+fn strays(pools: &Pools, host: &Host) -> Vec<Strays> {
+    let mut all = Vec::new();
+    for (pool, content) in pools {
+        for (list, tasks) in &content.lists {
+            let Some(cpus) = confdir::cpus(list) else { continue };
+            for &pid in tasks {
+                let masks = host.thread_masks(pid).into_iter();
+                let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
+                if !threads.is_empty() {
+                    let (pool, list, cpus) = (pool.clone(), list.clone(), cpus.clone());
+                    all.push(Strays { pool, list, cpus, pid, threads });
+                }
             }
+        }
+    }
+    all
+}
+
+/// On the mount the daemon does it: a repeated claim changes only the threads that have left the list. It is
+/// made in the pool, where a task that has moved meanwhile keeps its new list.
+fn bring_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> {
+    let Strays { pool, list, cpus, pid, threads } = strays;
+    let what = || format!("{pid} cannot be brought back to {pool} {list}");
+    if dir.is_mounted() {
+        let file = dir.pool(pool).join("tasks");
+        let written = dir.explained(&file, || fs::write(&file, pid.to_string()));
+        return written
+            .or_else(|error| if host.is_alive(*pid) { Err(error) } else { Ok(()) })
+            .with_context(what);
+    }
+    for (tid, _) in threads {
+        match affinity::set(*tid, cpus) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            result => result.with_context(what)?,
         }
     }
     Ok(())
 }
 
-fn print(report: &Report) -> Result<(), Error> {
+fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<(), Error> {
+    let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed };
     super::print(&describe::to_text(&serde_json::to_value(report)?))
 }
