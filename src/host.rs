@@ -96,12 +96,8 @@ impl Host {
             .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || self.thread_masks(pid).len() > 1)
     }
 
-    /// The mask of the process's first thread, as `Cpus_allowed_list` has it: offline CPUs included.
-    pub(crate) fn mask(&self, pid: u32) -> Option<CpuSet> {
-        self.mask_in(&self.proc.join(pid.to_string()))
-    }
-
-    /// The masks of all threads of a process. Empty where it has gone.
+    /// The masks of all threads of a process, as `Cpus_allowed_list` has them: offline CPUs included. Empty
+    /// where it has gone.
     pub(crate) fn thread_masks(&self, pid: u32) -> Vec<(u32, CpuSet)> {
         let threads = fs::read_dir(self.proc.join(pid.to_string()).join("task"));
         let entries = threads.into_iter().flatten().filter_map(Result::ok);

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Error;
+use anyhow::{Error, anyhow};
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
+use kcm_mount::mountpoint::{self, Status};
 use serde_json::{Value, json};
 
 use super::{beat, describe};
@@ -26,25 +27,28 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
 /// `{"checks": {<name>: {"ok", "errors"}}, "description": …, "topology": …}`.
 pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Value, Error> {
     let topology = host.topology()?.report();
-    let read = ConfDir::open(conf_dir).and_then(|dir| {
-        let pools = dir.pools()?;
-        Ok((dir, pools))
-    });
-    let (dir, pools) = match read {
+    // First, since this never hangs.
+    let mount = mount(conf_dir);
+    let read = match &mount {
+        (Some(Status::NotAnswering), _) => Err(anyhow!("{}: does not answer", conf_dir.display())),
+        _ => ConfDir::open(conf_dir).and_then(|dir| Ok((dir.pools()?, dir))),
+    };
+    let (pools, dir) = match read {
         Ok(read) => read,
         Err(error) => {
             log::debug!("{error:#}");
             let unreadable = check(vec!["Unable to read the KCM configuration directory".into()]);
-            let checks = json!({ "configDirectory": unreadable });
+            let checks = json!({ "configDirectory": unreadable, "mount": mount.1 });
             return Ok(json!({ "checks": checks, "description": null, "topology": topology }));
         }
     };
+    let online = host.online()?;
     let checks = json!({
         "configDirectory": check(overlaps(&pools)),
-        "cpus": check(offline(&pools, &host.online()?)),
-        "intruders": check(intruders(&pools, host)),
+        "cpus": check(offline(&pools, &online)),
+        "intruders": check(intruders(&pools, &online, host)),
         "kubelet": check(kubelet(&pools, kubelet_dir)),
-        "mount": mount(&dir),
+        "mount": mount.1,
     });
     Ok(json!({ "checks": checks, "description": describe::description(&dir, &pools), "topology": topology }))
 }
@@ -86,26 +90,31 @@ fn offline(pools: &Pools, online: &CpuSet) -> Vec<String> {
     offline.map(|(name, cpus)| format!("CPU list {name} has offline CPUs: {cpus}")).collect()
 }
 
-/// Processes whose mask lies wholly within an exclusive list, and that neither hold it nor descend from one
-/// that does: somebody's taskset(1).
-fn intruders(pools: &Pools, host: &Host) -> Vec<String> {
+/// Processes with a thread whose mask lies wholly within an exclusive list, and that neither hold it nor
+/// descend from one that does: somebody's taskset(1). Who may be on every CPU is pinned to none.
+fn intruders(pools: &Pools, online: &CpuSet, host: &Host) -> Vec<String> {
     let exclusive: Vec<_> = lists(pools).filter(|(_, exclusive, ..)| *exclusive).collect();
     if exclusive.is_empty() {
         return Vec::new();
     }
+    let home = |mask: &CpuSet| {
+        let pinned = !mask.is_empty() && !online.is_subset(mask);
+        exclusive.iter().find(|(.., cpus)| pinned && mask.is_subset(cpus))
+    };
     let mut errors = Vec::new();
     for pid in host.user_processes() {
-        let Some(mask) = host.mask(pid).filter(|mask| !mask.is_empty()) else { continue };
-        let home = exclusive.iter().find(|(.., cpus)| mask.is_subset(cpus));
-        let Some((name, _, holders, _)) = home else { continue };
+        let masks = host.thread_masks(pid);
+        let found = masks.iter().find_map(|(tid, mask)| Some((tid, mask, home(mask)?)));
+        let Some((tid, mask, (name, _, holders, _))) = found else { continue };
         let mut line = std::iter::successors(Some(pid), |&pid| host.parent(pid));
         if line.any(|pid| holders.contains(&pid)) {
             continue;
         }
         // One that has died meanwhile has no name.
         if let Some(program) = host.program_name(pid) {
+            let thread = if *tid == pid { String::new() } else { format!("thread {tid} of ") };
             errors.push(format!(
-                "{pid} ({program}) is pinned to {mask}, within CPU list {name}, without a claim"
+                "{thread}{pid} ({program}) is pinned to {mask}, within CPU list {name}, without a claim"
             ));
         }
     }
@@ -141,7 +150,7 @@ fn kubelet(pools: &Pools, kubelet_dir: &Path) -> Vec<String> {
             let both = list.intersection(&may);
             if exclusive && !both.is_empty() {
                 errors.push(format!(
-                    "the kubelet may give away CPU {both} of {name}; name it in reservedSystemCPUs"
+                    "the kubelet may use CPU {both} of {name}; name it in reservedSystemCPUs, with strict-cpu-reservation"
                 ));
             }
         }
@@ -150,24 +159,30 @@ fn kubelet(pools: &Pools, kubelet_dir: &Path) -> Vec<String> {
 }
 
 /// Whether the directory is live, since when, and whether the daemon had to leave a part of its state aside.
-fn mount(dir: &ConfDir) -> Value {
-    let metrics = fs::read_to_string(dir.path().join("info/metrics")).unwrap_or_default();
+fn mount(conf_dir: &Path) -> (Option<Status>, Value) {
+    let status = mountpoint::status(conf_dir).ok();
+    let live = status == Some(Status::Live);
+    let metrics = fs::read_to_string(conf_dir.join("info/metrics")).ok().filter(|_| live).unwrap_or_default();
     let value = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         line.parse::<f64>().ok()
     };
     let damaged = value("kcm_state_damaged").filter(|&files| files > 0.0);
-    let errors = damaged.map(|files| {
-        format!("{files} damaged state files were set aside when the daemon started; look at its log")
+    let error = match status {
+        Some(Status::Stale | Status::Marked) => Some("kcm mount is not running; start it".to_owned()),
+        Some(Status::NotAnswering) => Some("kcm mount does not answer; look at its log".to_owned()),
+        _ => damaged.map(|files| {
+            format!("{files} damaged state files were set aside when the daemon started; look at its log")
+        }),
+    };
+    let since = value("kcm_start_time_seconds").map(|seconds| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs_f64(seconds.max(0.0));
+        humantime::format_rfc3339_seconds(time).to_string()
     });
-    let mut check = check(errors.into_iter().collect());
+    let mut check = check(error.into_iter().collect());
     if let Some(fields) = check.as_object_mut() {
-        fields.insert("live".into(), json!(dir.is_mounted()));
-        let since = value("kcm_start_time_seconds").map(|seconds| {
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs_f64(seconds.max(0.0));
-            humantime::format_rfc3339_seconds(time).to_string()
-        });
+        fields.insert("live".into(), json!(live));
         fields.insert("since".into(), json!(since));
     }
-    check
+    (status, check)
 }
