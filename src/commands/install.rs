@@ -12,11 +12,17 @@ use anyhow::{Context as _, Error, bail};
 
 use crate::cli;
 use crate::confdir::{self, ConfDir};
+use crate::host::Host;
 
 /// The name of the program in its directory.
 const PROGRAM: &str = "kcm";
 /// The name of the unit.
 const UNIT: &str = "kcm.service";
+/// At which point of the boot it is started.
+const TARGET: &str = "multi-user.target";
+
+/// How many PIDs surely fit into one write.
+const RELEASED_AT_ONCE: usize = 1000;
 
 /// Puts this program, and a unit for systemd where that is asked for, in their places.
 pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
@@ -27,7 +33,7 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     if let Some(directory) = &args.systemd {
         let program = std::path::absolute(&program)?;
         let unit = directory.join(UNIT);
-        put(&unit, unit_text(&program).as_bytes(), 0o644)?;
+        put(&unit, unit_text(&program)?.as_bytes(), 0o644)?;
         log::info!(
             "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
             unit.display()
@@ -40,10 +46,14 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
 pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
     let dir = dir.filter(|dir| dir.path().join("pools").exists());
-    if let Some(dir) = &dir {
-        check_unused(dir, args.force)?;
+    let _lock = dir.as_ref().map(ConfDir::lock).transpose()?;
+    if let Some(dir) = dir.as_ref().filter(|_| !args.force) {
+        check_unused(dir)?;
     }
-    for file in [args.target.install_dir.join(PROGRAM), args.systemd.join(UNIT)] {
+    let unit = args.systemd.join(UNIT);
+    // What systemctl enable has made of it.
+    let wanted = args.systemd.join(format!("{TARGET}.wants")).join(UNIT);
+    for file in [args.target.install_dir.join(PROGRAM), wanted, unit] {
         match fs::remove_file(&file) {
             Ok(()) => log::info!("Removed {}.", file.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -51,33 +61,37 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
         }
     }
     if let Some(dir) = &dir {
-        remove_pools(dir)?;
+        remove_pools(dir, args.force)?;
         log::info!("Removed the pools of {}.", dir.path().display());
+        if dir.is_mounted() {
+            log::info!("{0} is still served; end that: kcm unmount --conf-dir={0}", dir.path().display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn check_unused(dir: &ConfDir, force: bool) -> Result<(), Error> {
-    let pools = dir.pools()?;
-    let lists = pools.iter().flat_map(|(name, pool)| pool.lists.iter().map(move |list| (name, list)));
-    let mut taken = lists.filter(|(_, (_, tasks))| !tasks.is_empty());
-    match taken.next() {
-        Some((pool, (list, tasks))) if !force => {
-            let pid = tasks.first().copied().unwrap_or_default();
-            bail!("{pool} {list} is held by {pid}; end that first, or release it with --force")
+fn check_unused(dir: &ConfDir) -> Result<(), Error> {
+    let host = Host::from_env();
+    // A plain directory still names the dead.
+    let holds = |pid: &u32| dir.is_mounted() || host.is_alive(*pid);
+    for (pool, content) in &dir.pools()? {
+        for (list, tasks) in &content.lists {
+            if let Some(pid) = tasks.iter().find(|pid| holds(pid)) {
+                bail!("{pool} {list} is held by {pid}; end that first, or release it with --force");
+            }
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
-fn remove_pools(dir: &ConfDir) -> Result<(), Error> {
-    let _lock = dir.lock()?;
+/// For whoever holds the lock. `force`: on a mount, who is on a list is released.
+fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
     for (pool, content) in dir.pools()? {
         for (list, tasks) in content.lists {
-            let file = dir.tasks(&pool, &list);
-            if dir.is_mounted() && !tasks.is_empty() {
-                let words: Vec<String> = tasks.iter().map(|pid| format!("-{pid}")).collect();
-                dir.explained(&file, || fs::write(&file, words.join(" ")))?;
+            for pids in tasks.chunks(RELEASED_AT_ONCE).filter(|_| force && dir.is_mounted()) {
+                let words: Vec<String> = pids.iter().map(|pid| format!("-{pid}")).collect();
+                // Whether it was enough (somebody may have died, or come) is known to who removes the list.
+                let _ = fs::write(dir.tasks(&pool, &list), words.join(" ") + "\n");
             }
             remove(dir, &dir.pool(&pool).join(&list))?;
         }
@@ -123,23 +137,32 @@ fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> 
 
 /// A unit that starts the daemon at boot. What it may do besides is what the work allows to forbid: it sets
 /// masks of processes of all users, and mounts in the namespace of the machine.
-fn unit_text(program: &Path) -> String {
-    format!(
+fn unit_text(program: &Path) -> Result<String, Error> {
+    let plain =
+        program.to_str().filter(|path| !path.contains(|c: char| c.is_control() || "\"\\$".contains(c)));
+    let path =
+        plain.with_context(|| format!("{}: systemd takes no such name; give another", program.display()))?;
+    // A percent sign means something to systemd.
+    let program = path.replace('%', "%%");
+    Ok(format!(
         "\
 [Unit]
 Description=CPU pools as a live filesystem
-Documentation=man:kcm(1)
 Before=kubelet.service
 
 [Service]
 Type=notify
-ExecStart={program} mount --foreground
+ExecStart=\"{program}\" mount --foreground
+# Keeps the mount while the daemon is started again.
+FileDescriptorStoreMax=4
+KillMode=mixed
 Restart=always
 RestartSec=100ms
 OOMScoreAdjust=-900
 LimitNOFILE=1048576
 StateDirectory=kcm
 StateDirectoryMode=0700
+UMask=0077
 # A namespace of its own (ProtectSystem=, PrivateTmp= and their like) would hide the mount from everybody.
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER
 DeviceAllow=/dev/fuse rw
@@ -155,8 +178,7 @@ RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 
 [Install]
-WantedBy=multi-user.target
-",
-        program = program.display()
-    )
+WantedBy={TARGET}
+"
+    ))
 }
