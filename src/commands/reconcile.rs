@@ -17,11 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{beat, describe};
 use crate::cli;
-use crate::confdir::{self, ConfDir, Pools};
+use crate::confdir::{self, ConfDir};
 use crate::host::Host;
 
-/// How long a task may be on its way: from its mask to its claim, or from its claim to its mask.
-const ON_ITS_WAY: Duration = Duration::from_millis(50);
+/// A task may be on its way: from its mask to its claim, or from its claim to its mask. So often, and after so
+/// long, a stray is looked at again.
+const LOOKS: usize = 2;
+const ON_ITS_WAY: Duration = Duration::from_millis(25);
 
 /// What is printed. Fields are in the order of their names.
 #[derive(Debug, Default, Serialize)]
@@ -158,21 +160,22 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaimed>, Error> {
 
 /// Every thread outside the list of its task, and, with `repair`, whether all of them could be brought back.
 fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>, Result<(), Error>), Error> {
-    let mut all = strays(&dir.pools()?, host);
-    if !all.is_empty() {
-        // Whoever is just being claimed, moved or released is not astray.
-        thread::sleep(ON_ITS_WAY);
-        let earlier = all;
-        all = strays(&dir.pools()?, host);
-        for now in &mut all {
-            let was =
-                earlier.iter().find(|was| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list));
-            let threads = was.map(|was| was.threads.as_slice()).unwrap_or_default();
-            now.threads.retain(|(tid, _)| threads.iter().any(|(was, _)| was == tid));
+    let mut all = strays(dir, host)?;
+    for _ in 0..LOOKS {
+        if all.is_empty() {
+            break;
         }
+        thread::sleep(ON_ITS_WAY);
+        let earlier = std::mem::replace(&mut all, strays(dir, host)?);
+        all.retain_mut(|now| {
+            let is_same = |was: &&Strays| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list);
+            let was = earlier.iter().find(is_same).map_or(&[][..], |was| &was.threads);
+            now.threads.retain(|(tid, _)| was.iter().any(|(was, _)| was == tid));
+            !now.threads.is_empty()
+        });
     }
     let mut repaired = Ok(());
-    for strays in all.iter().filter(|strays| repair && !strays.threads.is_empty()) {
+    for strays in all.iter().filter(|_| repair) {
         if let Err(error) = bring_back(dir, host, strays) {
             // All of them are told of; the last one gives the status.
             if let Err(earlier) = std::mem::replace(&mut repaired, Err(error)) {
@@ -191,22 +194,25 @@ fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>
     Ok((mismatches.collect(), repaired))
 }
 
-fn strays(pools: &Pools, host: &Host) -> Vec<Strays> {
+fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     let mut all = Vec::new();
-    for (pool, content) in pools {
-        for (list, tasks) in &content.lists {
-            let Some(cpus) = confdir::cpus(list) else { continue };
-            for &pid in tasks {
+    for (pool, content) in dir.pools()? {
+        for (list, tasks) in content.lists {
+            let Some(cpus) = confdir::cpus(&list) else { continue };
+            for pid in tasks {
                 let masks = host.thread_masks(pid).into_iter();
                 let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
-                if !threads.is_empty() {
+                // It may have moved since the list was read.
+                let is_here =
+                    || confdir::read_tasks(&dir.tasks(&pool, &list)).is_ok_and(|now| now.contains(&pid));
+                if !threads.is_empty() && is_here() {
                     let (pool, list, cpus) = (pool.clone(), list.clone(), cpus.clone());
                     all.push(Strays { pool, list, cpus, pid, threads });
                 }
             }
         }
     }
-    all
+    Ok(all)
 }
 
 /// On the mount the daemon does it: a repeated claim changes only the threads that have left the list. It is

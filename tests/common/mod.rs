@@ -547,3 +547,101 @@ impl Drop for Cgroup {
         }
     }
 }
+
+// Plain directories, programs of several threads, and outputs compared to committed ones.
+
+/// A configuration directory in the layout of 2017, which no daemon serves.
+pub struct Plain {
+    home: TempDir,
+}
+
+impl Plain {
+    /// Without pools.
+    pub fn new() -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir_all(home.path().join("conf/pools")).expect("mkdir");
+        fs::write(home.path().join("conf/lock"), "").expect("a lock");
+        Self { home }
+    }
+
+    /// `lists`: names and what stands in `tasks`.
+    pub fn make_pool(&self, pool: &str, exclusive: bool, lists: &[(&str, &str)]) {
+        let pool = self.conf().join("pools").join(pool);
+        fs::create_dir(&pool).expect("mkdir of a pool");
+        fs::write(pool.join("exclusive"), if exclusive { "1" } else { "0" }).expect("exclusive");
+        for (list, tasks) in lists {
+            fs::create_dir(pool.join(list)).expect("mkdir of a list");
+            fs::write(pool.join(list).join("tasks"), tasks).expect("tasks");
+        }
+    }
+
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn conf(&self) -> PathBuf {
+        self.home.path().join("conf")
+    }
+
+    pub fn tasks(&self, pool: &str, list: &str) -> PathBuf {
+        self.conf().join("pools").join(pool).join(list).join("tasks")
+    }
+
+    /// `kcm <words> --conf-dir=<conf>`.
+    pub fn kcm(&self, words: &[&str]) -> Command {
+        kcm_for(&self.conf(), words)
+    }
+}
+
+/// `kcm <words> --conf-dir=<conf>`.
+pub fn kcm_for(conf: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(KCM);
+    let (name, rest) = words.split_first().expect("a command");
+    command.arg(name).arg("--conf-dir").arg(conf).args(rest);
+    command
+}
+
+/// This test program, started again to do the part of `test` in which the environment variable is set.
+pub fn again(test: &str, variable: &str, value: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("our own path"));
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(variable, value);
+    command
+}
+
+/// Sets the mask of one thread.
+pub fn pin(tid: u32, cpus: &[usize]) {
+    let mut set = nix::sched::CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu).expect("a CPU"));
+    nix::sched::sched_setaffinity(Pid::from_raw(tid as i32), &set).expect("sched_setaffinity");
+}
+
+/// The threads of a process, ascending.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
+    let mut tids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    tids.sort_unstable();
+    tids
+}
+
+/// What stands in a file of `tests/data`, with each `{name}` replaced.
+pub fn data(file: &str, names: &[(&str, &str)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    names.iter().fold(text, |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
+}
+
+/// Ends with success and says nothing but this.
+pub fn says(command: &mut Command, expected: &str) {
+    let (out, err, code) = run(command);
+    assert_eq!((out.as_str(), err.as_str(), code), (expected, "", Some(0)), "{command:?}");
+}
+
+/// Fails with one line, which begins and ends like this, and says nothing on standard output.
+pub fn fails(command: &mut Command, begin: &str, end: &str) {
+    let (out, err, code) = run(command);
+    assert_eq!((out.as_str(), code), ("", Some(1)), "{command:?}: {err}");
+    let line = err.strip_suffix('\n').expect("a line");
+    assert!(!line.contains('\n'), "{command:?}: {err}");
+    let text = line.strip_prefix("ERROR:root:").unwrap_or_else(|| panic!("{command:?}: {err}"));
+    assert!(text.starts_with(begin) && text.ends_with(end), "{command:?}: {text}");
+}
