@@ -125,6 +125,8 @@ fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> 
         io::copy(&mut content, &mut out)?;
         out.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         out.sync_all()?;
+        // A program that is open for writing cannot be started.
+        drop(out);
         fs::rename(&new, file)?;
         File::open(directory)?.sync_all()
     };
