@@ -18,6 +18,7 @@ use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
+use crate::process::Process;
 
 /// Node ids are given out in steps of this: a pool has three nodes, a list two.
 pub(crate) const NODES_EACH: u64 = 4;
@@ -269,12 +270,12 @@ impl Engine {
         self.reap();
     }
 
-    /// A recorded claim is in force again; also that of a task that has died meanwhile, which is given back so
-    /// that its heirs are looked for.
+    /// A recorded claim is in force again; also that of a task that has died meanwhile, so that its heirs are
+    /// looked for: it is watched where its parent has not collected it, and given back otherwise.
     fn take_up_claim(&self, claim: Claim, suspect: bool) -> Option<TaskId> {
         let task = claim.task;
-        let living = self.processes.open(task.pid).ok().flatten().filter(|process| process.id() == task);
-        if living.is_some() && !self.still_holds(&claim, suspect) {
+        let process = self.processes.find(task).ok().flatten();
+        if process.as_ref().is_some_and(Process::is_alive) && !self.still_holds(&claim, suspect) {
             log::warn!("the claim of {task} is dropped: its mask does not confirm it", task = task.pid);
             self.record_if_possible(Record::Ended { task, reclaimed: None });
             return None;
@@ -285,7 +286,7 @@ impl Engine {
             self.record_if_possible(Record::Ended { task, reclaimed: None });
             return None;
         }
-        match living.map(|process| self.watch.add(Arc::new(process))) {
+        match process.map(|process| self.watch.add(Arc::new(process))) {
             None => Some(task),
             Some(Ok(())) => None,
             Some(Err(error)) => {

@@ -143,8 +143,21 @@ impl Processes {
         Ok((self.tgid(tid)? == Some(pid)).then_some(process))
     }
 
+    /// A task that is known, also one that has died, as long as its parent has not collected it.
+    ///
+    /// # Errors
+    /// No descriptors are left, and the like.
+    pub(crate) fn find(&self, task: TaskId) -> io::Result<Option<Process>> {
+        Ok(self.identify(task.pid)?.filter(|process| process.id == task))
+    }
+
     /// `pid` is that of a thread group.
     fn open_leader(&self, pid: Pid) -> io::Result<Option<Process>> {
+        Ok(self.identify(pid)?.filter(Process::is_alive))
+    }
+
+    /// Dead or alive.
+    fn identify(&self, pid: Pid) -> io::Result<Option<Process>> {
         let pidfd = match sys::pidfd_open(pid.get()) {
             Ok(pidfd) => pidfd,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL)) => {
@@ -160,8 +173,7 @@ impl Processes {
                 None => return Ok(None),
             }
         };
-        let process = Process { id: TaskId { pid, ino }, pidfd };
-        Ok(process.is_alive().then_some(process))
+        Ok(Some(Process { id: TaskId { pid, ino }, pidfd }))
     }
 
     /// Whose it is. None: it has died.

@@ -113,7 +113,10 @@ fn how_a_process_ended_is_known_before_and_after_its_parent_collects_it() {
             assert_eq!(processes.ended(&process), expected, "before it is collected");
             assert_nothing_is_known(&processes, &process);
             assert!(processes.open(child.pid()).unwrap().is_none());
+            let found = processes.find(process.id()).unwrap().expect("its parent has not collected it");
+            assert_eq!(processes.ended(&found), expected, "by one who has not seen it alive");
             child.0.wait().unwrap();
+            assert!(processes.find(process.id()).unwrap().is_none());
             assert_eq!(processes.ended(&process), expected, "after it was collected");
             assert_nothing_is_known(&processes, &process);
         }
