@@ -117,7 +117,7 @@ fn contend(books: &Books, mount: &Mount, me: usize, task: u32) {
     let mut turn = me;
     while books.goes_on() {
         turn += 1;
-        let file = if turn % 2 == 0 { &pool } else { &list };
+        let file = if turn.is_multiple_of(2) { &pool } else { &list };
         let claim = || write(file, task.to_string());
         if !matches!(books.note("claim of the exclusive list", &[Errno::EBUSY], claim), Some(Ok(()))) {
             continue;
@@ -131,7 +131,7 @@ fn contend(books: &Books, mount: &Mount, me: usize, task: u32) {
         books.expect(&list, task, true);
         // From the moment on that it asks to leave it may be off.
         *books.holder.lock().unwrap() = None;
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             while !books.done("move", || write(&shared, task.to_string())) && books.goes_on() {}
             books.expect(&shared, task, true);
             books.expect(&list, task, false);

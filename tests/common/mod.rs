@@ -5,6 +5,9 @@
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
 pub mod cgroup;
+pub mod cpuset;
+pub mod enclosure;
+pub mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -644,4 +647,79 @@ pub fn fails(command: &mut Command, begin: &str, end: &str) {
     assert!(!line.contains('\n'), "{command:?}: {err}");
     let text = line.strip_prefix("ERROR:root:").unwrap_or_else(|| panic!("{command:?}: {err}"));
     assert!(text.starts_with(begin) && text.ends_with(end), "{command:?}: {text}");
+}
+
+// Containers, and what the kernel knows of a process.
+
+impl Mount {
+    /// A shell that is the first process of a PID namespace of its own, with a /proc of its own.
+    pub fn container(&self) -> Shell {
+        Shell::start(&mut self.bash("exec unshare --pid --fork --mount-proc --kill-child bash"))
+    }
+}
+
+impl Mount {
+    /// What happened to whom, by `info/events`.
+    pub fn events(&self) -> Vec<(String, u32)> {
+        events(&self.read("info/events"))
+    }
+}
+
+/// What happened to whom, by the text of `info/events`.
+pub fn events(text: &str) -> Vec<(String, u32)> {
+    let event = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let pid = line["pid"].as_u64().unwrap_or(0) as u32;
+        (line["event"].as_str().expect("an event").to_owned(), pid)
+    };
+    text.lines().map(event).collect()
+}
+
+/// The PIDs in a `tasks` file.
+pub fn held(file: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(file).expect("tasks");
+    assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+    text.trim_end().split_terminator(',').map(|pid| pid.parse().expect("a PID")).collect()
+}
+
+/// The children of a process that has one thread.
+pub fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().expect("a PID")).collect()
+}
+
+/// Sets the mask of a thread.
+pub fn pin(tid: u32, cpus: &[usize]) {
+    let mut mask = nix::sched::CpuSet::new();
+    cpus.iter().for_each(|&cpu| mask.set(cpu).expect("a CPU"));
+    nix::sched::sched_setaffinity(Pid::from_raw(tid as i32), &mask).expect("a mask");
+}
+
+/// A field of `/proc/PID/stat`, counted as in proc(5); from the third on.
+pub fn stat(pid: u32, field: usize) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let behind_the_name = text.rsplit_once(')').expect("a name").1;
+    behind_the_name.split_whitespace().nth(field - 3).expect("a field").to_owned()
+}
+
+/// Whether nothing of a process runs any more, collected or not.
+pub fn has_died(pid: u32) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    // Of one whose first thread alone has exited, others are left.
+    let others = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |threads| threads.count()) > 1;
+    matches!(state, Some('Z' | 'X')) && !others()
+}
+
+/// Waits until what happens next happens later than the start of the process also by the kernel's count, which is
+/// in clock ticks.
+pub fn let_a_tick_pass(pid: u32) {
+    use nix::time::{ClockId, clock_gettime};
+    use nix::unistd::{SysconfVar, sysconf};
+    let tick = 1_000_000_000 / sysconf(SysconfVar::CLK_TCK).expect("CLK_TCK").expect("CLK_TCK");
+    let started: i64 = stat(pid, 22).parse().expect("ticks");
+    until("a tick has passed", || {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock");
+        (now.tv_sec() * 1_000_000_000 + now.tv_nsec()) / tick > started
+    });
 }
