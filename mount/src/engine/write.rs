@@ -283,12 +283,12 @@ impl Engine {
                     .refine_saved(process, place.claim.saved.clone())
                     .map_err(|error| failed(error, place))?;
             }
-            let threads = if place.way == Way::Repeat { Threads::Outside } else { Threads::All };
-            let previous = self
-                .processes
-                .set_mask(process, &place.cpus, threads)
-                .map_err(|error| failed(error, place))?;
-            done.masks.push((task, previous));
+            let previous = match place.way {
+                Way::New => self.processes.set_first_mask(process, &place.cpus, &place.claim.saved),
+                Way::Move { .. } => self.processes.set_mask(process, &place.cpus, Threads::All),
+                Way::Repeat => self.processes.set_mask(process, &place.cpus, Threads::Outside),
+            };
+            done.masks.push((task, previous.map_err(|error| failed(error, place))?));
         }
         reached(Step::MasksSet);
         let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));

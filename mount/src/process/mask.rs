@@ -34,7 +34,11 @@ pub(crate) enum Threads {
 
 /// The masks that threads had, the leader's first.
 #[derive(Debug, Default)]
-pub(crate) struct Previous(Vec<(u32, CpuSet)>);
+pub(crate) struct Previous {
+    masks: Vec<(u32, CpuSet)>,
+    /// The leader's was all that its cpuset allowed: it gets all CPUs back, and so does who had the same.
+    all: bool,
+}
 
 /// Why a task does not have the mask.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +109,30 @@ impl Processes {
         cpus: &CpuSet,
         threads: Threads,
     ) -> Result<Previous, MaskError> {
-        let mut previous = Previous::default();
+        self.set_or_undo(process, cpus, threads, Previous::default())
+    }
+
+    /// The same for a task that has no claim yet and will get `saved` back.
+    ///
+    /// # Errors
+    /// A [`MaskError`]; the task then has what it had, and follows its cpuset if it did.
+    pub(crate) fn set_first_mask(
+        &self,
+        process: &Process,
+        cpus: &CpuSet,
+        saved: &SavedMask,
+    ) -> Result<Previous, MaskError> {
+        let previous = Previous { all: *saved == SavedMask::All, ..Previous::default() };
+        self.set_or_undo(process, cpus, Threads::All, previous)
+    }
+
+    fn set_or_undo(
+        &self,
+        process: &Process,
+        cpus: &CpuSet,
+        threads: Threads,
+        mut previous: Previous,
+    ) -> Result<Previous, MaskError> {
         match self.set_all(process, cpus, threads, &mut previous) {
             Ok(()) => Ok(previous),
             Err(error) => {
@@ -147,7 +174,7 @@ impl Processes {
                     wrong.push(tid);
                 }
                 if known.insert(tid) && (pass == 0 || !is_right) {
-                    previous.0.push((tid, mask));
+                    previous.masks.push((tid, mask));
                 }
             }
             quiet = if wrong.is_empty() { quiet + 1 } else { 0 };
@@ -185,10 +212,13 @@ impl Processes {
 
     /// Gives threads back what they had. Threads that have come since have what the leader had.
     pub(crate) fn undo(&self, process: &Process, previous: Previous) {
-        let Some((_, first)) = previous.0.first() else { return };
-        let was =
-            |tid: u32| previous.0.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
-        self.give_all(process, |tid| was(tid).words().to_vec());
+        let Previous { masks, all } = previous;
+        let Some((_, first)) = masks.first() else { return };
+        let was = |tid: u32| masks.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
+        self.give_all(process, |tid| match was(tid) {
+            mask if all && mask == first => ALL.to_vec(),
+            mask => mask.words().to_vec(),
+        });
     }
 
     /// Gives all threads the mask, or all CPUs where that is not possible. Never fails: a task that has died
