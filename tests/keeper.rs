@@ -312,8 +312,9 @@ fn a_request_that_kills_workers_is_given_up_and_the_others_go_on() {
     let (task, worker) = (Sleeper::new(), mount.worker());
     assert_eq!(errno(write(&mount.tasks("shared", "0"), task.pid().to_string())), Errno::EIO);
     assert_ne!(mount.worker(), worker);
-    let given_up: Vec<_> = mount.events().into_iter().filter(|event| event["event"] == "given-up").collect();
-    assert_eq!(given_up.len(), 1, "{:?}", mount.events());
+    let given_up: Vec<_> =
+        mount.event_lines().into_iter().filter(|event| event["event"] == "given-up").collect();
+    assert_eq!(given_up.len(), 1, "{:?}", mount.event_lines());
     assert_eq!(given_up[0]["errno"], "EIO");
     assert!(mount.log().contains("was in hand at two deaths"), "{}", mount.log());
     // Nothing of it is left, and whatever does not kill is done.
@@ -352,7 +353,7 @@ fn a_damaged_state_while_the_worker_restarts_costs_what_is_damaged_and_not_the_m
     fs::create_dir(mount.state().join("claims")).unwrap();
     mount.replace_worker();
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
-    assert!(mount.events().iter().any(|event| event["event"] == "damaged"), "{:?}", mount.events());
+    assert!(mount.event_lines().iter().any(|event| event["event"] == "damaged"), "{:?}", mount.event_lines());
     write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("claims are made as ever");
     let set_aside = fs::read_dir(mount.state())
         .unwrap()

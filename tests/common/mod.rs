@@ -488,7 +488,7 @@ impl Mount {
     }
 
     /// `info/events`, each parsed.
-    pub fn events(&self) -> Vec<serde_json::Value> {
+    pub fn event_lines(&self) -> Vec<serde_json::Value> {
         let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         self.read("info/events").lines().map(parse).collect()
     }
@@ -686,13 +686,6 @@ pub fn held(file: &Path) -> Vec<u32> {
 pub fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|pid| pid.parse().expect("a PID")).collect()
-}
-
-/// Sets the mask of a thread.
-pub fn pin(tid: u32, cpus: &[usize]) {
-    let mut mask = nix::sched::CpuSet::new();
-    cpus.iter().for_each(|&cpu| mask.set(cpu).expect("a CPU"));
-    nix::sched::sched_setaffinity(Pid::from_raw(tid as i32), &mask).expect("a mask");
 }
 
 /// A field of `/proc/PID/stat`, counted as in proc(5); from the third on.
