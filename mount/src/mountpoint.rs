@@ -109,15 +109,15 @@ fn ask(path: &Path) -> Status {
     }
 }
 
-/// The path as the mount table has it: absolute, links resolved. The last part is not looked at, since that
-/// could hang.
+/// The path as the mount table has it: absolute, links resolved. What is mounted there is not asked anything,
+/// not even by stat(2): it may hang, and wait for whoever asks this.
 pub(crate) fn resolved(path: &Path) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     // Without a file name (`/`, or `..` at its end) there is nothing to keep apart.
     match (whole.parent(), whole.file_name()) {
-        (Some(parent), Some(name)) => match fs::symlink_metadata(&whole) {
-            Ok(metadata) if metadata.is_symlink() => whole.canonicalize().unwrap_or(whole),
-            _ => parent.canonicalize().map_or_else(|_| whole.clone(), |parent| parent.join(name)),
+        (Some(parent), Some(name)) => match fs::read_link(&whole) {
+            Ok(_) => whole.canonicalize().unwrap_or(whole),
+            Err(_) => parent.canonicalize().map_or_else(|_| whole.clone(), |parent| parent.join(name)),
         },
         _ => whole.canonicalize().unwrap_or(whole),
     }
