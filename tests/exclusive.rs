@@ -124,7 +124,8 @@ fn writer() {
     // /proc is that of the daemon's PID namespace.
     println!("{}", fs::read_link("/proc/self").unwrap().display());
     for round in 0.. {
-        let file = if (number / 2 + round) % 2 == 0 { pool.join("0/tasks") } else { pool.join("tasks") };
+        let file =
+            if (number / 2 + round).is_multiple_of(2) { pool.join("0/tasks") } else { pool.join("tasks") };
         poll(&mut [PollFd::new(gates[round % 2].as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
         let result = write(&file, &text);
         println!("{}", result.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0));

@@ -52,28 +52,35 @@ steps! {
 }
 
 /// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step: the first worker alone; with a
-/// `*` behind the name, every worker; with a `!`, the keeper too. A lone `?` has every step named in the log. Debug builds
-/// only.
+/// `*` behind the name, every worker; with a `!`, the keeper too. A lone `?` has every step named in the log.
+/// With `@<file>` the file says so, at any time, and is removed when it is obeyed. Debug builds only.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
     use nix::sys::signal::{Signal, kill, raise};
     static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let wanted = WANTED.get_or_init(|| std::env::var(VARIABLE).ok());
-    if wanted.as_deref() == Some("?") {
+    let Some(wanted) = WANTED.get_or_init(|| std::env::var(VARIABLE).ok()) else { return };
+    if wanted == "?" {
         log::warn!("step {}", step.name());
     }
-    let Some(how) = wanted.as_deref().and_then(|wanted| wanted.strip_prefix(step.name())) else { return };
+    let file = wanted.strip_prefix('@');
+    let wanted = file.map_or_else(|| Ok(wanted.clone()), std::fs::read_to_string).unwrap_or_default();
+    let Some(how) = wanted.strip_prefix(step.name()).filter(|how| matches!(*how, "" | "*" | "!")) else {
+        return;
+    };
+    if file.is_some_and(|file| std::fs::remove_file(file).is_err()) {
+        return;
+    }
     if how == "!" {
         let _ = kill(nix::unistd::getppid(), Signal::SIGKILL);
     }
-    if matches!(how, "" | "*" | "!") {
-        let _ = raise(Signal::SIGKILL);
-    }
+    let _ = raise(Signal::SIGKILL);
 }
 
 /// For a keeper: what its next workers are to be spared.
 pub(crate) fn spare(start: &mut std::process::Command) {
-    if cfg!(debug_assertions) && std::env::var(VARIABLE).is_ok_and(|wanted| !wanted.ends_with('*')) {
+    if cfg!(debug_assertions)
+        && std::env::var(VARIABLE).is_ok_and(|wanted| !wanted.ends_with('*') && !wanted.starts_with('@'))
+    {
         start.env_remove(VARIABLE);
     }
 }

@@ -63,7 +63,7 @@ impl Enclosure {
     }
 
     /// A file of the mount as a process outside gets at it.
-    pub fn from_outside(&self, file: &Path) -> PathBuf {
+    pub fn as_seen_inside(&self, file: &Path) -> PathBuf {
         let first = children(self.shell.pid())[0];
         let file = file.strip_prefix("/").expect("an absolute path");
         Path::new("/proc").join(first.to_string()).join("root").join(file)
