@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 #![allow(unreachable_pub, reason = "each test file is a crate of its own")]
 
+pub mod both;
 pub mod cgroup;
 pub mod cpuset;
 pub mod enclosure;
@@ -290,10 +291,8 @@ impl Mount {
     /// Starts the daemon on a made-up machine.
     pub fn start_on(&self, machine: &Machine) {
         let root = self.home().join("machine");
-        machine.write(&root);
         let mut command = self.mount_command();
-        command.env("KCM_DEV_LSCPU_SYSFS", &root).env("KCM_PROC_FS", root.join("proc"));
-        let output = command.output().expect("kcm mount");
+        let output = machine.seen_by(&root, &mut command).output().expect("kcm mount");
         assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
     }
 

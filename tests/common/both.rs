@@ -1,0 +1,120 @@
+//! Promises that hold on a mount and on a plain directory, and how commands fail on either.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{KCM, Machine, Mount, Sleeper, masks, run, until};
+
+/// A configuration directory, mounted or plain, for promises that hold on both.
+pub trait Dir {
+    fn conf(&self) -> PathBuf;
+
+    fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]);
+
+    fn is_mounted(&self) -> bool;
+
+    /// `kcm <words> --conf-dir=<conf>`.
+    fn kcm(&self, words: &[&str]) -> Command {
+        kcm_on(&self.conf(), words)
+    }
+
+    /// What the `tasks` file of a list says.
+    fn tasks_of(&self, pool: &str, list: &str) -> String {
+        let file = self.conf().join("pools").join(pool).join(list).join("tasks");
+        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().into()
+    }
+}
+
+impl Dir for Mount {
+    fn conf(&self) -> PathBuf {
+        self.conf()
+    }
+
+    fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]) {
+        self.make_pool(pool, exclusive, lists);
+    }
+
+    fn is_mounted(&self) -> bool {
+        true
+    }
+}
+
+/// A plain directory in the layout of 2017.
+pub struct Plain(TempDir);
+
+impl Plain {
+    pub fn new() -> Self {
+        let plain = Self(tempfile::tempdir().expect("a temporary directory"));
+        fs::create_dir(plain.conf()).expect("mkdir");
+        plain
+    }
+}
+
+impl Dir for Plain {
+    fn conf(&self) -> PathBuf {
+        self.0.path().join("conf")
+    }
+
+    fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]) {
+        let pool = self.conf().join("pools").join(pool);
+        for list in lists {
+            fs::create_dir_all(pool.join(list)).expect("mkdir of a list");
+            fs::write(pool.join(list).join("tasks"), "").expect("tasks");
+        }
+        fs::create_dir_all(&pool).expect("mkdir of a pool");
+        fs::write(pool.join("exclusive"), if exclusive { "1" } else { "0" }).expect("exclusive");
+    }
+
+    fn is_mounted(&self) -> bool {
+        false
+    }
+}
+
+/// The same on a mount and on a plain directory.
+pub fn on_both(promise: impl Fn(&dyn Dir)) {
+    promise(&Mount::new());
+    promise(&Plain::new());
+}
+
+/// `kcm <words> --conf-dir=<conf>`; the words end where the command's own begin.
+pub fn kcm_on(conf: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(KCM);
+    let (name, rest) = words.split_first().expect("a command");
+    command.arg(name).arg("--conf-dir").arg(conf).args(rest);
+    command
+}
+
+/// The one line that a command fails with: status 1, nothing on stdout.
+pub fn failure(command: &mut Command) -> String {
+    let (out, err, status) = run(command);
+    assert_eq!((out.as_str(), status), ("", Some(1)), "{command:?}: {err}");
+    let line = err.strip_prefix("ERROR:root:").and_then(|line| line.strip_suffix('\n'));
+    let line = line.unwrap_or_else(|| panic!("{command:?}: not one line: {err:?}"));
+    assert!(!line.contains('\n') && !line.is_empty(), "{command:?}: {err:?}");
+    line.to_owned()
+}
+
+impl Machine {
+    /// The example of the 2017 document: one socket, 8 cores, 16 CPUs.
+    pub fn of_2017() -> Self {
+        Self::new(1, 8, 2)
+    }
+
+    /// Lets a command take this machine, written below `root`, for its own.
+    pub fn seen_by<'a>(&self, root: &Path, command: &'a mut Command) -> &'a mut Command {
+        self.write(root);
+        command.env("KCM_DEV_LSCPU_SYSFS", root).env("KCM_PROC_FS", root.join("proc"))
+    }
+}
+
+/// A process whose mask is these CPUs.
+pub fn pinned(cpus: &str) -> Sleeper {
+    let sleeper = Sleeper::spawn(Command::new("taskset").args(["-c", cpus, "sleep", "1000"]));
+    let comm = format!("/proc/{}/comm", sleeper.pid());
+    until("it sleeps", || fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n"));
+    assert_eq!(masks(sleeper.pid()), [cpus]);
+    sleeper
+}
