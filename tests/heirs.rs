@@ -100,7 +100,7 @@ fn what_outlives_the_shell_that_claimed_holds_the_list() {
         assert_eq!(masks(heir.0), ["0"], "{line}");
         let told = mount.read("info/events");
         let inherited: serde_json::Value =
-            told.lines().filter(|line| line.contains("\"inherited\"")).next_back().unwrap().parse().unwrap();
+            told.lines().rfind(|line| line.contains("\"inherited\"")).unwrap().parse().unwrap();
         assert_eq!(inherited["pid"], heir.0, "{line}");
         assert_eq!(inherited["from"], shell.to_string(), "{line}");
         let pid = heir.0;
