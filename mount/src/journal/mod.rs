@@ -48,7 +48,7 @@ pub(crate) const EVENTS_KEPT: usize = 1024;
 /// How many refusals are kept for those whom they concern.
 const REFUSALS_KEPT: usize = 4096;
 /// A log is compacted when it is larger than this, and four times larger than after the last time.
-const COMPACTED_FROM: u64 = 256 * 1024;
+const COMPACTED_FROM: u64 = 64 * 1024;
 
 /// An open state directory.
 #[derive(Debug)]
