@@ -1,0 +1,66 @@
+//! The bed on which contenders are measured: one after the other, round by round, in one run.
+//!
+//! Owns: warm-up, rounds and their order, and how two contenders become a row.
+
+use crate::client::{Client, Job};
+use crate::stats::{Rounds, Samples};
+use crate::table::{Aim, Row};
+
+/// How long and how often is measured.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    pub rounds: usize,
+    pub times: u64,
+}
+
+/// Most rows.
+pub const USUAL: Effort = Effort { rounds: 15, times: 200 };
+/// Work of milliseconds.
+pub const FEW: Effort = Effort { rounds: 7, times: 12 };
+
+/// Measures the jobs, each with a client of its own.
+pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
+    let mut clients: Vec<Client> = jobs.iter().map(Client::start).collect();
+    for client in &mut clients {
+        client.order("times", effort.times / 4 + 2);
+        client.result();
+    }
+    interleave(clients.len(), effort.rounds, |n| {
+        clients[n].order("times", effort.times);
+        clients[n].result().1
+    })
+}
+
+/// Has every contender measured in every round; another one begins each time.
+pub fn interleave(
+    contenders: usize,
+    rounds: usize,
+    mut measure: impl FnMut(usize) -> Samples,
+) -> Vec<Rounds> {
+    let mut all = vec![Rounds::default(); contenders];
+    for round in 0..rounds {
+        for n in 0..contenders {
+            let contender = (round + n) % contenders;
+            all[contender].push(measure(contender));
+        }
+    }
+    all
+}
+
+/// A row about the time that something takes, in microseconds. The rest is for the caller to say.
+pub fn row(name: &str, work: &str, kcm: &Rounds, beside: &str, theirs: &Rounds, aim: Aim) -> Row {
+    let (ours, other) = (kcm.all(), theirs.all());
+    Row {
+        name: name.into(),
+        work: work.into(),
+        kcm: ours.median(),
+        kcm_p99: Some(ours.p99()),
+        beside: beside.into(),
+        theirs: other.median(),
+        theirs_p99: Some(other.p99()),
+        unit: "µs",
+        ratio: kcm.ratio(theirs, Samples::median),
+        aim,
+        note: String::new(),
+    }
+}

@@ -1,0 +1,252 @@
+//! A client: a process of its own that does some work again and again and says how long each time took.
+//!
+//! Owns: the operations that are measured, the same ones for kcm and for what stands beside it. Must not know:
+//! what is compared with what.
+//!
+//! A client is this program, started with `--client` and a [`Job`]. It reads orders (`times N`, `for MS`) line by
+//! line and answers each with one line: how long it took in all, and each sample, in nanoseconds.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use rustix::fs::RawDir;
+use serde::{Deserialize, Serialize};
+
+use crate::common::{Sleeper, text};
+use crate::stats::Samples;
+
+/// Starts this program as a client.
+pub const FLAG: &str = "--client";
+/// Stands for the client's own PID.
+pub const OWN: &str = "{pid}";
+
+/// What a client does: `before` is not measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Job {
+    pub before: Vec<Op>,
+    pub timed: Vec<Op>,
+}
+
+/// One operation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// Opens as a shell's `>` does, writes, closes.
+    Put { file: PathBuf, text: String },
+    /// The same, where another one may have been faster. A success is given up again and not counted.
+    Contend { file: PathBuf },
+    /// Writes through a file that stays open.
+    PutOpen { file: PathBuf, text: String },
+    /// Opens, reads to the end, closes.
+    Get { file: PathBuf },
+    /// What programs do that share a plain file: lock, read, write a new one, rename it, unlock. Our line comes
+    /// in or goes out.
+    Rewrite { dir: PathBuf, enter: bool },
+    /// Sets and reads back the mask of each thread of a process, to CPU 0 or to all.
+    Masks { pid: u32, all: bool },
+    /// Reads the mask of every process of the machine.
+    Scan,
+    /// Starts a process and writes its PID.
+    Hold { file: PathBuf },
+    /// Kills that process and waits until it has gone.
+    Kill,
+}
+
+/// What the operations need from one to the next.
+#[derive(Default)]
+struct Hands {
+    open: Vec<(PathBuf, File)>,
+    held: Option<Sleeper>,
+    buffer: Vec<u8>,
+}
+
+/// Does what the orders on standard input say, until it ends.
+pub fn run(job: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut job: Job = serde_json::from_str(job)?;
+    let own = std::process::id().to_string();
+    for op in job.before.iter_mut().chain(&mut job.timed) {
+        if let Op::Put { text, .. } | Op::PutOpen { text, .. } = op {
+            *text = text.replace(OWN, &own);
+        }
+    }
+    let mut hands = Hands { buffer: vec![0; 256 * 1024], ..Hands::default() };
+    println!("ready");
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let (order, number) = line.split_once(' ').ok_or("an order")?;
+        let number: u64 = number.parse()?;
+        let (started, mut samples) = (Instant::now(), Vec::new());
+        let deadline = Duration::from_millis(number);
+        while if order == "times" { samples.len() < number as usize } else { started.elapsed() < deadline } {
+            samples.extend(once(&job, &mut hands)?);
+        }
+        let mut answer = started.elapsed().as_nanos().to_string();
+        samples.iter().for_each(|sample| answer += &format!(" {}", sample.as_nanos()));
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+fn once(job: &Job, hands: &mut Hands) -> Result<Option<Duration>, String> {
+    for op in &job.before {
+        perform(op, hands).map_err(|error| format!("{op:?}: {error}"))?;
+    }
+    let started = Instant::now();
+    let mut counts = true;
+    for op in &job.timed {
+        counts &= perform(op, hands).map_err(|error| format!("{op:?}: {error}"))?;
+    }
+    let took = started.elapsed();
+    if !counts {
+        for op in &job.timed {
+            if let Op::Contend { file } = op {
+                put(file, "-0").map_err(|error| error.to_string())?;
+            }
+        }
+    }
+    Ok(counts.then_some(took))
+}
+
+/// Whether it counts.
+fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
+    match op {
+        Op::Put { file, text } => put(file, text)?,
+        Op::Contend { file } => match put(file, "0") {
+            Ok(()) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+            Err(error) => return Err(error),
+        },
+        Op::PutOpen { file, text } => {
+            let at = match hands.open.iter().position(|(path, _)| path == file) {
+                Some(at) => at,
+                None => {
+                    hands.open.push((file.clone(), OpenOptions::new().write(true).open(file)?));
+                    hands.open.len() - 1
+                }
+            };
+            hands.open[at].1.write_all(text.as_bytes())?;
+        }
+        Op::Get { file } => {
+            let mut file = File::open(file)?;
+            while file.read(&mut hands.buffer)? > 0 {}
+        }
+        Op::Rewrite { dir, enter } => rewrite(dir, *enter)?,
+        Op::Masks { pid, all } => {
+            let cpus = if *all { 0..CpuSet::count() } else { 0..1 };
+            let mut set = CpuSet::new();
+            cpus.into_iter().try_for_each(|cpu| set.set(cpu))?;
+            each_number(Path::new(&format!("/proc/{pid}/task")), |tid| {
+                sched_setaffinity(tid, &set)?;
+                sched_getaffinity(tid).map(|_| ())
+            })?;
+        }
+        Op::Scan => each_number(Path::new("/proc"), |pid| {
+            // It may have gone meanwhile.
+            let _ = sched_getaffinity(pid);
+            Ok(())
+        })?,
+        Op::Hold { file } => {
+            // Released by whoever measured before.
+            hands.held = Some(Sleeper::new());
+            let pid = hands.held.as_ref().map_or(0, Sleeper::pid);
+            put(file, &pid.to_string())?;
+        }
+        Op::Kill => {
+            if let Some(held) = hands.held.take() {
+                held.end();
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Every number that is a name in a directory, as fast as it can be had.
+fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> nix::Result<()>) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+    let mut entries = RawDir::new(&dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
+            each(Pid::from_raw(number))?;
+        }
+    }
+    Ok(())
+}
+
+fn put(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).truncate(true).open(file)?.write_all(text.as_bytes())
+}
+
+fn rewrite(dir: &Path, enter: bool) -> io::Result<()> {
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let (tasks, new) = (dir.join("tasks"), dir.join("tasks.new"));
+    let old = fs::read_to_string(&tasks).unwrap_or_default();
+    let own = std::process::id().to_string();
+    let mut pids: Vec<&str> = old.split(',').filter(|pid| !pid.is_empty() && *pid != own).collect();
+    if enter {
+        pids.push(&own);
+    }
+    fs::write(&new, pids.join(","))?;
+    fs::rename(new, tasks)
+}
+
+/// A running client, seen from the benchmark; ends when dropped.
+pub struct Client {
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Client {
+    pub fn start(job: &Job) -> Self {
+        let job = serde_json::to_string(job).expect("JSON");
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args([FLAG, &job]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a client");
+        let answers = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut client = Self { child, answers };
+        assert_eq!(client.answer().trim(), "ready");
+        client
+    }
+
+    /// Tells it to begin: `times N` or `for MS`.
+    pub fn order(&mut self, order: &str, number: u64) {
+        let stdin = self.child.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "{order} {number}").expect("a client that listens");
+    }
+
+    /// How often it came round in a second, and how long each time took in microseconds.
+    pub fn result(&mut self) -> (f64, Samples) {
+        let answer = self.answer();
+        let mut numbers =
+            answer.split_whitespace().map(|number| number.parse::<f64>().expect("a number") / 1e3);
+        let elapsed = numbers.next().expect("a time");
+        let samples = Samples::new(numbers.collect());
+        (samples.len() as f64 / elapsed * 1e6, samples)
+    }
+
+    fn answer(&mut self) -> String {
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("text");
+        if answer.is_empty() {
+            let mut why = Vec::new();
+            let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_end(&mut why));
+            panic!("a client has ended: {}", text(&why));
+        }
+        answer
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,122 @@
+//! How fast kcm is, beside what else one could do and beside the least that is possible; see `scripts/bench`.
+//!
+//! Owns: what is run, and the document. Every figure comes from this one run: real daemons (the shipped build),
+//! real clients, contenders in turn.
+#![allow(missing_docs, unreachable_pub, reason = "a program")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark fails by panicking"
+)]
+
+mod bed;
+mod client;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod crowd;
+mod empty;
+mod machine;
+mod peers;
+mod rows;
+mod stats;
+mod table;
+
+use std::error::Error;
+use std::fs;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use table::Row;
+
+const DOCUMENT: &str = "docs/performance.md";
+/// Above this many processes that want a CPU, for each CPU, figures say little.
+const BUSY: f64 = 0.5;
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    // What cargo adds is none of ours.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        [client::FLAG, job] => client::run(job)?,
+        [empty::FLAG, dir, flags @ ..] => empty::serve(dir, flags.contains(&empty::REMEMBERED))?,
+        [crowd::FLAG, count] => crowd::threads(count)?,
+        ["--check", names @ ..] => return check(names),
+        names => {
+            let (rows, words) = measure(names);
+            if names.is_empty() {
+                fs::write(DOCUMENT, document(&rows, &words))?;
+                println!("{DOCUMENT} is written");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures the rows whose names begin with one of `names`, or all, and prints them. Gives them, with a line about
+/// the machine.
+fn measure(names: &[&str]) -> (Vec<Row>, String) {
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted));
+    let (started, load) = (Instant::now(), machine::load());
+    if load > BUSY * std::thread::available_parallelism().map_or(1.0, |cpus| usize::from(cpus) as f64) {
+        eprintln!("this machine is busy (load {load}): figures say little");
+    }
+    let mut rows = Vec::new();
+    for (group, measure) in rows::GROUPS {
+        let is_wanted = |name: &&str| name.split('-').next() == Some(group);
+        if names.is_empty() || names.iter().any(is_wanted) {
+            eprintln!("{group} ...");
+            rows.extend(measure().into_iter().filter(|row| wanted(&row.name)));
+        }
+    }
+    let words =
+        format!("{}; load {load:.1} at the start; {} s", machine::kind(), started.elapsed().as_secs());
+    println!("{words}\n\n{}\n{}", table::text(&rows), table::notes(&rows));
+    (rows, words)
+}
+
+/// Measures, and compares ratios with the committed ones. What looks worse is measured once more.
+fn check(names: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
+    let committed = table::committed(&fs::read_to_string(DOCUMENT)?);
+    let worse = |rows: &[Row]| -> Vec<String> {
+        let then =
+            |row: &Row| committed.iter().find(|(name, _)| *name == row.name).map_or(f64::NAN, |(_, r)| *r);
+        let worse = rows.iter().filter(|row| row.is_worse_than(then(row)));
+        worse.map(|row| row.name.clone()).collect()
+    };
+    let mut found = worse(&measure(names).0);
+    if !found.is_empty() {
+        eprintln!("worse than in {DOCUMENT}, measured once more: {}", found.join(", "));
+        let again: Vec<&str> = found.iter().map(String::as_str).collect();
+        found = worse(&measure(&again).0).into_iter().filter(|name| found.contains(name)).collect();
+    }
+    if found.is_empty() {
+        println!("no row is worse than in {DOCUMENT}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("worse than in {DOCUMENT}: {}", found.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn document(rows: &[Row], words: &str) -> String {
+    let met = rows.iter().filter(|row| row.aim != table::Aim::Told && row.is_met()).count();
+    let aims = rows.iter().filter(|row| row.aim != table::Aim::Told).count();
+    format!(
+        "{HEAD}\n{words}. {met} of {aims} aims are met.\n\n{}\n## What was really done\n\n{}",
+        table::markdown(rows),
+        table::notes(rows)
+    )
+}
+
+const HEAD: &str = "\
+# Performance
+
+Written by `scripts/bench`, which measures everything side by side in one run: kcm as it is shipped (keeper, journal
+and all checks on), real clients, contenders in turn over several rounds. Times are medians, with the slowest in a
+hundred behind them; a ratio is that of the medians, in the middle of all rounds. Absolute figures are worth as
+much as the machine that they are from; ratios travel. `scripts/bench --check` compares ratios with these.
+
+*Empty FUSE* is a filesystem that does nothing: the same fuser, the same number of threads, mounted with the same
+options, a file at the same depth. It is the floor of anything that is a file and no part of the kernel.
+";

@@ -1,0 +1,104 @@
+//! One client's claims, beside everything else that one could do instead.
+
+use super::first;
+use crate::bed::{USUAL, race, row};
+use crate::client::{Job, OWN, Op};
+use crate::common::Mount;
+use crate::empty::Empty;
+use crate::peers::{self, Cgroups};
+use crate::stats::Rounds;
+use crate::table::{Aim, Row};
+
+const SIZE: &str = "the size of tasks is true at any time, so the kernel asks for the attributes at each open; an \
+empty filesystem whose attributes the kernel may remember saves that";
+
+pub(super) fn rows() -> Vec<Row> {
+    let mount = Mount::with_dataplane();
+    let (empty, remembered) = (Empty::new(), Empty::remembered());
+    let [v1, v2] = [Cgroups::v1(), Cgroups::v2()];
+    let [shm, disk] = [peers::plain(true), peers::plain(false)];
+    let mut rows = first_claims(&mount, [&empty, &remembered], [&v1, &v2], [&shm, &disk]);
+    rows.extend(again(&mount, &empty));
+    rows.extend(moves(&mount, &empty, [&v1, &v2]));
+    rows
+}
+
+fn first_claims(
+    mount: &Mount,
+    [empty, remembered]: [&Empty; 2],
+    [v1, v2]: [&Option<Cgroups>; 2],
+    [shm, disk]: [&Option<tempfile::TempDir>; 2],
+) -> Vec<Row> {
+    let enter = |cgroups: &Cgroups| Job { before: vec![cgroups.leave()], timed: vec![cgroups.enter(0)] };
+    let rewrite = |dir: &tempfile::TempDir| {
+        let op = |enter| Op::Rewrite { dir: dir.path().into(), enter };
+        Job { before: vec![op(false)], timed: vec![op(true)] }
+    };
+    let beside = [
+        ("claim-first", "empty FUSE", Some(first(&empty.tasks("0"))), Aim::AtMost(2.5), ""),
+        (
+            "claim-first-remembered",
+            "empty FUSE, attributes remembered",
+            Some(first(&remembered.tasks("0"))),
+            Aim::Told,
+            SIZE,
+        ),
+        ("claim-first-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(enter), Aim::Told, ""),
+        ("claim-first-cgroup2", "cgroup v2", v2.as_ref().map(enter), Aim::Told, ""),
+        (
+            "claim-first-tmpfs",
+            "flock, rewrite, rename; tmpfs",
+            shm.as_ref().map(rewrite),
+            Aim::AtMost(1.0),
+            "",
+        ),
+        (
+            "claim-first-disk",
+            "flock, rewrite, rename; disk",
+            disk.as_ref().map(rewrite),
+            Aim::AtMost(1.0),
+            "",
+        ),
+    ];
+    let work = "first claim of an exclusive list: open, write, close";
+    compare(work, first(&mount.tasks("dataplane", "0")), beside.into())
+}
+
+fn again(mount: &Mount, empty: &Empty) -> Vec<Row> {
+    let again = |file| Job { timed: vec![Op::Put { file, text: OWN.into() }], ..Job::default() };
+    let beside = ("claim-again", "empty FUSE", Some(again(empty.tasks("0"))), Aim::AtMost(1.5), "");
+    compare("the same claim again", again(mount.tasks("dataplane", "0")), vec![beside])
+}
+
+fn moves(mount: &Mount, empty: &Empty, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<Row> {
+    // Two moves of which the second is measured.
+    let there_and_back = |there: Op, back: Op| Job { before: vec![there], timed: vec![back] };
+    let put = |file| Op::PutOpen { file, text: OWN.into() };
+    let job = |cgroups: &Cgroups| there_and_back(cgroups.enter_open(0), cgroups.enter_open(1));
+    let floor = there_and_back(put(empty.tasks("0")), put(empty.tasks("1")));
+    let beside = vec![
+        ("claim-move", "empty FUSE", Some(floor), Aim::AtMost(2.5), ""),
+        ("claim-move-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(job), Aim::Told, ""),
+        ("claim-move-cgroup2", "cgroup v2", v2.as_ref().map(job), Aim::Told, ""),
+    ];
+    let [there, back] = ["0", "1"].map(|list| put(mount.tasks("dataplane", list)));
+    compare("write on an open file: a move between two lists", there_and_back(there, back), beside)
+}
+
+/// A row for each that this machine has.
+fn compare(
+    work: &str,
+    kcm: Job,
+    beside: Vec<(&'static str, &'static str, Option<Job>, Aim, &'static str)>,
+) -> Vec<Row> {
+    let here: Vec<_> =
+        beside.into_iter().filter_map(|(n, b, job, aim, note)| Some((n, b, job?, aim, note))).collect();
+    let jobs: Vec<Job> = std::iter::once(kcm).chain(here.iter().map(|(.., job, _, _)| job.clone())).collect();
+    let measured = race(&jobs, USUAL);
+    let [kcm, others @ ..] = measured.as_slice() else { return Vec::new() };
+    let make = |((name, beside, _, aim, note), theirs): (&(&str, &str, Job, Aim, &str), &Rounds)| Row {
+        note: (*note).into(),
+        ..row(name, work, kcm, beside, theirs, *aim)
+    };
+    here.iter().zip(others).map(make).collect()
+}

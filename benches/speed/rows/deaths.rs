@@ -1,0 +1,28 @@
+//! From the death of a holder to the next one's claim.
+
+use crate::bed::{Effort, race, row};
+use crate::client::{Job, OWN, Op};
+use crate::common::{Mount, pids};
+use crate::crowd::Crowd;
+use crate::empty::Empty;
+use crate::table::{Aim, Row};
+
+pub(super) fn rows() -> Vec<Row> {
+    let mount = Mount::with_dataplane();
+    let empty = Empty::new();
+    let (ours, theirs) = (mount.tasks("dataplane", "0"), empty.tasks("0"));
+    let put = |file: &std::path::Path, text: &str| Op::Put { file: file.into(), text: text.into() };
+    let hold = |file: &std::path::Path| vec![put(file, "-0"), Op::Hold { file: file.into() }];
+    let mut rows = Vec::new();
+    for processes in [300, 3_000_usize] {
+        let _crowd = Crowd::of_processes(processes.saturating_sub(pids().len()));
+        let kcm = Job { before: hold(&ours), timed: vec![Op::Kill, put(&ours, OWN)] };
+        let floor = Job { before: hold(&theirs), timed: vec![Op::Kill, Op::Scan, put(&theirs, OWN)] };
+        let measured = race(&[kcm, floor], Effort { rounds: 9, times: 20 });
+        let work = format!("from the death of a holder to the next claim, {processes} processes");
+        let beside = "kill and wait, readdir of /proc with sched_getaffinity, empty FUSE";
+        let name = format!("death-{processes}");
+        rows.push(row(&name, &work, &measured[0], beside, &measured[1], Aim::AtMost(1.5)));
+    }
+    rows
+}

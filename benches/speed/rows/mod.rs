@@ -1,0 +1,40 @@
+//! The rows, by group.
+
+use std::path::Path;
+
+use crate::client::{Job, OWN, Op};
+use crate::table::Row;
+
+mod claims;
+mod clients;
+mod commands;
+mod deaths;
+mod reads;
+mod resting;
+mod scale;
+mod shell;
+mod threads;
+
+/// Each group with what it is called; rows of a group begin with its name.
+pub const GROUPS: [(&str, fn() -> Vec<Row>); 9] = [
+    ("claim", claims::rows),
+    ("clients", clients::rows),
+    ("read", reads::rows),
+    ("scale", scale::rows),
+    ("threads", threads::rows),
+    ("shell", shell::rows),
+    ("command", commands::rows),
+    ("death", deaths::rows),
+    ("rest", resting::rows),
+];
+
+/// Writes this into a `tasks` file; whatever it does is taken back, unmeasured, before the next time.
+fn put(file: &Path, text: &str, before: &str) -> Job {
+    let op = |text: &str| Op::Put { file: file.into(), text: text.into() };
+    Job { before: vec![op(before)], timed: vec![op(text)] }
+}
+
+/// A first claim for the client itself.
+fn first(file: &Path) -> Job {
+    put(file, OWN, "-0")
+}

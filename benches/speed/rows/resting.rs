@@ -1,0 +1,137 @@
+//! What the daemon takes while nobody asks, and how fast it is there.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::common::{Mount, Sleeper};
+use crate::crowd::Crowd;
+use crate::empty::Empty;
+use crate::stats::Samples;
+use crate::table::{Aim, Row};
+
+/// The keeper looks every 6 seconds.
+const WINDOW: Duration = Duration::from_secs(18);
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = idle();
+    rows.extend(with_claims());
+    rows
+}
+
+fn told(name: &str, work: &str, kcm: f64, unit: &'static str, aim: Aim) -> Row {
+    Row {
+        name: name.into(),
+        work: work.into(),
+        kcm,
+        kcm_p99: None,
+        beside: String::new(),
+        theirs: f64::NAN,
+        theirs_p99: None,
+        unit,
+        ratio: f64::NAN,
+        aim,
+        note: String::new(),
+    }
+}
+
+fn idle() -> Vec<Row> {
+    let mount = Mount::with_dataplane();
+    let holder = Sleeper::new();
+    fs::write(mount.tasks("dataplane", "0"), holder.pid().to_string()).expect("a claim");
+    let (worker, keeper) = (mount.worker().expect("a worker"), mount.keeper());
+    // What starting has left to do.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = [worker, keeper].map(Life::of);
+    std::thread::sleep(WINDOW);
+    let after = [worker, keeper].map(Life::of);
+    let a_minute = 60.0 / WINDOW.as_secs_f64();
+    let [worker, keeper] = [0, 1].map(|n| (after[n].wakeups - before[n].wakeups) * a_minute);
+    let cpu = [0, 1].map(|n| after[n].cpu_ms - before[n].cpu_ms).iter().sum::<f64>() * a_minute;
+    let note = "each mount or unmount on the machine wakes the keeper once";
+    vec![
+        told("rest-worker", "idle, with a claim: wake-ups of the worker", worker, "/min", Aim::Within(0.0)),
+        Row {
+            note: note.into(),
+            ..told("rest-keeper", "idle: wake-ups of the keeper", keeper, "/min", Aim::Within(12.0))
+        },
+        told("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Aim::Within(10.0)),
+    ]
+}
+
+/// What the threads of a process have done so far.
+struct Life {
+    wakeups: f64,
+    cpu_ms: f64,
+}
+
+impl Life {
+    fn of(pid: u32) -> Self {
+        let (mut wakeups, mut cpu_ms) = (0.0, 0.0);
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("a process").filter_map(Result::ok) {
+            let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            let status = read("status");
+            let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            wakeups += switches.and_then(|count| count.trim().parse::<f64>().ok()).unwrap_or(0.0);
+            let on_cpu = read("schedstat").split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+            cpu_ms += on_cpu.unwrap_or(0.0) / 1e6;
+        }
+        Self { wakeups, cpu_ms }
+    }
+}
+
+fn with_claims() -> Vec<Row> {
+    let mount = Mount::with_shared();
+    let empty = Empty::new();
+    let (none, floor) = (resident(&mount), resident_of(empty.pid()));
+    let without = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
+    let crowd = Crowd::of_processes(10_000);
+    crowd.claim(&mount.tasks("shared", "1"), 10_000);
+    // As many claims again and again do not need more.
+    let with = resident(&mount);
+    let starts = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
+    let tasks = fs::read_to_string(mount.tasks("shared", "1")).expect("tasks");
+    assert_eq!(tasks.split(',').count(), 10_000, "the claims are taken up again");
+    let after = resident(&mount);
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let each = (with.max(after) - none) / 10_000.0;
+    let beside = |row: Row, beside: &str, theirs: f64| Row {
+        beside: beside.into(),
+        theirs,
+        ratio: row.kcm / theirs,
+        ..row
+    };
+    let memory =
+        told("rest-memory", "resident memory: worker and keeper", mib(none), "MiB", Aim::Within(8.0));
+    let mount =
+        told("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Aim::Within(1000.0));
+    vec![
+        Row { note: "".into(), ..beside(memory, "empty FUSE", mib(floor)) },
+        told(
+            "rest-memory-claim",
+            "resident memory: each of 10,000 claims",
+            each,
+            "bytes",
+            Aim::Within(512.0),
+        ),
+        beside(mount, "without claims", without),
+    ]
+}
+
+/// Restarts the daemon; how long until it answers, in milliseconds.
+fn start(mount: &Mount) -> f64 {
+    mount.stop();
+    let started = Instant::now();
+    mount.start();
+    started.elapsed().as_secs_f64() * 1e3
+}
+
+/// Bytes of both processes of the daemon, what they share counted once.
+fn resident(mount: &Mount) -> f64 {
+    mount.daemons().into_iter().map(resident_of).sum()
+}
+
+fn resident_of(pid: u32) -> f64 {
+    let map = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let pss = map.lines().find_map(|line| line.strip_prefix("Pss:"));
+    pss.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or(f64::NAN) * 1024.0
+}

@@ -1,0 +1,41 @@
+//! `echo $$ > tasks` in a shell.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use crate::bed::{interleave, row};
+use crate::common::{Mount, Shell};
+use crate::empty::Empty;
+use crate::stats::Samples;
+use crate::table::{Aim, Row};
+
+const TIMES: u32 = 300;
+const AGAIN: &str = "in a loop in one shell: after the first time it is the same claim again";
+
+pub(super) fn rows() -> Vec<Row> {
+    let mount = Mount::with_shared();
+    let empty = Empty::new();
+    let rows = ["bash", "dash"].map(|shell| {
+        let files = [mount.tasks("shared", "0"), empty.tasks("0"), "/dev/null".into()];
+        let mut shells = files.each_ref().map(|_| Shell::start(&mut Command::new(shell)));
+        let measured = interleave(files.len(), 15, |n| echo(&mut shells[n], &files[n]));
+        let work = format!("echo $$ > tasks in {shell}");
+        let row = |name: &str, beside, n: usize, aim| Row {
+            kcm_p99: None,
+            theirs_p99: None,
+            note: AGAIN.into(),
+            ..row(&format!("shell-{shell}{name}"), &work, &measured[0], beside, &measured[n], aim)
+        };
+        [row("", "empty FUSE", 1, Aim::AtMost(1.3)), row("-null", "/dev/null", 2, Aim::Told)]
+    });
+    rows.into_iter().flatten().collect()
+}
+
+/// How long one takes.
+fn echo(shell: &mut Shell, file: &Path) -> Samples {
+    let file = file.display();
+    let started = Instant::now();
+    shell.ask(&format!("n=0; while [ $n -lt {TIMES} ]; do echo $$ > {file}; n=$((n+1)); done"));
+    Samples::new(vec![started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)])
+}

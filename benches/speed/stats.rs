@@ -1,0 +1,60 @@
+//! What many measurements say: medians, the slowest in a hundred, and how two contenders compare.
+//!
+//! Owns: all arithmetic of the benchmark; `tests/speed.rs` tests it. Must not know: what was measured.
+
+/// Measurements of one round, ascending.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Samples(Vec<f64>);
+
+impl Samples {
+    pub fn new(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
+    /// Those of several measurers.
+    pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
+        Self::new(all.into_iter().flat_map(|samples| samples.0).collect())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The value that a share `q` of all others does not exceed (nearest rank); not a number where there are
+    /// none.
+    pub fn quantile(&self, q: f64) -> f64 {
+        let rank = (q * self.0.len() as f64).ceil() as usize;
+        self.0.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    }
+
+    pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    pub fn p99(&self) -> f64 {
+        self.quantile(0.99)
+    }
+}
+
+/// Measurements of one contender, round by round.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rounds(Vec<Samples>);
+
+impl Rounds {
+    pub fn push(&mut self, round: Samples) {
+        self.0.push(round);
+    }
+
+    /// All of them together.
+    pub fn all(&self) -> Samples {
+        Samples::join(self.0.iter().cloned())
+    }
+
+    /// How many times the other's figure this one's is: in the middle of all rounds. The two of one round were
+    /// measured one after the other, so that whatever else the machine did met both.
+    pub fn ratio(&self, other: &Self, figure: impl Fn(&Samples) -> f64) -> f64 {
+        let ratios = self.0.iter().zip(&other.0).map(|(ours, theirs)| figure(ours) / figure(theirs));
+        Samples::new(ratios.filter(|ratio| ratio.is_finite()).collect()).median()
+    }
+}

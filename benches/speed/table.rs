@@ -1,0 +1,164 @@
+//! The one table: rows, as people read them and as they are compared with the committed ones.
+//!
+//! Owns: its columns, and when a row is worse than it was; `tests/speed.rs` tests it. Must not know: how
+//! anything is measured.
+
+use std::fmt::Write as _;
+
+/// How much worse than the committed ratio a row may be before that is no noise: by this factor, and by this
+/// much on top, for what is near nothing.
+const NOISE: f64 = 1.4;
+const NOISE_OF_TAILS: f64 = 2.5;
+const NOISE_ON_TOP: f64 = 0.15;
+
+/// What is wanted of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Aim {
+    /// The ratio is at most this.
+    AtMost(f64),
+    /// The ratio is at least this.
+    AtLeast(f64),
+    /// What kcm takes is at most this, in the row's unit.
+    Within(f64),
+    /// Nothing: the row tells something about others.
+    Told,
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// By which it is chosen and compared; its first word is that of its group.
+    pub name: String,
+    pub work: String,
+    pub kcm: f64,
+    /// The slowest in a hundred.
+    pub kcm_p99: Option<f64>,
+    /// What stands beside, and what that takes.
+    pub beside: String,
+    pub theirs: f64,
+    pub theirs_p99: Option<f64>,
+    pub unit: &'static str,
+    pub ratio: f64,
+    pub aim: Aim,
+    /// What was really done, where the work cannot be done as it is called.
+    pub note: String,
+}
+
+impl Row {
+    pub fn is_met(&self) -> bool {
+        match self.aim {
+            Aim::AtMost(most) => self.ratio <= most,
+            Aim::AtLeast(least) => self.ratio >= least,
+            Aim::Within(most) => self.kcm <= most,
+            Aim::Told => true,
+        }
+    }
+
+    fn aim(&self) -> String {
+        match self.aim {
+            Aim::AtMost(most) => format!("≤ {most} ×"),
+            Aim::AtLeast(least) => format!("≥ {least} ×"),
+            Aim::Within(most) => format!("≤ {most} {}", self.unit),
+            Aim::Told => String::new(),
+        }
+    }
+
+    fn met(&self) -> &'static str {
+        match (self.aim, self.is_met()) {
+            (Aim::Told, _) => "",
+            (_, true) => "yes",
+            (_, false) => "**no**",
+        }
+    }
+
+    /// Whether it is worse than the committed ratio, beyond noise. Absolute figures are not compared: they are
+    /// another machine's.
+    pub fn is_worse_than(&self, committed: f64) -> bool {
+        let noise = if self.name.ends_with("p99") { NOISE_OF_TAILS } else { NOISE };
+        match self.aim {
+            Aim::AtMost(_) => self.ratio > committed * noise + NOISE_ON_TOP,
+            Aim::AtLeast(_) => self.ratio < committed / noise - NOISE_ON_TOP,
+            Aim::Within(_) => !self.is_met(),
+            Aim::Told => false,
+        }
+    }
+
+    fn cells(&self) -> [String; 8] {
+        let figure = |value, p99: Option<f64>| match p99 {
+            _ if f64::is_nan(value) => String::new(),
+            Some(p99) => format!("{} (p99 {}) {}", number(value), number(p99), self.unit),
+            None => format!("{} {}", number(value), self.unit),
+        };
+        let ratio = if self.ratio.is_nan() { String::new() } else { format!("{:.2}", self.ratio) };
+        [
+            self.name.clone(),
+            self.work.clone(),
+            figure(self.kcm, self.kcm_p99),
+            self.beside.clone(),
+            figure(self.theirs, self.theirs_p99),
+            ratio,
+            self.aim(),
+            self.met().to_owned(),
+        ]
+    }
+}
+
+const HEAD: [&str; 8] = ["row", "work", "kcm", "beside it", "takes", "ratio", "aim", "met"];
+
+/// Three figures say enough.
+fn number(value: f64) -> String {
+    if value >= 100.0 || value == 0.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+/// For a terminal: columns, and below them what was really done.
+pub fn text(rows: &[Row]) -> String {
+    let mut lines = vec![HEAD.map(str::to_owned)];
+    lines.extend(rows.iter().map(Row::cells));
+    let widths: Vec<usize> = (0..HEAD.len())
+        .map(|column| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for cells in lines {
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(out, "{}", padded.join("  ").trim_end());
+    }
+    out
+}
+
+/// The same in Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut out = format!("| {} |\n|{}\n", HEAD.join(" | "), " --- |".repeat(HEAD.len()));
+    for row in rows {
+        let _ = writeln!(out, "| {} |", row.cells().join(" | "));
+    }
+    out
+}
+
+/// What was really done, where it is not what the work is called.
+pub fn notes(rows: &[Row]) -> String {
+    let mut out = String::new();
+    let mut last = "";
+    for row in rows.iter().filter(|row| !row.note.is_empty()) {
+        if row.note != last {
+            let _ = writeln!(out, "- **{}**: {}", row.name, row.note);
+        }
+        last = &row.note;
+    }
+    out
+}
+
+/// The names and ratios of a table in Markdown; of rows without a ratio, none.
+pub fn committed(markdown: &str) -> Vec<(String, f64)> {
+    let cells = |line: &str| -> Option<(String, f64)> {
+        let cells: Vec<&str> = line.strip_prefix('|')?.split('|').map(str::trim).collect();
+        Some(((*cells.first()?).to_owned(), cells.get(5)?.parse().ok()?))
+    };
+    markdown.lines().filter_map(cells).collect()
+}
