@@ -30,7 +30,7 @@ fn the_median_and_the_slowest_in_a_hundred() {
 fn contenders_are_compared_round_by_round() {
     let rounds = |medians: [f64; 3]| {
         let mut rounds = Rounds::default();
-        medians.map(|median| rounds.push(Samples::new(vec![median])));
+        medians.into_iter().for_each(|median| rounds.push(Samples::new(vec![median])));
         rounds
     };
     // The machine was busy in the last round: both were slow, and nothing is concluded from that.

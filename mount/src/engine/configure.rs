@@ -18,7 +18,7 @@ use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
-use crate::process::Process;
+use crate::process::{Process, Waiting};
 
 /// Node ids are given out in steps of this: a pool has three nodes, a list two.
 pub(crate) const NODES_EACH: u64 = 4;
@@ -322,7 +322,7 @@ impl Engine {
     fn roll_back(&self, claim: &Claim, mask: &SavedMask) {
         let process = self.processes.open(claim.task.pid).ok().flatten();
         if let Some(process) = process.filter(|process| process.id() == claim.task) {
-            self.processes.restore_mask(&process, mask);
+            self.processes.restore_mask(&process, mask, Waiting::NOBODY);
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::{Pid, TaskId};
 use crate::model::topology::Topology;
-use crate::process::{Facts, Process, Processes, Watch};
+use crate::process::{Facts, Process, Processes, Waiting, Watch};
 
 pub(crate) use changes::Changes;
 pub(crate) use configure::{Attributes, NODES_EACH};
@@ -59,6 +59,12 @@ pub(crate) struct Caller {
     pub(crate) uid: u32,
     /// The kernel's number for the request, the same when it comes again; 0 where it is none of the kernel's.
     pub(crate) request: u64,
+}
+
+impl Caller {
+    fn waiting(&self) -> Waiting {
+        if self.request == 0 { Waiting::NOBODY } else { Waiting::thread(self.tid) }
+    }
 }
 
 /// The text of a `tasks` file and the version of the file that it shows.
@@ -376,9 +382,9 @@ impl Engine {
     }
 
     /// A claim is over; the masks of its task are as they were before it.
-    fn give_back(&self, task: &TaskId, saved: &SavedMask) {
+    fn give_back(&self, task: &TaskId, saved: &SavedMask, waiting: Waiting) {
         if let Some(process) = self.watch.get(task) {
-            self.processes.restore_mask(&process, saved);
+            self.processes.restore_mask(&process, saved, waiting);
         }
     }
 
@@ -395,7 +401,7 @@ impl Engine {
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
         for pid in [Some(self.ours), Pid::new(self.keeper.load(Ordering::Relaxed))].into_iter().flatten() {
             match self.processes.open(pid) {
-                Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask),
+                Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask, Waiting::NOBODY),
                 _ => log::warn!("the daemon's own mask cannot be set"),
             }
         }

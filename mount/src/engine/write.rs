@@ -16,7 +16,7 @@ use crate::model::command::{Command, Place, Plan, Request, Subject, Target, Way}
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
-use crate::process::{MaskError, Previous, Process, Threads};
+use crate::process::{MaskError, Previous, Process, Threads, Waiting};
 
 /// A process that a write names.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ struct By {
     users: [u32; 2],
     /// The kernel's request; 0 where it is none of the kernel's.
     request: u64,
+    /// The thread that writes.
+    waiting: Waiting,
 }
 
 /// Why a plan could not be carried out.
@@ -66,7 +68,8 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let writer = self.writer(caller);
         let mut number = None;
-        let by = By { users: [opener, caller.uid], request: caller.request };
+        let (users, waiting) = ([opener, caller.uid], caller.waiting());
+        let by = By { users, request: caller.request, waiting };
         let result = self.try_write(target, writer.as_ref(), by, bytes, read_write, &mut number);
         result.inspect_err(|refusal| {
             let number = number.unwrap_or_else(|| self.own_number(writer.as_ref(), caller));
@@ -191,7 +194,7 @@ impl Engine {
                 }
             };
             reached(Step::WriteDecided);
-            match self.carry_out(decided.plan, &claim, by.request) {
+            match self.carry_out(decided.plan, &claim, by) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Died(task)) => claim.retain(|party| party.subject.task != task),
                 Err(Failure::Unsuitable(task, list, refusal)) => match target {
@@ -223,19 +226,19 @@ impl Engine {
         result
     }
 
-    fn carry_out(&self, mut plan: Plan, parties: &[Party], request: u64) -> Result<(), Failure> {
+    fn carry_out(&self, mut plan: Plan, parties: &[Party], by: By) -> Result<(), Failure> {
         let mut done = Done::default();
-        match self.try_carry_out(&mut plan, parties, request, &mut done) {
+        match self.try_carry_out(&mut plan, parties, by, &mut done) {
             Ok(()) => {}
             Err(failure) => {
-                self.undo(plan, done);
+                self.undo(plan, done, by.waiting);
                 return Err(failure);
             }
         }
         reached(Step::WriteRecorded);
         // From here on the write has happened, whatever comes.
         for claim in &plan.releases {
-            self.give_back(&claim.task, &claim.saved);
+            self.give_back(&claim.task, &claim.saved, by.waiting);
         }
         if !plan.releases.is_empty() {
             reached(Step::MasksBack);
@@ -256,7 +259,7 @@ impl Engine {
         &self,
         plan: &mut Plan,
         parties: &[Party],
-        request: u64,
+        by: By,
         done: &mut Done,
     ) -> Result<(), Failure> {
         let process = |task: TaskId| {
@@ -283,10 +286,11 @@ impl Engine {
                     .refine_saved(process, place.claim.saved.clone())
                     .map_err(|error| failed(error, place))?;
             }
+            let (cpus, waiting) = (&place.cpus, by.waiting);
             let previous = match place.way {
-                Way::New => self.processes.set_first_mask(process, &place.cpus, &place.claim.saved),
-                Way::Move { .. } => self.processes.set_mask(process, &place.cpus, Threads::All),
-                Way::Repeat => self.processes.set_mask(process, &place.cpus, Threads::Outside),
+                Way::New => self.processes.set_first_mask(process, cpus, &place.claim.saved, waiting),
+                Way::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
+                Way::Repeat => self.processes.set_mask(process, cpus, Threads::Outside, waiting),
             };
             done.masks.push((task, previous.map_err(|error| failed(error, place))?));
         }
@@ -298,7 +302,7 @@ impl Engine {
             return Ok(());
         }
         // In one with what it answers to: a request that comes again finds both or neither.
-        records.extend(answered(request));
+        records.extend(answered(by.request));
         match self.state.append(&Record::Batch(records)) {
             Err(error) if plan.changing().next().is_none() => {
                 log::warn!("a release is not recorded: {error}");
@@ -309,10 +313,10 @@ impl Engine {
     }
 
     /// Takes back what was done for a plan, the last thing first.
-    fn undo(&self, plan: Plan, done: Done) {
+    fn undo(&self, plan: Plan, done: Done, waiting: Waiting) {
         for (task, previous) in done.masks.into_iter().rev() {
             if let Some(process) = self.watch.get(&task) {
-                self.processes.undo(&process, previous);
+                self.processes.undo(&process, previous, waiting);
             }
         }
         if !done.intents.is_empty() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::procfs::ProcFs;
+use super::procfs::{self, ProcFs};
 use super::{Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
@@ -30,6 +30,31 @@ pub(crate) enum Threads {
     All,
     /// Those whose mask is not within it: a program may pin its own threads.
     Outside,
+}
+
+/// The thread, if any, that waits in a write(2) for our answer. Until it has that it makes no threads and sets no
+/// masks, whatever /proc says of it: once any client of the mount was interrupted, all wait in state `D`. (No write
+/// comes from a thread that goes on: `FUSE_ASYNC_DIO` is not asked for.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting(Option<u32>);
+
+impl Waiting {
+    /// Nobody is known to wait.
+    pub(crate) const NOBODY: Self = Self(None);
+
+    /// The thread with this number in our PID namespace.
+    pub(crate) const fn thread(tid: u32) -> Self {
+        Self(Some(tid))
+    }
+
+    fn is(self, tid: u32) -> bool {
+        self.0 == Some(tid)
+    }
+
+    /// Whether these are all threads of a task, and none of them can make another.
+    fn is_alone_in(self, tids: &[u32]) -> bool {
+        matches!(tids, [tid] if self.is(*tid))
+    }
 }
 
 /// The masks that threads had, the leader's first.
@@ -108,8 +133,9 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
+        waiting: Waiting,
     ) -> Result<Previous, MaskError> {
-        self.set_or_undo(process, cpus, threads, Previous::default())
+        self.set_or_undo(process, cpus, threads, waiting, Previous::default())
     }
 
     /// The same for a task that has no claim yet and will get `saved` back.
@@ -121,9 +147,10 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         saved: &SavedMask,
+        waiting: Waiting,
     ) -> Result<Previous, MaskError> {
         let previous = Previous { all: *saved == SavedMask::All, ..Previous::default() };
-        self.set_or_undo(process, cpus, Threads::All, previous)
+        self.set_or_undo(process, cpus, Threads::All, waiting, previous)
     }
 
     fn set_or_undo(
@@ -131,12 +158,13 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
+        waiting: Waiting,
         mut previous: Previous,
     ) -> Result<Previous, MaskError> {
-        match self.set_all(process, cpus, threads, &mut previous) {
+        match self.set_all(process, cpus, threads, waiting, &mut previous) {
             Ok(()) => Ok(previous),
             Err(error) => {
-                self.undo(process, previous);
+                self.undo(process, previous, waiting);
                 Err(error)
             }
         }
@@ -147,14 +175,18 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
+        waiting: Waiting,
         previous: &mut Previous,
     ) -> Result<(), MaskError> {
         let leader = process.id().pid.get();
         let tasks = self.tasks(process)?.ok_or(MaskError::Gone)?;
         let mut known = HashSet::new();
         let (mut quiet, mut asleep) = (0, true);
+        let mut tids = Vec::new();
         for pass in 0..PASSES {
-            let tids = list(&tasks)?;
+            if !waiting.is_alone_in(&tids) {
+                tids = list(&tasks)?;
+            }
             if tids.is_empty() || !process.is_alive() {
                 return Err(MaskError::Gone);
             }
@@ -187,7 +219,7 @@ impl Processes {
                 let read_back = pass > 0 || tid == leader;
                 self.set_thread(tid, leader, cpus, read_back)?;
             }
-            asleep = self.are_asleep_or_pause(&tids, quiet);
+            asleep = are_asleep_or_pause(&tasks, &tids, waiting, quiet);
         }
         Err(MaskError::KeepsChanging)
     }
@@ -211,11 +243,11 @@ impl Processes {
     }
 
     /// Gives threads back what they had. Threads that have come since have what the leader had.
-    pub(crate) fn undo(&self, process: &Process, previous: Previous) {
+    pub(crate) fn undo(&self, process: &Process, previous: Previous, waiting: Waiting) {
         let Previous { masks, all } = previous;
         let Some((_, first)) = masks.first() else { return };
         let was = |tid: u32| masks.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
-        self.give_all(process, |tid| match was(tid) {
+        self.give_all(process, waiting, |tid| match was(tid) {
             mask if all && mask == first => ALL.to_vec(),
             mask => mask.words().to_vec(),
         });
@@ -223,15 +255,15 @@ impl Processes {
 
     /// Gives all threads the mask, or all CPUs where that is not possible. Never fails: a task that has died
     /// needs none.
-    pub(crate) fn restore_mask(&self, process: &Process, mask: &SavedMask) {
+    pub(crate) fn restore_mask(&self, process: &Process, mask: &SavedMask, waiting: Waiting) {
         let words = match mask {
             SavedMask::All => ALL.to_vec(),
             SavedMask::Cpus(cpus) => cpus.words().to_vec(),
         };
-        self.give_all(process, |_| words.clone());
+        self.give_all(process, waiting, |_| words.clone());
     }
 
-    fn give_all(&self, process: &Process, mask: impl Fn(u32) -> Vec<u64>) {
+    fn give_all(&self, process: &Process, waiting: Waiting, mask: impl Fn(u32) -> Vec<u64>) {
         let Ok(Some(tasks)) = self.tasks(process) else { return };
         let mut known = HashSet::new();
         let (mut quiet, mut asleep) = (0, false);
@@ -247,7 +279,10 @@ impl Processes {
                     let _ = set(tid, &ALL);
                 }
             }
-            asleep = self.are_asleep_or_pause(&tids, quiet);
+            if waiting.is_alone_in(&tids) {
+                return;
+            }
+            asleep = are_asleep_or_pause(&tasks, &tids, waiting, quiet);
         }
     }
 
@@ -259,23 +294,26 @@ impl Processes {
         self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_the_kernel())
     }
 
-    /// Whether all threads wait for something, so that none is just making another. Where one is not, it gets
-    /// a moment.
-    fn are_asleep_or_pause(&self, tids: &[u32], quiet: u32) -> bool {
-        // One that has gone makes none; those that it made are seen by the next pass.
-        let is_asleep = |&tid: &u32| !matches!(self.proc.stat(tid), Ok(Some(stat)) if stat.state != b'S');
-        let all = tids.iter().all(is_asleep);
-        if !all {
-            std::thread::sleep(PAUSE * 2_u32.pow(quiet));
-        }
-        all
-    }
-
     /// The online CPUs, as the mask of a task without any limit has them.
     fn online(&self) -> io::Result<CpuSet> {
         let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
         text.trim().parse().map_err(io::Error::other)
     }
+}
+
+/// Whether all threads wait for something, so that none is just making another. Where one is not, it gets a
+/// moment.
+fn are_asleep_or_pause(tasks: &OwnedFd, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
+    // One that has gone makes none; those that it made are seen by the next pass.
+    let is_asleep = |&tid: &u32| {
+        waiting.is(tid)
+            || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
+    };
+    let all = tids.iter().all(is_asleep);
+    if !all {
+        std::thread::sleep(PAUSE * 2_u32.pow(quiet));
+    }
+    all
 }
 
 /// Every CPU that can be.

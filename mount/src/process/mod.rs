@@ -27,7 +27,7 @@ use crate::model::command::Uids;
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 
-pub(crate) use mask::{MaskError, Previous, Threads, mask_of};
+pub(crate) use mask::{MaskError, Previous, Threads, Waiting, mask_of};
 use namespace::Namespace;
 use procfs::ProcFs;
 pub(crate) use scan::Candidate;

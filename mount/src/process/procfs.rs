@@ -55,22 +55,12 @@ impl ProcFs {
 
     /// A descriptor of a file or directory; None where the process has gone.
     pub(super) fn open(&self, path: &str, flags: OFlag) -> io::Result<Option<OwnedFd>> {
-        match openat(&self.root, path, flags | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(fd) => Ok(Some(fd)),
-            Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        open(self.root(), path, flags)
     }
 
     /// The text of a file; None where the process has gone.
     pub(super) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
-        let Some(fd) = self.open(path, OFlag::O_RDONLY)? else { return Ok(None) };
-        let mut text = Vec::with_capacity(4096);
-        match io::Read::read_to_end(&mut std::fs::File::from(fd), &mut text) {
-            Ok(_) => Ok(Some(text)),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-            Err(error) => Err(error),
-        }
+        read(self.root(), path)
     }
 
     /// `/proc/PID/stat`; of a thread too.
@@ -117,6 +107,39 @@ impl ProcFs {
             }
         }
     }
+}
+
+fn open(directory: BorrowedFd<'_>, path: &str, flags: OFlag) -> io::Result<Option<OwnedFd>> {
+    match openat(directory, path, flags | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The text of a file that the kernel makes in one piece: a read that is not filled has had all of it.
+fn read(directory: BorrowedFd<'_>, path: &str) -> io::Result<Option<Vec<u8>>> {
+    let Some(fd) = open(directory, path, OFlag::O_RDONLY)? else { return Ok(None) };
+    let mut text = vec![0; 4096];
+    let mut filled = 0;
+    loop {
+        match nix::unistd::read(&fd, text.get_mut(filled..).unwrap_or_default()) {
+            Ok(more) => filled += more,
+            Err(Errno::ESRCH) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        if filled < text.len() {
+            text.truncate(filled);
+            return Ok(Some(text));
+        }
+        text.resize(text.len() * 2, 0);
+    }
+}
+
+/// `/proc/PID/task/TID/stat`, from the directory `/proc/PID/task`: unlike `/proc/TID/stat` it does not add up all
+/// threads of the task.
+pub(super) fn stat_of_thread(tasks: BorrowedFd<'_>, tid: u32) -> io::Result<Option<Stat>> {
+    Ok(read(tasks, &format!("{tid}/stat"))?.and_then(|text| parse_stat(&text)))
 }
 
 fn parse_number(name: &[u8]) -> Option<u32> {
