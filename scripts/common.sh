@@ -16,7 +16,7 @@ need() {
 }
 
 need_rust() {
-    command -v cargo >/dev/null || fail "cargo is missing; install Rust (rustup.rs), 1.88 or newer"
+    command -v cargo >/dev/null || fail "cargo is missing; install Rust (rustup.rs), 1.89 or newer"
     need cc gcc
     need lscpu util-linux
 }

@@ -20,7 +20,7 @@ A session:
   cat /etc/kcm/self/last_error                     why that was refused
 
 Environment: KCM_LOG_LEVEL (CRITICAL, ERROR, WARNING, INFO, DEBUG), KCM_PROC_FS (a procfs, /proc),
-KCM_LOCK_TIMEOUT (seconds, 30), KCM_DEV_LSCPU_SYSFS (a system root for lscpu).
+KCM_LOCK_TIMEOUT (seconds, 30), KCM_DEV_LSCPU_SYSFS (a system root for lscpu); NODE_NAME, KUBECONFIG.
 Exit status: 0 done, 1 failed, 2 usage.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Init(Init),
     Isolate(Isolate),
     Describe(Describe),
+    Discover(Discover),
     Reconcile(Reconcile),
     NodeReport(NodeReport),
     Install(Install),
@@ -204,6 +205,47 @@ pub(crate) enum Format {
     Json,
     Table,
     Map,
+}
+
+/// Advertise this node's exclusive CPU lists to Kubernetes
+///
+/// One slot for each list, a label, and a taint that keeps other pods away. What others have set on the node
+/// stays. Run again, it changes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm discover                                       2017's resource, for dataplane
+  kcm discover --resource-name=extended --interval=60
+  kcm discover --dry-run                             show the patches")]
+pub(crate) struct Discover {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    #[command(flatten)]
+    pub(crate) node: NodeArg,
+    /// opaque: pod.alpha.kubernetes.io/opaque-int-resource-kcm for dataplane;
+    /// extended: kcm.intel.com/<pool> for every exclusive pool
+    #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
+    pub(crate) resource_name: ResourceName,
+    /// Number of seconds to wait between rerunning; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    pub(crate) interval: f64,
+    /// Print what would be changed, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Under which name slots are sold: under one alone, or they would be sold twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResourceName {
+    Opaque,
+    Extended,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NodeArg {
+    /// The Kubernetes node that this machine is, where NODE_NAME does not say it
+    #[arg(long, value_name = "name")]
+    pub(crate) node: Option<String>,
 }
 
 /// Report claims taken back from the dead, and threads that have left their list

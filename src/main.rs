@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod confdir;
 mod host;
+mod kubernetes;
 mod logging;
 
 use std::process::ExitCode;

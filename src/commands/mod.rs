@@ -4,6 +4,7 @@
 
 mod beat;
 mod describe;
+mod discover;
 mod init;
 mod install;
 mod isolate;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
         Command::Describe(args) => describe::run(&args),
+        Command::Discover(args) => discover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::NodeReport(args) => node_report::run(&args),
         Command::Install(args) => install::install(&args),
