@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kubernetes::objects::is_dns_name;
+
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "kcm", version, arg_required_else_help = true, subcommand_required = true)]
@@ -241,6 +243,19 @@ pub(crate) enum ResourceName {
     Extended,
 }
 
+/// Whether a report is sent to the Kubernetes API server, and where it lies there.
+#[derive(Args, Debug)]
+pub(crate) struct Publish {
+    /// Publish reports to the Kubernetes API server
+    #[arg(long)]
+    pub(crate) publish: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeArg,
+    /// The namespace of published reports
+    #[arg(long, value_name = "name", default_value = "default", value_parser = namespace)]
+    pub(crate) namespace: String,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct NodeArg {
     /// The Kubernetes node that this machine is, where NODE_NAME does not say it
@@ -257,7 +272,9 @@ pub(crate) struct NodeArg {
 Examples:
   kcm reconcile
   kcm reconcile --interval=60
-  kcm reconcile --repair        bring strayed threads back to their list")]
+  kcm reconcile --repair        bring strayed threads back to their list
+  kcm reconcile --interval=60 --publish
+                                as the object ReconcileReport of this node")]
 pub(crate) struct Reconcile {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
@@ -267,6 +284,8 @@ pub(crate) struct Reconcile {
     /// Bring threads back that have left their list
     #[arg(long)]
     pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) publish: Publish,
 }
 
 /// Check the node: configuration, CPUs, intruders on exclusive lists, the kubelet, the mount
@@ -274,7 +293,8 @@ pub(crate) struct Reconcile {
 #[command(after_help = "\
 Examples:
   kcm node-report
-  kcm node-report --interval=60")]
+  kcm node-report --interval=60
+  kcm node-report --publish     as the object NodeReport of this node")]
 pub(crate) struct NodeReport {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
@@ -284,6 +304,8 @@ pub(crate) struct NodeReport {
     /// Where the kubelet keeps cpu_manager_state
     #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) publish: Publish,
 }
 
 /// Put kcm, one static file, into a directory
@@ -345,6 +367,12 @@ Examples:
 pub(crate) struct Man {
     /// The page of this command
     pub(crate) command: Option<String>,
+}
+
+/// A DNS label (RFC 1123).
+fn namespace(text: &str) -> Result<String, String> {
+    let is_label = is_dns_name(text) && text.len() <= 63 && !text.contains('.');
+    if is_label { Ok(text.into()) } else { Err("not the name of a namespace".into()) }
 }
 
 /// Seconds, 0 or more, that a beat can be made of.

@@ -11,6 +11,8 @@ mod isolate;
 mod manual;
 mod mount;
 mod node_report;
+mod publish;
+mod reclaims;
 mod reconcile;
 
 use std::io::{ErrorKind, Write as _};

@@ -11,16 +11,24 @@ use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use kcm_mount::mountpoint::{self, Status};
 use serde_json::{Value, json};
 
+use super::publish::Publisher;
 use super::{beat, describe};
 use crate::cli;
 use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
+use crate::kubernetes::objects::reports::{self, Kind};
 
 /// Prints the report, once or on a beat.
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::from_env();
+    let mut publisher = Publisher::new(Kind::Node, &args.publish, args.interval)?;
     beat::run(args.interval, || {
-        super::print(&describe::to_text(&report(&args.dir.conf_dir, &args.kubelet_dir, &host)?))
+        let report = report(&args.dir.conf_dir, &args.kubelet_dir, &host)?;
+        super::print(&describe::to_text(&report))?;
+        match &mut publisher {
+            Some(publisher) => publisher.publish(&reports::node(&report)).map(|_| ()),
+            None => Ok(()),
+        }
     })
 }
 

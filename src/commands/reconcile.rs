@@ -12,13 +12,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, bail};
 use kcm_mount::affinity;
+use kcm_mount::daemon;
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::publish::Publisher;
+use super::reclaims::{self, Reclaims};
 use super::{beat, describe};
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
+use crate::kubernetes::objects::reports::Kind;
 
 /// A task may be on its way: from its mask to its claim, or from its claim to its mask. So often, and after so
 /// long, a stray is looked at again.
@@ -76,26 +81,41 @@ struct Strays {
     threads: Vec<(u32, CpuSet)>,
 }
 
+/// What one run has come to.
+struct Done {
+    /// As it was printed.
+    report: Value,
+    /// The reclaims that it tells of, with their times.
+    reclaimed: Vec<Value>,
+    repaired: Result<(), Error>,
+}
+
 /// Prints the report, once or on a beat.
 pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let host = Host::from_env();
     let mut told = Vec::new();
+    let publisher = Publisher::new(Kind::Reconcile, &args.publish, args.interval)?;
+    let mut reclaims = publisher.map(Reclaims::new);
     beat::run(args.interval, || {
         let dir = ConfDir::open(&args.dir.conf_dir)?;
         if args.repair && host.own_pid()? != std::process::id() {
             bail!("cannot repair: KCM_PROC_FS shows another PID namespace than ours; run in the host's");
         }
-        if dir.is_mounted() {
-            reconcile_mount(&dir, &host, args.repair, &mut told)
+        let done = if dir.is_mounted() {
+            reconcile_mount(&dir, &host, args.repair, &mut told)?
         } else {
-            reconcile_plain(&dir, &host, args.repair)
+            reconcile_plain(&dir, &host, args.repair)?
+        };
+        if let Some(reclaims) = &mut reclaims {
+            reclaims.publish(&dir, &done.report, done.reclaimed)?;
         }
+        done.repaired
     })
 }
 
 /// `told`: the lines that were printed and could not be acknowledged, because the mount went away. They are
 /// there again when it is back.
-fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<String>) -> Result<(), Error> {
+fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<String>) -> Result<Done, Error> {
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
     let file = dir.path().join("info/reclaimed");
     let opened = OpenOptions::new().read(true).write(true).open(&file);
@@ -104,7 +124,7 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
     let mut reclaimed = confdir::lock_file(&file, opened)?;
     let mut text = String::new();
     reclaimed.read_to_string(&mut text).map_err(|error| confdir::refused(&file, error))?;
-    let (mut lists, mut last) = (Vec::new(), None);
+    let (mut lists, mut dated, mut last) = (Vec::new(), Vec::new(), None);
     for line in text.lines() {
         match serde_json::from_str(line).with_context(|| format!("{}: {line:?}", file.display()))? {
             Line::Reclaimed { seq, reclaimed } => {
@@ -112,6 +132,7 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
                 if !told.iter().any(|told| told == line) {
                     lists.push(reclaimed);
                 }
+                dated.push(reclaims::dated(&serde_json::from_str(line)?));
             }
             Line::Dropped { dropped } => {
                 log::warn!(
@@ -120,20 +141,22 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
             }
         }
     }
-    print(mismatched, lists)?;
+    let report = print(mismatched, lists)?;
     if let Some(seq) = last {
         *told = text.lines().map(str::to_owned).collect();
         reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::refused(&file, error))?;
     }
     told.clear();
-    repaired
+    Ok(Done { report, reclaimed: dated, repaired })
 }
 
-fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<(), Error> {
+fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Done, Error> {
     let reclaimed = reclaim(dir, host)?;
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
-    print(mismatched, reclaimed)?;
-    repaired
+    let time = daemon::timestamp();
+    let date = |Reclaimed { cpus, pid, pool }: &Reclaimed| json!({ "time": time, "cpus": cpus, "pid": pid, "pool": pool });
+    let dated = reclaimed.iter().map(date).collect();
+    Ok(Done { report: print(mismatched, reclaimed)?, reclaimed: dated, repaired })
 }
 
 /// Takes the PIDs off of which procfs knows nothing.
@@ -236,7 +259,9 @@ fn bring_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> 
     Ok(())
 }
 
-fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<(), Error> {
+fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<Value, Error> {
     let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed };
-    super::print(&describe::to_text(&serde_json::to_value(report)?))
+    let report = serde_json::to_value(report)?;
+    super::print(&describe::to_text(&report))?;
+    Ok(report)
 }

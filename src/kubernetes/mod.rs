@@ -7,4 +7,4 @@
 mod client;
 pub(crate) mod objects;
 
-pub(crate) use client::Cluster;
+pub(crate) use client::{Cluster, Failure};

@@ -3,6 +3,7 @@
 //! Owns: paths, kinds, names and patches. Must not know: how they are sent, or what came of it.
 
 pub(crate) mod node;
+pub(crate) mod reports;
 
 use serde_json::Value;
 
