@@ -146,11 +146,11 @@ fn a_kubelet_that_resets_capacity_is_put_right_at_the_next_beat() {
 #[test]
 fn two_at_once_do_not_disturb_each_other() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
-    let children: Vec<_> = (0..4)
-        .map(|_| kcm(&server, &mount, &["discover"]).stderr(std::process::Stdio::null()).spawn().unwrap())
-        .collect();
-    for mut child in children {
-        assert!(child.wait().unwrap().success());
+    let start = || kcm(&server, &mount, &["discover"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let children: Vec<_> = (0..4).map(|_| start()).collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", common::text(&output.stderr));
     }
     let node = server.object(NODE).unwrap();
     assert_eq!(node["spec"]["taints"].as_array().unwrap().len(), 2);

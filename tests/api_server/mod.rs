@@ -166,6 +166,10 @@ impl ApiServer {
     /// A kubeconfig for the holder of a token.
     pub fn kubeconfig(&self, token: &str) -> PathBuf {
         let file = self.home.path().join(format!("kubeconfig-{token}"));
+        // Somebody may be reading it.
+        if file.exists() {
+            return file;
+        }
         let ca = self.home.path().join("ca.pem");
         fs::write(&ca, &self.certificate).expect("the certificate");
         let config = json!({
