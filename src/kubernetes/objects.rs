@@ -2,7 +2,10 @@
 //!
 //! Owns: paths, kinds, names and patches. Must not know: how they are sent, or what came of it.
 
+#[cfg(test)]
+mod deploy;
 pub(crate) mod node;
+pub(crate) mod pods;
 pub(crate) mod reports;
 
 use serde_json::Value;
