@@ -56,6 +56,8 @@ struct Worker {
     control: Option<Control>,
     started: Instant,
     is_ready: bool,
+    /// Of the program that runs here, which one that was taken on may not be.
+    is_ours: bool,
 }
 
 /// A process that asks the mount something, and may hang in our stead.
@@ -168,7 +170,7 @@ impl Keeper {
         self.has_served = true;
         if handle.is_of_process() {
             let (control, started) = (Some(control), Instant::now());
-            self.worker = Some(Worker { handle, control, started, is_ready: true });
+            self.worker = Some(Worker { handle, control, started, is_ready: true, is_ours: false });
             self.due = None;
         }
         Ok(())
@@ -264,7 +266,7 @@ impl Keeper {
             let _ = child.kill().and_then(|()| child.wait());
         })?;
         let (control, started) = (Some(ours), Instant::now());
-        self.worker = Some(Worker { handle, control, started, is_ready: false });
+        self.worker = Some(Worker { handle, control, started, is_ready: false, is_ours: true });
         fault::spare(&mut self.start);
         Ok(())
     }
@@ -332,7 +334,7 @@ impl Keeper {
                 worker.started = Instant::now();
                 self.resends = resends;
                 self.has_served = true;
-                if self.upgrade == Upgrade::Begun {
+                if self.upgrade == Upgrade::Begun && worker.is_ours {
                     self.upgrade = Upgrade::No;
                     upgrade::report(&self.places.state_dir, None);
                 }
@@ -368,7 +370,7 @@ impl Keeper {
         }
         let how = reason.clone().unwrap_or_else(|| told(status));
         log::warn!("the worker has died: {how}; the next one is started");
-        if let (Some(reason), Upgrade::Begun) = (&reason, self.upgrade) {
+        if let (Some(reason), Upgrade::Begun, true) = (&reason, self.upgrade, worker.is_ours) {
             upgrade::report(&self.places.state_dir, Some(reason));
         }
         if worker.is_ready && worker.started.elapsed() > AT_ONCE {
