@@ -38,7 +38,7 @@ struct Books {
     /// Reads that could not go on, as they may not after a restart, and were begun anew.
     stale: AtomicU64,
     /// Requests that were in hand at two deaths.
-    given_up: AtomicU64,
+    given_up: Mutex<BTreeMap<String, u64>>,
     errors: Mutex<Vec<String>>,
     /// Acknowledged, and not there.
     lost: Mutex<Vec<String>>,
@@ -78,7 +78,7 @@ impl Books {
             match errno {
                 Errno::ESTALE => self.stale.fetch_add(1, Ordering::Relaxed),
                 Errno::EIO => {
-                    self.given_up.fetch_add(1, Ordering::Relaxed);
+                    self.give_up(what);
                     return None;
                 }
                 errno if allowed.contains(&errno) => return Some(Err(errno)),
@@ -88,6 +88,10 @@ impl Books {
                 }
             };
         }
+    }
+
+    fn give_up(&self, what: &str) {
+        *self.given_up.lock().unwrap().entry(what.to_owned()).or_default() += 1;
     }
 
     fn done(&self, what: &str, act: impl Fn() -> io::Result<()>) -> bool {
@@ -238,7 +242,7 @@ fn collect(books: &Books, child: Child) {
     }
     for line in err.lines() {
         if line.ends_with("Input/output error") {
-            books.given_up.fetch_add(1, Ordering::Relaxed);
+            books.give_up("in bash");
         } else {
             books.errors.lock().unwrap().push(line.into());
         }
@@ -334,7 +338,8 @@ fn whatever_dies_no_client_sees_an_error_and_nothing_is_lost_or_done_twice() {
         println!("  {what:<28} {}", moments.len());
     }
     println!("client errors                  {}", count(&books.errors));
-    println!("given up (EIO)                 {}", books.given_up.load(Ordering::Relaxed));
+    let given_up = books.given_up.lock().unwrap();
+    println!("given up (EIO)                 {} {given_up:?}", given_up.values().sum::<u64>());
     println!("reads begun anew (ESTALE)      {}", books.stale.load(Ordering::Relaxed));
     println!("acknowledged and lost          {}", count(&books.lost));
     println!("applied twice                  {}", count(&books.twice));
