@@ -17,6 +17,7 @@ use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use kcm_mount::mountpoint;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// How long the lock of a plain directory is held at most; in seconds, a decimal number.
 const LOCK_TIMEOUT: &str = "KCM_LOCK_TIMEOUT";
@@ -237,12 +238,15 @@ impl ConfDir {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let handle = options.open(&file).map_err(|error| refused(&file, error))?;
         let (released, watch) = mpsc::channel::<()>();
+        // It lives on for a moment when the lock is given back, and must not take signals that we then wait for.
+        let ours = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(io::Error::from)?;
         std::thread::spawn(move || {
             if watch.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
                 log::error!("Lock timed out after {:?} seconds", timeout.as_secs_f64());
                 std::process::exit(1);
             }
         });
+        ours.thread_set_mask().map_err(io::Error::from)?;
         match Flock::lock(handle, FlockArg::LockExclusive) {
             Ok(lock) => Ok(Lock { _watch: released, _file: lock }),
             Err((_, errno)) => Err(refused(&file, errno.into())),
