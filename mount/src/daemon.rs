@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -516,21 +516,20 @@ fn open_log(path: &Path) -> io::Result<File> {
 
 /// An absolute path without `.` and `..`, links resolved as far as it exists.
 fn absolute(path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let mut rest = Vec::new();
-    let mut known = whole.as_path();
-    loop {
-        if let Ok(resolved) = known.canonicalize() {
-            return rest.iter().rev().fold(resolved, |path, name| path.join(name));
-        }
-        match (known.parent(), known.file_name()) {
-            (Some(parent), Some(name)) => {
-                rest.push(name.to_owned());
-                known = parent;
+    let mut known = PathBuf::from("/");
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+        match part {
+            Component::Normal(name) => {
+                known.push(name);
+                known = known.canonicalize().unwrap_or(known);
             }
-            _ => return whole,
+            Component::ParentDir => {
+                known.pop();
+            }
+            _ => {}
         }
     }
+    known
 }
 
 pub(crate) fn at(path: &Path, what: &'static str, source: io::Error) -> MountError {
