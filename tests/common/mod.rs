@@ -715,3 +715,12 @@ pub fn let_a_tick_pass(pid: u32) {
         (now.tv_sec() * 1_000_000_000 + now.tv_nsec()) / tick > started
     });
 }
+
+impl Mount {
+    /// The one line that `kcm mount` fails with; nothing is mounted then.
+    pub fn mount_failure(&self) -> String {
+        let line = failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
+        assert!(self.daemons().is_empty(), "{line}");
+        line
+    }
+}
