@@ -13,7 +13,8 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Dir as _, Mount, Sleeper, masks, pinned, write};
+use common::both::{Dir as _, pinned};
+use common::{Mount, Sleeper, masks, write};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 

@@ -17,7 +17,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use common::{Dir as _, KCM, Mount, NOBODY, failure, masks, pinned, run, set_mode, until, write};
+use common::both::{Dir as _, failure, pinned};
+use common::{KCM, Mount, NOBODY, masks, run, set_mode, until, write};
 
 /// An end of the daemon after which it is started again.
 type Restart = fn(&Mount);

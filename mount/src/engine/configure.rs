@@ -262,7 +262,7 @@ impl Engine {
         self.bury_all(&dead);
         for claim in releasing {
             self.roll_back(&claim, &claim.saved.clone());
-            self.record_if_possible(Record::Released { task: claim.task });
+            self.record_or_owe(Record::Released { task: claim.task });
         }
         for intent in intents {
             self.take_back_intent(&intent);
@@ -277,13 +277,13 @@ impl Engine {
         let process = self.processes.find(task).ok().flatten();
         if process.as_ref().is_some_and(Process::is_alive) && !self.still_holds(&claim, suspect) {
             log::warn!("the claim of {task} is dropped: its mask does not confirm it", task = task.pid);
-            self.record_if_possible(Record::Ended { task, reclaimed: None });
+            self.record_or_owe(Record::Ended { task, reclaimed: None });
             return None;
         }
         let mut claims = self.claims.lock();
         if let Err(refusal) = claims.apply(Command::Restore(claim)) {
             log::warn!("the claim of {} is dropped: {}", task.pid, refusal.sentence("another task"));
-            self.record_if_possible(Record::Ended { task, reclaimed: None });
+            self.record_or_owe(Record::Ended { task, reclaimed: None });
             return None;
         }
         match process.map(|process| self.watch.add(Arc::new(process))) {
@@ -292,7 +292,7 @@ impl Engine {
             Some(Err(error)) => {
                 log::warn!("the claim of {} is dropped: it cannot be watched: {error}", task.pid);
                 let _ = claims.apply(Command::End { task, heir: None });
-                self.record_if_possible(Record::Ended { task, reclaimed: None });
+                self.record_or_owe(Record::Ended { task, reclaimed: None });
                 None
             }
         }
@@ -316,7 +316,7 @@ impl Engine {
             claims.claim(&intent.task).and_then(|old| claims.list(old.list)).map(|list| list.cpus().clone())
         };
         self.roll_back(intent, &old.map_or_else(|| intent.saved.clone(), SavedMask::Cpus));
-        self.record_if_possible(Record::Abandoned { task: intent.task });
+        self.record_or_owe(Record::Abandoned { task: intent.task });
     }
 
     fn roll_back(&self, claim: &Claim, mask: &SavedMask) {

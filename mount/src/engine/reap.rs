@@ -91,7 +91,7 @@ impl Engine {
             _ => return,
         };
         // Under the lock: the next claim of this list must come after it in the log.
-        self.record_if_possible(record);
+        self.record_or_owe(record);
         drop(claims);
         reached(Step::DeathRecorded);
     }

@@ -243,7 +243,7 @@ impl Engine {
         if !plan.releases.is_empty() {
             reached(Step::MasksBack);
             let records = plan.releases.iter().map(|claim| Record::Released { task: claim.task }).collect();
-            self.record_if_possible(Record::Batch(records));
+            self.record_or_owe(Record::Batch(records));
             reached(Step::ReleaseRecorded);
         }
         let lost = self.settle(plan, parties);
@@ -303,13 +303,11 @@ impl Engine {
         }
         // In one with what it answers to: a request that comes again finds both or neither.
         records.extend(answered(by.request));
-        match self.state.append(&Record::Batch(records)) {
-            Err(error) if plan.changing().next().is_none() => {
-                log::warn!("a release is not recorded: {error}");
-                Ok(())
-            }
-            result => result.map_err(|_| Failure::Refused(Refusal::LogFull)),
+        if plan.changing().next().is_none() {
+            self.record_or_owe(Record::Batch(records));
+            return Ok(());
         }
+        self.state.append(&Record::Batch(records)).map_err(|_| Failure::Refused(Refusal::LogFull))
     }
 
     /// Takes back what was done for a plan, the last thing first.
@@ -321,7 +319,7 @@ impl Engine {
         }
         if !done.intents.is_empty() {
             let records = done.intents.iter().map(|&task| Record::Abandoned { task }).collect();
-            self.record_if_possible(Record::Batch(records));
+            self.record_or_owe(Record::Batch(records));
         }
         let new: Vec<TaskId> =
             plan.places.iter().filter(|place| place.way == Way::New).map(|place| place.claim.task).collect();
@@ -349,11 +347,20 @@ impl Engine {
         effects.lost.iter().find(|task| parties.iter().any(|party| party.subject.task == **task)).copied()
     }
 
-    /// For what must go on when the log cannot be written.
+    /// For what is of use to the next worker, and no more than that.
     pub(super) fn record_if_possible(&self, record: Record) {
-        if let Err(error) = self.state.append(&record) {
-            log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
-        }
+        log_is_full(self.state.append(&record));
+    }
+
+    /// For what goes on when the log cannot be written.
+    pub(super) fn record_or_owe(&self, record: Record) {
+        log_is_full(self.state.append_or_owe(record));
+    }
+}
+
+fn log_is_full(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
     }
 }
 

@@ -71,6 +71,8 @@ struct Log {
     compact_at: u64,
     next: u64,
     live: Live,
+    /// In `live`, and not yet in the file.
+    owed: Vec<Record>,
 }
 
 /// What an earlier daemon has left.
@@ -230,17 +232,38 @@ impl StateDir {
     /// # Errors
     /// It is not recorded, and the log is as it was.
     pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
+        self.try_append(&mut self.log.lock(), record)
+    }
+
+    /// Records what has happened, whether that can be recorded or not. Where it cannot, it is owed: it is recorded
+    /// before anything else is, by this process.
+    ///
+    /// # Errors
+    /// It is owed.
+    pub(crate) fn append_or_owe(&self, record: Record) -> io::Result<()> {
         let mut log = self.log.lock();
+        self.try_append(&mut log, &record).inspect_err(|_| {
+            let number = log.next;
+            log.live.add(number, record.clone());
+            log.owed.push(record);
+        })
+    }
+
+    fn try_append(&self, log: &mut Log, record: &Record) -> io::Result<()> {
         if log.file.is_none() {
-            self.renew(&mut log)?;
+            self.renew(log)?;
         }
-        let line = codec::encode(&self.boot, &Numbered { n: log.next, r: record })?;
+        let with_owed =
+            (!log.owed.is_empty()).then(|| Record::Batch(log.owed.iter().chain([record]).cloned().collect()));
+        let written = with_owed.as_ref().unwrap_or(record);
+        let line = codec::encode(&self.boot, &Numbered { n: log.next, r: written })?;
         log.write(&line)?;
+        log.owed.clear();
         let number = log.next;
         log.next += 1;
         log.live.add(number, record.clone());
         if log.length > log.compact_at {
-            self.compact(&mut log);
+            self.compact(log);
         }
         Ok(())
     }
@@ -274,6 +297,7 @@ impl StateDir {
     fn renew(&self, log: &mut Log) -> io::Result<()> {
         let (file, length, next) = rewrite(&self.path, &self.boot, &log.live)?;
         (log.file, log.length, log.next, log.compact_at) = (Some(file), length, next, threshold(length));
+        log.owed.clear();
         Ok(())
     }
 }
@@ -429,7 +453,8 @@ fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, Stat
     let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
     let length = length as u64;
     handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
-    Ok(Log { file: Some(handle), length, compact_at: threshold(0), next, live })
+    let file = Some(handle);
+    Ok(Log { file, length, compact_at: threshold(0), next, live, owed: Vec::new() })
 }
 
 /// A new log. Where it cannot be written, what it would say is kept in memory: a full disk must not keep the
@@ -440,7 +465,7 @@ fn anew(path: &Path, boot: &str, live: Live) -> Log {
     });
     let (file, length, next) =
         written.map_or((None, 0, 0), |(file, length, next)| (Some(file), length, next));
-    Log { file, length, compact_at: threshold(length), next, live }
+    Log { file, length, compact_at: threshold(length), next, live, owed: Vec::new() }
 }
 
 /// A new log that says the same. Its length, and the number of its next record.
