@@ -137,8 +137,13 @@ impl Engine {
 
     fn named(&self, writer: &Arc<Process>, named: Named) -> Result<Option<Arc<Process>>, Refusal> {
         let Named::Number(number) = named else { return Ok(Some(Arc::clone(writer))) };
-        let found =
-            self.processes.open_in_namespace_of(writer, number).map_err(self.fault("opening the process"))?;
+        let fault = self.fault("opening the process");
+        if number.0.get() == writer.id().pid.get()
+            && self.processes.shares_namespace(writer).map_err(&fault)?
+        {
+            return Ok(Some(Arc::clone(writer)));
+        }
+        let found = self.processes.open_in_namespace_of(writer, number).map_err(&fault)?;
         // The programs of 2017 know themselves by the daemon's number for them.
         let itself = || (number.0.get() == writer.id().pid.get()).then(|| Arc::clone(writer));
         Ok(found.map(Arc::new).or_else(itself))

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -296,7 +297,11 @@ impl Processes {
 
     /// The online CPUs, as the mask of a task without any limit has them.
     fn online(&self) -> io::Result<CpuSet> {
-        let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+        let file = self.online.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut text = [0; 4096];
+        // What is read from the beginning is made anew.
+        let filled = file.read_at(&mut text, 0)?;
+        let text = str::from_utf8(text.get(..filled).unwrap_or_default()).map_err(io::Error::other)?;
         text.trim().parse().map_err(io::Error::other)
     }
 }

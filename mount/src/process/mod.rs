@@ -13,9 +13,11 @@ mod sys;
 mod tests;
 mod watch;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -55,6 +57,8 @@ pub(crate) struct Processes {
     own: Namespace,
     /// There are hierarchies of cgroup v1 with controllers: one number does not tell a cgroup.
     cgroup_v1: bool,
+    /// The list of the online CPUs.
+    online: Option<File>,
 }
 
 /// One process, by a pidfd: whatever happens to its number, this is the same process.
@@ -123,13 +127,31 @@ impl Processes {
             !controllers.is_empty() && !controllers.starts_with("name=")
         };
         let cgroup_v1 = String::from_utf8_lossy(&cgroups).lines().any(has_controllers);
-        Ok(Self { proc, features, own, cgroup_v1 })
+        let online = File::open("/sys/devices/system/cpu/online").ok();
+        Ok(Self { proc, features, own, cgroup_v1, online })
     }
 
     /// Whether a task's identity tells it from every other task of this boot. Where it does not, its mask has
     /// to confirm it after a restart.
     pub(crate) fn tells_reused_pids(&self) -> bool {
         self.features.pidfs
+    }
+
+    /// The process of this thread, by the descriptor of a watched one where it is that. None: it does not exist
+    /// (any more).
+    ///
+    /// # Errors
+    /// Those of [`Processes::open`].
+    pub(crate) fn find(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
+        // One that lives has had its number all the time since it was opened.
+        let watched = match self.tgid(tid)? {
+            Some(pid) => watch.with_number(pid).filter(|process| process.is_alive()),
+            None => return Ok(None),
+        };
+        match watched {
+            Some(process) => Ok(Some(process)),
+            None => Ok(self.open(tid)?.map(Arc::new)),
+        }
     }
 
     /// The process of this thread. None: it does not exist (any more).

@@ -64,6 +64,11 @@ impl Processes {
         Ok(lines.and_then(|lines| Pid::new(*lines.first()?.first()?)))
     }
 
+    /// Whether numbers mean to the process what they mean to us.
+    pub(crate) fn shares_namespace(&self, process: &Process) -> io::Result<bool> {
+        Ok(self.namespace(process)?.is_some_and(|namespace| namespace.ino == self.own.ino))
+    }
+
     /// The process that has this number in the PID namespace of `of`: translated, opened, translated again.
     /// None: there is none (any more).
     ///

@@ -3,7 +3,7 @@
 //! Owns: one epoll instance over their pidfds, asked and never waited for on the way of a request. A dead
 //! task is reported until it is removed, so that nobody can miss it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 
 use super::Process;
-use crate::model::task::TaskId;
+use crate::model::task::{Pid, TaskId};
 
 /// Watched tasks.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Default)]
 struct State {
-    tasks: HashMap<TaskId, Arc<Process>>,
+    tasks: BTreeMap<TaskId, Arc<Process>>,
     by_fd: HashMap<u64, TaskId>,
 }
 
@@ -78,6 +78,12 @@ impl Watch {
     /// A watched task.
     pub(crate) fn get(&self, task: &TaskId) -> Option<Arc<Process>> {
         self.state.lock().tasks.get(task).cloned()
+    }
+
+    /// The task with this number that was watched last; it may have died.
+    pub(crate) fn with_number(&self, pid: Pid) -> Option<Arc<Process>> {
+        let (first, last) = (TaskId { pid, ino: 0 }, TaskId { pid, ino: u64::MAX });
+        self.state.lock().tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process))
     }
 
     /// Whether one of them has died: one system call.
