@@ -16,7 +16,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Dir as _, Mount, Sleeper, errno, masks, pinned, write};
+use common::both::{Dir as _, pinned};
+use common::{Mount, Sleeper, errno, masks, write};
 use nix::errno::Errno;
 use tempfile::TempDir;
 

@@ -719,7 +719,7 @@ pub fn let_a_tick_pass(pid: u32) {
 impl Mount {
     /// The one line that `kcm mount` fails with; nothing is mounted then.
     pub fn mount_failure(&self) -> String {
-        let line = failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
+        let line = both::failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
         assert!(self.daemons().is_empty(), "{line}");
         line
     }

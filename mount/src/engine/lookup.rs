@@ -27,7 +27,7 @@ const MAX_ANCESTORS: usize = 256;
 impl Engine {
     /// The process of the caller; None where the daemon cannot see it, or it has died.
     pub(super) fn writer(&self, caller: Caller) -> Option<Arc<Process>> {
-        self.processes.find(Pid::new(caller.tid)?, &self.watch).ok().flatten()
+        self.processes.of_thread(Pid::new(caller.tid)?, &self.watch).ok().flatten()
     }
 
     /// The caller's PID as it knows itself.

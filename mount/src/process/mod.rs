@@ -142,7 +142,7 @@ impl Processes {
     ///
     /// # Errors
     /// Those of [`Processes::open`].
-    pub(crate) fn find(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
+    pub(crate) fn of_thread(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
         // One that lives has had its number all the time since it was opened.
         let watched = match self.tgid(tid)? {
             Some(pid) => watch.with_number(pid).filter(|process| process.is_alive()),
