@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use common::enclosure::Enclosure;
 use common::program::{self, Program};
-use common::{Mount, Sleeper, errno, events, has_died, held, masks, stat, until, write};
+use common::{Mount, Sleeper, errno, events, free, has_died, held, masks, stat, until, write};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,11 +23,6 @@ use nix::unistd::Pid;
 fn signal(process: &Sleeper, signal: Signal) {
     kill(Pid::from_raw(process.pid() as i32), signal).unwrap();
     until("it has died", || has_died(process.pid()));
-}
-
-/// The mask of one that was never claimed.
-fn free() -> String {
-    masks(std::process::id())[0].clone()
 }
 
 #[test]

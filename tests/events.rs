@@ -13,10 +13,8 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
 
-use common::{Mount, Sleeper, as_nobody, errno, until, write};
+use common::{Mount, Sleeper, Stray, as_nobody, errno, until, write};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How many events, and how many reclaimed claims, are kept.
@@ -50,15 +48,6 @@ fn killed_on(tasks: &Path) -> u32 {
     write(tasks, pid.to_string()).expect("a claim");
     task.end();
     pid
-}
-
-/// A process that is not our child; killed when dropped.
-struct Stray(u32);
-
-impl Drop for Stray {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0 as i32), Signal::SIGKILL);
-    }
 }
 
 #[test]

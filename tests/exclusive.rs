@@ -15,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use common::program::{self, Program};
-use common::{Mount, Sleeper, errno, held, masks, run, write};
+use common::{Mount, Sleeper, errno, free, held, masks, pin, run, write};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -73,34 +73,41 @@ impl Storm {
 
     fn rage(mut self) {
         let list = self.mount.tasks("dataplane", "0");
-        let free = masks(std::process::id())[0].clone();
+        let (free, busy) = (free(), (Errno::EBUSY as i32).to_string());
         for round in 0..ROUNDS {
-            if round % 4 == 3 {
-                // The list has just been taken by somebody who is dead when they come, and not yet taken off.
-                let holder = Sleeper::new();
-                write(&list, holder.pid().to_string()).unwrap();
-                holder.end();
-            }
+            // In every second round the list has just been taken by somebody who is dead when they come, and not yet
+            // taken off; in some of these it leaves an heir.
+            let heir =
+                round.is_multiple_of(2).then(|| leave_behind(&list, round.is_multiple_of(8))).flatten();
             self.gates[round % 2].write_all(b"!").unwrap();
             let answers: Vec<String> = self.writers.iter_mut().map(Program::hear).collect();
             self.gates[round % 2].read_exact(&mut [0]).unwrap();
-            let winners: Vec<u32> = answers
-                .iter()
-                .zip(&self.pids)
-                .filter(|(said, _)| *said == "0")
-                .map(|(_, &pid)| pid)
-                .collect();
-            let [winner] = winners.as_slice() else { panic!("round {round}: {answers:?}") };
-            let busy = (Errno::EBUSY as i32).to_string();
             assert!(answers.iter().all(|said| *said == "0" || *said == busy), "round {round}: {answers:?}");
-            assert_eq!(held(&list), [*winner], "round {round}");
-            for pid in &self.pids {
+            let won = answers.iter().zip(&self.pids).filter(|(said, _)| *said == "0");
+            let winners: Vec<u32> = won.map(|(_, pid)| *pid).chain(heir.as_ref().map(Sleeper::pid)).collect();
+            let [winner] = winners[..] else {
+                panic!("round {round}: {answers:?}, and an heir: {}", heir.is_some())
+            };
+            assert_eq!(held(&list), [winner], "round {round}");
+            for &pid in &self.pids {
                 let mask = if pid == winner { "0" } else { &free };
-                assert!(masks(*pid).iter().all(|found| found == mask), "round {round}: {pid}");
+                assert!(masks(pid).iter().all(|found| found == mask), "round {round}: {pid}");
             }
             write(&list, format!("-{winner}")).unwrap();
         }
     }
+}
+
+/// Somebody takes the list and dies, and leaves an heir if that is wanted.
+fn leave_behind(list: &Path, heir: bool) -> Option<Sleeper> {
+    let holder = Sleeper::new();
+    write(list, holder.pid().to_string()).unwrap();
+    let heir = heir.then(Sleeper::new);
+    if let Some(heir) = &heir {
+        pin(heir.pid(), &[0]);
+    }
+    holder.end();
+    heir
 }
 
 /// Two, so that none is open when a writer comes to it for the next time.
@@ -144,11 +151,6 @@ fn a_program_of_the_other_tests() {
 
 fn pids(tasks: &[&Sleeper]) -> String {
     tasks.iter().map(|task| task.pid().to_string()).collect::<Vec<_>>().join(" ")
-}
-
-/// The mask of one that was never claimed.
-fn free() -> String {
-    masks(std::process::id())[0].clone()
 }
 
 #[test]

@@ -14,44 +14,21 @@ use std::process::Command;
 
 use common::cpuset::Cpuset;
 use common::{
-    Mount, NOBODY, Shell, Sleeper, errno, has_died, held, let_a_tick_pass, masks, pin, sleeper_of_nobody,
-    until, write,
+    Mount, NOBODY, Shell, Sleeper, Stray, errno, free, held, let_a_tick_pass, masks, pin, run,
+    sleeper_of_nobody, write,
 };
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-/// A process that is not our child; killed when dropped.
-struct Stray(u32);
-
-impl Stray {
-    /// What a line of bash that claims the list 0 leaves behind; it prints its PID and that of the shell. The
-    /// shell has ended.
-    fn left_by(mount: &Mount, line: &str) -> (u32, Self) {
-        let said = mount.sh(&format!("echo $$ > $C/pools/dataplane/0/tasks; {line}; echo $$ $left"));
-        let (shell, stray) = said.trim().split_once(' ').unwrap_or_else(|| panic!("{line}: {said}"));
-        (shell.parse().unwrap(), Self(stray.parse().unwrap()))
-    }
-
-    fn end(self) {
-        kill(Pid::from_raw(self.0 as i32), Signal::SIGKILL).unwrap();
-        until("it has died", || has_died(self.0));
-        std::mem::forget(self);
-    }
+/// What a line of bash that claims the list 0 leaves behind; it sets `$left`. Gives the PID of the shell, which has
+/// ended, and that.
+fn left_by(mount: &Mount, line: &str) -> (u32, Stray) {
+    let line = format!("echo $$ > $C/pools/dataplane/0/tasks; {line}; echo $$ $left");
+    let (said, err, _) = run(&mut mount.bash(&line));
+    let (shell, stray) = said.trim().split_once(' ').unwrap_or_else(|| panic!("{line}: {said}{err}"));
+    (shell.parse().unwrap(), Stray(stray.parse().unwrap()))
 }
 
-impl Drop for Stray {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0 as i32), Signal::SIGKILL);
-    }
-}
-
-/// The mask of one that was never claimed.
-fn free() -> String {
-    masks(std::process::id())[0].clone()
-}
-
-/// A process on a list, with a mask within that list for others that are to be compared with it.
+/// A process on the list 0.
 fn holder(mount: &Mount) -> Sleeper {
     let holder = Sleeper::new();
     write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).expect("a claim");
@@ -85,14 +62,7 @@ fn what_outlives_the_shell_that_claimed_holds_the_list() {
         "left=$(sleep 1000 >&- 2>&- & echo $!)",
         "sleep 1000 >&- 2>&- & left=$!; echo $$ $left; kill -KILL $$",
     ] {
-        let (shell, heir) = if line.contains("-KILL") {
-            let line = format!("echo $$ > $C/pools/dataplane/0/tasks; {line}");
-            let said = common::run(&mut mount.bash(&line)).0;
-            let (shell, heir) = said.trim().split_once(' ').unwrap();
-            (shell.parse().unwrap(), Stray(heir.parse().unwrap()))
-        } else {
-            Stray::left_by(&mount, line)
-        };
+        let (shell, heir) = left_by(&mount, line);
         for file in [&list, &pool] {
             assert_eq!(errno(write(file, "0")), Errno::EBUSY, "{line}");
         }
@@ -163,7 +133,7 @@ fn several_heirs_that_die_before_anybody_looks_are_passed_over() {
 fn an_heir_has_the_claim_as_it_was() {
     let mount = Mount::with_dataplane();
     let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("dataplane", list));
-    let (_, heir) = Stray::left_by(&mount, "sleep 1000 >&- 2>&- & left=$!");
+    let (_, heir) = left_by(&mount, "sleep 1000 >&- 2>&- & left=$!");
     write(&list_0, heir.0.to_string()).expect("it has it");
     write(&list_1, heir.0.to_string()).expect("a move");
     assert_eq!((held(&list_0), held(&list_1), masks(heir.0)), (vec![], vec![heir.0], vec!["1".to_owned()]));

@@ -14,15 +14,10 @@ use std::time::Duration;
 
 use common::cpuset::Cpuset;
 use common::program::{self, Program};
-use common::{Machine, Mount, Sleeper, errno, held, masks, pin, until, write};
+use common::{Machine, Mount, Sleeper, errno, free, held, masks, pin, threads, until, write};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-/// The mask of one that was never claimed.
-fn free() -> String {
-    masks(std::process::id())[0].clone()
-}
 
 /// Whether each thread has this mask.
 fn all_have(pid: u32, cpus: &str) -> bool {
@@ -378,11 +373,10 @@ fn a_task_that_keeps_widening_its_masks_is_given_up_with_eagain() {
     }
 }
 
+/// The threads of a process, the first one first.
 fn tids(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let mut tids: Vec<u32> =
-        threads.map(|thread| thread.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
-    tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
+    let mut tids = threads(pid);
+    tids.sort_by_key(|&tid| tid != pid);
     tids
 }
 

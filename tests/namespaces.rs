@@ -13,13 +13,8 @@ use std::fs::{self, File};
 use std::io::Write as _;
 
 use common::enclosure::Enclosure;
-use common::{Mount, Shell, Sleeper, children, errno, held, masks, until, write};
+use common::{Mount, Shell, Sleeper, children, errno, free, held, masks, until, write};
 use nix::errno::Errno;
-
-/// The mask of one that was never claimed.
-fn free() -> String {
-    masks(std::process::id())[0].clone()
-}
 
 /// The first process of a container, by its number outside.
 fn first(container: &Shell) -> u32 {

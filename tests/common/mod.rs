@@ -674,11 +674,33 @@ pub fn events(text: &str) -> Vec<(String, u32)> {
     text.lines().map(event).collect()
 }
 
+/// The mask of a process that was never claimed.
+pub fn free() -> String {
+    masks(std::process::id())[0].clone()
+}
+
 /// The PIDs in a `tasks` file.
 pub fn held(file: &Path) -> Vec<u32> {
     let text = fs::read_to_string(file).expect("tasks");
     assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
     text.trim_end().split_terminator(',').map(|pid| pid.parse().expect("a PID")).collect()
+}
+
+/// A process that is not our child; killed when dropped.
+pub struct Stray(pub u32);
+
+impl Stray {
+    /// Kills it, and waits until it has died.
+    pub fn end(self) {
+        signal(self.0, Signal::SIGKILL);
+        until("it has died", || has_died(self.0));
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        signal(self.0, Signal::SIGKILL);
+    }
 }
 
 /// The children of a process that has one thread.
