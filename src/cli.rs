@@ -6,9 +6,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use crate::kubernetes::objects::is_dns_name;
+use crate::kubernetes::objects::{is_dns_name, pods};
 
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Mount(Mount),
     Unmount(Unmount),
     Init(Init),
+    ClusterInit(ClusterInit),
     Isolate(Isolate),
     Describe(Describe),
     Discover(Discover),
@@ -119,6 +121,91 @@ pub(crate) struct Init {
     /// Number of control plane cores
     #[arg(long, value_name = "num", default_value_t = 1)]
     pub(crate) num_cp_cores: usize,
+}
+
+/// Prepare Kubernetes nodes: pods on each that mount, make pools, install, discover and report
+///
+/// Three pods a node at most, each made once the one before has done its work. What is there already and right
+/// is left alone, so that a second run goes on where the first one ended.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("hosts").required(true).args(["host_list", "all_hosts"])))]
+#[command(after_help = "\
+Examples:
+  kcm cluster-init --all-hosts
+  kcm cluster-init --host-list=node1,node2 --kcm-img=registry/kcm:1 --num-dp-cores=8
+  kcm cluster-init --host-list=node1 --dry-run       the pods as YAML")]
+pub(crate) struct ClusterInit {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Comma separated list of Kubernetes nodes to prepare
+    #[arg(long, value_name = "list", value_delimiter = ',', value_parser = host)]
+    pub(crate) host_list: Vec<String>,
+    /// Prepare all Kubernetes nodes
+    #[arg(long)]
+    pub(crate) all_hosts: bool,
+    /// Comma separated list of commands to run on each host: init (first), discover, install, reconcile,
+    /// nodereport
+    #[arg(long, value_name = "list", value_parser = commands)]
+    #[arg(default_value = "init,reconcile,install,discover,nodereport")]
+    pub(crate) kcm_cmd_list: Commands,
+    /// KCM image
+    #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) kcm_img: String,
+    /// Image pull policy
+    #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
+    #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
+    pub(crate) kcm_img_pol: String,
+    #[command(flatten)]
+    pub(crate) target: InstallDirArg,
+    /// Where each node keeps configuration and claims
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
+    pub(crate) state_dir: PathBuf,
+    /// Number of data plane cores
+    #[arg(long, value_name = "num", default_value_t = 4)]
+    pub(crate) num_dp_cores: usize,
+    /// Number of control plane cores
+    #[arg(long, value_name = "num", default_value_t = 1)]
+    pub(crate) num_cp_cores: usize,
+    /// The namespace of the pods and of what they report
+    #[arg(long, value_name = "name", default_value = "default", value_parser = namespace)]
+    pub(crate) namespace: String,
+    /// The service account of the pods, which discover and the reports need the rights of
+    #[arg(long, value_name = "name", value_parser = host)]
+    pub(crate) service_account: Option<String>,
+    /// Seconds that a pod may take for its part
+    #[arg(long, value_name = "seconds", default_value = "300", value_parser = seconds)]
+    pub(crate) timeout: Wait,
+    /// Print the pods as YAML, and make none
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What runs on each host.
+#[derive(Clone, Debug)]
+pub(crate) struct Commands(pub(crate) Vec<pods::Command>);
+
+fn host(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if is_dns_name(name) { Ok(name.into()) } else { Err("not a name that Kubernetes allows".into()) }
+}
+
+fn commands(text: &str) -> Result<Commands, String> {
+    let mut commands = Vec::new();
+    for (index, word) in text.split(',').map(str::trim).enumerate() {
+        let known = pods::Command::ALL.into_iter().find(|command| command.name() == word);
+        let Some(command) = known else {
+            let all = pods::Command::ALL.map(pods::Command::name).join(", ");
+            return Err(format!("{word:?}: KCM command should be one of {all}"));
+        };
+        if command == pods::Command::Init && index > 0 {
+            return Err("init command should be run and listed first".into());
+        }
+        if commands.contains(&command) {
+            return Err(format!("{word} is listed twice"));
+        }
+        commands.push(command);
+    }
+    Ok(Commands(commands))
 }
 
 /// Run a command on a CPU list of a pool

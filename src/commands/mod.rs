@@ -3,6 +3,7 @@
 //! Owns: dispatch. Must not know: flags.
 
 mod beat;
+mod cluster_init;
 mod describe;
 mod discover;
 mod init;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
     match cli.command {
         Command::Mount(args) => mount::mount(&args),
         Command::Unmount(args) => mount::unmount(&args),
+        Command::ClusterInit(args) => cluster_init::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
         Command::Describe(args) => describe::run(&args),

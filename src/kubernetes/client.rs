@@ -162,6 +162,26 @@ impl Sender {
         }
     }
 
+    /// An answer that is text.
+    pub(crate) async fn text(&self, request: &Request) -> Result<String, Failure> {
+        let answer = timeout(REQUEST, async {
+            let response = self.open(request).await?;
+            let body = Limited::new(response.into_body(), LARGEST).collect().await;
+            let body = body.map_err(|error| Attempt::Again { cause: causes(&*error), after: None })?;
+            Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+        });
+        let nothing = Err(Attempt::Again { cause: no_answer(), after: None });
+        answer.await.unwrap_or(nothing).map_err(|attempt| attempt.failure(request))
+    }
+
+    /// Begins a watch. It is tried once: whoever watches has to begin again anyway.
+    pub(crate) async fn watch(&self, request: &Request) -> Result<Watch, Failure> {
+        let opened = timeout(REQUEST, self.open(request)).await;
+        let opened = opened.unwrap_or(Err(Attempt::Again { cause: no_answer(), after: None }));
+        let response = opened.map_err(|attempt| attempt.failure(request))?;
+        Ok(Watch { body: response.into_body(), read: Vec::new() })
+    }
+
     async fn attempt(&self, request: &Request) -> Result<Value, Attempt> {
         let again = |cause: String| Attempt::Again { cause, after: None };
         let response = self.open(request).await?;
@@ -211,6 +231,41 @@ impl Sender {
             message,
             manifest: request.manifest,
         }))
+    }
+}
+
+impl Attempt {
+    /// Where there is no other attempt.
+    fn failure(self, request: &Request) -> Failure {
+        match self {
+            Self::Final(failure) => failure,
+            Self::Again { cause, .. } => {
+                Failure::Unavailable { subject: request.subject.clone(), cause, tried: Duration::ZERO }
+            }
+        }
+    }
+}
+
+/// A watch that goes on.
+pub(crate) struct Watch {
+    body: Body,
+    read: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event; None where the watch has ended, which it does sooner or later, or is no use any more.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).ok();
+            }
+            if self.read.len() > LARGEST {
+                return None;
+            }
+            let frame = self.body.frame().await?.ok()?;
+            self.read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        }
     }
 }
 

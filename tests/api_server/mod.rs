@@ -261,6 +261,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        let _ = stream.set_nodelay(true);
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
             let service = service_fn(move |request| serve(Arc::clone(&shared), request));

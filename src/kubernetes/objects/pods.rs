@@ -354,7 +354,11 @@ pub(crate) fn state(pod: &Value, goal: Goal) -> State {
 /// The first field in which a pod that is there is not as it is to be. What the server has added does not
 /// count.
 pub(crate) fn difference(there: &Value, wanted: &Value) -> Option<String> {
-    differs(there, wanted, "")
+    // An item of a list does not say what it is.
+    ["/metadata/labels", "/spec"].into_iter().find_map(|part| {
+        let [there, wanted] = [there, wanted].map(|pod| pod.pointer(part).unwrap_or(&Value::Null));
+        differs(there, wanted, &part.replace('/', "."))
+    })
 }
 
 fn differs(there: &Value, wanted: &Value, path: &str) -> Option<String> {
