@@ -417,9 +417,10 @@ pub(crate) struct InstallDirArg {
     pub(crate) install_dir: PathBuf,
 }
 
-/// Undo install and init on this node
+/// Undo discover, install and init on this node
 ///
-/// Refuses while claims are live.
+/// Refuses while claims are live. What discover has set is taken back where NODE_NAME or --node says which node
+/// this is.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -430,6 +431,8 @@ pub(crate) struct Uninstall {
     pub(crate) dir: ConfDirArg,
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
+    #[command(flatten)]
+    pub(crate) node: NodeArg,
     /// Where the unit is
     #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
     pub(crate) systemd: PathBuf,

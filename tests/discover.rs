@@ -293,3 +293,42 @@ fn a_token_is_in_no_line_at_any_level() {
         }
     }
 }
+
+#[test]
+fn uninstall_takes_all_of_it_back_and_nothing_else() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    server.change(NODE, |node| node["metadata"]["labels"] = json!({ "zone": "a" }));
+    let before = server.object(NODE).unwrap();
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover", "--resource-name=extended"])).2, Some(0));
+    let sleeper = Sleeper::new();
+    common::write(&mount.tasks("dataplane", "0"), sleeper.pid().to_string()).unwrap();
+    let install_dir = format!("--install-dir={}", mount.home().display());
+    let systemd = format!("--systemd={}", mount.home().display());
+    let words = ["uninstall", &install_dir, &systemd];
+    let (_, err, code) = run(&mut kcm(&server, &mount, &words));
+    assert_eq!(code, Some(1), "{err}");
+    assert_eq!(
+        capacity(&server, "kcm.intel.com/dataplane"),
+        "2",
+        "while claims are live nothing is taken back"
+    );
+    sleeper.end();
+    let (_, err, code) = run(&mut kcm(&server, &mount, &words));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.starts_with("INFO:root:Node n1 advertises nothing of ours any more.\n"), "{err}");
+    let after = server.object(NODE).unwrap();
+    for part in ["/spec", "/status", "/metadata/labels"] {
+        assert_eq!(after.pointer(part), before.pointer(part));
+    }
+    assert!(!mount.pool("dataplane").exists());
+}
+
+#[test]
+fn an_uninstall_that_cannot_reach_the_cluster_removes_nothing() {
+    let mount = Mount::with_dataplane();
+    let mut command = mount.kcm(&["uninstall", "--node=n1"]);
+    command.env("KUBECONFIG", "/nonexistent").env_remove("NODE_NAME").env_remove("KUBERNETES_SERVICE_HOST");
+    let (_, err, code) = run(&mut command);
+    assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+    assert!(mount.pool("dataplane").exists());
+}

@@ -269,18 +269,18 @@ impl Work<'_> {
                 let changed = self.changed.notified();
                 let mut changed = std::pin::pin!(changed);
                 changed.as_mut().enable();
-                let there = self.pods.borrow().as_ref().and_then(|pods| pods.get(&pod.name).cloned());
-                let there =
-                    there.with_context(|| format!("{subject}: somebody has deleted it; run again"))?;
-                match pods::state(&there, pod.goal) {
+                // Every change of any pod wakes us: only a look is taken.
+                let state = self.look(&pod.name, |there| pods::state(there, pod.goal));
+                match state.with_context(|| format!("{subject}: somebody has deleted it; run again"))? {
                     State::Done => return Ok(()),
                     State::Failed { container, reason } => {
-                        return Err(self.told(&subject, pod, &there, container, &reason).await);
+                        return Err(self.told(&subject, pod, container, &reason).await);
                     }
-                    State::Waiting(why) => {
+                    State::Waiting(why) if why != last => {
                         self.progress.borrow_mut().say(node, &format!("{}: {why}", pod.does));
                         last = why;
                     }
+                    State::Waiting(_) => {}
                 }
                 changed.await;
             }
@@ -338,6 +338,11 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Looks at a pod as the server last told of it.
+    fn look<T>(&self, name: &str, look: impl FnOnce(&Value) -> T) -> Option<T> {
+        self.pods.borrow().as_ref().and_then(|pods| pods.get(name)).map(look)
+    }
+
     /// Notes a pod of which the watch has not told.
     fn keep(&self, pod: &Pod, there: &Value) {
         if let Some(pods) = self.pods.borrow_mut().as_mut() {
@@ -346,15 +351,8 @@ impl Work<'_> {
     }
 
     /// What is to be said of a pod that has failed.
-    async fn told(
-        &self,
-        subject: &str,
-        pod: &Pod,
-        there: &Value,
-        container: Option<String>,
-        reason: &str,
-    ) -> Error {
-        let first = there.pointer("/spec/containers/0/name").and_then(Value::as_str);
+    async fn told(&self, subject: &str, pod: &Pod, container: Option<String>, reason: &str) -> Error {
+        let first = pod.object.pointer("/spec/containers/0/name").and_then(Value::as_str);
         let container = container.or_else(|| first.map(String::from)).unwrap_or_default();
         let namespace = &self.plan.namespace;
         let line = self.sender.text(&pods::last_line(namespace, &pod.name, &container)).await.ok();

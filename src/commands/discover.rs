@@ -57,6 +57,11 @@ pub(super) fn withdraw(node: &str) -> Result<(), Error> {
 
 /// The name of this node; `NODE_NAME` goes first.
 pub(super) fn node_name(arg: &cli::NodeArg) -> Result<String, Error> {
+    node_name_if_any(arg)?.context("which node is this? set NODE_NAME, or give --node")
+}
+
+/// The same, where anybody says it.
+pub(super) fn node_name_if_any(arg: &cli::NodeArg) -> Result<Option<String>, Error> {
     let from_env = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
     if let (Some(env), Some(flag)) = (&from_env, &arg.node)
         && env != flag
@@ -64,8 +69,7 @@ pub(super) fn node_name(arg: &cli::NodeArg) -> Result<String, Error> {
         log::warn!("NODE_NAME={env} goes before --node={flag}");
     }
     let name = from_env.or_else(|| arg.node.clone());
-    let name = name.context("which node is this? set NODE_NAME, or give --node")?;
-    if !is_dns_name(&name) {
+    if let Some(name) = name.as_ref().filter(|name| !is_dns_name(name)) {
         bail!("{name:?}: not the name of a node; look at NODE_NAME and --node");
     }
     Ok(name)

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, bail};
 
+use super::discover;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
@@ -42,13 +43,17 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes it all back, the pools last: they are what hurts most.
+/// Takes it all back: first what brings pods here, where this is somebody's node; the pools last, which hurts
+/// most.
 pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
     let dir = dir.filter(|dir| dir.path().join("pools").exists());
     let _lock = dir.as_ref().map(ConfDir::lock).transpose()?;
     if let Some(dir) = dir.as_ref().filter(|_| !args.force) {
         check_unused(dir)?;
+    }
+    if let Some(node) = discover::node_name_if_any(&args.node)? {
+        discover::withdraw(&node)?;
     }
     let unit = args.systemd.join(UNIT);
     // What systemctl enable has made of it.
