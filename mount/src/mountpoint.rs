@@ -16,6 +16,10 @@ use nix::errno::Errno;
 /// that it sees without a daemon is not to be written to.
 pub const MARK: &str = "trusted.kcm.mountpoint";
 
+/// The same, for those who may not see the first one: a container without privileges. Not every filesystem has it
+/// (tmpfs since 6.6).
+const MARK_FOR_ALL: &str = "user.kcm.mountpoint";
+
 /// The type of the mount in the mount table.
 const FSTYPE: &[u8] = b"fuse.kcm";
 /// How long a daemon may take to answer before it is taken to hang.
@@ -68,7 +72,9 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// The filesystem has no such attributes, or we are not root.
 pub fn mark(path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::setxattr(path, MARK, b"1", rustix::fs::XattrFlags::empty())?)
+    let set = |name| rustix::fs::setxattr(path, name, b"1", rustix::fs::XattrFlags::empty());
+    let _ = set(MARK_FOR_ALL);
+    Ok(set(MARK)?)
 }
 
 /// Takes the mark away; it may be missing.
@@ -76,6 +82,7 @@ pub fn mark(path: &Path) -> io::Result<()> {
 /// # Errors
 /// We are not root.
 pub fn unmark(path: &Path) -> io::Result<()> {
+    let _ = rustix::fs::removexattr(path, MARK_FOR_ALL);
     match rustix::fs::removexattr(path, MARK) {
         Err(errno) if errno != rustix::io::Errno::NODATA && errno != rustix::io::Errno::OPNOTSUPP => {
             Err(errno.into())
@@ -84,10 +91,10 @@ pub fn unmark(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the directory is marked as a mount point of kcm. Only root sees the mark.
+/// Whether the directory is marked as a mount point of kcm.
 #[must_use]
 pub fn is_marked(path: &Path) -> bool {
-    rustix::fs::getxattr(path, MARK, &mut [0_u8; 0]).is_ok()
+    [MARK, MARK_FOR_ALL].iter().any(|name| rustix::fs::getxattr(path, *name, &mut [0_u8; 0]).is_ok())
 }
 
 /// Asks the daemon, in a thread that may hang in our stead.
