@@ -105,7 +105,7 @@ impl Pod {
         let (text, status) = self.sh(echo);
         let (claim, pid) = text.split_once('\n').expect("two lines");
         assert_eq!((claim, status), ("dataplane 0", 0), "{when}: {text}");
-assert!(pid.trim().parse::<u32>().is_ok(), "{when}: {text}");
+        assert!(pid.trim().parse::<u32>().is_ok(), "{when}: {text}");
     }
 }
 

@@ -15,8 +15,11 @@ mod scale;
 mod shell;
 mod threads;
 
-/// Each group with what it is called; rows of a group begin with its name.
-pub const GROUPS: [(&str, fn() -> Vec<Row>); 9] = [
+/// A name, and what measures the rows of the group.
+pub type Group = (&'static str, fn() -> Vec<Row>);
+
+/// Rows of a group begin with its name.
+pub const GROUPS: [Group; 9] = [
     ("claim", claims::rows),
     ("clients", clients::rows),
     ("read", reads::rows),
