@@ -315,8 +315,16 @@ impl Engine {
             let claims = self.claims.lock();
             claims.claim(&intent.task).and_then(|old| claims.list(old.list)).map(|list| list.cpus().clone())
         };
-        self.roll_back(intent, &old.map_or_else(|| intent.saved.clone(), SavedMask::Cpus));
+        self.roll_back(intent, &old.map_or_else(|| self.refined(intent), SavedMask::Cpus));
         self.record_or_owe(Record::Abandoned { task: intent.task });
+    }
+
+    /// The saved mask of an intent, which was recorded before the task was touched: whether it was all that the
+    /// task's cpuset allowed is only found out now.
+    fn refined(&self, intent: &Claim) -> SavedMask {
+        let process = self.processes.find(intent.task).ok().flatten();
+        let refined = process.and_then(|it| self.processes.refine_saved(&it, intent.saved.clone()).ok());
+        refined.unwrap_or_else(|| intent.saved.clone())
     }
 
     fn roll_back(&self, claim: &Claim, mask: &SavedMask) {
