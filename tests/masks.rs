@@ -110,6 +110,22 @@ fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
 }
 
 #[test]
+fn a_claim_that_a_dying_daemon_has_begun_leaves_a_task_following_its_cpuset() {
+    let mount = Mount::not_mounted();
+    mount.start_with("KCM_FAULT", "masks-set!");
+    mount.make_pool("dataplane", true, &["1"]);
+    let cpuset = Cpuset::new("1");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).expect_err("the daemon has died");
+    mount.kill_daemon();
+    mount.start();
+    assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
+    cpuset.set("0-1");
+    assert!(all_have(task.pid(), "0-1"));
+}
+
+#[test]
 fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
     let mount = Mount::with_dataplane();
     mount.make_pool("shared", false, &[]);
