@@ -106,24 +106,58 @@ impl ConfDir {
             }
             _ => refused(&pools, error),
         })?;
-        let pools = names.into_iter().map(|name| {
-            let pool = self.read_pool(&name);
-            Ok(unless_gone(&self.pool(&name), pool)?.map(|pool| (name, pool)))
-        });
-        pools.filter_map(Result::transpose).collect()
+        let mut pools = Pools::new();
+        for name in names {
+            if let Some(pool) = self.read_pool(&name)? {
+                pools.insert(name, pool);
+            }
+        }
+        self.still_there()?;
+        Ok(pools)
     }
 
-    fn read_pool(&self, name: &str) -> Result<Pool, Error> {
+    /// Whether the mount is still there: what was not found may have been on it.
+    ///
+    /// # Errors
+    /// The daemon has ended.
+    pub(crate) fn still_there(&self) -> Result<(), Error> {
+        match fs::symlink_metadata(self.path.join("info/version")) {
+            Err(_) if self.mounted => Err(not_running(&self.path)),
+            _ => Ok(()),
+        }
+    }
+
+    /// None where it has been removed meanwhile.
+    fn read_pool(&self, name: &str) -> Result<Option<Pool>, Error> {
         let pool = self.pool(name);
         let flag = pool.join("exclusive");
-        let exclusive = fs::read(&flag).map_err(|error| refused(&flag, error))?.first() == Some(&b'1');
-        let lists = directories(&pool).map_err(|error| refused(&pool, error))?;
-        let lists = lists.into_iter().map(|list| {
-            let tasks = read_tasks(&self.tasks(name, &list));
-            Ok(unless_gone(&pool.join(&list), tasks)?.map(|tasks| (list, tasks)))
-        });
-        let lists = lists.filter_map(Result::transpose);
-        Ok(Pool { exclusive, lists: lists.collect::<Result<_, Error>>()? })
+        let Some(exclusive) = self.unless_removed(&pool, &flag, fs::read(&flag))? else { return Ok(None) };
+        let Some(names) = self.unless_removed(&pool, &pool, directories(&pool))? else { return Ok(None) };
+        let mut lists = BTreeMap::new();
+        for list in names {
+            let file = self.tasks(name, &list);
+            if let Some(text) = self.unless_removed(&pool.join(&list), &file, fs::read_to_string(&file))? {
+                lists.insert(list, parse_tasks(&file, &text)?);
+            }
+        }
+        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), lists }))
+    }
+
+    /// None where the file cannot be read because its directory has been removed since its name was read.
+    fn unless_removed<T>(
+        &self,
+        directory: &Path,
+        file: &Path,
+        read: io::Result<T>,
+    ) -> Result<Option<T>, Error> {
+        let is_there = || fs::symlink_metadata(directory).is_ok();
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.kind() == ErrorKind::NotFound && (self.mounted || !is_there()) => Ok(None),
+            // On a mount a file of a removed directory may be open still.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ESTALE)) => Ok(None),
+            Err(error) => Err(refused(file, error)),
+        }
     }
 
     /// Makes the directory of all pools; says whether it was missing.
@@ -290,15 +324,6 @@ fn lock_timeout() -> Result<Duration, Error> {
     seconds.with_context(|| format!("{LOCK_TIMEOUT}={text}: not a number of seconds; give one like 30"))
 }
 
-/// None where the error is that the directory has been removed meanwhile.
-fn unless_gone<T>(directory: &Path, result: Result<T, Error>) -> Result<Option<T>, Error> {
-    let is_gone = || fs::symlink_metadata(directory).is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    match result {
-        Err(_) if is_gone() => Ok(None),
-        result => result.map(Some),
-    }
-}
-
 /// Makes a directory that everybody may look at, whatever the umask.
 fn make_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o755).create(path)
@@ -322,10 +347,15 @@ fn directories(path: &Path) -> io::Result<Vec<String>> {
 /// It cannot be read, or something else stands in it.
 pub(crate) fn read_tasks(file: &Path) -> Result<Vec<u32>, Error> {
     let text = fs::read_to_string(file).map_err(|error| refused(file, error))?;
-    parse_tasks(&text).with_context(|| format!("{}: not a list of PIDs; repair it by hand", file.display()))
+    parse_tasks(file, &text)
 }
 
-fn parse_tasks(text: &str) -> Option<Vec<u32>> {
+/// The PIDs in the text of a `tasks` file.
+fn parse_tasks(file: &Path, text: &str) -> Result<Vec<u32>, Error> {
+    pids(text).with_context(|| format!("{}: not a list of PIDs; repair it by hand", file.display()))
+}
+
+fn pids(text: &str) -> Option<Vec<u32>> {
     let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
     words.map(|word| word.parse().ok()).collect()
 }
@@ -346,8 +376,7 @@ pub(crate) fn change_tasks(file: &Path, change: impl FnOnce(&mut Vec<u32>)) -> R
         OpenOptions::new().read(true).write(true).open(file).map_err(|error| refused(file, error))?;
     let mut text = String::new();
     handle.read_to_string(&mut text).map_err(|error| refused(file, error))?;
-    let mut tasks = parse_tasks(&text)
-        .with_context(|| format!("{}: not a list of PIDs; repair it by hand", file.display()))?;
+    let mut tasks = parse_tasks(file, &text)?;
     change(&mut tasks);
     rewrite(&mut handle, &tasks).map_err(|error| refused(file, error))
 }
@@ -363,7 +392,7 @@ fn not_running(path: &Path) -> Error {
 
 /// Whether the error is that of a mount whose daemon has gone.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV))
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 /// What is said of a file that cannot be used, with a cure where there is one.
@@ -396,10 +425,10 @@ mod tests {
             ("1, 22", &[1, 22]),
             (",1,,2,", &[1, 2]),
         ] {
-            assert_eq!(parse_tasks(text).as_deref(), Some(tasks), "{text:?}");
+            assert_eq!(pids(text).as_deref(), Some(tasks), "{text:?}");
         }
         for text in ["x", "1 2", "-1", "1,x"] {
-            assert_eq!(parse_tasks(text), None, "{text:?}");
+            assert_eq!(pids(text), None, "{text:?}");
         }
     }
 

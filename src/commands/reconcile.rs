@@ -119,6 +119,7 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
     let file = dir.path().join("info/reclaimed");
     let opened = OpenOptions::new().read(true).write(true).open(&file);
+    dir.still_there()?;
     let opened = opened.map_err(|error| confdir::refused(&file, error))?;
     // Between reading and acknowledging nobody else may tell of the same claims.
     let mut reclaimed = confdir::lock_file(&file, opened)?;
