@@ -11,9 +11,8 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::Path;
 
-use common::{Mount, Sleeper, Stray, as_nobody, errno, until, write};
+use common::{Mount, Sleeper, Stray, as_nobody, errno, killed_on, until, write};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -39,15 +38,6 @@ fn plain(line: &Value) -> Value {
     assert!(time.len() == "2026-11-24T10:15:02.123Z".len() && time.ends_with('Z'), "{time}");
     line.as_object_mut().and_then(|line| line.remove("seq")).expect("a number");
     line
-}
-
-/// A process that was killed while it was on the list.
-fn killed_on(tasks: &Path) -> u32 {
-    let task = Sleeper::new();
-    let pid = task.pid();
-    write(tasks, pid.to_string()).expect("a claim");
-    task.end();
-    pid
 }
 
 #[test]

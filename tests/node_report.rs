@@ -13,16 +13,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Machine, Mount, Plain, Sleeper, data, fails, masks, pin, run, says, until, write};
+use common::{Machine, Mount, Plain, Sleeper, data, fails, masks, pin, report, run, says, until, write};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-fn report(command: &mut Command) -> Value {
-    let (out, err, code) = run(command);
-    assert_eq!((err.as_str(), code), ("", Some(0)), "{command:?}: {out}");
-    serde_json::from_str(&out).unwrap()
-}
 
 /// The errors of one check; where there are none, it has to be ok.
 fn errors(report: &Value, check: &str) -> Vec<String> {

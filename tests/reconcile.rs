@@ -12,21 +12,12 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use common::{Mount, Plain, Sleeper, again, data, fails, masks, pin, run, says, text, threads, until, write};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::{
+    Mount, Plain, Sleeper, data, fails, killed_on, pin, report, run, says, text, told_of, until, write,
+};
 use serde_json::{Value, json};
-
-/// A process that was killed while it was on the list.
-fn killed_on(tasks: &Path) -> u32 {
-    let task = Sleeper::new();
-    let pid = task.pid();
-    write(tasks, pid.to_string()).expect("a claim");
-    task.end();
-    pid
-}
 
 /// A number that no process has.
 fn dead_pid() -> u32 {
@@ -34,36 +25,6 @@ fn dead_pid() -> u32 {
     let pid = task.pid();
     task.end();
     pid
-}
-
-fn report(command: &mut Command) -> Value {
-    let (out, err, code) = run(command);
-    assert_eq!((err.as_str(), code), ("", Some(0)), "{command:?}: {out}");
-    serde_json::from_str(&out).unwrap()
-}
-
-/// The PIDs of one part of a report.
-fn pids(report: &Value, part: &str) -> Vec<u64> {
-    report[part].as_array().unwrap().iter().map(|entry| entry["pid"].as_u64().unwrap()).collect()
-}
-
-/// A program of four threads.
-#[test]
-fn helper_of_four_threads() {
-    if std::env::var_os("KCM_TEST_THREADS").is_some() {
-        // Beside the first one and the one of this test.
-        for _ in 0..2 {
-            std::thread::spawn(|| std::thread::sleep(common::PATIENCE * 10));
-        }
-        std::thread::sleep(common::PATIENCE * 10);
-    }
-}
-
-fn four_threads() -> Sleeper {
-    let program =
-        Sleeper::spawn(again("helper_of_four_threads", "KCM_TEST_THREADS", "1").stdout(Stdio::null()));
-    until("it has four threads", || threads(program.pid()).len() == 4);
-    program
 }
 
 #[test]
@@ -78,8 +39,8 @@ fn the_report_of_a_mount_is_that_of_2017_to_the_byte() {
     let expected = data("reconcile.json", &names);
     says(&mut mount.kcm(&["reconcile"]), &expected);
     let read: Value = serde_json::from_str(&expected).unwrap();
-    assert_eq!(pids(&read, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
-    assert_eq!(pids(&read, "reclaimedCpuLists"), [u64::from(killed)]);
+    assert_eq!(told_of(&read, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(told_of(&read, "reclaimedCpuLists"), [u64::from(killed)]);
 
     pin(stray.pid(), &[1]);
     says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
@@ -121,7 +82,7 @@ fn on_a_plain_directory_the_dead_are_taken_off_and_the_living_stay() {
     });
     let found = report(&mut plain.kcm(&["reconcile"]));
     let expected = [dead[0], dead[1], zombie.pid(), dead[2]].map(u64::from);
-    assert_eq!(pids(&found, "reclaimedCpuLists"), expected);
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), expected);
     let left = fs::read_to_string(plain.tasks("p", "0-1")).unwrap();
     assert_eq!(left, format!("{},{}", living[0].pid(), living[1].pid()));
 }
@@ -133,7 +94,7 @@ fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
     let ask = || {
         let mut told = Vec::new();
         for _ in 0..6 {
-            told.extend(pids(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+            told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
         }
         told
     };
@@ -142,7 +103,7 @@ fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
         let killed: Vec<u64> = (0..60).map(|round| u64::from(killed_on(&tasks[round % 2]))).collect();
         (killed, askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect::<Vec<_>>())
     });
-    told.extend(pids(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+    told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
     told.sort_unstable();
     let mut expected = killed;
     expected.sort_unstable();
@@ -163,8 +124,8 @@ fn what_could_not_be_printed_is_told_the_next_time() {
     assert_eq!(err, "");
     let left = report(&mut mount.kcm(&["reconcile"]));
     match out.trim() {
-        "1" => assert_eq!(pids(&left, "reclaimedCpuLists"), [u64::from(killed)]),
-        _ => assert_eq!(pids(&left, "reclaimedCpuLists"), [0_u64; 0]),
+        "1" => assert_eq!(told_of(&left, "reclaimedCpuLists"), [u64::from(killed)]),
+        _ => assert_eq!(told_of(&left, "reclaimedCpuLists"), [0_u64; 0]),
     }
 }
 
@@ -180,203 +141,8 @@ fn a_warning_tells_how_many_were_forgotten() {
         "WARNING:root:3 reclaimed claims were forgotten before anybody asked; reconcile more often\n"
     );
     let report: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(pids(&report, "reclaimedCpuLists"), killed[3..]);
+    assert_eq!(told_of(&report, "reclaimedCpuLists"), killed[3..]);
     says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
-}
-
-#[test]
-fn a_stray_of_every_thread_is_told_by_its_number_and_brought_back() {
-    let mount = Mount::new();
-    mount.make_pool("a", true, &["1"]);
-    mount.make_pool("b", false, &["0"]);
-    let (program, other, free) = (four_threads(), Sleeper::new(), Sleeper::new());
-    write(&mount.tasks("a", "1"), program.pid().to_string()).unwrap();
-    write(&mount.tasks("b", "0"), other.pid().to_string()).unwrap();
-    pin(free.pid(), &[0]);
-    let tids = threads(program.pid());
-    pin(tids[1], &[0]);
-    pin(tids[3], &[0, 1]);
-    let expected = json!([
-        { "actualCpus": [0], "cpus": "1", "pid": tids[1], "pool": "a" },
-        { "actualCpus": [0, 1], "cpus": "1", "pid": tids[3], "pool": "a" },
-    ]);
-    assert_eq!(report(&mut mount.kcm(&["reconcile"]))["mismatchedCpuMasks"], expected);
-    assert_eq!(masks(program.pid()), ["1", "0", "1", "0-1"], "a report alone changes nothing");
-
-    assert_eq!(report(&mut mount.kcm(&["reconcile", "--repair"]))["mismatchedCpuMasks"], expected);
-    assert_eq!(masks(program.pid()), ["1"; 4]);
-    assert_eq!(masks(other.pid()), ["0"]);
-    assert_eq!(masks(free.pid()), ["0"], "who has no claim is nobody's business");
-    says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
-}
-
-#[test]
-fn a_pinned_subset_is_no_mismatch_and_no_business_of_repair() {
-    let mount = Mount::new();
-    mount.make_pool("a", false, &["0-1"]);
-    let plain = Plain::new();
-    let program = four_threads();
-    write(&mount.tasks("a", "0-1"), program.pid().to_string()).unwrap();
-    plain.make_pool("a", false, &[("0-1", &program.pid().to_string())]);
-    pin(threads(program.pid())[2], &[0]);
-    for mut command in [mount.kcm(&["reconcile", "--repair"]), plain.kcm(&["reconcile", "--repair"])] {
-        says(&mut command, &data("reconcile-nothing.json", &[]));
-        assert_eq!(masks(program.pid()), ["0-1", "0-1", "0", "0-1"]);
-    }
-}
-
-#[test]
-fn repair_of_a_plain_directory_brings_strays_back_and_touches_no_other() {
-    let plain = Plain::new();
-    let (program, other) = (four_threads(), Sleeper::new());
-    plain.make_pool("a", false, &[("1", &program.pid().to_string())]);
-    for tid in threads(program.pid()) {
-        pin(tid, &[1]);
-    }
-    pin(threads(program.pid())[2], &[0]);
-    pin(other.pid(), &[0]);
-    let found = report(&mut plain.kcm(&["reconcile", "--repair"]));
-    assert_eq!(pids(&found, "mismatchedCpuMasks"), [u64::from(threads(program.pid())[2])]);
-    assert_eq!(masks(program.pid()), ["1"; 4]);
-    assert_eq!(masks(other.pid()), ["0"]);
-}
-
-#[test]
-fn who_is_just_moving_is_not_astray() {
-    let mount = Mount::with_shared();
-    let task = Sleeper::new();
-    let lists = [mount.tasks("shared", "0"), mount.tasks("shared", "1")];
-    write(&lists[0], task.pid().to_string()).unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let mover = || {
-            for round in 0.. {
-                write(&lists[round % 2], task.pid().to_string()).unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                if done.load(std::sync::atomic::Ordering::Relaxed) {
-                    return round % 2;
-                }
-            }
-            0
-        };
-        let mover = scope.spawn(mover);
-        let mut found = Vec::new();
-        for _ in 0..10 {
-            found.push(report(&mut mount.kcm(&["reconcile", "--repair"])));
-        }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        let last = mover.join().unwrap();
-        assert_eq!(masks(task.pid()), [last.to_string()]);
-        for report in found {
-            assert_eq!(report["mismatchedCpuMasks"], json!([]));
-        }
-    });
-}
-
-/// A `kcm reconcile --interval` whose output and messages go to files.
-struct Looking {
-    process: Sleeper,
-    out: std::path::PathBuf,
-    err: std::path::PathBuf,
-}
-
-impl Looking {
-    fn start(home: &Path, mut command: Command) -> Self {
-        let (out, err) = (home.join("reports"), home.join("messages"));
-        command.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
-        Self { process: Sleeper::spawn(&mut command), out, err }
-    }
-
-    fn reports(&self) -> Vec<Value> {
-        let text = fs::read_to_string(&self.out).unwrap();
-        let reports = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-        // The last one may be half written.
-        reports.map_while(Result::ok).collect()
-    }
-
-    fn told(&self) -> Vec<u64> {
-        self.reports().iter().flat_map(|report| pids(report, "reclaimedCpuLists")).collect()
-    }
-
-    fn end(mut self, signal: Signal) -> (Vec<Value>, String) {
-        kill(Pid::from_raw(self.process.pid() as i32), signal).unwrap();
-        let status = self.process.child().wait().unwrap();
-        assert_eq!(status.code(), Some(0), "{signal}: {status}");
-        let text = fs::read_to_string(&self.out).unwrap();
-        assert!(text.is_empty() || text.ends_with("}\n"), "it ends with a whole report");
-        (self.reports(), fs::read_to_string(&self.err).unwrap())
-    }
-}
-
-#[test]
-fn an_interval_misses_nothing_and_tells_nothing_twice_whatever_happens_to_the_daemon() {
-    let mount = Mount::with_shared();
-    let tasks = mount.tasks("shared", "0");
-    let started = std::time::Instant::now();
-    let looking = Looking::start(mount.home(), mount.kcm(&["reconcile", "--interval=1"]));
-    let mut killed: Vec<u64> = Vec::new();
-    for round in 0..5 {
-        let beats = looking.reports().len();
-        killed.extend((0..10).map(|_| u64::from(killed_on(&tasks))));
-        let unseen = Sleeper::new();
-        killed.push(u64::from(unseen.pid()));
-        write(&tasks, unseen.pid().to_string()).unwrap();
-        match round {
-            0 => until("a beat has passed", || looking.reports().len() > beats),
-            1 | 2 => mount.kill_daemon(),
-            _ => mount.stop(),
-        }
-        // While nobody watches.
-        unseen.end();
-        if round == 3 {
-            until("it has noticed", || fs::read_to_string(&looking.err).unwrap().contains("not running"));
-        }
-        if round > 0 {
-            mount.start();
-        }
-        until("all are told of", || looking.told().len() >= killed.len());
-    }
-    let beats = looking.reports().len();
-    until("another beat has passed", || looking.reports().len() > beats + 1);
-    let (reports, messages) = looking.end(Signal::SIGTERM);
-    let told: Vec<u64> = reports.iter().flat_map(|report| pids(report, "reclaimedCpuLists")).collect();
-    let (mut once, mut expected) = (told.clone(), killed.clone());
-    once.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(once, expected, "each exactly once");
-    assert!(reports.len() as u64 <= started.elapsed().as_secs() + 1, "no beat comes before its time");
-    let expected = format!("ERROR:root:{}: kcm mount is not running; start it", mount.conf().display());
-    for message in messages.lines() {
-        let known = message.starts_with(&expected) || message.contains("kcm mount is not running; start it");
-        assert!(known, "{messages}");
-    }
-}
-
-#[test]
-fn an_interval_ends_cleanly_on_either_signal() {
-    let plain = Plain::new();
-    plain.make_pool("p", false, &[("0", "")]);
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let looking = Looking::start(plain.home(), plain.kcm(&["reconcile", "--interval=1000"]));
-        until("it has told", || looking.reports().len() == 1);
-        let (reports, messages) = looking.end(signal);
-        assert_eq!((reports.len(), messages.as_str()), (1, ""));
-    }
-}
-
-#[test]
-fn an_interval_on_a_plain_directory_takes_off_whoever_dies() {
-    let plain = Plain::new();
-    let task = Sleeper::new();
-    plain.make_pool("p", false, &[("0-1", &task.pid().to_string())]);
-    let looking = Looking::start(plain.home(), plain.kcm(&["reconcile", "--interval=0.1"]));
-    until("it has told", || looking.reports().len() > 1);
-    let pid = u64::from(task.pid());
-    assert!(looking.told().is_empty());
-    task.end();
-    until("it has told of the death", || looking.told() == [pid]);
-    assert_eq!(fs::read_to_string(plain.tasks("p", "0-1")).unwrap(), "");
-    looking.end(Signal::SIGTERM);
 }
 
 /// Another mount of procfs; unmounted when dropped.
@@ -413,13 +179,13 @@ fn kcm_proc_fs_tells_where_the_hosts_processes_are() {
         command
     };
     let found = report(&mut apart(&["reconcile"], &proc.0));
-    assert_eq!(pids(&found, "reclaimedCpuLists"), [u64::from(dead)]);
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(dead)]);
     assert_eq!(found["mismatchedCpuMasks"], json!([]));
     assert_eq!(fs::read_to_string(plain.tasks("p", "0")).unwrap(), living.pid().to_string());
 
     pin(living.pid(), &[0, 1]);
     let found = report(&mut apart(&["reconcile"], &proc.0));
-    assert_eq!(pids(&found, "mismatchedCpuMasks"), [u64::from(living.pid())]);
+    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(living.pid())]);
     fails(
         &mut apart(&["reconcile", "--repair"], &proc.0),
         "cannot repair: KCM_PROC_FS shows another PID namespace",
@@ -446,8 +212,8 @@ fn a_mount_is_reconciled_from_another_pid_namespace_too() {
     apart.args(["--pid", "--fork", "--mount-proc"]).arg(common::KCM).arg("reconcile");
     apart.arg("--conf-dir").arg(mount.conf()).env("KCM_PROC_FS", &proc.0);
     let found = report(&mut apart);
-    assert_eq!(pids(&found, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
-    assert_eq!(pids(&found, "reclaimedCpuLists"), [u64::from(killed)]);
+    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(killed)]);
 }
 
 #[test]

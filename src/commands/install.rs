@@ -160,8 +160,11 @@ Before=kubelet.service
 [Service]
 Type=notify
 ExecStart=\"{program}\" mount --foreground
-# Keeps the mount while the daemon is started again.
+# Holds the mount while the daemon is started again; so a restart only asks the daemon to leave (SIGUSR1), and
+# a stop unmounts before.
 FileDescriptorStoreMax=4
+ExecStop=/bin/sh -c 'systemctl list-jobs --no-legend {UNIT} | grep -qw restart || exec \"{program}\" unmount'
+KillSignal=SIGUSR1
 KillMode=mixed
 Restart=always
 RestartSec=100ms

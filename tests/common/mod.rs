@@ -746,3 +746,31 @@ impl Mount {
         line
     }
 }
+
+// Claims that are taken back, and reports of it.
+
+/// A process that was killed while it was on the list.
+pub fn killed_on(tasks: &Path) -> u32 {
+    let task = Sleeper::new();
+    let pid = task.pid();
+    write(tasks, pid.to_string()).expect("a claim");
+    task.end();
+    pid
+}
+
+/// The JSON that a command prints, which says nothing else.
+pub fn report(command: &mut Command) -> serde_json::Value {
+    let (out, err, code) = run(command);
+    assert_eq!((err.as_str(), code), ("", Some(0)), "{command:?}: {out}");
+    serde_json::from_str(&out).expect("JSON")
+}
+
+/// The PIDs of one part of a report of reconcile.
+pub fn told_of(report: &serde_json::Value, part: &str) -> Vec<u64> {
+    report[part]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| entry["pid"].as_u64().expect("a PID"))
+        .collect()
+}
