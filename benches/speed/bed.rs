@@ -2,7 +2,9 @@
 //!
 //! Owns: warm-up, rounds and their order, and how two contenders become a row.
 
-use crate::client::{Client, Job};
+use std::path::PathBuf;
+
+use crate::client::{Client, Job, Op, each_number, pin};
 use crate::stats::{Rounds, Samples};
 use crate::table::{Aim, Row};
 
@@ -29,6 +31,26 @@ pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
         clients[n].order("times", effort.times);
         clients[n].result().1
     })
+}
+
+/// Puts servers on CPU 0. Where one client asks, both are there, so that neither has to wait until another CPU has
+/// woken up: that takes longer than the work, and chance would decide whom it meets.
+pub fn together(servers: impl IntoIterator<Item = u32>) {
+    for server in servers {
+        let threads = PathBuf::from(format!("/proc/{server}/task"));
+        each_number(&threads, |tid| pin(tid, 0)).expect("the threads of a server");
+    }
+}
+
+/// The same job by a client that is on CPU 0.
+pub fn pinned(job: Job) -> Job {
+    pinned_to(0, job)
+}
+
+/// The same job by a client that is on this CPU.
+pub fn pinned_to(cpu: usize, mut job: Job) -> Job {
+    job.before.insert(0, Op::Pin { cpu });
+    job
 }
 
 /// Has every contender measured in every round; another one begins each time.

@@ -28,11 +28,13 @@ pub const FLAG: &str = "--client";
 /// Stands for the client's own PID.
 pub const OWN: &str = "{pid}";
 
-/// What a client does: `before` is not measured.
+/// What a client does: `before` is not measured, and `after` is done once, at the end: what a client has claimed
+/// and not given up another one would inherit.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Job {
     pub before: Vec<Op>,
     pub timed: Vec<Op>,
+    pub after: Vec<Op>,
 }
 
 /// One operation.
@@ -53,6 +55,8 @@ pub enum Op {
     Masks { pid: u32, all: bool },
     /// Reads the mask of every process of the machine.
     Scan,
+    /// Stays on a CPU, as one does who has claimed it.
+    Pin { cpu: usize },
     /// Starts a process and writes its PID.
     Hold { file: PathBuf },
     /// Kills that process and waits until it has gone.
@@ -90,6 +94,9 @@ pub fn run(job: &str) -> Result<(), Box<dyn std::error::Error>> {
         let mut answer = started.elapsed().as_nanos().to_string();
         samples.iter().for_each(|sample| answer += &format!(" {}", sample.as_nanos()));
         println!("{answer}");
+    }
+    for op in &job.after {
+        perform(op, &mut hands)?;
     }
     Ok(())
 }
@@ -144,7 +151,7 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
             cpus.into_iter().try_for_each(|cpu| set.set(cpu))?;
             each_number(Path::new(&format!("/proc/{pid}/task")), |tid| {
                 sched_setaffinity(tid, &set)?;
-                sched_getaffinity(tid).map(|_| ())
+                Ok(sched_getaffinity(tid).map(|_| ())?)
             })?;
         }
         Op::Scan => each_number(Path::new("/proc"), |pid| {
@@ -152,6 +159,7 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
             let _ = sched_getaffinity(pid);
             Ok(())
         })?,
+        Op::Pin { cpu } => pin(Pid::from_raw(0), *cpu)?,
         Op::Hold { file } => {
             // Released by whoever measured before.
             hands.held = Some(Sleeper::new());
@@ -167,8 +175,15 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Puts a thread on a CPU.
+pub fn pin(tid: Pid, cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(tid, &set)?)
+}
+
 /// Every number that is a name in a directory, as fast as it can be had.
-fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> nix::Result<()>) -> io::Result<()> {
+pub fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> io::Result<()>) -> io::Result<()> {
     let dir = File::open(dir)?;
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
     let mut entries = RawDir::new(&dir, &mut buffer);

@@ -78,7 +78,9 @@ fn measure(names: &[&str]) -> (Vec<Row>, String) {
 
 /// Measures, and compares ratios with the committed ones. What looks worse is measured once more.
 fn check(names: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
-    let committed = table::committed(&fs::read_to_string(DOCUMENT)?);
+    let document = fs::read_to_string(DOCUMENT)
+        .map_err(|error| format!("{DOCUMENT}: {error}; scripts/bench writes it"))?;
+    let committed = table::committed(&document);
     let worse = |rows: &[Row]| -> Vec<String> {
         let then =
             |row: &Row| committed.iter().find(|(name, _)| *name == row.name).map_or(f64::NAN, |(_, r)| *r);
@@ -116,6 +118,10 @@ Written by `scripts/bench`, which measures everything side by side in one run: k
 and all checks on), real clients, contenders in turn over several rounds. Times are medians, with the slowest in a
 hundred behind them; a ratio is that of the medians, in the middle of all rounds. Absolute figures are worth as
 much as the machine that they are from; ratios travel. `scripts/bench --check` compares ratios with these.
+
+Where one client is measured, it and the daemon are on one CPU, so that neither waits until another CPU has woken
+up: in a virtual machine that takes longer than the work. On a machine with more CPUs the daemon is elsewhere than
+those who have claimed, and that wake-up comes to the figures of kcm and of the empty filesystem alike.
 
 *Empty FUSE* is a filesystem that does nothing: the same fuser, the same number of threads, mounted with the same
 options, a file at the same depth. It is the floor of anything that is a file and no part of the kernel.

@@ -1,7 +1,9 @@
 //! One client's claims, beside everything else that one could do instead.
 
+use std::path::Path;
+
 use super::first;
-use crate::bed::{USUAL, race, row};
+use crate::bed::{USUAL, pinned, pinned_to, race, row, together};
 use crate::client::{Job, OWN, Op};
 use crate::common::Mount;
 use crate::empty::Empty;
@@ -12,9 +14,16 @@ use crate::table::{Aim, Row};
 const SIZE: &str = "the size of tasks is true at any time, so the kernel asks for the attributes at each open; an \
 empty filesystem whose attributes the kernel may remember saves that";
 
+const MOVE: &str = "from list 1 to list 0, with the daemon on CPU 0: whoever moves is on the other CPU when it writes, \
+and so is the client of the empty filesystem";
+const PLAIN: &str = "a file on a tmpfs costs less than any question to another process: more system calls than \
+a claim, but no change from one process to another. It says what somebody wrote, not what is so: no CPU is claimed, \
+nothing is checked, and nobody is found dead";
+
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
     let (empty, remembered) = (Empty::new(), Empty::remembered());
+    together([mount.worker().expect("a worker"), empty.pid(), remembered.pid()]);
     let [v1, v2] = [Cgroups::v1(), Cgroups::v2()];
     let [shm, disk] = [peers::plain(true), peers::plain(false)];
     let mut rows = first_claims(&mount, [&empty, &remembered], [&v1, &v2], [&shm, &disk]);
@@ -29,17 +38,21 @@ fn first_claims(
     [v1, v2]: [&Option<Cgroups>; 2],
     [shm, disk]: [&Option<tempfile::TempDir>; 2],
 ) -> Vec<Row> {
-    let enter = |cgroups: &Cgroups| Job { before: vec![cgroups.leave()], timed: vec![cgroups.enter(0)] };
+    let enter = |cgroups: &Cgroups| Job {
+        before: vec![cgroups.leave()],
+        timed: vec![cgroups.enter(0)],
+        ..Job::default()
+    };
     let rewrite = |dir: &tempfile::TempDir| {
         let op = |enter| Op::Rewrite { dir: dir.path().into(), enter };
-        Job { before: vec![op(false)], timed: vec![op(true)] }
+        Job { before: vec![op(false)], timed: vec![op(true)], ..Job::default() }
     };
     let beside = [
-        ("claim-first", "empty FUSE", Some(first(&empty.tasks("0"))), Aim::AtMost(2.5), ""),
+        ("claim-first", "empty FUSE", Some(pinned(first(&empty.tasks("0")))), Aim::AtMost(2.5), ""),
         (
             "claim-first-remembered",
             "empty FUSE, attributes remembered",
-            Some(first(&remembered.tasks("0"))),
+            Some(pinned(first(&remembered.tasks("0")))),
             Aim::Told,
             SIZE,
         ),
@@ -50,7 +63,7 @@ fn first_claims(
             "flock, rewrite, rename; tmpfs",
             shm.as_ref().map(rewrite),
             Aim::AtMost(1.0),
-            "",
+            PLAIN,
         ),
         (
             "claim-first-disk",
@@ -65,24 +78,27 @@ fn first_claims(
 }
 
 fn again(mount: &Mount, empty: &Empty) -> Vec<Row> {
-    let again = |file| Job { timed: vec![Op::Put { file, text: OWN.into() }], ..Job::default() };
-    let beside = ("claim-again", "empty FUSE", Some(again(empty.tasks("0"))), Aim::AtMost(1.5), "");
-    compare("the same claim again", again(mount.tasks("dataplane", "0")), vec![beside])
+    let again = |file: &Path| Job { before: Vec::new(), ..first(file) };
+    let beside = ("claim-again", "empty FUSE", Some(pinned(again(&empty.tasks("0")))), Aim::AtMost(1.5), "");
+    compare("the same claim again", again(&mount.tasks("dataplane", "0")), vec![beside])
 }
 
 fn moves(mount: &Mount, empty: &Empty, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<Row> {
     // Two moves of which the second is measured.
-    let there_and_back = |there: Op, back: Op| Job { before: vec![there], timed: vec![back] };
+    let there_and_back =
+        |there: Op, back: Op| Job { before: vec![there], timed: vec![back], ..Job::default() };
     let put = |file| Op::PutOpen { file, text: OWN.into() };
     let job = |cgroups: &Cgroups| there_and_back(cgroups.enter_open(0), cgroups.enter_open(1));
-    let floor = there_and_back(put(empty.tasks("0")), put(empty.tasks("1")));
+    let floor = pinned_to(1, there_and_back(put(empty.tasks("1")), put(empty.tasks("0"))));
     let beside = vec![
-        ("claim-move", "empty FUSE", Some(floor), Aim::AtMost(2.5), ""),
+        ("claim-move", "empty FUSE", Some(floor), Aim::AtMost(2.5), MOVE),
         ("claim-move-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(job), Aim::Told, ""),
         ("claim-move-cgroup2", "cgroup v2", v2.as_ref().map(job), Aim::Told, ""),
     ];
-    let [there, back] = ["0", "1"].map(|list| put(mount.tasks("dataplane", list)));
-    compare("write on an open file: a move between two lists", there_and_back(there, back), beside)
+    let [there, back] = ["1", "0"].map(|list| put(mount.tasks("dataplane", list)));
+    let release = Op::Put { file: mount.pool("dataplane").join("tasks"), text: "-0".into() };
+    let kcm = Job { after: vec![release], ..there_and_back(there, back) };
+    compare("write on an open file: a move between two lists", kcm, beside)
 }
 
 /// A row for each that this machine has.

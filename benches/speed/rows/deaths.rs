@@ -16,8 +16,13 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for processes in [300, 3_000_usize] {
         let _crowd = Crowd::of_processes(processes.saturating_sub(pids().len()));
-        let kcm = Job { before: hold(&ours), timed: vec![Op::Kill, put(&ours, OWN)] };
-        let floor = Job { before: hold(&theirs), timed: vec![Op::Kill, Op::Scan, put(&theirs, OWN)] };
+        let kcm = Job {
+            before: hold(&ours),
+            timed: vec![Op::Kill, put(&ours, OWN)],
+            after: vec![put(&ours, "-0")],
+        };
+        let timed = vec![Op::Kill, Op::Scan, put(&theirs, OWN)];
+        let floor = Job { before: hold(&theirs), timed, ..Job::default() };
         let measured = race(&[kcm, floor], Effort { rounds: 9, times: 20 });
         let work = format!("from the death of a holder to the next claim, {processes} processes");
         let beside = "kill and wait, readdir of /proc with sched_getaffinity, empty FUSE";

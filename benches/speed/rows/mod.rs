@@ -34,7 +34,7 @@ pub const GROUPS: [Group; 9] = [
 /// Writes this into a `tasks` file; whatever it does is taken back, unmeasured, before the next time.
 fn put(file: &Path, text: &str, before: &str) -> Job {
     let op = |text: &str| Op::Put { file: file.into(), text: text.into() };
-    Job { before: vec![op(before)], timed: vec![op(text)] }
+    Job { before: vec![op(before)], timed: vec![op(text)], after: vec![op(before)] }
 }
 
 /// A first claim for the client itself.

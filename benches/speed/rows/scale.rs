@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::first;
-use crate::bed::{USUAL, race, row};
+use crate::bed::{USUAL, race, row, together};
 use crate::client::Job;
 use crate::common::{Machine, Mount};
 use crate::crowd::Crowd;
@@ -42,5 +42,6 @@ fn mount(lists: u32, claims: usize, crowd: &Crowd) -> Mount {
     mount.make_pool("dataplane", true, &names.iter().map(String::as_str).collect::<Vec<_>>());
     mount.make_pool("shared", false, &["1"]);
     crowd.claim(&mount.tasks("shared", "1"), claims);
+    together([mount.worker().expect("a worker")]);
     mount
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::bed::{interleave, row};
+use crate::bed::{interleave, row, together};
 use crate::common::{Mount, Shell};
 use crate::empty::Empty;
 use crate::stats::Samples;
@@ -16,9 +16,11 @@ const AGAIN: &str = "in a loop in one shell: after the first time it is the same
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_shared();
     let empty = Empty::new();
+    together([mount.worker().expect("a worker"), empty.pid()]);
     let rows = ["bash", "dash"].map(|shell| {
         let files = [mount.tasks("shared", "0"), empty.tasks("0"), "/dev/null".into()];
-        let mut shells = files.each_ref().map(|_| Shell::start(&mut Command::new(shell)));
+        let mut shells =
+            files.each_ref().map(|_| Shell::start(Command::new("taskset").args(["-c", "0", shell])));
         let measured = interleave(files.len(), 15, |n| echo(&mut shells[n], &files[n]));
         let work = format!("echo $$ > tasks in {shell}");
         let row = |name: &str, beside, n: usize, aim| Row {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::put;
-use crate::bed::{Effort, USUAL, race, row};
+use crate::bed::{Effort, USUAL, pinned, race, row, together};
 use crate::client::{Job, Op};
 use crate::common::Mount;
 use crate::crowd::Crowd;
@@ -16,6 +16,7 @@ filesystem";
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
     let empty = Empty::new();
+    together([mount.worker().expect("a worker"), empty.pid()]);
     let row = |count: usize| {
         let task = Crowd::of_threads(count);
         let claim = |file: &Path| put(file, &task.pid().to_string(), &format!("-{}", task.pid()));
@@ -23,7 +24,7 @@ pub(super) fn rows() -> Vec<Row> {
         floor.before.push(Op::Masks { pid: task.pid(), all: true });
         floor.timed.push(Op::Masks { pid: task.pid(), all: false });
         let effort = if count > 100 { Effort { times: 20, ..USUAL } } else { USUAL };
-        let measured = race(&[claim(&mount.tasks("dataplane", "0")), floor], effort);
+        let measured = race(&[claim(&mount.tasks("dataplane", "0")), floor].map(pinned), effort);
         let work = format!("first claim for a task of {count} threads");
         let beside = "empty FUSE, then sched_setaffinity and sched_getaffinity of each thread";
         let row =
