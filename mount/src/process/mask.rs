@@ -21,6 +21,9 @@ const PASSES: u32 = 16;
 /// How many passes in a row have to bring nothing new, where a thread runs: it may just be making another,
 /// which nobody sees yet and which has the mask from before.
 const QUIET_PASSES: u32 = 4;
+/// Of more threads than this it is not asked whether they are asleep: so many answers take longer than the passes
+/// that they would save.
+const ASKED: usize = 200;
 /// What such a thread is given to be done with it before the next pass, twice as much each time.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -314,7 +317,7 @@ fn are_asleep_or_pause(tasks: &OwnedFd, tids: &[u32], waiting: Waiting, quiet: u
         waiting.is(tid)
             || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
     };
-    let all = tids.iter().all(is_asleep);
+    let all = tids.len() <= ASKED && tids.iter().all(is_asleep);
     if !all {
         std::thread::sleep(PAUSE * 2_u32.pow(quiet));
     }

@@ -82,7 +82,7 @@ impl ProcFs {
     /// Every number that is a directory's name, without an allocation an entry.
     pub(super) fn numbers(directory: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<()> {
         nix::unistd::lseek(directory, 0, nix::unistd::Whence::SeekSet)?;
-        let mut buffer = [0_u8; 32 * 1024];
+        let mut buffer = [0_u8; 8 * 1024];
         loop {
             let filled = match sys::getdents(directory, &mut buffer) {
                 Ok(filled) => filled,

@@ -22,7 +22,7 @@ pub(crate) struct Candidate {
 }
 
 impl Processes {
-    /// Those whose leader's mask is wanted. The others cost one system call each.
+    /// Those whose leader's mask is wanted, but none of the kernel's. The others cost one system call each.
     ///
     /// # Errors
     /// /proc cannot be read.
@@ -36,6 +36,8 @@ impl Processes {
             }
         })?;
         let candidate = |(pid, mask): (u32, CpuSet)| {
+            // On every CPU sit some of the kernel's own threads: one look at each is enough.
+            self.proc.stat(pid).ok().flatten().filter(|stat| !stat.is_kernel_thread())?;
             let process = self.open(Pid::new(pid)?).ok().flatten()?;
             let facts = self.facts(&process).ok().flatten()?;
             let cgroup = self.cgroup(&process)?;
