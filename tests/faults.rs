@@ -1,6 +1,6 @@
 //! The daemon may be killed at any instant: nothing acknowledged is lost, nothing is granted twice, and what was
-//! not acknowledged has happened wholly or not at all. First after each step of each operation, which a
-//! debug build lets us choose; then at random moments under load.
+//! not acknowledged has happened wholly or not at all. Here after each step of each operation, which a debug build
+//! lets us choose; in `faults_under_load` at random moments. In `repeats` the worker alone dies.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -311,11 +311,8 @@ const OPERATIONS: &[Operation] = &[
     },
 ];
 
-/// Who dies after a step, as `KCM_FAULT` has it.
-const WORKER: &str = "";
-const DAEMON: &str = "!";
-
-/// Runs the operation again and again, with a daemon that dies after each step. Gives the steps that it came to.
+/// Runs the operation again and again, with a daemon that dies as a whole after each step. Gives the steps that
+/// it came to.
 fn with_each_step_as_the_last(operation: &Operation) -> Vec<&'static str> {
     let world = World::new();
     world.reset();
@@ -325,30 +322,24 @@ fn with_each_step_as_the_last(operation: &Operation) -> Vec<&'static str> {
     world.release_all(operation.name);
     let mut reached = Vec::new();
     for step in Step::ALL {
-        for who in [WORKER, DAEMON] {
-            let context = format!("{} until {}{who}", operation.name, step.name());
-            world.reset();
-            (operation.before)(&world);
-            let before = world.observe();
-            assert_eq!(before == after, operation.name == REFUSAL, "{context}");
-            fs::write(world.fault(), format!("{}{who}", step.name())).unwrap();
-            let acknowledged = (operation.act)(&world).is_ok();
-            let has_died = fs::remove_file(world.fault()).is_err();
-            // Who asked a worker that has died is answered by the next one.
-            assert!(acknowledged || (has_died && who == DAEMON), "{context}");
-            if has_died && who == DAEMON {
-                world.mount.kill_daemon();
-                world.start();
-                reached.push(step.name());
-            }
-            let now = world.observe();
-            let is_right = now == after || (!acknowledged && now == before);
-            assert!(is_right, "{context}: {now:#?}\nbefore: {before:#?}\nafter: {after:#?}");
-            world.release_all(&context);
-            if !has_died {
-                break;
-            }
+        let context = format!("{} until {}", operation.name, step.name());
+        world.reset();
+        (operation.before)(&world);
+        let before = world.observe();
+        assert_eq!(before == after, operation.name == REFUSAL, "{context}");
+        fs::write(world.fault(), format!("{}!", step.name())).unwrap();
+        let acknowledged = (operation.act)(&world).is_ok();
+        if fs::remove_file(world.fault()).is_ok() {
+            assert!(acknowledged, "{context}");
+        } else {
+            world.mount.kill_daemon();
+            world.start();
+            reached.push(step.name());
         }
+        let now = world.observe();
+        let is_right = now == after || (!acknowledged && now == before);
+        assert!(is_right, "{context}: {now:#?}\nbefore: {before:#?}\nafter: {after:#?}");
+        world.release_all(&context);
     }
     reached
 }
@@ -375,7 +366,8 @@ fn every_step_of_every_operation_may_be_the_last() {
 
 #[test]
 fn a_daemon_that_dies_while_it_takes_up_what_was_left_leaves_it_to_the_next() {
-    for who in [WORKER, DAEMON] {
+    // Its worker alone, and all of it.
+    for who in ["", "!"] {
         let world = World::new();
         world.reset();
         world.add_with_heir();
