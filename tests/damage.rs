@@ -14,9 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::both::{Dir as _, pinned};
-use common::{Mount, Sleeper, masks, write};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use common::{Mount, Sleeper, masks, pin, write};
 
 /// A stopped daemon with two claims, and its sound files.
 struct Stopped {
@@ -46,9 +44,7 @@ impl Stopped {
     fn with(&self, name: &str, bytes: &[u8], is_noticed: bool) -> usize {
         let (mount, state) = (&self.mount, self.mount.state());
         for (cpu, task) in self.tasks.iter().enumerate() {
-            let mut mask = CpuSet::new();
-            mask.set(cpu).unwrap();
-            sched_setaffinity(Pid::from_raw(task.pid() as i32), &mask).unwrap();
+            pin(task.pid(), &[cpu]);
         }
         fs::write(state.join("config"), &self.config).unwrap();
         fs::write(state.join("claims"), &self.claims).unwrap();

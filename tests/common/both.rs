@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use super::{KCM, Machine, Mount, Sleeper, masks, run, until};
+use super::{Machine, Mount, Plain, Sleeper, kcm_for, masks, run, until};
 
 /// A configuration directory, mounted or plain, for promises that hold on both.
 pub trait Dir {
@@ -18,7 +16,7 @@ pub trait Dir {
 
     /// `kcm <words> --conf-dir=<conf>`.
     fn kcm(&self, words: &[&str]) -> Command {
-        kcm_on(&self.conf(), words)
+        kcm_for(&self.conf(), words)
     }
 
     /// What the `tasks` file of a list says.
@@ -42,30 +40,14 @@ impl Dir for Mount {
     }
 }
 
-/// A plain directory in the layout of 2017.
-pub struct Plain(TempDir);
-
-impl Plain {
-    pub fn new() -> Self {
-        let plain = Self(tempfile::tempdir().expect("a temporary directory"));
-        fs::create_dir(plain.conf()).expect("mkdir");
-        plain
-    }
-}
-
 impl Dir for Plain {
     fn conf(&self) -> PathBuf {
-        self.0.path().join("conf")
+        self.conf()
     }
 
     fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]) {
-        let pool = self.conf().join("pools").join(pool);
-        for list in lists {
-            fs::create_dir_all(pool.join(list)).expect("mkdir of a list");
-            fs::write(pool.join(list).join("tasks"), "").expect("tasks");
-        }
-        fs::create_dir_all(&pool).expect("mkdir of a pool");
-        fs::write(pool.join("exclusive"), if exclusive { "1" } else { "0" }).expect("exclusive");
+        let lists: Vec<(&str, &str)> = lists.iter().map(|list| (*list, "")).collect();
+        self.make_pool(pool, exclusive, &lists);
     }
 
     fn is_mounted(&self) -> bool {
@@ -77,14 +59,6 @@ impl Dir for Plain {
 pub fn on_both(promise: impl Fn(&dyn Dir)) {
     promise(&Mount::new());
     promise(&Plain::new());
-}
-
-/// `kcm <words> --conf-dir=<conf>`; the words end where the command's own begin.
-pub fn kcm_on(conf: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(KCM);
-    let (name, rest) = words.split_first().expect("a command");
-    command.arg(name).arg("--conf-dir").arg(conf).args(rest);
-    command
 }
 
 /// The one line that a command fails with: status 1, nothing on stdout.
