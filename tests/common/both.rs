@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Machine, Mount, Plain, Sleeper, kcm_for, masks, run, until};
+use super::{KCM, Machine, Mount, NOBODY, Plain, Sleeper, kcm_for, masks, run, until};
 
 /// A configuration directory, mounted or plain, for promises that hold on both.
 pub trait Dir {
@@ -91,4 +91,26 @@ pub fn pinned(cpus: &str) -> Sleeper {
     until("it sleeps", || fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n"));
     assert_eq!(masks(sleeper.pid()), [cpus]);
     sleeper
+}
+
+impl Mount {
+    /// `kcm <words> --conf-dir=<conf>` for `nobody`, who gets to the mount and to a copy of kcm.
+    pub fn kcm_as_nobody(&self, words: &[&str]) -> Command {
+        use std::os::unix::process::CommandExt as _;
+        self.let_everybody_in();
+        let copy = self.home().join("kcm");
+        if !copy.exists() {
+            fs::copy(KCM, &copy).expect("a copy of kcm");
+        }
+        let mut command = Command::new(copy);
+        command.args(self.kcm(words).get_args()).uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    /// Whether the mount table has it, and how often.
+    pub fn mounted(&self) -> usize {
+        let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let conf = self.conf();
+        table.lines().filter(|line| line.split(' ').nth(1) == conf.to_str()).count()
+    }
 }
