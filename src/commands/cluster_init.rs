@@ -113,8 +113,7 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>, Error> {
     let (mut names, mut token) = (Vec::new(), None::<String>);
     loop {
         let page = cluster.send(&node::list(token.as_deref()))?;
-        let items = page["items"].as_array().into_iter().flatten();
-        names.extend(items.filter_map(node::name).map(String::from));
+        names.extend(items(&page).filter_map(node::name).map(String::from));
         token = page.pointer("/metadata/continue").and_then(Value::as_str).map(String::from);
         if token.as_ref().is_none_or(String::is_empty) {
             return Ok(names);
@@ -192,8 +191,7 @@ impl Work<'_> {
                 Ok(list) => list,
                 Err(failure) => return failure,
             };
-            let items = list["items"].as_array().into_iter().flatten();
-            let items = items.filter_map(|pod| Some((name(pod)?.to_owned(), pod.clone())));
+            let items = items(&list).filter_map(|pod| Some((name(pod)?.to_owned(), pod.clone())));
             self.pods.replace(Some(items.collect()));
             self.changed.notify_waiters();
             let mut version = version(&list).unwrap_or_default();
@@ -234,7 +232,7 @@ impl Work<'_> {
         if let Some(pods) = self.pods.borrow_mut().as_mut()
             && let Some(name) = name(object)
         {
-            match event["type"].as_str()? {
+            match event.get("type")?.as_str()? {
                 "ADDED" | "MODIFIED" => drop(pods.insert(name.to_owned(), object.clone())),
                 "DELETED" => drop(pods.remove(name)),
                 _ => {}
@@ -308,7 +306,7 @@ impl Work<'_> {
             match self.pods.borrow().as_ref().map(|pods| pods.get(&pod.name).cloned()) {
                 // Nobody has told us yet; or it is on its way out.
                 None => {}
-                Some(Some(there)) if there["metadata"].get("deletionTimestamp").is_some() => {}
+                Some(Some(there)) if there.pointer("/metadata/deletionTimestamp").is_some() => {}
                 Some(there) => break there,
             }
             changed.await;
@@ -365,6 +363,11 @@ impl Work<'_> {
             pod.name
         )
     }
+}
+
+/// Those of a list.
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.get("items").and_then(Value::as_array).into_iter().flatten()
 }
 
 fn name(object: &Value) -> Option<&str> {

@@ -54,7 +54,7 @@ impl Reclaims {
         reclaimed: Vec<Value>,
     ) -> Result<(), Error> {
         for one in reclaimed {
-            match one["seq"].as_u64() {
+            match number(&one) {
                 Some(seq) => drop(self.new.insert(seq, one)),
                 None => self.unnumbered.push(one),
             }
@@ -95,8 +95,8 @@ impl Reclaims {
         for line in text.lines() {
             let event: Value =
                 serde_json::from_str(line).with_context(|| format!("{}: {line:?}", file.display()))?;
-            latest = event["seq"].as_u64().or(latest);
-            if event["event"] == "reclaimed"
+            latest = number(&event).or(latest);
+            if event.get("event").is_some_and(|kind| kind == "reclaimed")
                 && let Some(seq) = latest
             {
                 self.new.insert(seq, dated(&event));
@@ -113,16 +113,21 @@ impl Told {
     fn from(object: Option<&Value>) -> Self {
         let Some(object) = object else { return Self::default() };
         Self {
-            seq: object["seq"].as_u64().unwrap_or(0),
+            seq: number(object).unwrap_or(0),
             count: object.pointer("/summary/reclaimed").and_then(Value::as_u64).unwrap_or(0),
-            newest: object["reclaims"].as_array().cloned().unwrap_or_default(),
+            newest: object.get("reclaims").and_then(Value::as_array).cloned().unwrap_or_default(),
         }
     }
 }
 
+fn number(line: &Value) -> Option<u64> {
+    line.get("seq").and_then(Value::as_u64)
+}
+
 /// A reclaim as it is published, from a line of `info/events` or `info/reclaimed`.
 pub(super) fn dated(line: &Value) -> Value {
+    let field = |name: &str| line.get(name).cloned().unwrap_or_default();
     json!({
-        "seq": line["seq"], "time": line["time"], "cpus": line["cpus"], "pid": line["pid"], "pool": line["pool"],
+        "seq": field("seq"), "time": field("time"), "cpus": field("cpus"), "pid": field("pid"), "pool": field("pool"),
     })
 }

@@ -87,7 +87,9 @@ impl Plan {
         if !once.is_empty() {
             // A pod has one container at least that is not for the start.
             let (first, rest) = match once.split_first() {
-                Some((Command::Init, rest)) if !rest.is_empty() => (&once[..1], rest),
+                Some((first, rest)) if *first == Command::Init && !rest.is_empty() => {
+                    (std::slice::from_ref(first), rest)
+                }
                 _ => (&[][..], once.as_slice()),
             };
             let [first, rest] = [first, rest].map(|commands| self.containers(commands));
