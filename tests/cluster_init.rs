@@ -333,6 +333,7 @@ fn a_dry_run_prints_what_would_be_made() {
     let (out, err, code) = run(&mut cluster_init(&server, &["--host-list=n1", "--dry-run"]));
     assert_eq!((err.as_str(), code), ("", Some(0)));
     assert_eq!(server.log().len(), 0);
+    assert_eq!(out, include_str!("data/cluster-init.yaml"), "of the default list");
     assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1"])).2, Some(0));
     let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
     let printed: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();

@@ -2,7 +2,6 @@
 //!
 //! Owns: the checks before the first request, the order on a node, and what is said of a pod that does not get
 //! there. Must not know: what is in a pod.
-#![allow(clippy::indexing_slicing, reason = "a JSON value answers null for what it does not have")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

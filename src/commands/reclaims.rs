@@ -3,7 +3,6 @@
 //! Owns: which of them have been told already, by the `seq` that was published last: the report that the server
 //! has says it, so that neither a restart of ours, nor a person's `kcm reconcile`, nor a publication that
 //! failed loses one or tells it twice. Must not know: how a report is sent.
-#![allow(clippy::indexing_slicing, reason = "a JSON value answers null for what it does not have")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -5,10 +5,6 @@
 //! request: no other command pays for them.
 
 mod client;
-#[allow(
-    clippy::indexing_slicing,
-    reason = "a JSON value gives null for what is not in it, and takes fields where it is an object; these are"
-)]
 pub(crate) mod objects;
 
 pub(crate) use client::{Cluster, Failure, Sender};
