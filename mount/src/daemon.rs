@@ -112,7 +112,7 @@ pub enum MountError {
     #[error("only root can mount {0}; run kcm mount as root")]
     NotRoot(PathBuf),
     #[error("/dev/fuse: {0}; load the module (modprobe fuse), or give the container the device")]
-    NoFuse(#[source] io::Error),
+    NoFuse(io::Error),
     #[error("{0}: not an empty directory; kcm mount --import takes a layout of 2017 over, else empty it")]
     NotEmpty(PathBuf),
     #[error("{0}: already mounted; kcm unmount ends that first")]
@@ -127,8 +127,9 @@ pub enum MountError {
     StateInside { state: PathBuf, conf: PathBuf },
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("{path}: {what}: {source}; {cure}")]
-    Io { path: PathBuf, what: &'static str, source: io::Error, cure: &'static str },
+    // The cause stands before the cure; as the source it would be told once more behind it.
+    #[error("{path}: {what}: {cause}; {cure}")]
+    Io { path: PathBuf, what: &'static str, cause: io::Error, cure: &'static str },
     #[error("{0}: detached here, but its daemon goes on, perhaps in another mount namespace; stop it there")]
     StillServed(PathBuf),
     #[error("cannot start: {0}")]
@@ -159,10 +160,10 @@ pub fn timestamp() -> String {
 /// error itself.
 pub fn start_in_background(places: &Places, import: bool) -> Result<(), MountError> {
     let executable = PathBuf::from("/proc/self/exe");
-    let failed = |source| MountError::Io {
+    let failed = |cause| MountError::Io {
         path: executable.clone(),
         what: "cannot start the daemon",
-        source,
+        cause,
         cure: "look at the limits of processes and memory",
     };
     let mut command = places.absolute().map_err(failed)?.command(Command::new(&executable));
@@ -438,6 +439,8 @@ pub(crate) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
     match mount(Some("kcm"), conf_dir, Some("fuse.kcm"), flags, Some(data.as_str())) {
         Ok(()) => Ok(device.into()),
         Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.to_path_buf())),
+        // What we opened is something else, or the kernel has no such filesystem.
+        Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
         Err(errno) => Err(at(conf_dir, "cannot be mounted", errno.into())),
     }
 }
@@ -532,8 +535,8 @@ fn absolute(path: &Path) -> PathBuf {
     known
 }
 
-pub(crate) fn at(path: &Path, what: &'static str, source: io::Error) -> MountError {
-    let cure = match source.raw_os_error().map(Errno::from_raw) {
+pub(crate) fn at(path: &Path, what: &'static str, cause: io::Error) -> MountError {
+    let cure = match cause.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => "do it as root, and look at the directory's owner and mode",
         Some(Errno::ENOSPC) => "make room on the disk",
         Some(Errno::EBUSY) => "something is mounted there or uses it; end that first",
@@ -541,5 +544,5 @@ pub(crate) fn at(path: &Path, what: &'static str, source: io::Error) -> MountErr
         Some(Errno::ENOENT) => "look at the path",
         _ => "the kernel's log may say more",
     };
-    MountError::Io { path: path.to_path_buf(), what, source, cure }
+    MountError::Io { path: path.to_path_buf(), what, cause, cure }
 }

@@ -52,7 +52,7 @@ pub fn status(path: &Path) -> io::Result<Status> {
     }
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(if is_marked(path) { Status::Marked } else { Status::Plain }),
-        Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
+        Ok(_) => Err(Errno::ENOTDIR.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Status::Absent),
         Err(error) => Err(error),
     }

@@ -40,7 +40,8 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     log::info!("Writing config to {}.", path.display());
     log::info!("Requested data plane cores = {}.", counts.dataplane);
     log::info!("Requested control plane cores = {}.", counts.controlplane);
-    let is_new = !path.exists();
+    // A mount whose daemon has gone cannot be looked at either, and is not nothing.
+    let is_new = matches!(path.try_exists(), Ok(false));
     if !is_new && !begins_from_nothing(&ConfDir::open(path)?)? {
         let dir = ConfDir::open(path)?;
         let _lock = dir.lock()?;

@@ -124,8 +124,9 @@ pub enum StateError {
     InUse(PathBuf),
     #[error("{file}: written by a newer kcm (format {found}, this one knows {VERSION}); run that one")]
     NewerVersion { file: PathBuf, found: u32 },
-    #[error("{file}: {what}: {source}; look at its owner, mode and disk")]
-    Io { file: PathBuf, what: &'static str, source: io::Error },
+    // The cause stands before the cure; as the source it would be told once more behind it.
+    #[error("{file}: {what}: {cause}; look at its owner, mode and disk")]
+    Io { file: PathBuf, what: &'static str, cause: io::Error },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -481,5 +482,5 @@ fn rewrite(path: &Path, boot: &str, live: &Live) -> io::Result<(File, u64, u64)>
 }
 
 fn failed(file: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StateError {
-    move |source| StateError::Io { file: file.to_path_buf(), what, source }
+    move |cause| StateError::Io { file: file.to_path_buf(), what, cause }
 }
