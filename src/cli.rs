@@ -312,7 +312,7 @@ pub(crate) struct Discover {
     #[command(flatten)]
     pub(crate) node: NodeArg,
     /// opaque: pod.alpha.kubernetes.io/opaque-int-resource-kcm for dataplane;
-    /// extended: kcm.intel.com/<pool> for every exclusive pool
+    /// extended: kcm.intel.com/POOL for every exclusive pool
     #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
     pub(crate) resource_name: ResourceName,
     /// Number of seconds to wait between rerunning; 0 runs once

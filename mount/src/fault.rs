@@ -1,6 +1,6 @@
 //! The steps of every operation that changes something, so that tests can kill the daemon after each.
 //!
-//! Owns: the list of steps. In a release build [`reached`] is nothing at all. Must not know: what the steps
+//! Owns: the list of steps. In a release build `reached` is nothing at all. Must not know: what the steps
 //! do.
 
 macro_rules! steps {

@@ -103,7 +103,7 @@ pub struct Request {
     pub now: u64,
 }
 
-/// What is applied to [`Claims`].
+/// What is applied to [`Claims`](super::claims::Claims).
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Decide a write. What has to be done for it is in [`Effects::plan`].
