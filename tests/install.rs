@@ -157,6 +157,7 @@ fn the_unit_is_what_systemd_understands() {
         format!("ExecStart=\"{}\" mount --foreground", program.display()),
         "Restart=always".into(),
         "FileDescriptorStoreMax=4".into(),
+        "KillSignal=SIGUSR1".into(),
         "StateDirectory=kcm".into(),
         "NoNewPrivileges=yes".into(),
         "WantedBy=multi-user.target".into(),
