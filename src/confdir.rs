@@ -61,12 +61,14 @@ impl ConfDir {
         match fs::symlink_metadata(path.join("info/version")) {
             Ok(_) => conf_dir(true),
             Err(error) if is_gone(&error) => Err(not_running(path)),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                bail!("{}: not a directory", path.display())
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => match fs::metadata(path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     bail!("{}: no such directory; run kcm mount, or give --conf-dir", path.display())
                 }
                 Err(error) => Err(error).with_context(|| format!("{}: cannot be looked at", path.display())),
-                Ok(metadata) if !metadata.is_dir() => bail!("{}: not a directory", path.display()),
                 Ok(_) if mountpoint::is_marked(path) => Err(not_running(path)),
                 Ok(_) => conf_dir(false),
             },

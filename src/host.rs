@@ -267,7 +267,7 @@ fn parse_lscpu(text: &str) -> Result<Vec<Cpu>, Error> {
                 id,
                 // A machine that tells of no cores has one for each CPU.
                 core: if online { number(1).or(Some(id.get())) } else { None },
-                socket: number(2),
+                socket: number(2).filter(|_| online),
                 node: number(3),
                 online,
                 isolated: false,

@@ -237,6 +237,10 @@ fn keep(
         Found::Place { lock, layout } => (mount_fresh(&places, topology, lock, layout)?, true),
     };
     let in_background = std::env::var_os(BACKGROUND).is_some();
+    if in_background {
+        // Before there is a worker, which stays in our session.
+        let _ = nix::unistd::setsid();
+    }
     settle_in();
     let log = in_background.then(|| open_log(&places.state_dir.join("log")));
     let mut keeper = Keeper::new(places.clone(), held, signals)?;
@@ -471,7 +475,6 @@ pub(crate) fn log_with_time() {
 fn say_ready(keeper: &Keeper, log: Option<io::Result<File>>) {
     store(keeper, NotifyState::Ready);
     let Some(log) = log else { return };
-    let _ = nix::unistd::setsid();
     let _ = io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
     if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);

@@ -44,6 +44,12 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     let is_new = matches!(path.try_exists(), Ok(false));
     if !is_new && !begins_from_nothing(&ConfDir::open(path)?)? {
         let dir = ConfDir::open(path)?;
+        if !dir.path().join("pools").is_dir() {
+            bail!(
+                "{}: neither empty nor a configuration directory; empty it, or give another --conf-dir",
+                dir.path().display()
+            );
+        }
         let _lock = dir.lock()?;
         return complete_or_check(&dir, counts);
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{KCM, Machine, Mount, NOBODY, Plain, Sleeper, kcm_for, masks, run, until};
+use super::{KCM, Machine, Mount, NOBODY, Plain, Sleeper, kcm_for, masks, run, set_mode, until};
 
 /// A configuration directory, mounted or plain, for promises that hold on both.
 pub trait Dir {
@@ -17,6 +17,21 @@ pub trait Dir {
     /// `kcm <words> --conf-dir=<conf>`.
     fn kcm(&self, words: &[&str]) -> Command {
         kcm_for(&self.conf(), words)
+    }
+
+    /// The same for `nobody`, who gets to the directory and to a copy of kcm.
+    fn kcm_as_nobody(&self, words: &[&str]) -> Command {
+        use std::os::unix::process::CommandExt as _;
+        let conf = self.conf();
+        let home = conf.parent().expect("a home");
+        set_mode(home, 0o755);
+        let copy = home.join("kcm");
+        if !copy.exists() {
+            fs::copy(KCM, &copy).expect("a copy of kcm");
+        }
+        let mut command = Command::new(copy);
+        command.args(self.kcm(words).get_args()).uid(NOBODY).gid(NOBODY);
+        command
     }
 
     /// What the `tasks` file of a list says.
@@ -94,19 +109,6 @@ pub fn pinned(cpus: &str) -> Sleeper {
 }
 
 impl Mount {
-    /// `kcm <words> --conf-dir=<conf>` for `nobody`, who gets to the mount and to a copy of kcm.
-    pub fn kcm_as_nobody(&self, words: &[&str]) -> Command {
-        use std::os::unix::process::CommandExt as _;
-        self.let_everybody_in();
-        let copy = self.home().join("kcm");
-        if !copy.exists() {
-            fs::copy(KCM, &copy).expect("a copy of kcm");
-        }
-        let mut command = Command::new(copy);
-        command.args(self.kcm(words).get_args()).uid(NOBODY).gid(NOBODY);
-        command
-    }
-
     /// Whether the mount table has it, and how often.
     pub fn mounted(&self) -> usize {
         let table = fs::read_to_string("/proc/self/mounts").expect("mounts");

@@ -368,6 +368,13 @@ impl Machine {
             let siblings = mask(count, |other| other % cores == cpu % cores);
             file(format!("{topology}/thread_siblings"), &siblings);
             file(format!("{topology}/core_siblings"), &mask(count, |other| socket(other) == socket(cpu)));
+            // The same as lists, for whoever has no lscpu.
+            let list = |is_in: &dyn Fn(u32) -> bool| {
+                let cpus = (0..count).filter(|&other| is_in(other)).map(|cpu| cpu.to_string());
+                cpus.collect::<Vec<_>>().join(",")
+            };
+            file(format!("{topology}/thread_siblings_list"), &list(&|other| other % cores == cpu % cores));
+            file(format!("{topology}/core_siblings_list"), &list(&|other| socket(other) == socket(cpu)));
         }
         for node in 0..self.sockets {
             file(format!("{system}/node/node{node}/cpumap"), &mask(count, |cpu| socket(cpu) == node));
