@@ -20,10 +20,10 @@ fn it_keeps_nothing_of_whoever_started_it() {
     let mount = Mount::not_mounted();
     let home = mount.home().display();
     // Open files, a pipe and a working directory.
-    let line = "cd \"$C/..\"; exec 5<>file 7<file 200>>other 8> >(cat > /dev/null)
+    let line = "exec 5<>file 7<file 200>>other 8> >(cat > /dev/null)
         umask 077
         \"$KCM\" mount --conf-dir=\"$C\" --state-dir=\"$S\"";
-    let (_, err, status) = run(&mut mount.bash(line));
+    let (_, err, status) = run(mount.bash(line).current_dir(mount.home()));
     assert_eq!(status, Some(0), "{err}");
     let daemons = mount.daemons();
     assert_eq!(daemons.len(), 2, "a keeper and a worker");
