@@ -9,10 +9,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::clock;
-use crate::journal::{EVENTS_KEPT, Reclaimed, StateDir};
-
-/// How many reclaimed claims are kept.
-const RECLAIMED_KEPT: usize = 1024;
+use crate::journal::{EVENTS_KEPT, RECLAIMED_KEPT, Reclaimed, StateDir};
 
 /// One thing that happened. Fields that do not apply are left out of its line.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -6,11 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::journal::Filed;
+use crate::journal::{Filed, REFUSALS_KEPT};
 use crate::model::task::TaskId;
-
-/// How many refusals are kept.
-const KEPT: usize = 4096;
 
 /// The newest refusals.
 #[derive(Debug, Default)]
@@ -25,7 +22,7 @@ impl Refusals {
             self.by_task.insert(*task, Arc::clone(&filed));
         }
         self.filed.push_back(filed);
-        if self.filed.len() > KEPT
+        if self.filed.len() > REFUSALS_KEPT
             && let Some(oldest) = self.filed.pop_front()
         {
             for task in &oldest.concerned {

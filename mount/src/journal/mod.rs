@@ -42,11 +42,11 @@ use crate::clock;
 use crate::model::command::Claim;
 
 /// How many reclaimed claims are kept for those who have not read of them.
-const RECLAIMED_KEPT: usize = 1024;
+pub(crate) const RECLAIMED_KEPT: usize = 1024;
 /// How many events are kept.
 pub(crate) const EVENTS_KEPT: usize = 1024;
 /// How many refusals are kept for those whom they concern.
-const REFUSALS_KEPT: usize = 4096;
+pub(crate) const REFUSALS_KEPT: usize = 4096;
 /// A log is compacted when it is larger than this, and four times larger than after the last time.
 const COMPACTED_FROM: u64 = 64 * 1024;
 
