@@ -44,6 +44,7 @@ const RESEND: [u8; 16] = [16, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// # Errors
 /// [`MountError::Background`]: the keeper has been told what keeps it from serving.
 pub(crate) fn work(places: &Places) -> Result<(), MountError> {
+    process::keep_heap_small();
     let failed = |source| daemon::at(&places.conf_dir, "no keeper has left its descriptors", source);
     let device = process::inherited(handover::DEVICE).map_err(failed)?;
     // Ours alone: its number is needed again for a keeper that we start.

@@ -272,7 +272,7 @@ impl Engine {
 
     /// A recorded claim is in force again; also that of a task that has died meanwhile, so that its heirs are
     /// looked for: it is watched where its parent has not collected it, and given back otherwise.
-    fn take_up_claim(&self, claim: Claim, suspect: bool) -> Option<TaskId> {
+    fn take_up_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
         let task = claim.task;
         let process = self.processes.find(task).ok().flatten();
         if process.as_ref().is_some_and(Process::is_alive) && !self.still_holds(&claim, suspect) {

@@ -101,7 +101,7 @@ impl Engine {
         found
     }
 
-    fn claim_and_list(&self, task: &TaskId) -> Option<(Claim, ListName)> {
+    fn claim_and_list(&self, task: &TaskId) -> Option<(Arc<Claim>, ListName)> {
         let claims = self.claims.lock();
         let claim = claims.claim(task)?.clone();
         let list = claims.list(claim.list)?.name().clone();
@@ -157,7 +157,7 @@ impl Engine {
         let mut parent = self.processes.facts(from).ok().flatten().and_then(|facts| facts.parent);
         for _ in 0..most {
             let Some(pid) = parent.filter(|pid| pid.get() != 1) else { return };
-            let Ok(Some(ancestor)) = self.processes.open(pid) else { return };
+            let Ok(Some(ancestor)) = self.processes.of_thread(pid, &self.watch) else { return };
             if !self.processes.same_namespace(from, &ancestor) {
                 return;
             }

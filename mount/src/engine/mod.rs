@@ -196,7 +196,7 @@ impl Engine {
     pub(crate) fn show_pool_tasks(&self, id: PoolId) -> Arc<[u8]> {
         self.show_tasks(id.tasks_node(), |claims| {
             let lists =
-                claims.pool(id).into_iter().flat_map(|pool| pool.lists()).filter_map(|id| claims.list(id));
+                claims.pool(id).into_iter().flat_map(|pool| pool.taken()).filter_map(|id| claims.list(id));
             let mut pids: Vec<Pid> = lists.flat_map(|list| list.tasks()).map(|task| task.pid).collect();
             pids.sort_unstable();
             pids
@@ -369,8 +369,6 @@ impl Engine {
             uids: facts.uids,
             kernel_thread: facts.kernel_thread,
             ours: task.pid == self.ours || task.pid.get() == self.keeper.load(Ordering::Relaxed),
-            cgroup: None,
-            saved: None,
         }
     }
 

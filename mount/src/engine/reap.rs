@@ -18,7 +18,7 @@ use crate::process::{self, Ending, Process};
 
 /// A dead task and what it leaves.
 struct Estate {
-    claim: Claim,
+    claim: Arc<Claim>,
     cpus: CpuSet,
     /// Whether somebody may inherit.
     exclusive: bool,
@@ -109,7 +109,8 @@ impl Engine {
             Vec::new()
         });
         let candidate = |found: process::Candidate| Candidate {
-            subject: Subject { cgroup: Some(found.cgroup), ..self.subject_of(found.task, &found.facts) },
+            subject: self.subject_of(found.task, &found.facts),
+            cgroup: found.cgroup,
             started: found.started,
             mask: found.mask,
         };

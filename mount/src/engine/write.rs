@@ -143,10 +143,10 @@ impl Engine {
         {
             return Ok(Some(Arc::clone(writer)));
         }
-        let found = self.processes.open_in_namespace_of(writer, number).map_err(&fault)?;
+        let found = self.processes.open_in_namespace_of(writer, number, &self.watch).map_err(&fault)?;
         // The programs of 2017 know themselves by the daemon's number for them.
         let itself = || (number.0.get() == writer.id().pid.get()).then(|| Arc::clone(writer));
-        Ok(found.map(Arc::new).or_else(itself))
+        Ok(found.or_else(itself))
     }
 
     /// Of a rewrite only the writer's own PID counts: it is there, or it is not there any more.
@@ -173,7 +173,6 @@ impl Engine {
         let mut unsuitable = Vec::new();
         loop {
             self.reap();
-            self.save_masks(&mut claim)?;
             if claim.is_empty() && release.is_empty() {
                 return Err(Refusal::NoSuchProcess);
             }
@@ -189,10 +188,7 @@ impl Engine {
                 let mut claims = self.claims.lock();
                 match claims.apply(Command::Write(request)) {
                     Err(Refusal::InHand) if Instant::now() < deadline => {
-                        let mut tasks = claim.iter().chain(&release).map(|party| &party.subject.task);
-                        if tasks.any(|task| claims.is_in_hand(task)) {
-                            let _ = self.put_down.wait_until(&mut claims, deadline);
-                        }
+                        let _ = self.put_down.wait_until(&mut claims, deadline);
                         continue;
                     }
                     decided => decided?,
@@ -209,26 +205,6 @@ impl Engine {
                 Err(Failure::Refused(refusal)) => return Err(refusal),
             }
         }
-    }
-
-    /// What has to be known of each task without a claim; those that have died are taken out.
-    fn save_masks(&self, parties: &mut Vec<Party>) -> Result<(), Refusal> {
-        let mut result = Ok(());
-        parties.retain_mut(|party| {
-            if self.claims.lock().claim(&party.subject.task).is_some() {
-                return true;
-            }
-            match self.processes.saved_mask(&party.process) {
-                Ok(saved) => {
-                    party.subject.saved = Some(saved);
-                    party.subject.cgroup = self.processes.cgroup(&party.process);
-                }
-                Err(MaskError::Gone) => return false,
-                Err(error) => result = Err(mask_fault(&error)),
-            }
-            true
-        });
-        result
     }
 
     fn carry_out(&self, mut plan: Plan, parties: &[Party], by: By) -> Result<(), Failure> {
@@ -270,8 +246,13 @@ impl Engine {
         let process = |task: TaskId| {
             parties.iter().find(|party| party.subject.task == task).map(|party| &party.process)
         };
-        for place in plan.places.iter().filter(|place| place.way == Way::New) {
-            let process = process(place.claim.task).ok_or(Failure::Died(place.claim.task))?;
+        for place in plan.places.iter_mut().filter(|place| place.way == Way::New) {
+            let died = || Failure::Died(place.claim.task);
+            let process = process(place.claim.task).ok_or_else(died)?;
+            let cgroup = self.processes.cgroup(process).ok_or_else(died)?;
+            let saved = self.processes.saved_mask(process).map_err(|error| failed(error, place))?;
+            let claim = Arc::make_mut(&mut place.claim);
+            (claim.cgroup, claim.saved) = (cgroup, saved);
             self.watch
                 .add(Arc::clone(process))
                 .map_err(|error| Failure::Refused(self.fault("watching the task")(error)))?;
@@ -286,10 +267,13 @@ impl Engine {
             let task = place.claim.task;
             let process = process(task).ok_or(Failure::Died(task))?;
             if place.way == Way::New {
-                place.claim.saved = self
+                let refined = self
                     .processes
                     .refine_saved(process, place.claim.saved.clone())
                     .map_err(|error| failed(error, place))?;
+                if refined != place.claim.saved {
+                    Arc::make_mut(&mut place.claim).saved = refined;
+                }
             }
             let (cpus, waiting) = (&place.cpus, by.waiting);
             let previous = match place.way {

@@ -21,11 +21,9 @@ pub(super) fn encode(seed: &str, record: &impl Serialize) -> std::io::Result<Vec
     Ok(line)
 }
 
-/// What a file of records says.
+/// How sound a file of records is.
 #[derive(Debug)]
-pub(super) struct Decoded<T> {
-    /// The records that are whole.
-    pub(super) records: Vec<T>,
+pub(super) struct Decoded {
     /// How many lines are none.
     pub(super) bad: usize,
     /// How many bytes there are up to the end of the last line that has one: a tail that has none was
@@ -33,14 +31,15 @@ pub(super) struct Decoded<T> {
     pub(super) whole: usize,
 }
 
-/// Reads all lines.
-pub(super) fn decode<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Decoded<T> {
+/// Reads all lines; `each` gets the records that are whole, one by one: all together may be many times what they
+/// add up to.
+pub(super) fn decode<T: DeserializeOwned>(seed: &str, bytes: &[u8], mut each: impl FnMut(T)) -> Decoded {
     let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
-    let mut decoded = Decoded { records: Vec::new(), bad: 0, whole };
+    let mut decoded = Decoded { bad: 0, whole };
     let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|&b| b == b'\n');
     for line in lines {
         match record(seed, line) {
-            Some(record) => decoded.records.push(record),
+            Some(record) => each(record),
             None => decoded.bad += 1,
         }
     }
@@ -80,15 +79,21 @@ fn checksum(seed: &str, json: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
+    fn records<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Vec<T> {
+        let mut records = Vec::new();
+        decode(seed, bytes, |record| records.push(record));
+        records
+    }
+
     #[test]
     fn every_flipped_bit_is_noticed() {
         let line = encode("seed", &vec![1, 22, 333]).unwrap();
-        assert_eq!(decode::<Vec<u32>>("seed", &line).records, [[1, 22, 333]]);
-        assert!(decode::<Vec<u32>>("other", &line).records.is_empty());
+        assert_eq!(records::<Vec<u32>>("seed", &line), [[1, 22, 333]]);
+        assert!(records::<Vec<u32>>("other", &line).is_empty());
         for bit in 0..line.len() * 8 {
             let mut flipped = line.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode::<Vec<u32>>("seed", &flipped).records.is_empty(), "bit {bit}");
+            assert!(records::<Vec<u32>>("seed", &flipped).is_empty(), "bit {bit}");
         }
     }
 
@@ -98,7 +103,7 @@ mod tests {
         for bit in 0..8 {
             let mut flipped = line.clone();
             *flipped.last_mut().unwrap() ^= 1 << bit;
-            assert_eq!(decode::<u32>("", &flipped).bad, 1, "bit {bit}");
+            assert_eq!(decode("", &flipped, |_: u32| ()).bad, 1, "bit {bit}");
         }
     }
 
@@ -108,12 +113,9 @@ mod tests {
         let whole = file.len();
         file.extend(encode("", &2).unwrap());
         for cut in whole..file.len() - 1 {
-            let decoded = decode::<u32>("", &file[..cut]);
-            assert_eq!(
-                (decoded.records.as_slice(), decoded.bad, decoded.whole),
-                (&[1][..], 0, whole),
-                "cut {cut}"
-            );
+            let mut records = Vec::new();
+            let decoded = decode("", &file[..cut], |record: u32| records.push(record));
+            assert_eq!((records, decoded.bad, decoded.whole), (vec![1], 0, whole), "cut {cut}");
         }
     }
 }

@@ -114,10 +114,11 @@ pub(super) fn newer(bytes: &[u8]) -> Option<u32> {
 
 /// Reads a file's bytes.
 pub(super) fn read(bytes: &[u8]) -> Read {
-    let decoded = codec::decode::<Line>("", bytes);
+    let mut lines = Vec::new();
+    let decoded = codec::decode("", bytes, |line: Line| lines.push(line));
     let (mut config, mut next, mut expected, mut header) = (Config::default(), None, None, false);
-    let count = decoded.records.len();
-    for line in decoded.records {
+    let count = lines.len();
+    for line in lines {
         match line {
             Line::Header { version, .. } if version > VERSION => return Read::Newer(version),
             Line::Header { kcm, .. } => header = kcm == "config",

@@ -47,9 +47,9 @@ pub(crate) const HOLDER: &str = "\u{0}";
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
     /// Masks are about to be set for this claim.
-    Intent(Claim),
+    Intent(Arc<Claim>),
     /// The claim is a fact; it replaces any other of the task.
-    Claimed(Claim),
+    Claimed(Arc<Claim>),
     /// The intent was undone.
     Abandoned { task: TaskId },
     /// The claim is over; the masks are about to be given back.
@@ -57,7 +57,7 @@ pub(crate) enum Record {
     /// They are back.
     Released { task: TaskId },
     /// The claim of a dead task has passed on.
-    Inherited { from: TaskId, heir: Claim },
+    Inherited { from: TaskId, heir: Arc<Claim> },
     /// The task died, and its claim with it.
     Ended { task: TaskId, reclaimed: Option<Reclaimed> },
     /// A reclaimed claim, told again when the log is compacted.
@@ -91,9 +91,9 @@ pub(crate) enum Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Live {
     /// Each with the number of its record: where two claims contradict each other, the later one is right.
-    pub(crate) claims: BTreeMap<TaskId, (u64, Claim)>,
-    pub(crate) intents: BTreeMap<TaskId, Claim>,
-    pub(crate) releasing: BTreeMap<TaskId, Claim>,
+    pub(crate) claims: BTreeMap<TaskId, (u64, Arc<Claim>)>,
+    pub(crate) intents: BTreeMap<TaskId, Arc<Claim>>,
+    pub(crate) releasing: BTreeMap<TaskId, Arc<Claim>>,
     pub(crate) reclaimed: VecDeque<Reclaimed>,
     pub(crate) dropped: u64,
     pub(crate) events: u64,
@@ -265,7 +265,7 @@ impl Live {
             let both = vec![Record::Claimed(claim.clone()), Record::Releasing { task: *task }];
             records.push(Record::Batch(both));
         }
-        let mut claims: Vec<&(u64, Claim)> = self.claims.values().collect();
+        let mut claims: Vec<&(u64, Arc<Claim>)> = self.claims.values().collect();
         claims.sort_by_key(|(number, _)| *number);
         records.extend(claims.into_iter().map(|(_, claim)| Record::Claimed(claim.clone())));
         records.extend(self.intents.values().cloned().map(Record::Intent));

@@ -80,12 +80,12 @@ struct Log {
 pub(crate) struct Recovered {
     pub(crate) config: Config,
     /// The latest first.
-    pub(crate) claims: Vec<Claim>,
+    pub(crate) claims: Vec<Arc<Claim>>,
     /// Claims for which masks may have been set, and nothing else. A claim that it was to replace is among
     /// the claims.
-    pub(crate) intents: Vec<Claim>,
+    pub(crate) intents: Vec<Arc<Claim>>,
     /// Claims that are over, whose masks may not be back.
-    pub(crate) releasing: Vec<Claim>,
+    pub(crate) releasing: Vec<Arc<Claim>>,
     pub(crate) reclaimed: VecDeque<Reclaimed>,
     pub(crate) reclaimed_dropped: u64,
     /// The newest events, with their numbers.
@@ -166,7 +166,7 @@ impl StateDir {
             log.live.requests.carried_out(last.request);
         }
         let live = &log.live;
-        let mut claims: Vec<&(u64, Claim)> = live.claims.values().collect();
+        let mut claims: Vec<&(u64, Arc<Claim>)> = live.claims.values().collect();
         claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
         let (event_file, events) = EventFile::open(&path, EVENTS_KEPT);
         let recovered = Recovered {
@@ -418,15 +418,14 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
     let seed = header.as_ref().map_or(boot, |header| header.boot.as_str());
     let rest =
         if header.is_some() { bytes.iter().position(|&b| b == b'\n').map_or(0, |end| end + 1) } else { 0 };
-    let decoded = codec::decode::<Numbered<Record>>(seed, bytes.get(rest..).unwrap_or_default());
-    let numbers: Vec<u64> = decoded.records.iter().map(|record| record.n).collect();
-    let gaps = numbers.windows(2).any(|pair| matches!(pair, [a, b] if a + 1 != *b));
-    let beheaded = existed && (header.is_none() || numbers.first().is_some_and(|&first| first != 0));
-    let damaged = decoded.bad > 0 || gaps || beheaded;
-    let mut live = Live::default();
-    for Numbered { n, r } in decoded.records {
+    // A log that has lost its beginning has a gap before its first record.
+    let (mut live, mut next, mut gaps) = (Live::default(), 0, false);
+    let decoded = codec::decode(seed, bytes.get(rest..).unwrap_or_default(), |Numbered { n, r }| {
+        gaps |= n != next;
+        next = n.wrapping_add(1);
         live.add(n, r);
-    }
+    });
+    let damaged = decoded.bad > 0 || gaps || existed && header.is_none();
     if seed != boot {
         live.claims.clear();
         live.intents.clear();
@@ -437,11 +436,8 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
         set_aside(&file, what, damage)?;
     }
     let sound = !damaged && header.is_some() && seed == boot;
-    let log = if sound {
-        resume(&file, rest + decoded.whole, numbers.last().map_or(0, |n| n + 1), live)
-    } else {
-        Ok(anew(path, boot, live))
-    };
+    let log =
+        if sound { resume(&file, rest + decoded.whole, next, live) } else { Ok(anew(path, boot, live)) };
     Ok((log?, damaged || unreadable))
 }
 

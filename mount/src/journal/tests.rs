@@ -351,9 +351,9 @@ proptest! {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct State {
     config: Config,
-    claims: Vec<Claim>,
-    intents: Vec<Claim>,
-    releasing: Vec<Claim>,
+    claims: Vec<Arc<Claim>>,
+    intents: Vec<Arc<Claim>>,
+    releasing: Vec<Arc<Claim>>,
     reclaimed: Vec<Reclaimed>,
     dropped: u64,
     next_event: u64,
@@ -378,7 +378,7 @@ impl State {
     }
 
     fn of_live(live: &Live) -> Self {
-        let mut claims: Vec<(u64, Claim)> = live.claims.values().cloned().collect();
+        let mut claims: Vec<(u64, Arc<Claim>)> = live.claims.values().cloned().collect();
         // Those of one batch contradict each other in nothing.
         claims.sort_by_key(|(number, claim)| std::cmp::Reverse((*number, claim.task)));
         Self {
@@ -476,8 +476,8 @@ fn task(n: u32) -> TaskId {
 }
 
 /// Each task's claim is another one.
-fn claim(n: u32) -> Claim {
-    Claim {
+fn claim(n: u32) -> Arc<Claim> {
+    Arc::new(Claim {
         task: task(n),
         list: ListId(72),
         saved: if n.is_multiple_of(2) { SavedMask::All } else { SavedMask::Cpus("1,3".parse().unwrap()) },
@@ -485,12 +485,12 @@ fn claim(n: u32) -> Claim {
         uid: 1000,
         cgroup: 77,
         by_root: n.is_multiple_of(3),
-    }
+    })
 }
 
 /// The same task's claim on another list.
-fn moved(n: u32) -> Claim {
-    Claim { list: ListId(76), since: 2_000_000 + u64::from(n), ..claim(n) }
+fn moved(n: u32) -> Arc<Claim> {
+    Arc::new(Claim { list: ListId(76), since: 2_000_000 + u64::from(n), ..Claim::clone(&claim(n)) })
 }
 
 fn claimed(n: u32) -> Record {

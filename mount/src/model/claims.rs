@@ -12,9 +12,10 @@
 //! or PIDs translated. Time, rights and liveness come in as values.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::command::{
-    Candidate, Change, Claim, Command, Effects, Place, Plan, Request, Subject, Target, Way,
+    Candidate, Change, Claim, Command, Effects, Place, Plan, Request, SavedMask, Subject, Target, Way,
 };
 use super::cpuset::{CpuId, CpuSet, ParseCpuSetError};
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
@@ -96,6 +97,8 @@ pub struct Pool {
     exclusivity: Exclusivity,
     /// By their first CPU: lists are disjoint, so no two have the same.
     lists: BTreeMap<CpuId, ListId>,
+    /// Those of them that have tasks.
+    taken: BTreeSet<ListId>,
 }
 
 impl Pool {
@@ -115,12 +118,17 @@ impl Pool {
     pub fn lists(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
         self.lists.values().copied()
     }
+
+    /// Its lists that have tasks.
+    pub fn taken(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
+        self.taken.iter().copied()
+    }
 }
 
 /// What a task has and what is being done with it.
 #[derive(Clone, Debug, Default)]
 struct Holding {
-    claim: Option<Claim>,
+    claim: Option<Arc<Claim>>,
     /// A plan that names the task has neither been settled nor abandoned.
     in_hand: bool,
     /// It died while it was in hand.
@@ -164,7 +172,7 @@ impl Claims {
 
     /// The claim of a task.
     #[must_use]
-    pub fn claim(&self, task: &TaskId) -> Option<&Claim> {
+    pub fn claim(&self, task: &TaskId) -> Option<&Arc<Claim>> {
         self.tasks.get(task)?.claim.as_ref()
     }
 
@@ -175,7 +183,7 @@ impl Claims {
     }
 
     /// All claims, in no order.
-    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+    pub fn claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
         self.tasks.values().filter_map(|holding| holding.claim.as_ref())
     }
 
@@ -378,19 +386,15 @@ impl Claims {
         };
         let claim = match (old, way) {
             (Some(old), Way::Repeat) => old.clone(),
-            _ => Claim {
+            _ => Arc::new(Claim {
                 task: subject.task,
                 list: id,
-                // What was not asked for because there was a claim a moment ago: ask again.
-                saved: old
-                    .map(|old| old.saved.clone())
-                    .or_else(|| subject.saved.clone())
-                    .ok_or(Refusal::InHand)?,
+                saved: old.map_or(SavedMask::All, |old| old.saved.clone()),
                 since: request.now,
                 uid: subject.uids.real,
-                cgroup: subject.cgroup.or(old.map(|old| old.cgroup)).ok_or(Refusal::InHand)?,
+                cgroup: old.map_or(0, |old| old.cgroup),
                 by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
-            },
+            }),
         };
         Ok(Place { claim, cpus: list.cpus.clone(), list: list.name.clone(), way })
     }
@@ -468,9 +472,12 @@ impl Claims {
         }
     }
 
-    fn hold(&mut self, claim: Claim) {
+    fn hold(&mut self, claim: Arc<Claim>) {
         if let Some(list) = self.lists.get_mut(&claim.list) {
             list.tasks.insert(claim.task);
+            if let Some(pool) = self.pools.get_mut(&list.pool) {
+                pool.taken.insert(claim.list);
+            }
         }
         if !claim.by_root {
             self.not_by_root += 1;
@@ -478,10 +485,15 @@ impl Claims {
         self.tasks.insert(claim.task, Holding { claim: Some(claim), ..Holding::default() });
     }
 
-    fn drop_claim(&mut self, task: &TaskId) -> Option<Claim> {
+    fn drop_claim(&mut self, task: &TaskId) -> Option<Arc<Claim>> {
         let claim = self.tasks.remove(task)?.claim?;
         if let Some(list) = self.lists.get_mut(&claim.list) {
             list.tasks.remove(task);
+            if list.tasks.is_empty()
+                && let Some(pool) = self.pools.get_mut(&list.pool)
+            {
+                pool.taken.remove(&claim.list);
+            }
         }
         if !claim.by_root {
             self.not_by_root -= 1;
@@ -500,12 +512,8 @@ impl Claims {
         let change = match heir {
             None => Change::Ended(claim),
             Some(heir) => {
-                let to = Claim {
-                    task: heir.task,
-                    uid: heir.uids.real,
-                    cgroup: heir.cgroup.unwrap_or(claim.cgroup),
-                    ..claim
-                };
+                let to = Claim { task: heir.task, uid: heir.uids.real, ..Claim::clone(&claim) };
+                let to = Arc::new(to);
                 self.hold(to.clone());
                 Change::Inherited { from: task, to }
             }
@@ -513,7 +521,7 @@ impl Claims {
         Effects { changes: vec![change], ..Effects::default() }
     }
 
-    fn restore(&mut self, claim: Claim) -> Result<Effects, Refusal> {
+    fn restore(&mut self, claim: Arc<Claim>) -> Result<Effects, Refusal> {
         if self.tasks.contains_key(&claim.task) {
             return Err(Refusal::Exists);
         }
@@ -526,7 +534,7 @@ impl Claims {
         if self.pools.values().any(|pool| pool.name == name) {
             return Err(Refusal::Exists);
         }
-        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new() });
+        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new(), taken: BTreeSet::new() });
         Ok(Effects::default())
     }
 
@@ -646,12 +654,12 @@ fn may(subject: &Subject, users: &[u32]) -> Result<(), Refusal> {
 /// `tick` is the length of a clock tick in nanoseconds: start times are only known in whole ticks.
 #[must_use]
 pub fn heir<'a>(claim: &Claim, cpus: &CpuSet, tick: u64, candidates: &'a [Candidate]) -> Option<&'a Subject> {
-    let may_inherit = |Candidate { subject, started, mask }: &&Candidate| {
+    let may_inherit = |Candidate { subject, cgroup, started, mask }: &&Candidate| {
         subject.task != claim.task
             && !subject.kernel_thread
             && !subject.ours
             && *started >= claim.since / tick
-            && subject.cgroup == Some(claim.cgroup)
+            && *cgroup == claim.cgroup
             && (subject.uids.real == claim.uid || subject.uids.real == 0)
             && !mask.is_empty()
             && mask.is_subset(cpus)

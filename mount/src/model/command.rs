@@ -2,6 +2,8 @@
 //!
 //! Owns: the words between the machine and those who carry its decisions out. Must not know: any rule.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::cpuset::CpuSet;
@@ -19,7 +21,7 @@ pub enum SavedMask {
     Cpus(CpuSet),
 }
 
-/// The fact that one task is on one CPU list.
+/// The fact that one task is on one CPU list. Shared by the machine and the log, both of which keep it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// Who.
@@ -60,10 +62,6 @@ pub struct Subject {
     pub kernel_thread: bool,
     /// Whether it is the daemon.
     pub ours: bool,
-    /// A number for its cgroup; needed where it has no claim yet.
-    pub cgroup: Option<u64>,
-    /// Its leader's mask; needed where it has no claim yet.
-    pub saved: Option<SavedMask>,
 }
 
 /// A living process that may be the heir of a dead one.
@@ -71,6 +69,8 @@ pub struct Subject {
 pub struct Candidate {
     /// Who.
     pub subject: Subject,
+    /// A number for its cgroup.
+    pub cgroup: u64,
     /// When it started, in clock ticks since boot.
     pub started: u64,
     /// Its leader's mask.
@@ -120,7 +120,7 @@ pub enum Command {
         heir: Option<Subject>,
     },
     /// A claim that an earlier daemon recorded is taken up again.
-    Restore(Claim),
+    Restore(Arc<Claim>),
     /// A new pool, without lists.
     AddPool {
         /// Its number.
@@ -180,8 +180,9 @@ pub enum Way {
 /// One task that is to be put onto one list.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// The claim as it will be.
-    pub claim: Claim,
+    /// The claim as it will be. What has to be asked of the task itself, `saved` and `cgroup`, is not known of a
+    /// new one yet: who carries out the plan fills it in.
+    pub claim: Arc<Claim>,
     /// The CPUs of the list.
     pub cpus: CpuSet,
     /// The list, for messages.
@@ -197,32 +198,32 @@ pub struct Plan {
     /// Who goes where.
     pub places: Vec<Place>,
     /// Claims that end.
-    pub releases: Vec<Claim>,
+    pub releases: Vec<Arc<Claim>>,
 }
 
 /// What has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A task without a claim got one.
-    Claimed(Claim),
+    Claimed(Arc<Claim>),
     /// A claim was replaced by one on another list.
     Moved {
         /// Where it was.
         from: ListId,
         /// Where it is.
-        to: Claim,
+        to: Arc<Claim>,
     },
     /// A living task gave its claim up.
-    Released(Claim),
+    Released(Arc<Claim>),
     /// A dead task's claim passed on.
     Inherited {
         /// The dead one.
         from: TaskId,
         /// The claim as it is now.
-        to: Claim,
+        to: Arc<Claim>,
     },
     /// A dead task's claim ended.
-    Ended(Claim),
+    Ended(Arc<Claim>),
 }
 
 /// What an applied command brings about.

@@ -54,10 +54,42 @@ impl Waiting {
     fn is(self, tid: u32) -> bool {
         self.0 == Some(tid)
     }
+}
 
-    /// Whether these are all threads of a task, and none of them can make another.
-    fn is_alone_in(self, tids: &[u32]) -> bool {
-        matches!(tids, [tid] if self.is(*tid))
+/// Where the threads of a task are found.
+enum Listing {
+    /// There is this one alone, which waits for our answer and so makes no other.
+    Alone(u32),
+    /// `/proc/PID/task`.
+    Directory(OwnedFd),
+}
+
+impl Listing {
+    fn tids(&self) -> io::Result<Vec<u32>> {
+        match self {
+            Self::Alone(tid) => Ok(vec![*tid]),
+            Self::Directory(tasks) => {
+                let mut tids = Vec::new();
+                ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
+                Ok(tids)
+            }
+        }
+    }
+
+    /// Whether all threads wait for something, so that none is just making another. Where one is not, it gets a
+    /// moment.
+    fn are_asleep_or_pause(&self, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
+        let Self::Directory(tasks) = self else { return true };
+        // One that has gone makes none; those that it made are seen by the next pass.
+        let is_asleep = |&tid: &u32| {
+            waiting.is(tid)
+                || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
+        };
+        let all = tids.len() <= ASKED && tids.iter().all(is_asleep);
+        if !all {
+            std::thread::sleep(PAUSE * 2_u32.pow(quiet));
+        }
+        all
     }
 }
 
@@ -183,14 +215,11 @@ impl Processes {
         previous: &mut Previous,
     ) -> Result<(), MaskError> {
         let leader = process.id().pid.get();
-        let tasks = self.tasks(process)?.ok_or(MaskError::Gone)?;
-        let mut known = HashSet::new();
+        let listing = self.listing(process, waiting)?.ok_or(MaskError::Gone)?;
+        let (mut known, mut right) = (HashSet::new(), HashSet::new());
         let (mut quiet, mut asleep) = (0, true);
-        let mut tids = Vec::new();
         for pass in 0..PASSES {
-            if !waiting.is_alone_in(&tids) {
-                tids = list(&tasks)?;
-            }
+            let tids = listing.tids()?;
             if tids.is_empty() || !process.is_alive() {
                 return Err(MaskError::Gone);
             }
@@ -202,11 +231,16 @@ impl Processes {
             };
             let mut wrong = Vec::new();
             // All are looked at before one is touched, so that undoing gives each what it had. One that has
-            // come since and is right has that from another thread.
+            // come since and is right has that from another thread. Who was right once has been read back.
             for &tid in &tids {
+                if right.contains(&tid) {
+                    continue;
+                }
                 let Some(mask) = mask_of(tid)? else { continue };
                 let is_right = is_right(&mask);
-                if !is_right {
+                if is_right {
+                    right.insert(tid);
+                } else {
                     wrong.push(tid);
                 }
                 if known.insert(tid) && (pass == 0 || !is_right) {
@@ -223,7 +257,7 @@ impl Processes {
                 let read_back = pass > 0 || tid == leader;
                 self.set_thread(tid, leader, cpus, read_back)?;
             }
-            asleep = are_asleep_or_pause(&tasks, &tids, waiting, quiet);
+            asleep = listing.are_asleep_or_pause(&tids, waiting, quiet);
         }
         Err(MaskError::KeepsChanging)
     }
@@ -268,11 +302,11 @@ impl Processes {
     }
 
     fn give_all(&self, process: &Process, waiting: Waiting, mask: impl Fn(u32) -> Vec<u64>) {
-        let Ok(Some(tasks)) = self.tasks(process) else { return };
+        let Ok(Some(listing)) = self.listing(process, waiting) else { return };
         let mut known = HashSet::new();
         let (mut quiet, mut asleep) = (0, false);
         for _ in 0..PASSES {
-            let tids = list(&tasks).unwrap_or_default();
+            let tids = listing.tids().unwrap_or_default();
             let new: Vec<u32> = tids.iter().copied().filter(|tid| known.insert(*tid)).collect();
             quiet = if new.is_empty() { quiet + 1 } else { 0 };
             if quiet == QUIET_PASSES || quiet > 0 && asleep || !process.is_alive() {
@@ -283,15 +317,21 @@ impl Processes {
                     let _ = set(tid, &ALL);
                 }
             }
-            if waiting.is_alone_in(&tids) {
+            if matches!(listing, Listing::Alone(_)) {
                 return;
             }
-            asleep = are_asleep_or_pause(&tasks, &tids, waiting, quiet);
+            asleep = listing.are_asleep_or_pause(&tids, waiting, quiet);
         }
     }
 
-    fn tasks(&self, process: &Process) -> io::Result<Option<OwnedFd>> {
-        self.proc.open(&format!("{}/task", process.id().pid), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    /// None: it has gone.
+    fn listing(&self, process: &Process, waiting: Waiting) -> io::Result<Option<Listing>> {
+        let leader = process.id().pid.get();
+        let tasks = format!("{leader}/task");
+        if waiting.is(leader) && self.proc.directories(&tasks)? == Some(1) {
+            return Ok(Some(Listing::Alone(leader)));
+        }
+        Ok(self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.map(Listing::Directory))
     }
 
     fn is_pinned_by_the_kernel(&self, tid: u32) -> bool {
@@ -307,21 +347,6 @@ impl Processes {
         let text = str::from_utf8(text.get(..filled).unwrap_or_default()).map_err(io::Error::other)?;
         text.trim().parse().map_err(io::Error::other)
     }
-}
-
-/// Whether all threads wait for something, so that none is just making another. Where one is not, it gets a
-/// moment.
-fn are_asleep_or_pause(tasks: &OwnedFd, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
-    // One that has gone makes none; those that it made are seen by the next pass.
-    let is_asleep = |&tid: &u32| {
-        waiting.is(tid)
-            || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
-    };
-    let all = tids.len() <= ASKED && tids.iter().all(is_asleep);
-    if !all {
-        std::thread::sleep(PAUSE * 2_u32.pow(quiet));
-    }
-    all
 }
 
 /// Every CPU that can be.
@@ -352,10 +377,4 @@ pub(crate) fn mask_of(tid: u32) -> io::Result<Option<CpuSet>> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn list(tasks: &OwnedFd) -> io::Result<Vec<u32>> {
-    let mut tids = Vec::new();
-    ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
-    Ok(tids)
 }

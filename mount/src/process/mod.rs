@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,6 +33,7 @@ pub(crate) use mask::{MaskError, Previous, Threads, Waiting, mask_of};
 use namespace::Namespace;
 use procfs::ProcFs;
 pub(crate) use scan::Candidate;
+pub(crate) use sys::keep_heap_small;
 pub(crate) use watch::Watch;
 
 /// Set in [`TaskId::ino`] where it is a start time.
@@ -66,6 +67,8 @@ pub(crate) struct Processes {
 pub(crate) struct Process {
     id: TaskId,
     pidfd: OwnedFd,
+    /// Whether its PID namespace is ours, once somebody has asked: it never gets another.
+    in_our_namespace: OnceLock<bool>,
 }
 
 /// What is known of a living process.
@@ -137,21 +140,19 @@ impl Processes {
         self.features.pidfs
     }
 
-    /// The process of this thread, by the descriptor of a watched one where it is that. None: it does not exist
+    /// The process of this thread, by a descriptor that is there already where it can be. None: it does not exist
     /// (any more).
     ///
     /// # Errors
     /// Those of [`Processes::open`].
     pub(crate) fn of_thread(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
+        let Some(pid) = self.tgid(tid)? else { return Ok(None) };
         // One that lives has had its number all the time since it was opened.
-        let watched = match self.tgid(tid)? {
-            Some(pid) => watch.with_number(pid).filter(|process| process.is_alive()),
-            None => return Ok(None),
-        };
-        match watched {
-            Some(process) => Ok(Some(process)),
-            None => Ok(self.open(tid)?.map(Arc::new)),
+        if let Some(process) = watch.with_number(pid).filter(|process| process.is_alive()) {
+            return Ok(Some(process));
         }
+        let process = self.open_translated(pid, tid)?.map(Arc::new);
+        Ok(process.inspect(|process| watch.remember(process)))
     }
 
     /// The process of this thread. None: it does not exist (any more).
@@ -159,7 +160,11 @@ impl Processes {
     /// # Errors
     /// No descriptors are left, and the like.
     pub(crate) fn open(&self, tid: Pid) -> io::Result<Option<Process>> {
-        let Some(pid) = self.tgid(tid)? else { return Ok(None) };
+        self.tgid(tid)?.map_or(Ok(None), |pid| self.open_translated(pid, tid))
+    }
+
+    /// The process `pid`, if the thread is one of it.
+    fn open_translated(&self, pid: Pid, tid: Pid) -> io::Result<Option<Process>> {
         let Some(process) = self.open_leader(pid)? else { return Ok(None) };
         // Translated again: the number may have been given to another process before it was opened.
         Ok((self.tgid(tid)? == Some(pid)).then_some(process))
@@ -195,7 +200,7 @@ impl Processes {
                 None => return Ok(None),
             }
         };
-        Ok(Some(Process { id: TaskId { pid, ino }, pidfd }))
+        Ok(Some(Process { id: TaskId { pid, ino }, pidfd, in_our_namespace: OnceLock::new() }))
     }
 
     /// Whose it is. None: it has died.

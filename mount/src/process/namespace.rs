@@ -4,12 +4,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use super::procfs::ProcFs;
-use super::{Process, Processes, sys};
+use super::{Process, Processes, Watch, sys};
 use crate::model::task::{Pid, WrittenPid};
 
 /// A PID namespace.
@@ -66,7 +67,11 @@ impl Processes {
 
     /// Whether numbers mean to the process what they mean to us.
     pub(crate) fn shares_namespace(&self, process: &Process) -> io::Result<bool> {
-        Ok(self.namespace(process)?.is_some_and(|namespace| namespace.ino == self.own.ino))
+        if let Some(&known) = process.in_our_namespace.get() {
+            return Ok(known);
+        }
+        let Some(namespace) = self.namespace(process)? else { return Ok(false) };
+        Ok(*process.in_our_namespace.get_or_init(|| namespace.ino == self.own.ino))
     }
 
     /// The process that has this number in the PID namespace of `of`: translated, opened, translated again.
@@ -78,22 +83,23 @@ impl Processes {
         &self,
         of: &Process,
         written: WrittenPid,
-    ) -> io::Result<Option<Process>> {
-        let Some(namespace) = self.namespace(of)? else { return Ok(None) };
-        if namespace.ino == self.own.ino {
-            return Pid::new(written.0.get()).map_or(Ok(None), |pid| self.open(pid));
+        watch: &Watch,
+    ) -> io::Result<Option<Arc<Process>>> {
+        if self.shares_namespace(of)? {
+            return Pid::new(written.0.get()).map_or(Ok(None), |pid| self.of_thread(pid, watch));
         }
+        let Some(namespace) = self.namespace(of)? else { return Ok(None) };
         let Some(pid) = self.translate(&namespace, of, written)? else { return Ok(None) };
         let Some(process) = self.open_leader(pid)? else { return Ok(None) };
-        Ok((self.translate(&namespace, of, written)? == Some(pid)).then_some(process))
+        Ok((self.translate(&namespace, of, written)? == Some(pid)).then(|| Arc::new(process)))
     }
 
     /// The number that the process has in the PID namespace of `of`. None: it has none there.
     pub(crate) fn number_in_namespace_of(&self, of: &Process, pid: Pid) -> Option<u32> {
-        let namespace = self.namespace(of).ok().flatten()?;
-        if namespace.ino == self.own.ino {
+        if self.shares_namespace(of).ok()? {
             return Some(pid.get());
         }
+        let namespace = self.namespace(of).ok().flatten()?;
         if self.features.translation {
             return namespace.number_of(pid).ok().flatten();
         }
@@ -107,6 +113,10 @@ impl Processes {
 
     /// Whether both are in the same PID namespace.
     pub(crate) fn same_namespace(&self, a: &Process, b: &Process) -> bool {
+        match [a, b].map(|process| self.shares_namespace(process).ok()) {
+            [Some(false), Some(false)] => {}
+            [a, b] => return a.is_some() && a == b,
+        }
         let ino = |process| self.namespace(process).ok().flatten().map(|namespace| namespace.ino);
         matches!((ino(a), ino(b)), (Some(a), Some(b)) if a == b)
     }

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat};
 
 use super::sys;
 
@@ -56,6 +56,16 @@ impl ProcFs {
     /// A descriptor of a file or directory; None where the process has gone.
     pub(super) fn open(&self, path: &str, flags: OFlag) -> io::Result<Option<OwnedFd>> {
         open(self.root(), path, flags)
+    }
+
+    /// How many directories there are in a directory, as its links tell; None where the process has gone.
+    pub(super) fn directories(&self, path: &str) -> io::Result<Option<u64>> {
+        match fstatat(self.root(), path, AtFlags::empty()) {
+            // Its own name and `.` are links too (fs/proc/base.c, `proc_task_getattr`).
+            Ok(stat) => Ok(Some(stat.st_nlink.saturating_sub(2))),
+            Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// The text of a file; None where the process has gone.

@@ -101,6 +101,18 @@ pub(super) fn set_affinity(tid: u32, words: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
+/// One heap for all threads, and large pieces apart from it, so that what was needed for a moment is used again or
+/// goes back to the machine. With a heap a thread, and pieces as large as once were freed among the small ones, 10,000
+/// claims take half as much again.
+pub(crate) fn keep_heap_small() {
+    const LARGE: libc::c_int = 128 * 1024;
+    // SAFETY: takes numbers and no memory.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
 /// Raw directory entries (getdents64(2)); how many bytes of the buffer are filled.
 pub(super) fn getdents(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the length is that of the buffer.

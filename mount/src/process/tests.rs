@@ -128,8 +128,9 @@ fn a_number_that_nobody_has_opens_nothing() {
     for processes in both() {
         assert!(processes.open(Pid::new(i32::MAX as u32).unwrap()).unwrap().is_none());
         let own = open(&processes, Pid::new(std::process::id()).unwrap());
-        assert!(processes.open_in_namespace_of(&own, written(i32::MAX as u32)).unwrap().is_none());
-        assert!(processes.open_in_namespace_of(&own, written(u32::MAX)).unwrap().is_none());
+        for number in [i32::MAX as u32, u32::MAX] {
+            assert!(open_from(&processes, &own, number).is_none());
+        }
     }
 }
 
@@ -205,7 +206,7 @@ fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
         assert!(!processes.same_namespace(&first, &ours));
         assert!(processes.is_namespace_init(&first));
         assert_eq!(processes.number_in_namespace_of(&first, container.first), Some(1));
-        let inside = |number| processes.open_in_namespace_of(&first, written(number)).unwrap();
+        let inside = |number| open_from(&processes, &first, number);
         assert_eq!(inside(1).map(|process| process.id()), Some(first.id()));
         let sleeper = inside(container.sleeper).unwrap();
         until("it is its program", || processes.comm(&sleeper).as_deref() == Some("sleep"));
@@ -218,7 +219,7 @@ fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
         assert_eq!(processes.number_in_namespace_of(&first, ours.id().pid), None);
         let outside = processes.number_in_namespace_of(&ours, sleeper.id().pid);
         assert_eq!(outside, Some(sleeper.id().pid.get()));
-        let found = processes.open_in_namespace_of(&ours, written(sleeper.id().pid.get())).unwrap();
+        let found = open_from(&processes, &ours, sleeper.id().pid.get());
         assert_eq!(found.map(|process| process.id()), Some(sleeper.id()));
     }
 }
@@ -230,7 +231,7 @@ fn a_number_of_one_container_is_none_in_another() {
         let [first, second] = [&one, &other].map(|container| open(&processes, container.first));
         assert!(!processes.same_namespace(&first, &second));
         assert_eq!(processes.number_in_namespace_of(&first, other.first), None);
-        let found = processes.open_in_namespace_of(&second, written(other.sleeper)).unwrap().unwrap();
+        let found = open_from(&processes, &second, other.sleeper).unwrap();
         assert_eq!(processes.facts(&found).unwrap().unwrap().parent, Some(other.first));
         assert_eq!(processes.number_in_namespace_of(&first, found.id().pid), None);
     }
@@ -243,9 +244,40 @@ fn a_container_that_has_ended_names_nobody() {
         let first = open(&processes, container.first);
         drop(container);
         until("it has died", || !first.is_alive());
-        assert!(processes.open_in_namespace_of(&first, written(1)).unwrap().is_none());
+        assert!(open_from(&processes, &first, 1).is_none());
         assert_eq!(processes.number_in_namespace_of(&first, Pid::new(1).unwrap()), None);
         assert!(!processes.same_namespace(&first, &first));
+    }
+}
+
+#[test]
+fn who_asks_again_is_known_by_the_same_descriptor_as_long_as_there_is_room() {
+    for processes in both() {
+        let watch = Watch::with_memory(2).unwrap();
+        let children: Vec<Child> = (0..3).map(|_| start(Command::new("sleep").arg("1000"))).collect();
+        let known = |n: usize| processes.of_thread(children[n].pid(), &watch).unwrap().unwrap();
+        let first = known(0);
+        known(1);
+        assert!(Arc::ptr_eq(&first, &known(0)));
+        known(2);
+        assert!(Arc::ptr_eq(&first, &known(0)), "the one that has not asked for longest makes room");
+        assert!(watch.with_number(children[1].pid()).is_none());
+        assert!(!watch.any_dead() && watch.get(&first.id()).is_none(), "it is not watched");
+    }
+}
+
+#[test]
+fn who_has_died_is_not_taken_for_whoever_gets_the_number() {
+    for processes in both() {
+        let watch = Watch::new().unwrap();
+        let mut child = start(Command::new("sleep").arg("1000"));
+        let pid = child.pid();
+        let old = processes.of_thread(pid, &watch).unwrap().unwrap();
+        child.0.kill().unwrap();
+        until("it has died", || !old.is_alive());
+        assert!(processes.of_thread(pid, &watch).unwrap().is_none(), "a zombie asks nothing");
+        child.0.wait().unwrap();
+        assert!(processes.of_thread(pid, &watch).unwrap().is_none());
     }
 }
 
@@ -444,8 +476,10 @@ fn open(processes: &Processes, tid: Pid) -> Process {
     processes.open(tid).unwrap().expect("it lives")
 }
 
-fn written(number: u32) -> WrittenPid {
-    WrittenPid(NonZeroU32::new(number).unwrap())
+/// As when that one writes this number.
+fn open_from(processes: &Processes, writer: &Process, number: u32) -> Option<Arc<Process>> {
+    let written = WrittenPid(NonZeroU32::new(number).unwrap());
+    processes.open_in_namespace_of(writer, written, &Watch::new().unwrap()).unwrap()
 }
 
 fn tids(pid: Pid) -> Vec<Pid> {

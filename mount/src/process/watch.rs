@@ -1,9 +1,10 @@
-//! The tasks that hold a claim, watched for their death.
+//! The tasks that hold a claim, watched for their death; and who has asked lately.
 //!
-//! Owns: one epoll instance over their pidfds, asked and never waited for on the way of a request. A dead
-//! task is reported until it is removed, so that nobody can miss it.
+//! Owns: one epoll instance over pidfds, asked and never waited for on the way of a request. A dead
+//! task is reported until it is removed, so that nobody can miss it. The descriptors of others are kept for a while:
+//! whoever writes writes again, and opening one takes longer than asking whether it still is the same process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -22,13 +23,20 @@ pub(crate) struct Watch {
     epoll: Epoll,
     state: Mutex<State>,
     limit: usize,
+    /// How many processes are remembered.
+    memory: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tasks: BTreeMap<TaskId, Arc<Process>>,
     by_fd: HashMap<u64, TaskId>,
+    /// Not watched, the latest last.
+    remembered: VecDeque<(Pid, Arc<Process>)>,
 }
+
+/// No more than this many are remembered: they are searched one by one.
+const MAX_MEMORY: usize = 256;
 
 impl Watch {
     /// Raises the soft limit of open files to the hard one: each watched task takes one.
@@ -42,7 +50,14 @@ impl Watch {
         // What requests open for a moment, and what the daemon has open all the time.
         let reserve = (hard / 16).max(64);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Self { epoll, state: Mutex::default(), limit: hard.saturating_sub(reserve) })
+        let memory = MAX_MEMORY.min(reserve / 2);
+        Ok(Self { epoll, state: Mutex::default(), limit: hard.saturating_sub(reserve), memory })
+    }
+
+    /// One that remembers so many processes.
+    #[cfg(test)]
+    pub(super) fn with_memory(memory: usize) -> io::Result<Self> {
+        Ok(Self { memory, ..Self::new()? })
     }
 
     /// How many tasks can be watched.
@@ -80,10 +95,29 @@ impl Watch {
         self.state.lock().tasks.get(task).cloned()
     }
 
-    /// The task with this number that was watched last; it may have died.
+    /// The newest process with this number of which there is a descriptor; it may have died.
     pub(crate) fn with_number(&self, pid: Pid) -> Option<Arc<Process>> {
         let (first, last) = (TaskId { pid, ino: 0 }, TaskId { pid, ino: u64::MAX });
-        self.state.lock().tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process))
+        let State { tasks, remembered, .. } = &mut *self.state.lock();
+        let watched = tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process));
+        watched.or_else(|| {
+            let at = remembered.iter().position(|(other, _)| *other == pid)?;
+            let found = remembered.remove(at)?;
+            let process = Arc::clone(&found.1);
+            remembered.push_back(found);
+            Some(process)
+        })
+    }
+
+    /// Keeps the descriptor of a process that asks, as long as there is room.
+    pub(crate) fn remember(&self, process: &Arc<Process>) {
+        let pid = process.id().pid;
+        let State { remembered, .. } = &mut *self.state.lock();
+        remembered.retain(|(other, _)| *other != pid);
+        remembered.push_back((pid, Arc::clone(process)));
+        if remembered.len() > self.memory {
+            remembered.pop_front();
+        }
     }
 
     /// Whether one of them has died: one system call.

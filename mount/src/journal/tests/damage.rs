@@ -292,7 +292,7 @@ fn assert_nothing_is_invented(found: &Config) {
     assert!(found.attributes.iter().all(|attributes| stored.attributes.contains(attributes)), "{found:?}");
 }
 
-fn claims_in(record: &Record) -> Vec<&Claim> {
+fn claims_in(record: &Record) -> Vec<&Arc<Claim>> {
     match record {
         Record::Intent(claim) | Record::Claimed(claim) | Record::Inherited { heir: claim, .. } => vec![claim],
         Record::Batch(records) => records.iter().flat_map(claims_in).collect(),

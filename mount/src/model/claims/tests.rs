@@ -234,8 +234,7 @@ fn a_claim_that_is_repeated_stays_as_it_is() {
     take(&mut claims, list(DATA_01), &[1]);
     let before = claims.claim(&task(1)).cloned();
     for target in [list(DATA_01), pool(DATA)] {
-        let mut later = Request { now: NOW + 1, ..request(target, &[1], &[]) };
-        later.claim[0].saved = None;
+        let later = Request { now: NOW + 1, ..request(target, &[1], &[]) };
         let plan = write(&mut claims, later).unwrap().plan;
         assert_eq!(plan.changing().count(), 0);
         assert_eq!(plan.places[0].way, Way::Repeat);
@@ -247,11 +246,8 @@ fn a_claim_that_is_repeated_stays_as_it_is() {
 #[test]
 fn a_move_drops_the_old_claim_in_the_same_step_and_keeps_the_first_saved_mask() {
     let mut claims = machine();
-    let mut first = request(list(DATA_01), &[1], &[]);
-    first.claim[0].saved = Some(SavedMask::Cpus(cpus("3")));
-    settle(&mut claims, first);
-    let mut second = Request { now: NOW + 1, ..request(pool(INFRA), &[1], &[]) };
-    second.claim[0].saved = Some(SavedMask::All);
+    take_with_mask(&mut claims, list(DATA_01), 1, "3");
+    let second = Request { now: NOW + 1, ..request(pool(INFRA), &[1], &[]) };
     let plan = write(&mut claims, second).unwrap().plan;
     assert_eq!(plan.places[0].way, Way::Move { from: DATA_01 });
     assert_eq!((on(&claims, DATA_01), on(&claims, INFRA_67)), (vec![1], vec![]));
@@ -310,14 +306,6 @@ fn a_task_in_hand_waits_for_its_plan_to_end() {
     claims.apply(Command::Settle(plan)).unwrap();
     assert!(!claims.is_in_hand(&task(1)));
     take(&mut claims, list(DATA_01), &[1]);
-}
-
-#[test]
-fn what_has_to_be_known_of_a_new_task_is_asked_for() {
-    for missing in [Subject { saved: None, ..subject(1) }, Subject { cgroup: None, ..subject(1) }] {
-        let request = Request { claim: vec![missing], ..request(list(DATA_01), &[], &[]) };
-        assert_eq!(refusal(machine().apply(Command::Write(request))), Refusal::InHand);
-    }
 }
 
 #[test]
@@ -429,13 +417,11 @@ fn the_others_of_a_plan_get_what_they_were_promised_when_one_has_died() {
 #[test]
 fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
     let mut claims = machine();
-    let mut first = request(list(DATA_01), &[1], &[]);
-    first.claim[0].saved = Some(SavedMask::Cpus(cpus("3")));
-    settle(&mut claims, first);
+    take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let old = claims.claim(&task(1)).cloned().unwrap();
-    let heir = Subject { cgroup: Some(99), saved: None, uids: root(), ..subject(2) };
+    let heir = Subject { uids: root(), ..subject(2) };
     let changes = claims.apply(Command::End { task: task(1), heir: Some(heir) }).unwrap().changes;
-    let expected = Claim { task: task(2), uid: 0, cgroup: 99, ..old };
+    let expected = Arc::new(Claim { task: task(2), uid: 0, ..Claim::clone(&old) });
     assert_eq!(changes, [Change::Inherited { from: task(1), to: expected.clone() }]);
     assert_eq!((claims.claim(&task(1)), claims.claim(&task(2))), (None, Some(&expected)));
     let changes = claims.apply(Command::End { task: task(2), heir: None }).unwrap().changes;
@@ -486,7 +472,7 @@ fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() 
     let held = claim(1, DATA_01.0);
     let tick = 10_000_000;
     let born = held.since / tick;
-    let good = Candidate { subject: subject(2), started: born, mask: cpus("0-1") };
+    let good = Candidate { subject: subject(2), cgroup: held.cgroup, started: born, mask: cpus("0-1") };
     let find = |candidate: &Candidate| {
         heir(&held, &cpus("0-1"), tick, std::slice::from_ref(candidate)).map(|heir| heir.task)
     };
@@ -501,8 +487,7 @@ fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() 
         (Candidate { mask: cpus("0-2"), ..good.clone() }, false, "also elsewhere"),
         (Candidate { mask: cpus("2"), ..good.clone() }, false, "elsewhere"),
         (Candidate { mask: CpuSet::new(), ..good.clone() }, false, "nowhere"),
-        (with(Subject { cgroup: Some(8), ..subject(2) }), false, "in another cgroup"),
-        (with(Subject { cgroup: None, ..subject(2) }), false, "in no known cgroup"),
+        (Candidate { cgroup: held.cgroup + 1, ..good.clone() }, false, "in another cgroup"),
         (with(Subject { uids: uids(7), ..subject(2) }), false, "of another user"),
         (with(Subject { kernel_thread: true, ..subject(2) }), false, "a kernel thread"),
         (with(Subject { ours: true, ..subject(2) }), false, "the daemon"),
@@ -515,7 +500,8 @@ fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() 
 #[test]
 fn the_oldest_heir_is_taken_and_of_those_the_lowest_pid() {
     let held = claim(1, DATA_01.0);
-    let candidate = |n, started| Candidate { subject: subject(n), started, mask: cpus("0") };
+    let candidate =
+        |n, started| Candidate { subject: subject(n), cgroup: held.cgroup, started, mask: cpus("0") };
     let candidates = [candidate(9, 6_000), candidate(8, 5_500), candidate(7, 5_500), candidate(2, 4_000)];
     let found = heir(&held, &cpus("0-1"), 10_000_000, &candidates);
     assert_eq!(found.map(|heir| heir.task), Some(task(7)));
@@ -697,6 +683,13 @@ fn take(claims: &mut Claims, target: Target, tasks: &[u32]) {
     settle(claims, request(target, tasks, &[]));
 }
 
+/// The leader had this mask before.
+fn take_with_mask(claims: &mut Claims, target: Target, task: u32, mask: &str) {
+    let mut plan = write(claims, request(target, &[task], &[])).unwrap().plan;
+    Arc::make_mut(&mut plan.places[0].claim).saved = SavedMask::Cpus(cpus(mask));
+    claims.apply(Command::Settle(plan)).unwrap();
+}
+
 /// By root.
 fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
     let subjects = |numbers: &[u32]| numbers.iter().map(|&n| subject(n)).collect();
@@ -752,14 +745,12 @@ fn subject_of(n: u32, uid: u32) -> Subject {
         uids: Uids { real: uid, effective: uid, saved: uid },
         kernel_thread: false,
         ours: false,
-        cgroup: Some(7),
-        saved: Some(SavedMask::All),
     }
 }
 
 /// As root would have made it.
-fn claim(n: u32, list: u64) -> Claim {
-    Claim {
+fn claim(n: u32, list: u64) -> Arc<Claim> {
+    Arc::new(Claim {
         task: task(n),
         list: ListId(list),
         saved: SavedMask::All,
@@ -767,5 +758,5 @@ fn claim(n: u32, list: u64) -> Claim {
         uid: USER,
         cgroup: 7,
         by_root: true,
-    }
+    })
 }

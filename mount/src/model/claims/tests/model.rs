@@ -267,6 +267,11 @@ impl Both {
         let mut by_list: Vec<(u32, u64)> = by_list.collect();
         by_list.sort_unstable();
         prop_assert_eq!(by_list, found, "a task has one claim and is on that list alone");
+        for (id, pool) in self.claims.pools() {
+            let has_tasks = |list: &ListId| !self.claims.lists[list].tasks.is_empty();
+            let taken: BTreeSet<ListId> = pool.lists().filter(has_tasks).collect();
+            prop_assert_eq!(&pool.taken, &taken, "pool {:?}", id);
+        }
         let mut taken = CpuSet::new();
         for (id, list) in &self.claims.lists {
             prop_assert!(taken.is_disjoint(&list.cpus), "{:?} overlaps", list.name);
