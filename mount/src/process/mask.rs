@@ -21,11 +21,12 @@ const PASSES: u32 = 16;
 /// How many passes in a row have to bring nothing new, where a thread runs: it may just be making another,
 /// which nobody sees yet and which has the mask from before.
 const QUIET_PASSES: u32 = 4;
-/// Of more threads than this it is not asked whether they are asleep: so many answers take longer than the passes
-/// that they would save.
-const ASKED: usize = 200;
 /// What such a thread is given to be done with it before the next pass, twice as much each time.
 const PAUSE: Duration = Duration::from_micros(50);
+/// Of more threads than this it is not asked whether they are asleep, as so many answers take longer than all
+/// pauses, nor are they listed more often than has to be: they get all pauses in one.
+const ASKED: usize = 100;
+const LONG_PAUSE: Duration = PAUSE.saturating_mul(2_u32.pow(QUIET_PASSES) - 1);
 
 /// Which threads are given the mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,16 +77,20 @@ impl Listing {
         }
     }
 
-    /// Whether all threads wait for something, so that none is just making another. Where one is not, it gets a
-    /// moment.
-    fn are_asleep_or_pause(&self, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
+    /// Whether no thread can be just making another that nobody sees yet: all wait for something, or were given
+    /// time enough. Where that cannot be said, they are given a moment.
+    fn is_complete_or_pause(&self, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
         let Self::Directory(tasks) = self else { return true };
+        if tids.len() > ASKED {
+            std::thread::sleep(LONG_PAUSE);
+            return true;
+        }
         // One that has gone makes none; those that it made are seen by the next pass.
         let is_asleep = |&tid: &u32| {
             waiting.is(tid)
                 || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
         };
-        let all = tids.len() <= ASKED && tids.iter().all(is_asleep);
+        let all = tids.iter().all(is_asleep);
         if !all {
             std::thread::sleep(PAUSE * 2_u32.pow(quiet));
         }
@@ -217,7 +222,7 @@ impl Processes {
         let leader = process.id().pid.get();
         let listing = self.listing(process, waiting)?.ok_or(MaskError::Gone)?;
         let (mut known, mut right) = (HashSet::new(), HashSet::new());
-        let (mut quiet, mut asleep) = (0, true);
+        let (mut quiet, mut complete) = (0, true);
         for pass in 0..PASSES {
             let tids = listing.tids()?;
             if tids.is_empty() || !process.is_alive() {
@@ -248,7 +253,7 @@ impl Processes {
                 }
             }
             quiet = if wrong.is_empty() { quiet + 1 } else { 0 };
-            if quiet == QUIET_PASSES || quiet > 0 && asleep {
+            if quiet == QUIET_PASSES || quiet > 0 && complete {
                 return Ok(());
             }
             for tid in wrong {
@@ -257,7 +262,7 @@ impl Processes {
                 let read_back = pass > 0 || tid == leader;
                 self.set_thread(tid, leader, cpus, read_back)?;
             }
-            asleep = listing.are_asleep_or_pause(&tids, waiting, quiet);
+            complete = listing.is_complete_or_pause(&tids, waiting, quiet);
         }
         Err(MaskError::KeepsChanging)
     }
@@ -304,12 +309,12 @@ impl Processes {
     fn give_all(&self, process: &Process, waiting: Waiting, mask: impl Fn(u32) -> Vec<u64>) {
         let Ok(Some(listing)) = self.listing(process, waiting) else { return };
         let mut known = HashSet::new();
-        let (mut quiet, mut asleep) = (0, false);
+        let (mut quiet, mut complete) = (0, false);
         for _ in 0..PASSES {
             let tids = listing.tids().unwrap_or_default();
             let new: Vec<u32> = tids.iter().copied().filter(|tid| known.insert(*tid)).collect();
             quiet = if new.is_empty() { quiet + 1 } else { 0 };
-            if quiet == QUIET_PASSES || quiet > 0 && asleep || !process.is_alive() {
+            if quiet == QUIET_PASSES || quiet > 0 && complete || !process.is_alive() {
                 return;
             }
             for tid in new {
@@ -320,7 +325,7 @@ impl Processes {
             if matches!(listing, Listing::Alone(_)) {
                 return;
             }
-            asleep = listing.are_asleep_or_pause(&tids, waiting, quiet);
+            complete = listing.is_complete_or_pause(&tids, waiting, quiet);
         }
     }
 

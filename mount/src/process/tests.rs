@@ -375,6 +375,10 @@ fn a_program_of_the_other_tests() {
             SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
         }
         "restless" => (0..2).for_each(|_| drop(std::thread::spawn(make_threads))),
+        "restless crowd" => {
+            (0..2).for_each(|_| drop(std::thread::spawn(make_threads)));
+            (0..150).for_each(|_| drop(std::thread::spawn(sleep)));
+        }
         "willful" => (0..2).for_each(|_| drop(std::thread::spawn(masks::widen_for_ever))),
         kind => panic!("no such program: {kind}"),
     }

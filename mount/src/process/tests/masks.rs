@@ -57,13 +57,14 @@ fn threads_that_are_within_the_list_are_left_as_they_are() {
 #[test]
 fn no_thread_is_outside_however_fast_the_program_makes_new_ones() {
     let [one, _] = two_cpus();
-    for processes in both() {
-        let child = program("restless");
-        let process = open(&processes, child.pid());
-        for n in 0..200 {
+    let kinds = [("restless", 200), ("restless crowd", 40)];
+    for (processes, (kind, tries)) in both().iter().flat_map(|it| kinds.map(|kind| (it, kind))) {
+        let child = program(kind);
+        let process = open(processes, child.pid());
+        for n in 0..tries {
             processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
             for _ in 0..3 {
-                assert!(of(child.pid()).iter().all(|mask| *mask == one), "try {n}");
+                assert!(of(child.pid()).iter().all(|mask| *mask == one), "{kind}: try {n}");
             }
             processes.restore_mask(&process, &SavedMask::All, Waiting::NOBODY);
         }
