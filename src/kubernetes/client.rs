@@ -1,14 +1,16 @@
 //! Sends requests, and sends them again where that can help.
 //!
 //! Owns: tokio, TLS, the configuration chain, time-outs and back-off, and what is said of a refusal. Must not
-//! know: what is asked for. Nothing of a request's headers is ever logged or shown: a token is among them.
+//! know: what is asked for. Nothing of a request's headers is ever logged or shown: a token is among them. Nor are
+//! passwords in URLs, and what a plugin that is to give a token has printed.
 
 use std::error::Error as StdError;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Limited};
-use kube::client::Body;
+use kube::client::{AuthError, Body};
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
@@ -85,7 +87,7 @@ impl Cluster {
     /// # Errors
     /// There is no configuration, or it cannot be used.
     pub(crate) fn find(patience: Duration) -> Result<Self, Failure> {
-        let none = |error: &dyn StdError| Failure::NoCluster(causes(error));
+        let none = |error: &(dyn StdError + 'static)| Failure::NoCluster(causes(error));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| none(&error))?;
         let client = runtime.block_on(async {
@@ -95,7 +97,13 @@ impl Cluster {
             // Both are ours: a watch is silent for long, and Retry-After is to be heeded.
             config.read_timeout = None;
             config.default_retry = false;
-            log::debug!("talking to {}", config.cluster_url);
+            log::debug!("talking to {}", without_user(&config.cluster_url));
+            // kube would panic.
+            if let Some(token) = &config.auth_info.token
+                && http::HeaderValue::from_str(token.expose_secret()).is_err()
+            {
+                return Err(Failure::NoCluster("the token has a line break or the like in it".into()));
+            }
             kube::Client::try_from(config).map_err(|error| none(&error))
         })?;
         Ok(Self { runtime, sender: Sender { client, patience } })
@@ -299,8 +307,11 @@ fn spread(pause: Duration) -> Duration {
 }
 
 /// An error with all its causes, each said once.
-fn causes(error: &dyn StdError) -> String {
+fn causes(error: &(dyn StdError + 'static)) -> String {
     let chain = std::iter::successors(Some(error), |&error| error.source());
+    if let Some(told) = chain.clone().find_map(without_secrets) {
+        return told;
+    }
     let mut text = String::new();
     for cause in chain.map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -311,6 +322,28 @@ fn causes(error: &dyn StdError) -> String {
         }
     }
     first_line(&text)
+}
+
+/// What is said instead of an error whose own words would tell secrets.
+fn without_secrets(error: &(dyn StdError + 'static)) -> Option<String> {
+    if let Some(AuthError::AuthExecRun { out, .. }) = error.downcast_ref() {
+        let status = out.status;
+        return Some(format!("the plugin that the kubeconfig gets its token from has failed ({status})"));
+    }
+    match error.downcast_ref()? {
+        kube::Error::ProxyProtocolUnsupported { proxy_url }
+        | kube::Error::ProxyProtocolDisabled { proxy_url, .. } => {
+            Some(format!("{}: no proxy that kcm can use; give one of http", without_user(proxy_url)))
+        }
+        _ => None,
+    }
+}
+
+/// A URL without the name and password in it.
+fn without_user(url: &http::Uri) -> String {
+    let [scheme, host] = [url.scheme_str(), url.host()].map(Option::unwrap_or_default);
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}")
 }
 
 fn first_line(text: &str) -> String {
