@@ -4,6 +4,8 @@
 
 #[cfg(test)]
 mod deploy;
+#[cfg(test)]
+mod golden;
 pub(crate) mod node;
 pub(crate) mod pods;
 pub(crate) mod reports;

@@ -1,13 +1,13 @@
 //! The manifests in `deploy/`, made of the same parts as the program's requests.
 //!
 //! They are in the repository so that they can be read and applied; a test compares them with what is made here.
-//! `KCM_WRITE_DEPLOY=1 cargo test --bin kcm deploy` writes them anew.
+//! How they are written anew is said in `golden`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::golden::is_as_committed;
 use super::pods::{KUBELET, answers, kubelet_mount, plain_container};
 use super::reports::{Kind, definition};
 use super::{GROUP, yaml, yaml_stream};
@@ -256,17 +256,7 @@ fn files() -> [(&'static str, String); 5] {
 
 #[test]
 fn the_manifests_are_what_the_program_is_made_of() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
     for (name, text) in files() {
-        let file = directory.join(name);
-        if std::env::var_os("KCM_WRITE_DEPLOY").is_some() {
-            std::fs::create_dir_all(&directory).unwrap();
-            std::fs::write(&file, &text).unwrap();
-        }
-        let there = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            there == text,
-            "deploy/{name} is another one; KCM_WRITE_DEPLOY=1 cargo test --bin kcm deploy"
-        );
+        is_as_committed(&format!("deploy/{name}"), &text);
     }
 }
