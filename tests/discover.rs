@@ -266,35 +266,6 @@ fn without_a_cluster_one_line_says_so() {
 }
 
 #[test]
-fn a_token_is_in_no_line_at_any_level() {
-    let (server, mount) = (cluster(), Mount::with_dataplane());
-    server.misbehave(Fault::Status(500, None), 1, |_, _| true);
-    server.misbehave(Fault::Cut, 1, |_, _| true);
-    for (token, words) in [
-        (ADMIN, &["discover"][..]),
-        ("secret-and-unknown", &["discover"]),
-        (ADMIN, &["discover", "--dry-run"]),
-    ] {
-        for level in ["DEBUG", "INFO", "TRACE"] {
-            let mut command = kcm(&server, &mount, words);
-            command
-                .env("KUBECONFIG", server.kubeconfig(token))
-                .env("KCM_LOG_LEVEL", level)
-                .env("RUST_LOG", "trace");
-            let (out, err, _) = run(&mut command);
-            assert!(!out.contains(token) && !err.contains(token), "{err}");
-            assert!(
-                !err.to_lowercase().contains("bearer") && !err.to_lowercase().contains("authorization"),
-                "{err}"
-            );
-            if level == "DEBUG" && !words.contains(&"--dry-run") {
-                assert!(err.contains("DEBUG:root:GET /api/v1/nodes/n1"), "{err}");
-            }
-        }
-    }
-}
-
-#[test]
 fn uninstall_takes_all_of_it_back_and_nothing_else() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.change(NODE, |node| node["metadata"]["labels"] = json!({ "zone": "a" }));

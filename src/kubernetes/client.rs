@@ -204,11 +204,12 @@ impl Sender {
         log::debug!("{} {}", request.method.verb(), request.path);
         let response = self.client.send(http_request(request)?).await.map_err(|error| {
             let cause = causes(&error);
-            match &error {
-                kube::Error::Auth(_) => Attempt::Final(Failure::NoCluster(cause)),
-                // It will not get another certificate soon.
-                _ if cause.contains("certificate") => Attempt::Final(Failure::NoCluster(cause)),
-                _ => Attempt::Again { cause, after: None },
+            let is_ours = chain(&error).any(|error| error.is::<AuthError>());
+            // It will not get another certificate soon, nor shall we get another token.
+            if is_ours || cause.contains("certificate") {
+                Attempt::Final(Failure::NoCluster(cause))
+            } else {
+                Attempt::Again { cause, after: None }
             }
         })?;
         let code = response.status().as_u16();
@@ -306,14 +307,18 @@ fn spread(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + f64::from(nanos.subsec_nanos() % 1_000_000) / 1_000_000.0)
 }
 
+/// An error, its cause, the cause of that, and so on.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
 /// An error with all its causes, each said once.
 fn causes(error: &(dyn StdError + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    if let Some(told) = chain.clone().find_map(without_secrets) {
+    if let Some(told) = chain(error).find_map(without_secrets) {
         return told;
     }
     let mut text = String::new();
-    for cause in chain.map(ToString::to_string) {
+    for cause in chain(error).map(ToString::to_string) {
         if !text.contains(&cause) {
             if !text.is_empty() {
                 text.push_str(": ");
