@@ -10,6 +10,7 @@
 mod api_server;
 mod common;
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -197,6 +198,27 @@ fn five_hundred_nodes_side_by_side() {
 }
 
 #[test]
+fn no_more_than_fifty_nodes_are_in_work_at_once() {
+    let server = cluster(60);
+    server.kubelet(|_| Vec::new());
+    let mut child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::null()).spawn().unwrap();
+    until("fifty are in work", || made(&server).len() == 50);
+    let first = made(&server)[0].clone();
+    // One that has done its part makes way for its own next pod alone.
+    let pod = |name: &str| format!("{PODS}/{name}");
+    for (kind, next) in KINDS.iter().zip(KINDS.iter().skip(1)) {
+        let name = first.replace(KINDS[0], kind);
+        server.change(&pod(&name), |pod| pod["status"] = well(pod).pop().unwrap().1);
+        until("the next one is there", || server.object(&pod(&first.replace(KINDS[0], next))).is_some());
+    }
+    assert_eq!(made(&server).len(), 52);
+    server.change(&pod(&first.replace(KINDS[0], KINDS[2])), |pod| pod["status"] = well(pod).pop().unwrap().1);
+    until("another node is in work", || made(&server).len() == 53);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_second_run_makes_nothing() {
     let server = cluster(3);
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
@@ -306,6 +328,11 @@ fn checks_come_before_the_first_request() {
         (&["--all-hosts", "--kcm-img="], 2, "--kcm-img"),
         (&["--all-hosts", "--conf-dir=etc"], 1, "give an absolute path"),
         (&["--all-hosts", "--conf-dir=/"], 1, "cannot be given to kcm"),
+        (&["--all-hosts", "--install-dir=bin"], 1, "give an absolute path"),
+        (&["--all-hosts", "--state-dir=state"], 1, "give an absolute path"),
+        (&["--all-hosts", "--service-account=A"], 2, "not a name that Kubernetes allows"),
+        (&["--all-hosts", "--num-dp-cores=1.5"], 2, "--num-dp-cores"),
+        (&["--all-hosts", "--timeout=-1"], 2, "--timeout"),
         (&["--all-hosts", "--namespace=a.b"], 2, "not the name of a namespace"),
         (&["--all-hosts", "--timeout=soon"], 2, "not a number of seconds"),
     ] {
@@ -350,10 +377,56 @@ fn a_server_in_trouble_is_borne() {
     server.misbehave(Fault::Expired, 1, |_, path| path.contains("watch=true"));
     server.misbehave(Fault::Status(410, None), 1, |_, path| path.contains("watch=true"));
     server.misbehave(Fault::Garbage, 1, |_, path| path.contains("watch=true"));
+    server.misbehave(Fault::Half, 2, |_, path| path.contains("watch=true"));
+    server.misbehave(Fault::Half, 2, |_, path| path.contains("/nodes"));
     server.misbehave(Fault::Slow(Duration::from_millis(300)), 2, |_, path| path.contains("/nodes"));
     let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(made(&server).len(), 9, "none is made twice");
+}
+
+#[test]
+fn a_quota_that_is_counted_by_many_at_once_is_waited_for() {
+    let server = cluster(3);
+    // No pod of this name is there: what has changed is the quota.
+    server.misbehave(Fault::Conflict, 10, |method, _| method == "POST");
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(server.log().iter().filter(|entry| entry.status == 409).count(), 10);
+    assert_eq!(made(&server).len(), 9);
+}
+
+#[test]
+fn a_pod_on_its_way_out_is_made_again_once_it_has_gone() {
+    let server = cluster(1);
+    assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
+    server.change(&pod_path(KINDS[0], "n1"), |pod| {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-11-23T20:57:18Z");
+    });
+    server.forget_log();
+    let child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::piped()).spawn().unwrap();
+    until("it watches", || server.log().iter().any(|entry| entry.path.contains("watch=true")));
+    assert_eq!(made(&server).len(), 0);
+    server.remove(&pod_path(KINDS[0], "n1"));
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(made(&server), ["kcm-mount-pod-n1"]);
+}
+
+#[test]
+fn a_pod_that_somebody_deletes_meanwhile_is_named() {
+    let server = cluster(1);
+    server.kubelet(|_| Vec::new());
+    let child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::piped()).spawn().unwrap();
+    until("mount is there", || server.object(&pod_path(KINDS[0], "n1")).is_some());
+    server.remove(&pod_path(KINDS[0], "n1"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let err = text(&output.stderr);
+    assert!(
+        err.contains("ERROR:root:pod default/kcm-mount-pod-n1: somebody has deleted it; run again\n"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -368,22 +441,26 @@ fn without_the_right_the_role_is_named() {
 
 #[test]
 fn an_interrupt_leaves_what_is_there_and_says_what() {
-    let server = cluster(1);
-    server.kubelet(|_| Vec::new());
-    let mut command = cluster_init(&server, &["--host-list=n1"]);
-    let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    until("mount is there", || server.object(&pod_path(KINDS[0], "n1")).is_some());
-    // The answer has to arrive first.
-    std::thread::sleep(Duration::from_millis(300));
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let err = text(&output.stderr);
-    assert!(
-        err.ends_with("ERROR:root:interrupted; left as it is: kcm-mount-pod-n1; run again to go on\n"),
-        "{err}"
-    );
-    assert!(server.object(&pod_path(KINDS[0], "n1")).is_some());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let server = cluster(2);
+        server.kubelet(|pod| if name(pod).ends_with("n1") { Vec::new() } else { well(pod) });
+        let mut child = cluster_init(&server, &["--host-list=n1,n2"]).stderr(Stdio::piped()).spawn().unwrap();
+        // Once a node is said to be ready, all answers have arrived.
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("n2: ready")));
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        let last = lines.last().expect("a line");
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        let said = last.strip_prefix("ERROR:root:interrupted; left as it is: ").expect(&last);
+        let mut pods: Vec<&str> =
+            said.strip_suffix("; run again to go on").expect(&last).split(", ").collect();
+        pods.sort_unstable();
+        let mut expected = vec![format!("{}-n1", KINDS[0])];
+        expected.extend(KINDS.map(|kind| format!("{kind}-n2")));
+        expected.sort_unstable();
+        assert_eq!(pods, expected);
+        assert!(pods.iter().all(|pod| server.object(&format!("{PODS}/{pod}")).is_some()));
+    }
 }
 
 #[test]

@@ -160,12 +160,14 @@ fn two_at_once_do_not_disturb_each_other() {
 #[test]
 fn ten_conflicts_are_read_again_and_keep_what_others_did() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
+    server.misbehave(Fault::Conflict, 10, |method, path| method == "PATCH" && path.ends_with("status"));
     server.misbehave(Fault::Conflict, 10, |method, path| method == "PATCH" && !path.ends_with("status"));
     let (_, err, code) = run(&mut kcm(&server, &mount, &["discover"]));
     assert_eq!(code, Some(0), "{err}");
     let log = server.log();
-    assert_eq!(log.iter().filter(|entry| entry.status == 409).count(), 10);
-    assert_eq!(log.iter().filter(|entry| entry.method == "GET").count(), 11, "read again after each");
+    assert_eq!(log.iter().filter(|entry| entry.status == 409).count(), 20);
+    assert_eq!(log.iter().filter(|entry| entry.method == "GET").count(), 21, "read again after each");
+    assert_eq!(capacity(&server, OPAQUE), "2");
     assert_eq!(server.object(NODE).unwrap()["spec"]["taints"][1], ours());
 }
 
@@ -183,6 +185,14 @@ fn a_dry_run_shows_the_patches_and_sends_none() {
     ] {
         assert!(out.contains(part), "{part} in {out}");
     }
+    // What is sent is what is shown.
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
+    let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
+    let [capacity, marks] = sent.try_into().expect("two patches");
+    let mut shown: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();
+    // Made of the node as it is after the first.
+    shown[1]["metadata"]["resourceVersion"] = marks["metadata"]["resourceVersion"].clone();
+    assert_eq!(shown, [capacity, marks]);
 }
 
 #[test]
@@ -191,6 +201,8 @@ fn trouble_that_passes_is_waited_for_and_retry_after_is_heeded() {
     server.misbehave(Fault::Status(500, None), 1, |_, _| true);
     server.misbehave(Fault::Cut, 1, |_, _| true);
     server.misbehave(Fault::Garbage, 1, |_, _| true);
+    server.misbehave(Fault::Half, 1, |_, _| true);
+    server.misbehave(Fault::Slow(Duration::from_millis(200)), 1, |_, _| true);
     server.misbehave(Fault::Status(503, None), 1, |_, _| true);
     server.misbehave(Fault::CutAfterwards, 1, |method, _| method == "PATCH");
     server.misbehave(Fault::Status(429, Some(2)), 1, |method, path| {
@@ -200,6 +212,17 @@ fn trouble_that_passes_is_waited_for_and_retry_after_is_heeded() {
     let (_, err, code) = run(&mut kcm(&server, &mount, &["discover"]));
     assert_eq!(code, Some(0), "{err}");
     assert!(started.elapsed() >= Duration::from_secs(2), "Retry-After is heeded");
+    assert_eq!(capacity(&server, OPAQUE), "2");
+}
+
+#[test]
+fn a_request_that_is_not_answered_within_ten_seconds_is_sent_again() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    server.misbehave(Fault::Slow(Duration::from_secs(600)), 1, |_, _| true);
+    let started = Instant::now();
+    let (_, err, code) = run(&mut kcm(&server, &mount, &["discover"]));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(started.elapsed() >= Duration::from_secs(10));
     assert_eq!(capacity(&server, OPAQUE), "2");
 }
 

@@ -154,6 +154,49 @@ fn a_definition_of_another_version_is_said_to_be_one() {
 }
 
 #[test]
+fn trouble_that_passes_is_waited_for() {
+    let mount = Mount::with_shared();
+    let server = defined(&mount);
+    for (command, report) in [("node-report", NODE_REPORT), ("reconcile", RECONCILE_REPORT)] {
+        let before = server.object(report).unwrap()["last_updated"].clone();
+        for fault in [Fault::Status(500, None), Fault::Cut, Fault::Garbage, Fault::Half] {
+            server.misbehave(fault, 1, |_, _| true);
+        }
+        let patch = |method: &str, _: &str| method == "PATCH";
+        server.misbehave(Fault::Conflict, 10, patch);
+        server.misbehave(Fault::CutAfterwards, 1, patch);
+        server.misbehave(Fault::Status(429, Some(1)), 1, patch);
+        server.misbehave(Fault::Slow(Duration::from_millis(200)), 1, patch);
+        let started = Instant::now();
+        let (_, err, code) = run(&mut kcm(&server, &mount, &[command, "--publish"]));
+        assert_eq!((err.as_str(), code), ("", Some(0)), "{command}");
+        assert!(started.elapsed() >= Duration::from_secs(1), "Retry-After is heeded");
+        assert_ne!(server.object(report).unwrap()["last_updated"], before, "{command}");
+        assert_eq!(server.log().iter().filter(|entry| entry.status == 409).count(), 10);
+        server.behave();
+        server.forget_log();
+    }
+}
+
+#[test]
+fn two_at_once_that_define_a_kind_do_not_disturb_each_other() {
+    let (server, mount) = (ApiServer::start(), Mount::with_shared());
+    let start = || {
+        kcm(&server, &mount, &["node-report", "--publish"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..4).map(|_| start()).collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert!(server.object(NODE_REPORT).is_some());
+}
+
+#[test]
 fn a_report_is_written_on_change_or_every_tenth_time() {
     let mount = Mount::with_shared();
     let server = defined(&mount);

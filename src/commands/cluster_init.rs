@@ -298,32 +298,30 @@ impl Work<'_> {
     /// Makes a pod, unless it is there already, and as it is to be.
     async fn make(&self, pod: &Pod) -> Result<(), Error> {
         let namespace = &self.plan.namespace;
+        let mut pause = *PAUSE.start();
         let there = loop {
-            let changed = self.changed.notified();
-            let mut changed = std::pin::pin!(changed);
-            changed.as_mut().enable();
-            match self.pods.borrow().as_ref().map(|pods| pods.get(&pod.name).cloned()) {
-                // Nobody has told us yet; or it is on its way out.
-                None => {}
-                Some(Some(there)) if there.pointer("/metadata/deletionTimestamp").is_some() => {}
-                Some(there) => break there,
+            if let Some(there) = self.listed(&pod.name).await {
+                break there;
             }
-            changed.await;
-        };
-        let there = match there {
-            Some(there) => there,
-            None => match self.sender.send(&pods::create(namespace, pod)).await {
+            match self.sender.send(&pods::create(namespace, pod)).await {
                 Ok(there) => {
                     self.made.borrow_mut().push(pod.name.clone());
                     self.keep(pod, &there);
                     return Ok(());
                 }
-                // Somebody was faster, perhaps we ourselves, and the answer was lost.
+                // Somebody was faster, perhaps we ourselves, and the answer was lost; or many pods are made at once
+                // in a namespace whose quota counts them, and none of this name is there.
                 Err(failure) if failure.code() == Some(409) => {
-                    self.sender.send(&pods::get(namespace, &pod.name)).await?
+                    match self.sender.send(&pods::get(namespace, &pod.name)).await {
+                        Ok(there) if !is_going(&there) => break there,
+                        Err(failure) if failure.code() != Some(404) => return Err(failure.into()),
+                        _ => {}
+                    }
                 }
                 Err(failure) => return Err(failure.into()),
-            },
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(*PAUSE.end());
         };
         if let Some(field) = pods::difference(&there, &pod.object) {
             bail!(
@@ -334,6 +332,21 @@ impl Work<'_> {
         }
         self.keep(pod, &there);
         Ok(())
+    }
+
+    /// The pod of this name, once the server has told of its pods, and none of this name is on its way out.
+    async fn listed(&self, name: &str) -> Option<Value> {
+        loop {
+            let changed = self.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            match self.pods.borrow().as_ref().map(|pods| pods.get(name).cloned()) {
+                None => {}
+                Some(Some(there)) if is_going(&there) => {}
+                Some(there) => return there,
+            }
+            changed.await;
+        }
     }
 
     /// Looks at a pod as the server last told of it.
@@ -371,6 +384,11 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 
 fn name(object: &Value) -> Option<&str> {
     object.pointer("/metadata/name").and_then(Value::as_str)
+}
+
+/// Whether a pod is being deleted.
+fn is_going(pod: &Value) -> bool {
+    pod.pointer("/metadata/deletionTimestamp").is_some()
 }
 
 fn version(object: &Value) -> Option<String> {

@@ -23,6 +23,8 @@ const PATIENCE_OF_A_BEAT: Duration = Duration::from_secs(3);
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 /// How long a kind may take from its definition until it is served.
 const ESTABLISHING: Duration = Duration::from_secs(10);
+/// How many conflicts one report is to survive: some five seconds.
+const CONFLICTS: u32 = 30;
 
 /// Publishes the reports of one node.
 pub(super) struct Publisher {
@@ -110,7 +112,7 @@ impl Publisher {
 
 fn write(cluster: &Cluster, target: &Target, fields: &Value) -> Result<(), Error> {
     let request = target.apply(fields, &now());
-    let mut deadline = None;
+    let (mut deadline, mut conflicts) = (None, 0);
     loop {
         match cluster.send(&request) {
             Err(Failure::Refused { code: 404, reason: None, .. }) => {
@@ -125,6 +127,11 @@ fn write(cluster: &Cluster, target: &Target, fields: &Value) -> Result<(), Error
                     }
                 }
                 deadline.get_or_insert(Instant::now() + ESTABLISHING);
+            }
+            // Others apply the same object at the same time. Of ours nothing depends on theirs.
+            Err(failure) if failure.code() == Some(409) && conflicts < CONFLICTS => {
+                conflicts += 1;
+                std::thread::sleep(Duration::from_millis(10) * conflicts);
             }
             sent => return Ok(sent.map(|_| ())?),
         }

@@ -19,7 +19,6 @@ pub mod objects;
 pub mod rights;
 pub mod store;
 
-use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -86,6 +85,8 @@ pub enum Fault {
     Expired,
     /// Carries it out, and ends the connection without an answer.
     CutAfterwards,
+    /// Carries it out, and ends the connection in the middle of the answer; of a watch, of the first event.
+    Half,
 }
 
 type When = Box<dyn Fn(&str, &str) -> bool + Send>;
@@ -272,7 +273,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
     }
 }
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, Cut>;
 
 /// The connection is to end.
 #[derive(Debug, thiserror::Error)]
@@ -307,7 +308,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         Some(Fault::Conflict) => Some(Ok(conflict)),
         Some(Fault::Garbage) => Some(Ok(Answer::text(200, "<html>surprise"))),
         Some(Fault::Expired) => Some(Ok(Answer::text(200, &format!("{}\n", answer::expired())))),
-        Some(Fault::CutAfterwards) | None => None,
+        Some(Fault::CutAfterwards | Fault::Half) | None => None,
     };
     let known = shared.lock().users.iter().find(|(t, ..)| *t == token).cloned();
     let user = known.as_ref().map(|(_, name, _)| name.clone()).unwrap_or_default();
@@ -330,7 +331,19 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
     if matches!(fault, Some(Fault::CutAfterwards)) {
         return Err(Cut);
     }
-    Ok(response(shared, answer))
+    let response = response(shared, answer);
+    Ok(if matches!(fault, Some(Fault::Half)) { broken_off(response).await } else { response })
+}
+
+/// The first half of the first frame of an answer, and then no more.
+async fn broken_off(response: Response<Body>) -> Response<Body> {
+    let (mut parts, mut body) = response.into_parts();
+    parts.headers.remove("content-length");
+    let first = body.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok());
+    let mut first = first.unwrap_or_default();
+    first.truncate(first.len() / 2);
+    let frames = stream::iter([Ok(Frame::data(first)), Err(Cut)]);
+    Response::from_parts(parts, StreamBody::new(frames).boxed_unsync())
 }
 
 fn take_fault(shared: &Shared, asked: &Asked) -> Option<Fault> {
@@ -374,7 +387,7 @@ fn response(shared: Arc<Shared>, answer: Answer) -> Response<Body> {
         None => builder,
     };
     let body = match answer.watch {
-        None => Full::new(Bytes::from(answer.bytes())).boxed_unsync(),
+        None => Full::new(Bytes::from(answer.bytes())).map_err(|never| match never {}).boxed_unsync(),
         Some(watch) => {
             let ends = tokio::time::Instant::now() + Duration::from_secs(watch.seconds);
             let events = stream::unfold((shared, watch), move |(shared, mut watch)| async move {
