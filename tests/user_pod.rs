@@ -47,6 +47,11 @@ impl Node {
     fn pod(&self) -> Pod {
         Pod::new(self.mount.home(), &self.mount.conf())
     }
+
+    /// A pod whose hostPath is the mount point itself. What it sees is at another place than on the node.
+    fn pod_of_the_mount_point(&self) -> Pod {
+        Pod::of_host_path(&self.mount.conf(), Path::new("/run/kcm-of-the-node"))
+    }
 }
 
 impl Drop for Node {
@@ -70,10 +75,22 @@ struct Pod {
 
 impl Pod {
     fn new(home: &Path, conf: &Path) -> Self {
+        Self::start("true", conf, home.parent().unwrap())
+    }
+
+    /// As a container runtime does it: bound to its place in the container, and made a slave.
+    fn of_host_path(path: &Path, place: &Path) -> Self {
+        let bind = "mount -t tmpfs none /run && mkdir $C && mount --rbind $P $C && mount --make-rslave $C";
+        let bind = bind.replace("$P", &path.display().to_string());
+        Self::start(&bind, place, Path::new("/"))
+    }
+
+    fn start(first: &str, conf: &Path, directory: &Path) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation=slave", "--pid", "--fork", "--mount-proc", "--kill-child"]);
-        command.args(["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "bash"]);
-        command.env("KCM", KCM).env("C", conf).current_dir(home.parent().unwrap());
+        let then = "exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs bash";
+        command.args(["bash", "-c", &format!("{first} && {then}")]);
+        command.env("KCM", KCM).env("C", conf).current_dir(directory);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let mut pod = Self { child, stdin, stdout };
@@ -172,4 +189,40 @@ fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_ne
     assert_eq!(node.mount.read("pools/dataplane/0/tasks"), holder, "the claim has outlived the daemon");
     let (text, status) = pod.sh("bash -c 'echo $$ > $C/pools/dataplane/tasks'");
     assert!(status != 0 && text.contains("busy"), "{text}");
+}
+
+#[test]
+fn a_pod_of_the_mount_point_itself_keeps_the_mount_that_it_has_started_with_for_ever() {
+    let node = Node::new();
+    std::fs::create_dir(node.mount.conf()).unwrap();
+    let mut before = node.pod_of_the_mount_point();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0", "1"]);
+    let mut during = node.pod_of_the_mount_point();
+    // One that found nothing mounted is told of what is mounted there.
+    before.claims("started before the mount");
+    during.claims("started while it is mounted");
+
+    let worker = node.mount.worker().expect("a worker");
+    kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+    before.claims("over the death of the worker");
+    during.claims("over the death of the worker: the mount is the same");
+
+    node.mount.stop();
+    let mut after = node.pod_of_the_mount_point();
+    node.start();
+    before.claims("mounted anew");
+    after.claims("started after a stop");
+    let is_dead = |pod: &mut Pod| {
+        let (text, status) = pod.sh("ls $C/pools");
+        assert!(status != 0 && text.contains("Transport endpoint is not connected"), "{text}");
+        let (text, status) = pod.sh("$KCM isolate --conf-dir=$C --pool=dataplane -- true");
+        assert!(status == 1 && text.contains("kcm mount is not running; start it"), "{text}");
+    };
+    is_dead(&mut during);
+    node.mount.kill_daemon();
+    node.start();
+    is_dead(&mut during);
+    before.claims("taken over");
+    node.pod_of_the_mount_point().claims("what helps: a pod that is started anew");
 }
