@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use api_server::rights::{Rights, Wanted};
+use api_server::rights::{Named, Rights, Wanted};
 use api_server::{ApiServer, apply, objects};
 use common::{KCM, Mount, Sleeper, run};
 use serde_json::{Value, json};
@@ -94,7 +94,8 @@ fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
     let home = mount.home().display().to_string();
     let (install, systemd) = (format!("--install-dir={home}"), format!("--systemd={home}"));
     for words in [
-        &["discover"][..],
+        &["discover", "--dry-run"][..],
+        &["discover"],
         &["discover", "--resource-name=extended"],
         &["node-report", "--publish"],
         &["node-report", "--publish"],
@@ -102,7 +103,11 @@ fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
         &["reconcile", "--publish"],
         &["uninstall", &install, &systemd],
     ] {
-        let mut command = mount.kcm(words);
+        // As the containers are: root without capabilities.
+        let kcm = mount.kcm(words);
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
+        command.arg(kcm.get_program()).args(kcm.get_args());
         command.env("KUBECONFIG", server.kubeconfig("kcm-node")).env("NODE_NAME", "n1");
         let (_, err, code) = run(&mut command);
         assert_eq!(code, Some(0), "{words:?}: {err}");
@@ -134,10 +139,11 @@ fn the_role_of_cluster_init_is_what_is_used_and_no_more() {
 fn what_is_published_is_what_the_definitions_say() {
     let (server, mount) = (deployed(), Mount::with_dataplane());
     mount.make_pool("shared", false, &[]);
-    let sleeper = Sleeper::new();
-    common::write(&mount.tasks("dataplane", "0"), sleeper.pid().to_string()).unwrap();
-    sleeper.end();
-    mount.sh("cat $C/pools/dataplane/tasks");
+    // Something of everything: a reclaim, a claim, a thread outside its list.
+    common::killed_on(&mount.tasks("dataplane", "0"));
+    let claimed = Sleeper::new();
+    common::write(&mount.tasks("dataplane", "0"), claimed.pid().to_string()).unwrap();
+    common::pin(claimed.pid(), &[1]);
     for command in ["node-report", "reconcile"] {
         let mut command = mount.kcm(&[command, "--publish"]);
         command.env("KUBECONFIG", server.kubeconfig("kcm-node")).env("NODE_NAME", "n1");
@@ -149,6 +155,11 @@ fn what_is_published_is_what_the_definitions_say() {
         let plural = definition["spec"]["names"]["plural"].as_str().unwrap();
         let report = server.object(&format!("{REPORTS}/{plural}/n1")).unwrap();
         assert_eq!(apply::check(schema, &report), Ok(()), "{plural}");
+        for part in
+            ["mismatchedCpuMasks", "reclaimedCpuLists"].iter().filter(|_| plural == "reconcilereports")
+        {
+            assert_ne!(report["report"][part], json!([]), "{report}");
+        }
         for column in
             definition.pointer("/spec/versions/0/additionalPrinterColumns").unwrap().as_array().unwrap()
         {
@@ -186,7 +197,67 @@ fn one_container_is_privileged_and_each_is_told_what_kcm_knows() {
     assert!(example["spec"].get("hostPID").is_none());
     assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
     assert_eq!(container["volumeMounts"][0]["mountPropagation"], "HostToContainer");
-    for file in manifest("kustomization.yaml").remove(0)["resources"].as_array().unwrap() {
-        assert!(!manifest(file.as_str().unwrap()).is_empty());
+    // What a real server has refused, this one does.
+    let pods = Named::parse(PODS).unwrap();
+    for pod in [&json!({ "metadata": { "name": "kcm-x" }, "spec": spec }), &example] {
+        let faults: Vec<_> = objects::faults(&pods, pod).into_iter().map(|cause| cause.message).collect();
+        assert_eq!(faults, [""; 0]);
     }
+}
+
+#[test]
+fn what_one_manifest_names_another_one_has() {
+    let kustomization = manifest("kustomization.yaml").remove(0);
+    let files: Vec<&str> =
+        kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
+    let objects: Vec<Value> = files.iter().flat_map(|file| manifest(file)).collect();
+    let has = |kind: &str, namespace: &Value, name: &Value| {
+        let is_it = |object: &&Value| {
+            object["kind"] == kind
+                && object["metadata"]["namespace"] == *namespace
+                && object["metadata"]["name"] == *name
+        };
+        objects.iter().filter(is_it).count() == 1
+    };
+    for object in &objects {
+        let metadata = &object["metadata"];
+        assert!(
+            has(object["kind"].as_str().unwrap(), &metadata["namespace"], &metadata["name"]),
+            "{metadata}"
+        );
+        if !metadata["namespace"].is_null() {
+            assert!(has("Namespace", &Value::Null, &metadata["namespace"]), "{metadata}");
+        }
+        for subject in object["subjects"].as_array().into_iter().flatten() {
+            assert!(has("ServiceAccount", &subject["namespace"], &subject["name"]), "{subject}");
+            assert!(has("ClusterRole", &Value::Null, &object["roleRef"]["name"]), "{object}");
+        }
+    }
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let (spec, namespace) = (&daemon_set["spec"], &daemon_set["metadata"]["namespace"]);
+    let pod = &spec["template"]["spec"];
+    assert!(has("ServiceAccount", namespace, &pod["serviceAccountName"]));
+    assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
+    // Where the document says that `mount` is.
+    assert_eq!(pod["initContainers"][0]["name"], "mount");
+    assert!(document().contains("path: /spec/template/spec/initContainers/0\n"));
+    for container in ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap()) {
+        assert!(
+            kustomization["images"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|image| image["name"] == container["image"])
+        );
+        assert_eq!(container["imagePullPolicy"], "IfNotPresent", "an image of a node's own is one, too");
+    }
+    // Every file of deploy/ is one of them, or explained.
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(files.contains(&&*name) || document().contains(&format!("| `{name}` |")), "{name}");
+    }
+}
+
+fn document() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kubernetes.md")).unwrap()
 }

@@ -14,6 +14,8 @@ use super::{GROUP, yaml, yaml_stream};
 
 const NAMESPACE: &str = "kcm-system";
 const IMAGE: &str = "kcm";
+/// That of 2017. Left out, it would be `Always` for `kcm:latest`, which is in no registry.
+const PULL_POLICY: &str = "IfNotPresent";
 /// Shared with the pods of users: the parent of the mount point, so that a mount made anew reaches them.
 const SHARED: &str = "/run/kcm";
 const CONF_DIR: &str = "/run/kcm/conf";
@@ -144,18 +146,20 @@ fn daemon_set() -> String {
         let args: Vec<&str> = words.iter().copied().chain([conf_dir.as_str()]).collect();
         let mounts = [vec![shared_mount("HostToContainer")], more].concat();
         let mut container = plain_container(name, IMAGE, json!(args), mounts);
+        container["imagePullPolicy"] = PULL_POLICY.into();
         container["resources"] = json!({ "requests": { "cpu": "10m", "memory": "16Mi" } });
         container
     };
     let mount = json!({
         "name": "mount",
         "image": IMAGE,
+        "imagePullPolicy": PULL_POLICY,
         "args": ["mount", "--foreground", conf_dir, format!("--state-dir={STATE_DIR}")],
         // It runs beside the others to the end: what comes below waits until the mount answers.
         "restartPolicy": "Always",
         "startupProbe": answers(CONF_DIR, 2),
         // A mount that the node is to see, and CPU masks of everybody.
-        "securityContext": { "privileged": true },
+        "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
         "resources": { "requests": { "cpu": "10m", "memory": "32Mi" } },
         "volumeMounts": [
             shared_mount("Bidirectional"),
@@ -196,8 +200,11 @@ fn daemon_set() -> String {
             "template": { "metadata": { "labels": { "app.kubernetes.io/name": "kcm" } }, "spec": spec },
         },
     });
-    let text = "kcm on every node. The mount is served by the container `mount`, the only privileged one. It is a\n\
-                sidecar (an init container that runs on; Kubernetes 1.29), because init, an ordinary init\n\
+    let text = "kcm on every node. The mount is served by the container `mount`, the only privileged one: the node is to\n\
+                see what it mounts (Bidirectional), which Kubernetes allows to no other, and it sets the CPU masks of\n\
+                everybody. The others have no capability, can gain none, and cannot write to the image. All are root,\n\
+                because what they read belongs to root, and see the node's processes, because claims name those.\n\
+                `mount` is a sidecar (an init container that runs on; Kubernetes 1.29), because init, an ordinary init\n\
                 container, must find the mount answering. What is shared with the node is the parent of the mount\n\
                 point. How many cores the pools get is said at init; docs/kubernetes.md tells the rest.";
     header(text) + &yaml(&object)

@@ -168,7 +168,7 @@ impl Plan {
             "image": self.image,
             "imagePullPolicy": self.pull_policy,
             "args": ["mount", "--foreground", format!("--conf-dir={conf_dir}"), format!("--state-dir={}", self.state_dir)],
-            "securityContext": { "privileged": true },
+            "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
             "readinessProbe": answers(&conf_dir, 2),
             "volumeMounts": [
                 self.conf_mount("Bidirectional"),
