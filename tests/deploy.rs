@@ -16,7 +16,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use api_server::rights::{Named, Rights, Wanted};
+use api_server::deployed::{deployed, manifest, of_kind};
+use api_server::rights::{Named, Wanted};
 use api_server::{ApiServer, apply, objects};
 use common::{KCM, Mount, Sleeper, run};
 use serde_json::{Value, json};
@@ -24,35 +25,6 @@ use serde_json::{Value, json};
 const NODE: &str = "/api/v1/nodes/n1";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const REPORTS: &str = "/apis/kcm.intel.com/v1/namespaces/default";
-
-/// The objects of a manifest.
-fn manifest(name: &str) -> Vec<Value> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
-    serde_saphyr::from_multiple(&fs::read_to_string(&file).expect(name)).expect(name)
-}
-
-fn of_kind(name: &str, kind: &str) -> Vec<Value> {
-    manifest(name).into_iter().filter(|object| object["kind"] == kind).collect()
-}
-
-/// A server on which `deploy/` has been applied.
-fn deployed() -> ApiServer {
-    let server = ApiServer::start();
-    for role in of_kind("rbac.yaml", "ClusterRole") {
-        let name = role["metadata"]["name"].as_str().unwrap();
-        server.add_user(name, name, Rights::Rules(role["rules"].as_array().unwrap().clone()));
-    }
-    for mut definition in manifest("crds.yaml") {
-        let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
-        definition["status"] = objects::established(&definition);
-        server.put(&format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"), definition);
-    }
-    for name in ["n1", "n2"] {
-        let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": name }, "status": {} });
-        server.put(&format!("/api/v1/nodes/{name}"), node);
-    }
-    server
-}
 
 /// Every single right of a role.
 fn granted(role: &str) -> BTreeSet<Wanted> {

@@ -14,18 +14,13 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use api_server::rights::Rights;
-use api_server::{ApiServer, objects};
+use api_server::deployed::{deployed, manifest};
 use common::{KCM, Machine, Mount, Shell, until};
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn manifest(name: &str) -> Vec<Value> {
-    serde_saphyr::from_multiple(&file(&format!("deploy/{name}"))).expect(name)
 }
 
 #[test]
@@ -60,25 +55,6 @@ fn the_program_asks_for_no_loader_and_no_library() {
     const PT_LOAD: usize = 1;
     const PT_INTERP: usize = 3;
     assert!(kinds.contains(&PT_LOAD) && !kinds.contains(&PT_INTERP), "{kinds:?}");
-}
-
-/// A server on which `deploy/` has been applied.
-fn deployed() -> ApiServer {
-    let server = ApiServer::start();
-    for role in manifest("rbac.yaml").iter().filter(|object| object["kind"] == "ClusterRole") {
-        let name = role["metadata"]["name"].as_str().unwrap();
-        server.add_user(name, name, Rights::Rules(role["rules"].as_array().unwrap().clone()));
-    }
-    for mut definition in manifest("crds.yaml") {
-        let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
-        definition["status"] = objects::established(&definition);
-        server.put(&format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"), definition);
-    }
-    server.put(
-        "/api/v1/nodes/n1",
-        json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" }, "status": {} }),
-    );
-    server
 }
 
 #[test]

@@ -14,14 +14,11 @@ use futures_util::StreamExt as _;
 use futures_util::future::{Either, select};
 use futures_util::stream;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
 
 use crate::cli;
 use crate::kubernetes::objects::pods::{self, Plan, Pod, State};
 use crate::kubernetes::objects::{node, yaml_stream};
-use crate::kubernetes::{Cluster, Failure, Sender};
+use crate::kubernetes::{Cluster, Failure, Notify, Sender, interrupted, sleep, timeout};
 
 mod progress;
 
@@ -168,16 +165,10 @@ impl Work<'_> {
 
     /// Goes on until somebody tells us to stop or the server does not let us see our pods.
     async fn until_disturbed(&self) -> Error {
-        let signals =
-            signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
-        let (mut int, mut term) = match signals {
-            Ok(signals) => signals,
-            Err(error) => return Error::from(error).context("signals cannot be caught"),
-        };
-        let (int, term) = (std::pin::pin!(int.recv()), std::pin::pin!(term.recv()));
-        match select(std::pin::pin!(self.follow()), select(int, term)).await {
+        match select(std::pin::pin!(self.follow()), std::pin::pin!(interrupted())).await {
             Either::Left((failure, _)) => failure.into(),
-            Either::Right(_) => anyhow!("interrupted"),
+            Either::Right((Ok(()), _)) => anyhow!("interrupted"),
+            Either::Right((Err(error), _)) => Error::from(error).context("signals cannot be caught"),
         }
     }
 

@@ -8,11 +8,15 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use futures_util::future::select;
 use http_body_util::{BodyExt as _, Limited};
 use kube::client::{AuthError, Body};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
-use tokio::time::{sleep, timeout};
+use tokio::signal::unix::{SignalKind, signal};
+/// What work in [`Cluster::run`] waits with.
+pub(crate) use tokio::sync::Notify;
+pub(crate) use tokio::time::{sleep, timeout};
 
 use super::objects::{CRDS, Request};
 
@@ -125,6 +129,16 @@ impl Cluster {
     pub(crate) fn sender(&self) -> Sender {
         self.sender.clone()
     }
+}
+
+/// Waits, in [`Cluster::run`], for somebody to tell us to stop.
+///
+/// # Errors
+/// Signals cannot be caught.
+pub(crate) async fn interrupted() -> std::io::Result<()> {
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    select(std::pin::pin!(int.recv()), std::pin::pin!(term.recv())).await;
+    Ok(())
 }
 
 /// Sends requests from within [`Cluster::run`].

@@ -7,4 +7,4 @@
 mod client;
 pub(crate) mod objects;
 
-pub(crate) use client::{Cluster, Failure, Sender};
+pub(crate) use client::{Cluster, Failure, Notify, Sender, interrupted, sleep, timeout};
