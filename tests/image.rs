@@ -114,6 +114,16 @@ fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_i
     let report = server.object("/apis/kcm.intel.com/v1/namespaces/default/nodereports/n1").unwrap();
     assert_eq!(report["summary"]["exclusiveFree"], "4/4");
     assert!(server.object("/apis/kcm.intel.com/v1/namespaces/default/reconcilereports/n1").is_some());
+
+    // As the document takes it away: in the container discover.
+    assert!(file("docs/kubernetes.md").contains("-c discover -- /kcm uninstall --conf-dir=/run/kcm/conf\n"));
+    let said = shell.ask(&format!("{kcm} uninstall --conf-dir=/run/kcm/conf; echo @$?"));
+    assert!(said.ends_with("@0\n"), "{said}");
+    let said = shell.ask(&format!("{kcm} {}; echo @$?", words("discover")));
+    assert!(said.contains("Dataplane pool does not exist") && said.ends_with("@1\n"), "{said}");
+    let node = server.object("/api/v1/nodes/n1").unwrap();
+    assert_eq!(node["status"]["capacity"], json!({}));
+    assert_eq!(node["spec"]["taints"], json!([]));
     // What the kubelet does in the end.
     let said = shell.ask("kill %1; wait %1; echo @$?; ls $R/run/kcm/conf");
     assert!(said.starts_with("@0\n"), "{said}");

@@ -171,6 +171,27 @@ fn a_pod_claims_whenever_it_was_started_and_over_restarts_and_remounts() {
 }
 
 #[test]
+fn the_example_pod_claims_and_another_one_is_told_why_not() {
+    let node = Node::new();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0"]);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/example-pod.yaml");
+    let pod: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let line = pod["spec"]["containers"][0]["command"][2].as_str().unwrap().replace("/run/kcm/conf", "$C");
+    let script = node.mount.home().join("example");
+    std::fs::write(&script, line).unwrap();
+    let (mut first, mut second) = (node.pod(), node.pod());
+    let command = format!("sh {}", script.display());
+    assert_eq!(first.sh(&format!("timeout 0.5 {command}")), ("my CPUs: 0\n".into(), 124));
+    assert_eq!(
+        first.sh(&format!("({command} >/dev/null &); until [ -s $C/pools/dataplane/0/tasks ]; do :; done")).1,
+        0
+    );
+    let (text, status) = second.sh(&command);
+    assert!(status == 1 && text.contains("EBUSY: no list of dataplane is free (1 taken)"), "{text}");
+}
+
+#[test]
 fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_next_start() {
     let node = Node::new();
     node.start();
