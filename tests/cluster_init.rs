@@ -386,6 +386,32 @@ fn a_server_in_trouble_is_borne() {
 }
 
 #[test]
+fn a_watch_that_has_expired_for_good_is_begun_anew_from_a_list() {
+    let server = cluster(1);
+    let count = |part: &str| server.log().iter().filter(|entry| entry.path.contains(part)).count();
+    // It ends after one event, of which it knows the version.
+    server.kubelet(|_| Vec::new());
+    server.misbehave(Fault::Ends, usize::MAX, |_, path| path.contains("watch=true"));
+    let child =
+        cluster_init(&server, &["--all-hosts", "--timeout=15"]).stderr(Stdio::piped()).spawn().unwrap();
+    until("it has taken the watch up", || count("watch=true") >= 2);
+    assert_eq!(count("pods?labelSelector"), 1, "where it has ended, without a list");
+    server.change(&pod_path(KINDS[0], "n1"), |pod| pod["status"] = well(pod).pop().unwrap().1);
+    server.forget_changes();
+    server.kubelet(well);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn where_no_watch_ever_tells_anything_lists_do() {
+    let server = cluster(1);
+    server.misbehave(Fault::Garbage, usize::MAX, |_, path| path.contains("watch=true"));
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts", "--timeout=15"]));
+    assert_eq!(code, Some(0), "{err}");
+}
+
+#[test]
 fn a_quota_that_is_counted_by_many_at_once_is_waited_for() {
     let server = cluster(3);
     // No pod of this name is there: what has changed is the quota.

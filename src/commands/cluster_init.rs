@@ -185,33 +185,28 @@ impl Work<'_> {
             self.pods.replace(Some(items.collect()));
             self.changed.notify_waiters();
             let mut version = version(&list).unwrap_or_default();
-            // A watch ends by itself now and then, and is taken up where it has ended.
-            loop {
+            // A watch ends by itself now and then, and is taken up where it has ended. One that has expired, or from
+            // which nothing came, leaves us not knowing: then we list again.
+            let mut goes_on = true;
+            while goes_on {
+                goes_on = false;
                 match self.sender.watch(&pods::watch(namespace, &version)).await {
                     Ok(mut watch) => {
                         while let Some(event) = watch.next().await {
-                            match self.take(&event) {
-                                Some(newer) => {
-                                    version = newer;
-                                    pause = *PAUSE.start();
-                                }
-                                None => break,
-                            }
+                            let newer = self.take(&event);
+                            goes_on = newer.is_some();
+                            let Some(newer) = newer else { break };
+                            version = newer;
+                            pause = *PAUSE.start();
                         }
                     }
                     Err(failure) if failure.is_passing() || failure.code() == Some(410) => {
                         log::debug!("{failure}");
-                        sleep(pause).await;
-                        pause = (pause * 2).min(*PAUSE.end());
-                        break;
                     }
                     Err(failure) => return failure,
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(*PAUSE.end());
-                if version.is_empty() {
-                    break;
-                }
             }
         }
     }

@@ -88,6 +88,8 @@ pub enum Fault {
     CutAfterwards,
     /// Carries it out, and ends the connection in the middle of the answer; of a watch, of the first event.
     Half,
+    /// A watch that ends after its first event.
+    Ends,
 }
 
 type When = Box<dyn Fn(&str, &str) -> bool + Send>;
@@ -213,6 +215,13 @@ impl ApiServer {
         self.shared.changed.notify_waiters();
     }
 
+    /// Nobody can watch any more from where he has been until now.
+    pub fn forget_changes(&self) {
+        let store = &mut self.shared.lock().store;
+        store.put("/api/v1/namespaces/default/events/e", json!({}));
+        store.oldest = store.version();
+    }
+
     /// What is done to a pod that was made: each status after its time.
     pub fn kubelet(&self, kubelet: impl Fn(&Value) -> Vec<(Duration, Value)> + Send + 'static) {
         self.shared.lock().kubelet = Some(Box::new(kubelet));
@@ -309,7 +318,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         Some(Fault::Conflict) => Some(Ok(conflict)),
         Some(Fault::Garbage) => Some(Ok(Answer::text(200, "<html>surprise"))),
         Some(Fault::Expired) => Some(Ok(Answer::text(200, &format!("{}\n", answer::expired())))),
-        Some(Fault::CutAfterwards | Fault::Half) | None => None,
+        Some(Fault::CutAfterwards | Fault::Half | Fault::Ends) | None => None,
     };
     let known = shared.lock().users.iter().find(|(t, ..)| *t == token).cloned();
     let user = known.as_ref().map(|(_, name, _)| name.clone()).unwrap_or_default();
@@ -333,17 +342,21 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         return Err(Cut);
     }
     let response = response(shared, answer);
-    Ok(if matches!(fault, Some(Fault::Half)) { broken_off(response).await } else { response })
+    Ok(match fault {
+        Some(fault @ (Fault::Half | Fault::Ends)) => broken_off(response, matches!(fault, Fault::Half)).await,
+        _ => response,
+    })
 }
 
-/// The first half of the first frame of an answer, and then no more.
-async fn broken_off(response: Response<Body>) -> Response<Body> {
-    let (mut parts, mut body) = response.into_parts();
-    parts.headers.remove("content-length");
+/// The first frame of an answer, or half of it and then a cut.
+async fn broken_off(response: Response<Body>, half: bool) -> Response<Body> {
+    let (parts, mut body) = response.into_parts();
     let first = body.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok());
     let mut first = first.unwrap_or_default();
-    first.truncate(first.len() / 2);
-    let frames = stream::iter([Ok(Frame::data(first)), Err(Cut)]);
+    if half {
+        first.truncate(first.len() / 2);
+    }
+    let frames = stream::iter([Ok(Frame::data(first)), Err(Cut)].into_iter().take(if half { 2 } else { 1 }));
     Response::from_parts(parts, StreamBody::new(frames).boxed_unsync())
 }
 
