@@ -169,7 +169,7 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
             "failing-plugin",
             json!({}),
             json!({ "exec": plugin(&format!("echo {SECRET}; exit 3")) }),
-            "no cluster to talk to: the plugin that the kubeconfig gets its token from has failed (exit status: 3)",
+            "the cluster cannot be talked to: the plugin that the kubeconfig gets its token from has failed (exit status: 3)",
         ),
         (
             "babbling-plugin",
@@ -182,7 +182,7 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
             "file",
             json!({}),
             json!({ "tokenFile": token }),
-            "no cluster to talk to: ServiceError: invalid bearer token",
+            "the cluster cannot be talked to: ServiceError: invalid bearer token",
         ),
         ("no-map", json!({}), json!(SECRET), "failed to parse kubeconfig YAML"),
         ("no-text", json!({}), json!({ "token": [SECRET] }), "failed to parse kubeconfig YAML"),

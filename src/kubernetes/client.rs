@@ -35,6 +35,9 @@ const LARGEST: usize = 64 << 20;
 pub(crate) enum Failure {
     #[error("no cluster to talk to: {0}; run in a pod with a service account, or set KUBECONFIG")]
     NoCluster(String),
+    /// There is one, and what we have for it does not do.
+    #[error("the cluster cannot be talked to: {0}; look at the kubeconfig, or the service account")]
+    Unusable(String),
     /// The server has refused, and would refuse again.
     #[error("{subject}: {message} ({code}{}){}", .reason.as_deref().map(|r| format!(" {r}")).unwrap_or_default(), cure(*.code, .manifest))]
     Refused {
@@ -92,8 +95,9 @@ impl Cluster {
     /// There is no configuration, or it cannot be used.
     pub(crate) fn find(patience: Duration) -> Result<Self, Failure> {
         let none = |error: &(dyn StdError + 'static)| Failure::NoCluster(causes(error));
+        let unusable = |error: &(dyn StdError + 'static)| Failure::Unusable(causes(error));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| none(&error))?;
+        let runtime = runtime.map_err(|error| unusable(&error))?;
         let client = runtime.block_on(async {
             let mut config = kube::Config::infer().await.map_err(|error| none(&error))?;
             config.connect_timeout = Some(CONNECT);
@@ -106,9 +110,9 @@ impl Cluster {
             if let Some(token) = &config.auth_info.token
                 && http::HeaderValue::from_str(token.expose_secret()).is_err()
             {
-                return Err(Failure::NoCluster("the token has a line break or the like in it".into()));
+                return Err(Failure::Unusable("the token has a line break or the like in it".into()));
             }
-            kube::Client::try_from(config).map_err(|error| none(&error))
+            kube::Client::try_from(config).map_err(|error| unusable(&error))
         })?;
         Ok(Self { runtime, sender: Sender { client, patience } })
     }
@@ -221,7 +225,7 @@ impl Sender {
             let is_ours = chain(&error).any(|error| error.is::<AuthError>());
             // It will not get another certificate soon, nor shall we get another token.
             if is_ours || cause.contains("certificate") {
-                Attempt::Final(Failure::NoCluster(cause))
+                Attempt::Final(Failure::Unusable(cause))
             } else {
                 Attempt::Again { cause, after: None }
             }
