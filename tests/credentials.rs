@@ -13,62 +13,15 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
-use api_server::rights::Rights;
+use api_server::commands::{COMMANDS, cluster, kcm, tells_no_secret};
 use api_server::{ADMIN, ApiServer, Fault};
-use common::{KCM, Mount, run, text};
+use common::{Mount, run};
 use serde_json::{Value, json};
 
 const LEVELS: [&str; 6] = ["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "TRACE"];
-
-/// Every command that talks to a server; the last one takes the pools away.
-const COMMANDS: [&[&str]; 7] = [
-    &["discover", "--dry-run"],
-    &["discover", "--resource-name=extended"],
-    &["node-report", "--publish"],
-    &["reconcile", "--publish"],
-    &["cluster-init", "--all-hosts", "--timeout=60"],
-    &["cluster-init", "--all-hosts", "--dry-run"],
-    &["uninstall"],
-];
-
-fn cluster() -> ApiServer {
-    let server = ApiServer::start();
-    server.put(
-        "/api/v1/nodes/n1",
-        json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" }, "status": {} }),
-    );
-    server.kubelet(|pod| {
-        let phase = if pod["spec"]["restartPolicy"] == "Never" { "Succeeded" } else { "Running" };
-        vec![(Duration::ZERO, json!({ "phase": phase }))]
-    });
-    server.add_user("tied-4f1c", "tied", Rights::None);
-    server
-}
-
-fn kcm(mount: &Mount, words: &[&str], kubeconfig: &Path, level: &str) -> Command {
-    let mut command = Command::new(KCM);
-    command.args(words);
-    if words[0] == "uninstall" {
-        let home = mount.home().display();
-        command.args([format!("--install-dir={home}"), format!("--systemd={home}")]);
-    }
-    if words[0] != "cluster-init" {
-        command.arg("--conf-dir").arg(mount.conf());
-    }
-    command.env("KUBECONFIG", kubeconfig).env("NODE_NAME", "n1");
-    command.env("KCM_LOG_LEVEL", level).env("RUST_LOG", "trace");
-    command
-}
-
-fn tells_no_secret(said: &str, secret: &str) {
-    for word in [secret, "Bearer", "uthorization:"] {
-        assert!(!said.contains(word), "{word} is in: {said}");
-    }
-}
 
 /// A kubeconfig with other fields for the cluster and the user.
 fn kubeconfig(
@@ -127,25 +80,6 @@ fn a_token_is_in_no_line_of_any_command_at_any_level_whatever_the_server_does() 
     thread::scope(|scope| {
         LEVELS.map(|level| scope.spawn(move || at_level(level))).map(|one| one.join().unwrap())
     });
-}
-
-#[test]
-fn a_token_is_in_no_line_where_every_connection_is_cut() {
-    let (server, mount) = (cluster(), Mount::with_dataplane());
-    server.misbehave(Fault::Cut, usize::MAX, |_, _| true);
-    let start = |words: &&[&str]| {
-        let mut command = kcm(&mount, words, &server.kubeconfig(ADMIN), "DEBUG");
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let children: Vec<_> = COMMANDS.iter().map(start).collect();
-    for (child, words) in children.into_iter().zip(COMMANDS) {
-        let output = child.wait_with_output().unwrap();
-        let err = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{words:?} {err}");
-        assert!(err.contains("; trying again in ") && err.contains("; tried for "), "{words:?} {err}");
-        tells_no_secret(&format!("{}{err}", text(&output.stdout)), ADMIN);
-    }
-    assert!(mount.pool("dataplane").exists(), "nothing is taken away");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 )]
 
 mod api_server;
+mod common;
 
 use std::collections::BTreeMap;
 use std::fs;

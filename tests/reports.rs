@@ -304,37 +304,3 @@ fn while_the_server_is_away_the_loop_goes_on_and_reports_to_stdout() {
     server.forget_log();
     until("it publishes again", || server.changes().iter().any(|entry| entry.status == 200));
 }
-
-#[test]
-fn a_server_that_is_away_for_30_seconds_fails_one_report_with_one_line() {
-    let mount = Mount::with_shared();
-    let server = ApiServer::start();
-    let kubeconfig = fs::read_to_string(server.kubeconfig(ADMIN)).unwrap();
-    // Nobody listens there: a port that was ours a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let file = mount.home().join("kubeconfig");
-    fs::write(&file, kubeconfig.replace(&server.address().to_string(), &free.to_string())).unwrap();
-    let start = |words: &[&str]| {
-        let mut command = kcm(&server, &mount, words);
-        command.env("KUBECONFIG", &file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let started = Instant::now();
-    let once = start(&["node-report", "--publish"]);
-    let mut on = start(&["reconcile", "--publish", "--interval=1"]);
-    let once = once.wait_with_output().unwrap();
-    assert_eq!(once.status.code(), Some(1));
-    assert!(started.elapsed() > Duration::from_secs(20), "it was tried for long");
-    let err = text(&once.stderr);
-    assert_eq!(err.lines().count(), 1, "{err}");
-    assert!(
-        err.starts_with("ERROR:root:NodeReport default/n1: ") && err.contains("Connection refused"),
-        "{err}"
-    );
-    assert!(text(&once.stdout).contains("\"topology\""));
-    assert!(on.try_wait().unwrap().is_none(), "the loop goes on");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(on.id() as i32), nix::sys::signal::Signal::SIGTERM)
-        .unwrap();
-    let on = on.wait_with_output().unwrap();
-    assert_eq!(on.status.code(), Some(0), "it ends cleanly when it is told to");
-    assert!(text(&on.stdout).matches("mismatchedCpuMasks").count() > 2);
-}

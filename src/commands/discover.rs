@@ -114,10 +114,10 @@ type Step<'a> = dyn Fn(&Value) -> Option<Request> + 'a;
 /// Brings the node to where no step has anything left to do. Says whether anything was.
 fn carry_out(cluster: &Cluster, name: &str, steps: &[&Step<'_>], patience: Duration) -> Result<bool, Error> {
     let deadline = Instant::now() + patience;
-    let mut pause = Duration::from_millis(10);
     let mut node = cluster.send(&node::get(name))?;
     let mut has_changed = false;
     for step in steps {
+        let mut pause = Duration::from_millis(10);
         while let Some(request) = step(&node) {
             match cluster.send(&request) {
                 Ok(changed) => {

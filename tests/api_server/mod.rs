@@ -15,6 +15,7 @@
 
 pub mod answer;
 pub mod apply;
+pub mod commands;
 pub mod deployed;
 pub mod objects;
 pub mod rights;
