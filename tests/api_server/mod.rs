@@ -17,6 +17,7 @@ pub mod answer;
 pub mod apply;
 pub mod commands;
 pub mod deployed;
+pub mod nodes;
 pub mod objects;
 pub mod rights;
 pub mod store;
