@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
 
 use super::sys;
@@ -76,6 +76,11 @@ impl ProcFs {
     /// `/proc/PID/stat`; of a thread too.
     pub(super) fn stat(&self, tid: u32) -> io::Result<Option<Stat>> {
         Ok(self.read(&format!("{tid}/stat"))?.and_then(|text| parse_stat(&text)))
+    }
+
+    /// False for threads of the kernel and for who has ended: they run no program.
+    pub(super) fn may_have_program(&self, pid: u32) -> bool {
+        readlinkat(self.root(), format!("{pid}/exe").as_str()) != Err(Errno::ENOENT)
     }
 
     /// A line of `/proc/PID/status`, as words behind its name.
@@ -195,6 +200,14 @@ mod tests {
         let stat = proc.stat(std::process::id()).unwrap().unwrap();
         assert!(stat.started > 0);
         assert!(!stat.is_kernel_thread());
+        assert!(proc.may_have_program(std::process::id()));
+        assert!(!proc.may_have_program(u32::MAX));
+        // Like a thread of the kernel, one that has ended and that nobody has collected has no memory.
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        while proc.may_have_program(ended.id()) {
+            std::thread::yield_now();
+        }
+        ended.wait().unwrap();
         assert_eq!(proc.stat(u32::MAX).unwrap().map(|_| ()), None);
         let mut found = false;
         ProcFs::numbers(proc.root(), |number| found |= number == std::process::id()).unwrap();

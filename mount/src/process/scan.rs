@@ -36,10 +36,10 @@ impl Processes {
             }
         })?;
         let candidate = |(pid, mask): (u32, CpuSet)| {
-            // On every CPU sit some of the kernel's own threads: one look at each is enough.
-            self.proc.stat(pid).ok().flatten().filter(|stat| !stat.is_kernel_thread())?;
+            // On every CPU sit some of the kernel's own threads: one short look at each is enough.
+            self.proc.may_have_program(pid).then_some(())?;
             let process = self.open(Pid::new(pid)?).ok().flatten()?;
-            let facts = self.facts(&process).ok().flatten()?;
+            let facts = self.facts(&process).ok().flatten().filter(|facts| !facts.kernel_thread)?;
             let cgroup = self.cgroup(&process)?;
             let started = self.started(&process)?;
             Some(Candidate { task: process.id(), facts, cgroup, started, mask })
