@@ -53,6 +53,8 @@ pub enum Op {
     Rewrite { dir: PathBuf, enter: bool },
     /// Sets and reads back the mask of each thread of a process, to CPU 0 or to all.
     Masks { pid: u32, all: bool },
+    /// Reads what each thread of a process is doing.
+    States { pid: u32 },
     /// Reads the mask of every process of the machine.
     Scan,
     /// Stays on a CPU, as one does who has claimed it.
@@ -152,6 +154,12 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
             each_number(Path::new(&format!("/proc/{pid}/task")), |tid| {
                 sched_setaffinity(tid, &set)?;
                 Ok(sched_getaffinity(tid).map(|_| ())?)
+            })?;
+        }
+        Op::States { pid } => {
+            let tasks = format!("/proc/{pid}/task");
+            each_number(Path::new(&tasks), |tid| {
+                File::open(format!("{tasks}/{tid}/stat"))?.read(&mut hands.buffer).map(|_| ())
             })?;
         }
         Op::Scan => each_number(Path::new("/proc"), |pid| {
