@@ -2,7 +2,7 @@
 //!
 //! Owns: the records and the state that they add up to. Must not know: files.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -252,11 +252,12 @@ impl Live {
     }
 
     /// The records that say the same again, as short as can be.
-    pub(crate) fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&mut self) -> Vec<Record> {
+        self.forget_repeated_refusals();
         let mut records = vec![Record::Reserved { events: self.events, handles: self.handles }];
         records.extend(self.requests.records());
         let told = |filed: &Arc<Filed>| Record::Refused { request: 0, hand: 0, filed: Arc::clone(filed) };
-        records.extend(self.refusals_that_count().into_iter().map(told));
+        records.extend(self.refusals.iter().map(told));
         records.extend(self.reclaimed.iter().cloned().map(Record::Kept));
         if self.dropped > 0 {
             records.push(Record::Dropped { count: self.dropped });
@@ -272,13 +273,13 @@ impl Live {
         records
     }
 
-    /// The refusals without those that have been followed by one that concerns the same tasks.
-    fn refusals_that_count(&self) -> Vec<&Arc<Filed>> {
-        let mut seen = HashSet::new();
-        let newest_first = self.refusals.iter().rev();
-        let mut counting: Vec<_> = newest_first.filter(|filed| seen.insert(&filed.concerned)).collect();
-        counting.reverse();
-        counting
+    /// Those that have been followed by one that concerns the same tasks say nothing any more.
+    fn forget_repeated_refusals(&mut self) {
+        let (mut seen, mut counting) = (BTreeSet::new(), VecDeque::new());
+        for filed in self.refusals.iter().rev().filter(|filed| seen.insert(&filed.concerned)) {
+            counting.push_front(Arc::clone(filed));
+        }
+        self.refusals = counting;
     }
 
     fn forget(&mut self, task: &TaskId) {

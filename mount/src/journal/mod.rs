@@ -296,7 +296,7 @@ impl StateDir {
 
     /// Replaces the log by one that says the same.
     fn renew(&self, log: &mut Log) -> io::Result<()> {
-        let (file, length, next) = rewrite(&self.path, &self.boot, &log.live)?;
+        let (file, length, next) = rewrite(&self.path, &self.boot, &mut log.live)?;
         (log.file, log.length, log.next, log.compact_at) = (Some(file), length, next, threshold(length));
         log.owed.clear();
         Ok(())
@@ -456,8 +456,8 @@ fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, Stat
 
 /// A new log. Where it cannot be written, what it would say is kept in memory: a full disk must not keep the
 /// mount down.
-fn anew(path: &Path, boot: &str, live: Live) -> Log {
-    let written = rewrite(path, boot, &live).inspect_err(|error| {
+fn anew(path: &Path, boot: &str, mut live: Live) -> Log {
+    let written = rewrite(path, boot, &mut live).inspect_err(|error| {
         warn!("{}: the log of claims cannot be written: {error}; make room for it", path.display());
     });
     let (file, length, next) =
@@ -466,7 +466,7 @@ fn anew(path: &Path, boot: &str, live: Live) -> Log {
 }
 
 /// A new log that says the same. Its length, and the number of its next record.
-fn rewrite(path: &Path, boot: &str, live: &Live) -> io::Result<(File, u64, u64)> {
+fn rewrite(path: &Path, boot: &str, live: &mut Live) -> io::Result<(File, u64, u64)> {
     let header = Header { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
     let mut bytes = codec::encode("", &header)?;
     let records = live.records();

@@ -339,8 +339,9 @@ proptest! {
         for (number, record) in records.into_iter().enumerate() {
             live.add(number as u64, record);
         }
+        let said = State::of_live(&live);
         let compacted = live.records();
-        prop_assert_eq!(State::after(&compacted), State::of_live(&live));
+        prop_assert_eq!(State::after(&compacted), said);
         // And in no more records than there are things to say.
         let things = live.claims.len() + live.intents.len() + live.releasing.len() + live.reclaimed.len();
         prop_assert!(compacted.len() <= things + State::NUMBERS);

@@ -147,11 +147,22 @@ impl Processes {
     /// Those of [`Processes::open`].
     pub(crate) fn of_thread(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
         let Some(pid) = self.tgid(tid)? else { return Ok(None) };
-        // One that lives has had its number all the time since it was opened.
-        if let Some(process) = watch.with_number(pid).filter(|process| process.is_alive()) {
+        if let Some(process) = watch.with_number(pid) {
             return Ok(Some(process));
         }
         let process = self.open_translated(pid, tid)?.map(Arc::new);
+        Ok(process.inspect(|process| watch.remember(process)))
+    }
+
+    /// The living process with this number, by a descriptor that is there already where it can be.
+    ///
+    /// # Errors
+    /// Those of [`Processes::open`].
+    pub(crate) fn with_number(&self, pid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
+        if let Some(process) = watch.with_number(pid) {
+            return Ok(Some(process));
+        }
+        let process = self.open_leader(pid)?.map(Arc::new);
         Ok(process.inspect(|process| watch.remember(process)))
     }
 

@@ -95,8 +95,13 @@ impl Watch {
         self.state.lock().tasks.get(task).cloned()
     }
 
-    /// The newest process with this number of which there is a descriptor; it may have died.
-    pub(crate) fn with_number(&self, pid: Pid) -> Option<Arc<Process>> {
+    /// The process that has this number, if there is a descriptor of it: one that lives has had its number all the
+    /// time since it was opened.
+    pub(super) fn with_number(&self, pid: Pid) -> Option<Arc<Process>> {
+        self.newest_with_number(pid).filter(|process| process.is_alive())
+    }
+
+    fn newest_with_number(&self, pid: Pid) -> Option<Arc<Process>> {
         let (first, last) = (TaskId { pid, ino: 0 }, TaskId { pid, ino: u64::MAX });
         let State { tasks, remembered, .. } = &mut *self.state.lock();
         let watched = tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process));
@@ -110,7 +115,7 @@ impl Watch {
     }
 
     /// Keeps the descriptor of a process that asks, as long as there is room.
-    pub(crate) fn remember(&self, process: &Arc<Process>) {
+    pub(super) fn remember(&self, process: &Arc<Process>) {
         let pid = process.id().pid;
         let State { remembered, .. } = &mut *self.state.lock();
         remembered.retain(|(other, _)| *other != pid);
