@@ -367,11 +367,14 @@ fn pids(text: &str) -> Option<Vec<u32>> {
 /// # Errors
 /// As for [`read_tasks`], and whatever the filesystem says.
 pub(crate) fn change_tasks(file: &Path, change: impl FnOnce(&mut Vec<u32>)) -> Result<(), Error> {
-    let rewrite = |file: &mut File, tasks: &[u32]| {
+    // One write, then the length: whoever dies between, or finds the disk full, has taken nobody off. To every
+    // reader the commas say nothing.
+    let rewrite = |file: &mut File, tasks: &[u32], length: usize| {
         let words: Vec<String> = tasks.iter().map(u32::to_string).collect();
-        file.set_len(0)?;
+        let words = words.join(",");
         file.rewind()?;
-        file.write_all(words.join(",").as_bytes())?;
+        file.write_all(format!("{words:,<length$}").as_bytes())?;
+        file.set_len(words.len() as u64)?;
         file.sync_all()
     };
     let mut handle =
@@ -380,7 +383,7 @@ pub(crate) fn change_tasks(file: &Path, change: impl FnOnce(&mut Vec<u32>)) -> R
     handle.read_to_string(&mut text).map_err(|error| refused(file, error))?;
     let mut tasks = parse_tasks(file, &text)?;
     change(&mut tasks);
-    rewrite(&mut handle, &tasks).map_err(|error| refused(file, error))
+    rewrite(&mut handle, &tasks, text.len()).map_err(|error| refused(file, error))
 }
 
 /// The CPUs that a list's name says, if it is one.

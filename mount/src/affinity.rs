@@ -3,7 +3,6 @@
 //! Owns: nothing; it is the door of `process` to the outside. Must not know: claims.
 
 use std::io;
-use std::process::Command;
 
 use crate::model::cpuset::CpuSet;
 use crate::process;
@@ -22,9 +21,4 @@ pub fn get(tid: u32) -> io::Result<Option<CpuSet>> {
 /// `ESRCH`: the thread has gone. `EINVAL`: none of the CPUs is allowed. `EPERM`: not ours to set.
 pub fn set(tid: u32, cpus: &CpuSet) -> io::Result<()> {
     process::set_mask_of(tid, cpus)
-}
-
-/// The command, once started, is killed when the thread that started it dies, and has no signals blocked.
-pub fn tie_to_parent(command: &mut Command) {
-    process::tie_to_parent(command);
 }

@@ -17,6 +17,7 @@
 //! - Nothing on the way of a request waits for the mount itself, or without bound for anything.
 
 pub mod affinity;
+pub mod child;
 mod clock;
 pub mod daemon;
 mod engine;

@@ -30,7 +30,9 @@ const NOT_FOUND: u8 = 127;
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     let dir = ConfDir::open(&args.dir.conf_dir)?;
     let Some(program) = args.program() else { bail!("no command; give one") };
-    if !dir.pool(&args.pool).join("exclusive").exists() {
+    let flag = dir.pool(&args.pool).join("exclusive");
+    let is_name = !args.pool.contains('/');
+    if !is_name || !flag.try_exists().map_err(|error| confdir::refused(&flag, error))? {
         // The directory itself may be what is missing; then that is the error.
         dir.pools()?;
         bail!("Requested pool {} does not exist", args.pool);

@@ -343,6 +343,16 @@ pub(crate) fn tie_to_parent(command: &mut Command) {
     });
 }
 
+/// SIGCHLD is what it is by default.
+pub(crate) fn heed_children() -> io::Result<()> {
+    sys::default_sigchld()
+}
+
+/// For a child that has not been collected: its PID is nobody else's.
+pub(crate) fn send_signal(pid: u32, signal: u32) -> io::Result<()> {
+    sys::kill(pid, signal)
+}
+
 /// A process by its pidfd alone, watched and signalled by whoever is responsible for it.
 #[derive(Debug)]
 pub(crate) struct Handle(OwnedFd);

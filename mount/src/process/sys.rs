@@ -170,6 +170,17 @@ pub(super) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(
     check(unsafe { libc::dup2(fd.as_raw_fd(), other.as_raw_fd()) }.into()).map(|_| ())
 }
 
+pub(super) fn default_sigchld() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: takes a handler away and brings none.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(|_| ()).map_err(io::Error::from)
+}
+
+pub(super) fn kill(pid: u32, signal: u32) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    check(unsafe { libc::kill(pid as libc::pid_t, signal as libc::c_int) }.into()).map(|_| ())
+}
+
 pub(super) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: takes numbers and no memory.
     let null = std::ptr::null::<libc::siginfo_t>();

@@ -4,17 +4,19 @@
 //! steps leaves its PID behind; this layout has nobody else to take it off but `kcm reconcile`.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, bail};
-use kcm_mount::affinity;
 use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::{affinity, child};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::cli::{Program, Wait};
@@ -23,17 +25,19 @@ use crate::host::Host;
 
 /// How often a free list is looked for: nobody tells of one here.
 const LOOKING: Duration = Duration::from_millis(100);
-/// The signals that are passed on to the command.
-const PASSED_ON: [Signal; 9] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGWINCH,
-    Signal::SIGCONT,
+/// The signals that are not caught: those that say that we ourselves are wrong, what a terminal does to somebody in
+/// the background, and SIGPIPE, which we ignore. All others are passed on to the command.
+const NOT_CAUGHT: [Signal; 10] = [
+    Signal::SIGILL,
+    Signal::SIGTRAP,
+    Signal::SIGABRT,
+    Signal::SIGBUS,
+    Signal::SIGFPE,
+    Signal::SIGSEGV,
+    Signal::SIGSYS,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGPIPE,
 ];
 
 /// Claims under the lock, runs the command, and takes itself off.
@@ -90,7 +94,7 @@ fn run_on(list: &str, program: &Program, signals: &SignalFd) -> Result<ExitCode,
     let cpus = list.parse().with_context(|| format!("{list}: not a CPU list; rename its directory"))?;
     pin(&cpus).with_context(|| format!("CPU list {list}"))?;
     let mut command = super::command(program, list);
-    affinity::tie_to_parent(&mut command);
+    child::tie_to_parent(&mut command);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return Ok(super::not_started(program, &error)),
@@ -113,45 +117,54 @@ fn pin(cpus: &CpuSet) -> Result<(), Error> {
 }
 
 fn catch_signals() -> Result<SignalFd, Error> {
-    let mut all = SigSet::from_iter(PASSED_ON);
-    all.add(Signal::SIGCHLD);
-    let caught = all.thread_block().and_then(|()| SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC));
-    caught.context("signals cannot be caught")
+    child::can_be_waited_for().context("the command could not be waited for")?;
+    let mut caught = SigSet::all();
+    NOT_CAUGHT.into_iter().for_each(|signal| caught.remove(signal));
+    let signals = caught.thread_block().and_then(|()| SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC));
+    signals.context("signals cannot be caught")
 }
 
 /// Passes signals on until the command ends; stops and goes on with it.
 fn attend(child: &mut Child, signals: &SignalFd) -> Result<ExitCode, Error> {
-    let pid = Pid::from_raw(i32::try_from(child.id()).context("the command has no PID")?);
+    // What is there now may be older than the command.
+    let mut is_new = true;
     loop {
+        is_new = is_new
+            && poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
         let info = match signals.read_signal() {
             Err(Errno::EINTR) => continue,
             info => info.context("signals cannot be read")?.context("no signal")?,
         };
         // The terminal sends its signals to the whole foreground job: the command has them already.
-        let from_terminal = info.ssi_code == libc::SI_KERNEL;
-        match Signal::try_from(info.ssi_signo as i32) {
-            Ok(Signal::SIGCHLD) => {
-                if let Some(code) = look_after(child, pid)? {
-                    return Ok(code);
-                }
+        let has_it = info.ssi_code == libc::SI_KERNEL && !is_new;
+        if info.ssi_signo == Signal::SIGCHLD as u32 {
+            if let Some(code) = look_after(child)? {
+                return Ok(code);
             }
-            Ok(signal) if !from_terminal => {
-                let _ = kill(pid, signal);
-            }
-            _ => {}
+        } else if !has_it {
+            let _ = child::send(child, info.ssi_signo);
         }
     }
 }
 
 /// The status of the command where it has ended. Where it has stopped, so do we.
-fn look_after(child: &mut Child, pid: Pid) -> Result<Option<ExitCode>, Error> {
+fn look_after(child: &mut Child) -> Result<Option<ExitCode>, Error> {
     if let Some(status) = child.try_wait()? {
         return Ok(Some(code_of(status)));
     }
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("the command has no PID")?);
+    // As the first process of a container we are given those whose parent has ended. One who is the command has
+    // ended just now, and is told of by the next signal.
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let next = || waitid(Id::All, ended).ok().and_then(|status| status.pid()).filter(|&other| other != pid);
+    while let Some(other) = next() {
+        let _ = waitpid(other, Some(WaitPidFlag::WNOHANG));
+    }
     let stopped = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG);
-    if matches!(stopped, Ok(WaitStatus::Stopped(..))) {
+    // The first process of a container cannot be stopped by us.
+    if matches!(stopped, Ok(WaitStatus::Stopped(..))) && std::process::id() != 1 {
         raise(Signal::SIGSTOP).map_err(io::Error::from)?;
-        let _ = kill(pid, Signal::SIGCONT);
+        let _ = child::send(child, Signal::SIGCONT as u32);
     }
     Ok(None)
 }
