@@ -335,3 +335,19 @@ fn an_interval_of_0_runs_once() {
         }
     }
 }
+
+#[test]
+fn another_parser_reads_each_json_output_and_would_print_the_same_bytes() {
+    let (mount, plain, holder) = with_pools();
+    pin(holder.pid(), &[1]);
+    for conf in [mount.conf(), plain.conf()] {
+        for command in ["describe", "reconcile", "node-report"] {
+            let (out, err, code) = run(&mut kcm_for(&conf, &[command]));
+            assert_eq!((err.as_str(), code), ("", Some(0)), "{command}");
+            let line = "import json, sys; print(json.dumps(json.load(sys.stdin), indent=2, sort_keys=True))";
+            let mut python = Command::new("bash");
+            python.args(["-c", "printf %s \"$1\" | python3 -c \"$2\"", "bash", &out, line]);
+            says(&mut python, &out);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Eight clients work while the worker is killed ten times a second and the program is replaced under the mount.
-//! Books are kept from what the clients were told alone. `scripts/soak` runs it for long.
+//! Books are kept from what the clients were told alone. `scripts/soak` runs it for long. Beside them, and for
+//! the same minute, `kcm reconcile --interval` looks on at another daemon.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -9,6 +10,8 @@
 )]
 
 mod common;
+#[path = "soak/reconcile.rs"]
+mod reconcile;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

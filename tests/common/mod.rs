@@ -8,6 +8,7 @@ pub mod both;
 pub mod cgroup;
 pub mod cpuset;
 pub mod enclosure;
+pub mod looking;
 pub mod program;
 
 use std::fs;
