@@ -16,12 +16,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{KCM, Machine, Shell, run};
+use common::both::Dir as _;
+use common::{KCM, Machine, Plain, Shell, kcm_for, run};
 use kcm_mount::model::cpuset::ParseCpuSetError;
 use kcm_mount::model::pool::{InvalidPoolName, ListId};
 use kcm_mount::model::refusal::{Holder, ListName, Refusal};
 use kcm_mount::model::task::{Pid, TaskId};
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
@@ -227,4 +229,44 @@ fn every_refusal_is_in_the_table_with_its_errno_and_cure() {
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
     assert_eq!(kinds, (0..=31).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_command_refuses_by_itself_is_in_the_table_too() {
+    let plain = Plain::new();
+    plain.make_pool("free", false, &[("0", "")]);
+    plain.make_pool("broken", true, &[("0", "x")]);
+    let (pools, empty) = (Plain::new(), Plain::new());
+    pools.make_pool("absent", true, &[("4000", "")]);
+    pools.make_pool("nonsense", true, &[("x", "")]);
+    fs::remove_dir(empty.conf().join("pools")).unwrap();
+    let lock = fs::File::open(empty.conf().join("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let absent = kcm_for(&plain.home().join("absent"), &["describe"]);
+    let with = |mut command: Command, variable: &str, value: &str| {
+        command.env(variable, value);
+        command
+    };
+    let document = document("operations.md");
+    for (mut command, said) in [
+        (absent, "no such directory"),
+        (empty.kcm(&["describe"]), "no pools"),
+        (plain.kcm_as_nobody(&["isolate", "--pool=free", "true"]), "Permission denied"),
+        (plain.kcm(&["describe"]), "not a list of PIDs; repair it by hand"),
+        (with(empty.kcm(&["reconcile"]), "KCM_LOCK_TIMEOUT", "0.1"), "Lock timed out after"),
+        (
+            with(pools.kcm(&["reconcile"]), "KCM_PROC_FS", "/nowhere"),
+            "cannot be read; set KCM_PROC_FS to a procfs",
+        ),
+        (pools.kcm(&["isolate", "--pool=zz", "true"]), "does not exist"),
+        (pools.kcm(&["isolate", "--pool=absent", "true"]), "the kernel refuses these CPUs"),
+        (pools.kcm(&["isolate", "--pool=nonsense", "true"]), "not a CPU list; rename its directory"),
+        (pools.kcm(&["init", "--num-dp-cores=1"]), "pool does not exist"),
+    ] {
+        let (_, err, status) = run(&mut command);
+        assert_eq!(status, Some(1), "{command:?}: {err}");
+        let last = err.lines().last().unwrap();
+        assert!(last.contains(said), "{command:?}: {err}");
+        assert!(document.contains(said), "{said}");
+    }
 }
