@@ -146,3 +146,23 @@ fn ctrl_z_stops_it_and_fg_lets_it_go_on() {
         until("nothing is left", || dir.tasks_of("p", "0").is_empty());
     });
 }
+
+#[test]
+fn a_command_that_ignores_ctrl_z_goes_on() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let mut terminal = Terminal::start(dir);
+        terminal.see("$ ");
+        let script = r#"trap "" TSTP; echo sta""rted; while read x; do echo "g""ot $x"; done"#;
+        std::fs::write(dir.conf().with_file_name("script"), script).unwrap();
+        terminal.press("\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash \"$C/../script\"\n");
+        terminal.see("started");
+        terminal.press(CTRL_Z);
+        terminal.press("hello\n");
+        terminal.see("got hello");
+        assert!(processes(dir).iter().all(|&pid| stat(pid, 3) != "T"));
+        terminal.press("\x04");
+        terminal.see("$ ");
+        assert_eq!(terminal.status(), "0");
+    });
+}
