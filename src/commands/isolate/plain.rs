@@ -161,10 +161,10 @@ fn look_after(child: &mut Child) -> Result<Option<ExitCode>, Error> {
         let _ = waitpid(other, Some(WaitPidFlag::WNOHANG));
     }
     let stopped = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG);
-    // The first process of a container cannot be stopped by us.
+    // The first process of a container cannot be stopped by us. Whoever lets us go on has either meant the whole job,
+    // or sent us a signal to pass on; one of our own could undo a stop that has come since.
     if matches!(stopped, Ok(WaitStatus::Stopped(..))) && std::process::id() != 1 {
         raise(Signal::SIGSTOP).map_err(io::Error::from)?;
-        let _ = child::send(child, Signal::SIGCONT as u32);
     }
     Ok(None)
 }
