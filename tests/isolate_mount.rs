@@ -16,8 +16,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::both::{Dir as _, failure};
-use common::{KCM, Mount, Sleeper, has_died, masks, run, signal, until, write};
+use common::both::{Dir as _, copy_kcm, failure};
+use common::{Mount, Sleeper, has_died, masks, run, signal, until, write};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -66,7 +66,7 @@ fn it_works_in_an_empty_root() {
     for directory in ["proc", "conf"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
-    fs::copy(KCM, root.join("kcm")).unwrap();
+    copy_kcm(&root.join("kcm"));
     let enter = |unshare: &[&str], proc: &str, words: &[&str]| {
         let script =
             format!("{proc} \"$R/proc\" && mount --bind \"$C\" \"$R/conf\" && exec chroot \"$R\" \"$@\"");

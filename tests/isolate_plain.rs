@@ -251,10 +251,12 @@ fn one_that_is_killed_at_any_moment_takes_nobody_else_off() {
         std::thread::sleep(Duration::from_micros(500 * delay));
         signal(running.pid(), Signal::SIGKILL);
         running.kcm.child().wait().unwrap();
-        let left = raw(&plain);
-        assert!(left == own || left == format!("{own},{}", running.pid()), "{left}");
+        // Empty parts say nothing, to the programs of 2017 neither.
+        let left = || raw(&plain).trim_end_matches(',').to_owned();
+        let found = left();
+        assert!(found == own || found == format!("{own},{}", running.pid()), "{found}");
         assert_eq!(run(&mut plain.kcm(&["reconcile"])).2, Some(0));
-        assert_eq!(raw(&plain), own);
+        assert_eq!(left(), own);
     }
 }
 

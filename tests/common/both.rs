@@ -27,7 +27,7 @@ pub trait Dir {
         set_mode(home, 0o755);
         let copy = home.join("kcm");
         if !copy.exists() {
-            fs::copy(KCM, &copy).expect("a copy of kcm");
+            copy_kcm(&copy);
         }
         let mut command = Command::new(copy);
         command.args(self.kcm(words).get_args()).uid(NOBODY).gid(NOBODY);
@@ -68,6 +68,12 @@ impl Dir for Plain {
     fn is_mounted(&self) -> bool {
         false
     }
+}
+
+/// A copy of kcm that can be started. Made by another program: what a test starts meanwhile would have it open for
+/// writing for a moment.
+pub fn copy_kcm(to: &Path) {
+    assert!(Command::new("cp").arg(KCM).arg(to).status().expect("cp").success());
 }
 
 /// The same on a mount and on a plain directory.
