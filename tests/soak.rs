@@ -1,6 +1,7 @@
 //! Eight clients work while the worker is killed ten times a second and the program is replaced under the mount.
 //! Books are kept from what the clients were told alone. `scripts/soak` runs it for long. Beside them, and for
-//! the same minute, `kcm reconcile --interval` looks on at another daemon.
+//! the same minute, `kcm reconcile --interval` looks on at another daemon, and a third one is restarted a thousand
+//! times.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -12,6 +13,8 @@
 mod common;
 #[path = "soak/reconcile.rs"]
 mod reconcile;
+#[path = "soak/restarts.rs"]
+mod restarts;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
