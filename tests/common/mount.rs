@@ -1,0 +1,275 @@
+//! A daemon and its mount in a temporary place, from the outside: started, asked, killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::{
+    KCM, Machine, NOBODY, Shell, both, cgroup, events, kcm_for, pids, set_mode, signal, text, until,
+};
+
+/// A mount in a temporary place; unmounted when dropped.
+pub struct Mount {
+    home: TempDir,
+    _cgroup: Option<Arc<cgroup::Cgroup>>,
+}
+
+impl Mount {
+    /// An empty mount.
+    pub fn new() -> Self {
+        let mount = Self::not_mounted();
+        mount.start();
+        mount
+    }
+
+    /// The place alone: nothing is mounted yet.
+    pub fn not_mounted() -> Self {
+        Self::not_mounted_in(&std::env::temp_dir())
+    }
+
+    /// The same, below this directory.
+    pub fn not_mounted_in(directory: &Path) -> Self {
+        let home = tempfile::tempdir_in(directory).expect("a temporary directory");
+        Self { home, _cgroup: cgroup::Cgroup::of_this_thread() }
+    }
+
+    /// `dataplane`, which is exclusive, with the lists 0 and 1: all CPUs of a small machine.
+    pub fn with_dataplane() -> Self {
+        let mount = Self::new();
+        mount.make_pool("dataplane", true, &["0", "1"]);
+        mount
+    }
+
+    /// `shared`, which is not exclusive, with the lists 0 and 1.
+    pub fn with_shared() -> Self {
+        let mount = Self::new();
+        mount.make_pool("shared", false, &["0", "1"]);
+        mount
+    }
+
+    pub fn make_pool(&self, pool: &str, exclusive: bool, lists: &[&str]) {
+        fs::create_dir(self.pool(pool)).expect("mkdir of a pool");
+        fs::write(self.pool(pool).join("exclusive"), if exclusive { "1" } else { "0" }).expect("exclusive");
+        for list in lists {
+            fs::create_dir(self.pool(pool).join(list)).expect("mkdir of a list");
+        }
+    }
+
+    /// Everything of this test.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn conf(&self) -> PathBuf {
+        self.home.path().join("conf")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    pub fn pool(&self, pool: &str) -> PathBuf {
+        self.conf().join("pools").join(pool)
+    }
+
+    /// The `tasks` file of a list.
+    pub fn tasks(&self, pool: &str, list: &str) -> PathBuf {
+        self.pool(pool).join(list).join("tasks")
+    }
+
+    pub fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.conf().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    pub fn mount_command(&self) -> Command {
+        let mut command = self.kcm(&["mount"]);
+        command.arg("--state-dir").arg(self.state());
+        command
+    }
+
+    /// Starts the daemon.
+    pub fn start(&self) {
+        let output = self.mount_command().output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Stops it cleanly.
+    pub fn stop(&self) {
+        let output = self.kcm(&["unmount"]).output().expect("kcm unmount");
+        assert!(output.status.success(), "kcm unmount: {}", text(&output.stderr));
+    }
+
+    /// `kcm <words> --conf-dir=<conf>`.
+    pub fn kcm(&self, words: &[&str]) -> Command {
+        kcm_for(&self.conf(), words)
+    }
+
+    /// A line for bash, which finds the mount in `$C` and kcm in `$KCM`.
+    pub fn bash(&self, line: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(line).env("C", self.conf()).env("S", self.state()).env("KCM", KCM);
+        command
+    }
+
+    /// What a line for bash prints. It has to succeed.
+    pub fn sh(&self, line: &str) -> String {
+        let output = self.bash(line).output().expect("bash");
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The daemon's processes.
+    pub fn daemons(&self) -> Vec<u32> {
+        let conf = self.conf();
+        let conf = conf.as_os_str().as_encoded_bytes();
+        let mut found: Vec<u32> = pids()
+            .into_iter()
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let mut words = line.split(|&b| b == 0).skip(1);
+                words.next() == Some(b"mount") && words.any(|word| word.ends_with(conf))
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// The process that serves.
+    pub fn worker(&self) -> Option<u32> {
+        let is_worker = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&b| b == 0).any(|word| word == b"--worker")
+        };
+        self.daemons().into_iter().find(is_worker)
+    }
+
+    /// The process that keeps the mount.
+    pub fn keeper(&self) -> u32 {
+        let lock = fs::read_to_string(self.state().join("lock")).expect("the lock of the state directory");
+        lock.trim().parse().expect("the keeper's PID")
+    }
+
+    /// Kills all of the daemon as nothing should be killed, and waits until it has gone.
+    pub fn kill_daemon(&self) {
+        until("the daemon has gone", || {
+            for pid in self.daemons() {
+                signal(pid, Signal::SIGKILL);
+            }
+            self.daemons().is_empty()
+        });
+    }
+
+    /// A daemon that takes a made-up machine for this one; `isolcpus`: the kernel's command line.
+    pub fn on_machine(machine: &Machine) -> Self {
+        let mount = Self::not_mounted();
+        mount.start_on(machine);
+        mount
+    }
+
+    /// Starts the daemon on a made-up machine.
+    pub fn start_on(&self, machine: &Machine) {
+        let root = self.home().join("machine");
+        let mut command = self.mount_command();
+        let output = machine.seen_by(&root, &mut command).output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Temporary directories are for their owner alone; now everybody gets to the mount.
+    pub fn let_everybody_in(&self) {
+        set_mode(self.home(), 0o755);
+    }
+
+    /// As [`Mount::bash`], for `nobody`.
+    pub fn bash_as_nobody(&self, line: &str) -> Command {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = self.bash(line);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    /// Everything below the mount point, by path from there, with what stat(2) says.
+    pub fn walk(&self) -> Vec<(String, fs::Metadata)> {
+        let mut found = Vec::new();
+        let mut todo = vec![String::new()];
+        while let Some(path) = todo.pop() {
+            let metadata = fs::symlink_metadata(self.conf().join(&path)).expect("stat");
+            if metadata.is_dir() {
+                let entries = fs::read_dir(self.conf().join(&path)).expect("a directory");
+                let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+                let names = entries.map(|entry| name(entry).into_string().expect("UTF-8"));
+                todo.extend(names.map(|name| if path.is_empty() { name } else { format!("{path}/{name}") }));
+            }
+            found.push((path, metadata));
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    }
+
+    /// Starts the daemon with this in its environment.
+    pub fn start_with(&self, variable: &str, value: &str) {
+        let output = self.mount_command().env(variable, value).output().expect("kcm mount");
+        assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
+    }
+
+    /// Sends a signal to the present worker; gives its PID.
+    pub fn signal_worker(&self, signal: Signal) -> u32 {
+        let mut found = None;
+        until("there is a worker", || {
+            found = self.worker();
+            found.is_some()
+        });
+        let worker = found.expect("a worker");
+        super::signal(worker, signal);
+        worker
+    }
+
+    /// Kills the worker and waits until another one serves.
+    pub fn replace_worker(&self) {
+        let old = self.signal_worker(Signal::SIGKILL);
+        until("the next worker serves", || self.worker().is_some_and(|worker| worker != old));
+        self.read("info/version");
+    }
+
+    /// The daemon's log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.state().join("log")).unwrap_or_default()
+    }
+
+    /// `info/events`, each parsed.
+    pub fn event_lines(&self) -> Vec<serde_json::Value> {
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        self.read("info/events").lines().map(parse).collect()
+    }
+
+    /// A shell that is the first process of a PID namespace of its own, with a /proc of its own.
+    pub fn container(&self) -> Shell {
+        Shell::start(&mut self.bash("exec unshare --pid --fork --mount-proc --kill-child bash"))
+    }
+
+    /// What happened to whom, by `info/events`.
+    pub fn events(&self) -> Vec<(String, u32)> {
+        events(&self.read("info/events"))
+    }
+
+    /// The one line that `kcm mount` fails with; nothing is mounted then.
+    pub fn mount_failure(&self) -> String {
+        let line = both::failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
+        assert!(self.daemons().is_empty(), "{line}");
+        line
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = self.kcm(&["unmount"]).stderr(Stdio::null()).status();
+        for pid in self.daemons() {
+            signal(pid, Signal::SIGKILL);
+        }
+        // Whatever a failed test has left.
+        let _ = Command::new("umount").arg("-l").arg(self.conf()).stderr(Stdio::null()).status();
+    }
+}
