@@ -177,6 +177,26 @@ fn a_program_that_cannot_go_on_is_refused_with_its_reason_and_the_old_one_goes_o
 }
 
 #[test]
+fn a_program_that_hangs_is_given_up_and_meanwhile_a_worker_that_dies_is_followed_at_once() {
+    let mount = Mount::with_shared();
+    let (keeper, wish) = (mount.keeper(), mount.state().join("upgrade"));
+    let [hung, left] = ["hung", "left"].map(|name| mount.home().join(name));
+    // What it has started holds its pipes, also once it has been killed.
+    script(&hung, &format!("sleep 1000 & echo $! > {}; wait", left.display()));
+    fs::write(&wish, hung.as_os_str().as_bytes()).unwrap();
+    signal(keeper, Signal::SIGHUP);
+    let answer = || fs::read_to_string(&wish).unwrap();
+    until("it hangs", || fs::read_to_string(&left).is_ok_and(|pid| pid.ends_with('\n')));
+    mount.replace_worker();
+    assert_eq!(answer(), hung.to_str().unwrap(), "the worker was followed before the program was given up");
+    until("it is given up", || answer().starts_with("failed: "));
+    assert_eq!(answer(), format!("failed: {}: it does not say whether it can go on", hung.display()));
+    signal(fs::read_to_string(&left).unwrap().trim().parse().unwrap(), Signal::SIGKILL);
+    mount.replace_worker();
+    assert_eq!(mount.keeper(), keeper);
+}
+
+#[test]
 fn a_state_of_a_newer_version_is_not_taken_over_and_the_old_program_goes_on() {
     let mount = Mount::with_shared();
     let (keeper, worker) = (mount.keeper(), mount.worker());

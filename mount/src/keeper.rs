@@ -24,7 +24,7 @@ use crate::handover::{self, Control, Letter, LetterBox, Message};
 use crate::journal::StateLock;
 use crate::mountpoint;
 use crate::process::{self, Handle};
-use crate::upgrade;
+use crate::upgrade::{self, Proof};
 
 /// How often a look is taken whether requests are left lying.
 const LOOK: Duration = Duration::from_secs(6);
@@ -101,11 +101,13 @@ pub(crate) struct Keeper {
 }
 
 /// How far an upgrade is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Upgrade {
     No,
     /// It is to be begun.
     Wanted,
+    /// The new program reads the state.
+    Proving(Proof),
     /// We are the new program; its worker does not serve yet.
     Begun,
 }
@@ -213,13 +215,11 @@ impl Keeper {
                     self.start_later();
                 }
             }
-            let [signal, table, message, death, answer] = self.wait();
+            let [signal, table, message, death, answer, proof] = self.wait();
             if signal && let Some(end) = self.obey() {
                 return Ok(end);
             }
-            if self.upgrade == Upgrade::Wanted {
-                // Comes back only where it fails.
-                let error = self.upgrade();
+            if let Err(error) = self.upgrade(proof) {
                 self.upgrade = Upgrade::No;
                 log::error!("not upgraded: {error}");
                 upgrade::report(&self.places.state_dir, Some(&error.to_string()));
@@ -277,12 +277,16 @@ impl Keeper {
     }
 
     /// Waits until something happens: a signal, a change of the mount table, a message, a death, an answer to
-    /// the probe; or until it is time for something.
-    fn wait(&self) -> [bool; 5] {
+    /// the probe, the end of a proof; or until it is time for something.
+    fn wait(&self) -> [bool; 6] {
         let worker = self.worker.as_ref();
         let control = worker.and_then(|worker| worker.control.as_ref());
         let probe = match &self.doubt {
             Doubt::Asking(probe) => Some(probe),
+            _ => None,
+        };
+        let proof = match &self.upgrade {
+            Upgrade::Proving(proof) => Some(proof),
             _ => None,
         };
         // Where there is nothing to be waited for, the signals stand in.
@@ -293,22 +297,24 @@ impl Keeper {
             PollFd::new(control.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
             PollFd::new(worker.map_or(signals, |worker| worker.handle.as_fd()), PollFlags::POLLIN),
             PollFd::new(probe.map_or(signals, |probe| probe.handle.as_fd()), PollFlags::POLLIN),
+            PollFd::new(proof.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
         ];
         let look = match &self.doubt {
             Doubt::None(at) | Doubt::Some(at) => *at,
             Doubt::Asking(probe) => probe.deadline,
         };
-        let next = self.due.map_or(look, |due| due.min(look));
+        let others = self.due.into_iter().chain(proof.map(|proof| proof.deadline));
+        let next = others.fold(look, Instant::min);
         // Rounded up, so as not to come a moment too early and turn round.
         let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
             Ok(1..) => {
-                let [signal, table, message, death, answer] = fds.map(|fd| fd.any().unwrap_or(false));
+                let [signal, table, message, death, answer, proved] = fds.map(|fd| fd.any().unwrap_or(false));
                 let (message, death) = (message && control.is_some(), death && worker.is_some());
-                [signal, table, message, death, answer && probe.is_some()]
+                [signal, table, message, death, answer && probe.is_some(), proved && proof.is_some()]
             }
-            _ => [false; 5],
+            _ => [false; 6],
         }
     }
 
@@ -334,7 +340,7 @@ impl Keeper {
                 worker.started = Instant::now();
                 self.resends = resends;
                 self.has_served = true;
-                if self.upgrade == Upgrade::Begun && worker.is_ours {
+                if matches!(self.upgrade, Upgrade::Begun) && worker.is_ours {
                     self.upgrade = Upgrade::No;
                     upgrade::report(&self.places.state_dir, None);
                 }
@@ -370,7 +376,7 @@ impl Keeper {
         }
         let how = reason.clone().unwrap_or_else(|| told(status));
         log::warn!("the worker has died: {how}; the next one is started");
-        if let (Some(reason), Upgrade::Begun, true) = (&reason, self.upgrade, worker.is_ours) {
+        if let (Some(reason), Upgrade::Begun, true) = (&reason, &self.upgrade, worker.is_ours) {
             upgrade::report(&self.places.state_dir, Some(reason));
         }
         if worker.is_ready && worker.started.elapsed() > AT_ONCE {
@@ -468,10 +474,22 @@ impl Keeper {
         }
     }
 
-    /// Becomes the keeper of the program that is wanted, which goes on with what is held.
-    fn upgrade(&self) -> io::Error {
-        let prepared = upgrade::program(&self.places.state_dir).and_then(|program| {
-            upgrade::prove(&program, &self.places)?;
+    /// Goes on with an upgrade, if there is one to go on with. `proved`: the new program has ended.
+    fn upgrade(&mut self, proved: bool) -> io::Result<()> {
+        self.upgrade = match std::mem::replace(&mut self.upgrade, Upgrade::No) {
+            Upgrade::Wanted => Upgrade::Proving(Proof::begin(&self.places)?),
+            Upgrade::Proving(proof) if proved || proof.deadline <= Instant::now() => {
+                // Comes back only where it fails.
+                return Err(self.become_program(&proof.end()?));
+            }
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// Becomes the keeper of the program, which goes on with what is held.
+    fn become_program(&self, program: &Path) -> io::Error {
+        let prepare = || {
             // Where there is no worker just now, the new keeper starts one.
             if let Some(worker) = &self.worker {
                 let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
@@ -481,15 +499,12 @@ impl Keeper {
                     handover::leave(handover::place(control, handover::CONTROL)?);
                 }
             }
-            Ok(program)
+            Ok(())
+        };
+        let error = prepare().err().unwrap_or_else(|| {
+            log::info!("upgrading to {}", program.display());
+            self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
         });
-        let error = prepared.map_or_else(
-            |error| error,
-            |program| {
-                log::info!("upgrading to {}", program.display());
-                self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
-            },
-        );
         for number in [handover::WORKER, handover::CONTROL] {
             if let Err(error) = handover::reserve(number) {
                 log::error!("no descriptor: {error}");

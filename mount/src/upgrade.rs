@@ -5,11 +5,13 @@
 //! becomes another program.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Read, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -60,7 +62,7 @@ pub fn upgrade(places: &Places) -> Result<(), MountError> {
 }
 
 /// The program that is wanted: the one that was named, or whatever now has the name of the one that runs.
-pub(crate) fn program(state_dir: &Path) -> io::Result<PathBuf> {
+fn program(state_dir: &Path) -> io::Result<PathBuf> {
     match fs::read_to_string(state_dir.join(WISH)) {
         Ok(path) if !path.starts_with(FAILED) => Ok(path.into()),
         _ => {
@@ -84,22 +86,75 @@ pub(crate) fn give_proof(state_dir: &Path) -> Result<(), MountError> {
     io::stdout().write_all(PROVED.as_bytes()).map_err(|error| MountError::NotUpgraded(error.to_string()))
 }
 
-/// Has the program read the state and say whether it can.
-pub(crate) fn prove(program: &Path, places: &Places) -> io::Result<()> {
-    let mut command = places.command(Command::new(program));
-    command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let named = |error: io::Error| io::Error::other(format!("{}: {error}", program.display()));
-    let mut child = command.spawn().map_err(named)?;
-    if !Handle::open(child.id())?.wait(PROOF) {
-        child.kill()?;
+/// The program that is wanted, while it reads the state to say whether it can. Nobody waits for it.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    program: PathBuf,
+    child: Child,
+    handle: Handle,
+    /// When it has had time enough.
+    pub(crate) deadline: Instant,
+}
+
+impl Proof {
+    /// Has the program begin.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(crate) fn begin(places: &Places) -> io::Result<Self> {
+        let program = program(&places.state_dir)?;
+        let mut command = places.command(Command::new(&program));
+        command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|error| named(&program, &error))?;
+        let handle = Handle::open(child.id())?;
+        Ok(Self { program, child, handle, deadline: Instant::now() + PROOF })
     }
-    let output = child.wait_with_output()?;
-    if output.status.success() && output.stdout == PROVED.as_bytes() {
-        return Ok(());
+
+    /// The program, if it has ended with the proof. If it has not ended, it does now.
+    ///
+    /// # Errors
+    /// What it says instead.
+    pub(crate) fn end(mut self) -> io::Result<PathBuf> {
+        let in_time = self.handle.wait(Duration::ZERO);
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        let [said, reason] = [said(self.child.stdout.take()), said(self.child.stderr.take())];
+        if status.success() && said == PROVED {
+            return Ok(std::mem::take(&mut self.program));
+        }
+        let default =
+            if in_time { "it ends without a reason" } else { "it does not say whether it can go on" };
+        let reason = reason.lines().last().unwrap_or(default).trim_start_matches("ERROR:root:").to_owned();
+        Err(named(&self.program, &reason))
     }
-    let reason = String::from_utf8_lossy(&output.stderr);
-    let reason = reason.lines().last().unwrap_or("it ends without a reason");
-    Err(named(io::Error::other(reason.trim_start_matches("ERROR:root:"))))
+}
+
+impl Drop for Proof {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+impl AsFd for Proof {
+    /// Readable when the program has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+fn named(program: &Path, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", program.display()))
+}
+
+/// What was written to a pipe so far: somebody else may hold it open.
+fn said(pipe: Option<impl AsFd + Read>) -> String {
+    let Some(mut pipe) = pipe else { return String::new() };
+    let mut bytes = Vec::new();
+    if fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok() {
+        // Where it would block, that is all.
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Says what came of the wish, if there is one: done, or why not.
