@@ -165,7 +165,8 @@ impl Engine {
             );
         }
         engine.take_up(recovered);
-        engine.mind_own_mask();
+        // This thread makes no other meanwhile.
+        engine.mind_own_mask(Waiting::thread(nix::unistd::gettid().as_raw() as u32));
         Ok((engine, handles))
     }
 
@@ -389,17 +390,17 @@ impl Engine {
     /// Another process keeps the mount from now on.
     pub(crate) fn set_keeper(&self, pid: u32) {
         self.keeper.store(pid, Ordering::Relaxed);
-        self.mind_own_mask();
+        self.mind_own_mask(Waiting::NOBODY);
     }
 
     /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
-    fn mind_own_mask(&self) {
+    fn mind_own_mask(&self, waiting: Waiting) {
         let exclusive = self.claims.lock().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
         for pid in [Some(self.ours), Pid::new(self.keeper.load(Ordering::Relaxed))].into_iter().flatten() {
             match self.processes.open(pid) {
-                Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask, Waiting::NOBODY),
+                Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask, waiting),
                 _ => log::warn!("the daemon's own mask cannot be set"),
             }
         }

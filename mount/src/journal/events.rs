@@ -32,14 +32,22 @@ struct Numbered {
 impl EventFile {
     /// Opens it, and gives its newest `kept` lines with their numbers. What is no event is left out.
     pub(super) fn open(path: &Path, kept: usize) -> (Self, VecDeque<(u64, String)>) {
-        let text = fs::read(path.join(NAME)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let event = |line: &str| Some((serde_json::from_str::<Numbered>(line).ok()?.seq, line.to_owned()));
-        let mut events: VecDeque<(u64, String)> = text.lines().filter_map(event).collect();
-        let lines = events.len();
-        events.drain(..lines.saturating_sub(kept));
+        let bytes = fs::read(path.join(NAME)).unwrap_or_default();
+        let (mut events, mut lines, mut is_sound) = (VecDeque::new(), 0, true);
+        // From the end: a worker that dies is followed the sooner the less the next one reads.
+        for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).rsplit(|&b| b == b'\n') {
+            lines += 1;
+            if events.len() == kept {
+                continue;
+            }
+            let event = str::from_utf8(line)
+                .ok()
+                .and_then(|line| Some((serde_json::from_str::<Numbered>(line).ok()?.seq, line.to_owned())));
+            is_sound &= event.is_some();
+            event.into_iter().for_each(|event| events.push_front(event));
+        }
         let mut this = Self { path: path.to_path_buf(), file: None, lines };
-        if text.lines().count() != events.len() || !(text.is_empty() || text.ends_with('\n')) {
+        if !is_sound || !bytes.ends_with(b"\n") {
             this.rewrite(events.iter().map(|(_, line)| line.as_str()));
         } else {
             let options = OpenOptions::new().create(true).append(true).mode(0o600).open(path.join(NAME));
