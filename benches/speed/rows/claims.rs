@@ -48,11 +48,11 @@ fn first_claims(
         Job { before: vec![op(false)], timed: vec![op(true)], ..Job::default() }
     };
     let beside = [
-        ("claim-first", "empty FUSE", Some(pinned(first(&empty.tasks("0")))), Aim::AtMost(2.5), ""),
+        ("claim-first", "empty FUSE", Some(first(&empty.tasks("0"))), Aim::AtMost(2.5), ""),
         (
             "claim-first-remembered",
             "empty FUSE, attributes remembered",
-            Some(pinned(first(&remembered.tasks("0")))),
+            Some(first(&remembered.tasks("0"))),
             Aim::Told,
             SIZE,
         ),

@@ -37,7 +37,10 @@ fn put(file: &Path, text: &str, before: &str) -> Job {
     Job { before: vec![op(before)], timed: vec![op(text)], after: vec![op(before)] }
 }
 
-/// A first claim for the client itself.
+/// A first claim for the client itself, which is on CPU 0. Whoever has released a claim gets its old mask back: so
+/// it goes there each time.
 fn first(file: &Path) -> Job {
-    put(file, OWN, "-0")
+    let mut job = put(file, OWN, "-0");
+    job.before.push(Op::Pin { cpu: 0 });
+    job
 }

@@ -12,11 +12,14 @@ use super::{Caller, Engine, PATIENCE};
 use crate::clock;
 use crate::fault::{Step, reached};
 use crate::journal::Record;
-use crate::model::command::{Command, Place, Plan, Request, Subject, Target, Way};
+use crate::model::command::{Claim, Command, Plan, Request, Subject, Target, Way};
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
-use crate::process::{MaskError, Previous, Process, Threads, Waiting};
+use crate::process::{self, MaskError, Previous, Process, Threads, Waiting};
+
+/// What a command for more tasks than this needs for a moment is worth giving back.
+const LARGE: usize = 1000;
 
 /// A process that a write names.
 #[derive(Clone, Debug)]
@@ -100,7 +103,12 @@ impl Engine {
                     *number = Some(only.0.get());
                 }
                 let (claim, release) = self.resolve(writer, &tokens)?;
-                self.place(target, claim, release, by)
+                let is_large = claim.len() + release.len() > LARGE;
+                let placed = self.place(target, claim, release, by);
+                if is_large {
+                    process::trim_heap();
+                }
+                placed
             }
             Write::Rewrite(pids) => self.rewrite(target, writer, &pids, by),
         }
@@ -250,7 +258,8 @@ impl Engine {
             let died = || Failure::Died(place.claim.task);
             let process = process(place.claim.task).ok_or_else(died)?;
             let cgroup = self.processes.cgroup(process).ok_or_else(died)?;
-            let saved = self.processes.saved_mask(process).map_err(|error| failed(error, place))?;
+            let saved =
+                self.processes.saved_mask(process).map_err(|error| self.failed(error, &place.claim))?;
             let claim = Arc::make_mut(&mut place.claim);
             (claim.cgroup, claim.saved) = (cgroup, saved);
             self.watch
@@ -270,7 +279,7 @@ impl Engine {
                 let refined = self
                     .processes
                     .refine_saved(process, place.claim.saved.clone())
-                    .map_err(|error| failed(error, place))?;
+                    .map_err(|error| self.failed(error, &place.claim))?;
                 if refined != place.claim.saved {
                     Arc::make_mut(&mut place.claim).saved = refined;
                 }
@@ -281,7 +290,7 @@ impl Engine {
                 Way::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
                 Way::Repeat => self.processes.set_mask(process, cpus, Threads::Outside, waiting),
             };
-            done.masks.push((task, previous.map_err(|error| failed(error, place))?));
+            done.masks.push((task, previous.map_err(|error| self.failed(error, &place.claim))?));
         }
         reached(Step::MasksSet);
         let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));
@@ -336,6 +345,20 @@ impl Engine {
         effects.lost.iter().find(|task| parties.iter().any(|party| party.subject.task == **task)).copied()
     }
 
+    /// What keeps the claim's task off the claim's list.
+    fn failed(&self, error: MaskError, claim: &Claim) -> Failure {
+        let got = match error {
+            MaskError::Gone => return Failure::Died(claim.task),
+            MaskError::KeepsChanging => return Failure::Refused(Refusal::KeepsChanging),
+            MaskError::Refused => None,
+            MaskError::Narrowed { got } => Some(got),
+            error => return Failure::Refused(mask_fault(&error)),
+        };
+        let name = self.with_configuration(|claims| claims.list(claim.list).map(|list| list.name().clone()));
+        let refusal = name.map_or(Refusal::Removed, |list| Refusal::MaskRefused { list, got });
+        Failure::Unsuitable(claim.task, claim.list, refusal)
+    }
+
     /// For what is of use to the next worker, and no more than that.
     pub(super) fn record_if_possible(&self, record: Record) {
         log_is_full(self.state.append(&record));
@@ -350,23 +373,6 @@ impl Engine {
 fn log_is_full(result: std::io::Result<()>) {
     if let Err(error) = result {
         log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
-    }
-}
-
-fn failed(error: MaskError, place: &Place) -> Failure {
-    let refused = |got| {
-        Failure::Unsuitable(
-            place.claim.task,
-            place.claim.list,
-            Refusal::MaskRefused { list: place.list.clone(), got },
-        )
-    };
-    match error {
-        MaskError::Gone => Failure::Died(place.claim.task),
-        MaskError::Refused => refused(None),
-        MaskError::Narrowed { got } => refused(Some(got)),
-        MaskError::KeepsChanging => Failure::Refused(Refusal::KeepsChanging),
-        error => Failure::Refused(mask_fault(&error)),
     }
 }
 

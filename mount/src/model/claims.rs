@@ -396,7 +396,7 @@ impl Claims {
                 by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
             }),
         };
-        Ok(Place { claim, cpus: list.cpus.clone(), list: list.name.clone(), way })
+        Ok(Place { claim, cpus: list.cpus.clone(), way })
     }
 
     fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
-use super::refusal::ListName;
 use super::task::TaskId;
 
 /// The affinity that a task gets back when its claim is released.
@@ -185,8 +184,6 @@ pub struct Place {
     pub claim: Arc<Claim>,
     /// The CPUs of the list.
     pub cpus: CpuSet,
-    /// The list, for messages.
-    pub list: ListName,
     /// From where.
     pub way: Way,
 }

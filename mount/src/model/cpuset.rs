@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 /// A logical CPU, by the number that the kernel gives it (what `lscpu` calls CPU; never a core).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,7 +53,8 @@ impl fmt::Display for CpuId {
 #[serde(try_from = "String", into = "String")]
 pub struct CpuSet {
     /// Bit `n % 64` of word `n / 64`. Never ends in a zero word, so that equal sets are equal vectors.
-    words: Vec<u64>,
+    /// No larger than a vector, and without a piece of the heap up to 128 CPUs.
+    words: SmallVec<[u64; 2]>,
 }
 
 /// Why a text is no CPU list.
@@ -76,7 +78,7 @@ impl CpuSet {
     /// The empty set.
     #[must_use]
     pub const fn new() -> Self {
-        Self { words: Vec::new() }
+        Self { words: SmallVec::new_const() }
     }
 
     /// The set in the words of a kernel CPU mask: bit `n % 64` of word `n / 64` is CPU `n`.
@@ -84,9 +86,9 @@ impl CpuSet {
     #[must_use]
     pub fn from_words(words: &[u64]) -> Self {
         let limit = (CpuId::MAX as usize + 1) / 64;
-        let mut set = Self { words: words.iter().take(limit).copied().collect() };
-        set.trim();
-        set
+        let known = words.get(..limit).unwrap_or(words);
+        let used = known.iter().rposition(|&word| word != 0).map_or(0, |last| last + 1);
+        Self { words: SmallVec::from_slice(known.get(..used).unwrap_or_default()) }
     }
 
     /// The words of the kernel CPU mask of this set, without zero words at the end.

@@ -33,7 +33,7 @@ pub(crate) use mask::{MaskError, Previous, Threads, Waiting, mask_of};
 use namespace::Namespace;
 use procfs::ProcFs;
 pub(crate) use scan::Candidate;
-pub(crate) use sys::keep_heap_small;
+pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 
 /// Set in [`TaskId::ino`] where it is a start time.

@@ -113,6 +113,12 @@ pub(crate) fn keep_heap_small() {
     }
 }
 
+/// Gives the free pages of the heap back to the machine.
+pub(crate) fn trim_heap() {
+    // SAFETY: takes a number and no memory.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Raw directory entries (getdents64(2)); how many bytes of the buffer are filled.
 pub(super) fn getdents(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the length is that of the buffer.
