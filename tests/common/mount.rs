@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use super::processes::heed_signals;
 use super::{
     KCM, Machine, NOBODY, Shell, both, cgroup, events, kcm_for, pids, set_mode, signal, text, until,
 };
@@ -33,6 +34,7 @@ impl Mount {
 
     /// The same, below this directory.
     pub fn not_mounted_in(directory: &Path) -> Self {
+        heed_signals();
         let home = tempfile::tempdir_in(directory).expect("a temporary directory");
         Self { home, _cgroup: cgroup::Cgroup::of_this_thread() }
     }

@@ -7,6 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::KCM;
+use super::processes::heed_signals;
 
 /// A configuration directory in the layout of 2017, which no daemon serves.
 pub struct Plain {
@@ -16,6 +17,7 @@ pub struct Plain {
 impl Plain {
     /// Without pools.
     pub fn new() -> Self {
+        heed_signals();
         let home = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir_all(home.path().join("conf/pools")).expect("mkdir");
         fs::write(home.path().join("conf/lock"), "").expect("a lock");

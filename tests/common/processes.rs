@@ -9,6 +9,16 @@ use nix::unistd::Pid;
 
 use super::{NOBODY, until, write};
 
+/// Has all that a test starts heed the signals that a shell has those in the background ignore, or nohup.
+#[allow(unsafe_code, reason = "there is no safe way")]
+pub(super) fn heed_signals() {
+    use nix::sys::signal::SigHandler;
+    for kind in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+        // SAFETY: takes a handler away and brings none.
+        unsafe { nix::sys::signal::signal(kind, SigHandler::SigDfl) }.expect("signal");
+    }
+}
+
 /// A process that does nothing; killed when dropped.
 pub struct Sleeper(Child);
 
