@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::processes::heed_signals;
 use super::{
-    KCM, Machine, NOBODY, Shell, both, cgroup, events, kcm_for, pids, set_mode, signal, text, until,
+    KCM, Machine, NOBODY, Shell, both, cgroup, events, has_died, kcm_for, pids, set_mode, signal, text, until,
 };
 
 /// A mount in a temporary place; unmounted when dropped.
@@ -226,6 +226,13 @@ impl Mount {
         });
         let worker = found.expect("a worker");
         super::signal(worker, signal);
+        if matches!(signal, Signal::SIGSEGV | Signal::SIGBUS) {
+            // Rust catches the first one, finds no fault of the stack, and catches no more.
+            until("it has crashed", || {
+                super::signal(worker, signal);
+                has_died(worker)
+            });
+        }
         worker
     }
 

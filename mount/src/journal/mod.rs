@@ -436,8 +436,12 @@ fn open_log(path: &Path, boot: &str, damage: &mut Vec<Damage>) -> Result<(Log, b
         set_aside(&file, what, damage)?;
     }
     let sound = !damaged && header.is_some() && seed == boot;
-    let log =
-        if sound { resume(&file, rest + decoded.whole, next, live) } else { Ok(anew(path, boot, live)) };
+    let whole = rest + decoded.whole;
+    let log = if sound {
+        resume(&file, whole, whole < bytes.len(), next, live)
+    } else {
+        Ok(anew(path, boot, live))
+    };
     Ok((log?, damaged || unreadable))
 }
 
@@ -445,11 +449,13 @@ fn file_was_set_aside(file: &Path, damage: &[Damage]) -> bool {
     damage.iter().any(|damage| damage.file == *file)
 }
 
-/// Goes on with a sound log, without the tail that was interrupted.
-fn resume(file: &Path, length: usize, next: u64, live: Live) -> Result<Log, StateError> {
+/// Goes on with a sound log, without the tail that was interrupted, if there is one.
+fn resume(file: &Path, length: usize, torn: bool, next: u64, live: Live) -> Result<Log, StateError> {
     let handle = OpenOptions::new().append(true).open(file).map_err(failed(file, "cannot be opened"))?;
     let length = length as u64;
-    handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
+    if torn {
+        handle.set_len(length).map_err(failed(file, "cannot be cut"))?;
+    }
     let file = Some(handle);
     Ok(Log { file, length, compact_at: threshold(0), next, live, owed: Vec::new() })
 }
