@@ -59,7 +59,7 @@ impl EventFile {
     /// Adds a line; `kept` gives those that are still wanted, when it is time to leave out the others.
     pub(super) fn add<'a, I: ExactSizeIterator<Item = &'a str>>(&mut self, line: &str, kept: impl Fn() -> I) {
         self.lines += 1;
-        if self.lines > 4 * kept().len().max(1) {
+        if self.lines > 2 * kept().len().max(1) {
             self.rewrite(kept());
             return;
         }
