@@ -4,6 +4,8 @@
 //! state but the descriptors of `handover`, allocates nothing while nothing happens, and starts no thread.
 //! Must not know: what is served, or anything in the state directory but its lock and the wish for an upgrade.
 
+mod doubt;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +20,8 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::WaitStatus;
 
+use doubt::Doubt;
+
 use crate::daemon::{self, MountError, Places};
 use crate::fault;
 use crate::handover::{self, Control, Letter, LetterBox, Message};
@@ -26,12 +30,6 @@ use crate::mountpoint;
 use crate::process::{self, Handle};
 use crate::upgrade::{self, Proof};
 
-/// How often a look is taken whether requests are left lying.
-const LOOK: Duration = Duration::from_secs(6);
-/// How long requests must lie before that is suspicious.
-const SUSPICION: Duration = Duration::from_millis(300);
-/// How long a request that is made to see whether the worker answers may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a worker may take until it serves.
 const STARTING: Duration = Duration::from_secs(60);
 /// How long a worker that is told to end may take.
@@ -58,23 +56,6 @@ struct Worker {
     is_ready: bool,
     /// Of the program that runs here, which one that was taken on may not be.
     is_ours: bool,
-}
-
-/// A process that asks the mount something, and may hang in our stead.
-#[derive(Debug)]
-struct Probe {
-    handle: Handle,
-    deadline: Instant,
-}
-
-/// Whether the worker leaves requests lying.
-#[derive(Debug)]
-enum Doubt {
-    /// Nothing is known against it; next look at this time.
-    None(Instant),
-    /// Requests lay there; a second look at this time.
-    Some(Instant),
-    Asking(Probe),
 }
 
 /// The keeper.
@@ -149,7 +130,7 @@ impl Keeper {
             worker: None,
             due: Some(Instant::now()),
             pause: Duration::ZERO,
-            doubt: Doubt::None(Instant::now() + LOOK),
+            doubt: Doubt::none(),
             resends: false,
             has_served: false,
             reason: None,
@@ -236,7 +217,7 @@ impl Keeper {
                 ready(self);
             }
             if answer {
-                self.doubt_no_more();
+                self.doubt.end();
             }
             if death && let Some(end) = self.bury()? {
                 return Ok(end);
@@ -247,7 +228,7 @@ impl Keeper {
 
     /// Ends the worker; the mount has been detached.
     pub(crate) fn end_worker(&mut self) {
-        self.doubt_no_more();
+        self.doubt.end();
         let Some(worker) = self.worker.take() else { return };
         // It has nothing to tidy: what it knows is in the state directory.
         worker.handle.kill();
@@ -277,14 +258,11 @@ impl Keeper {
     }
 
     /// Waits until something happens: a signal, a change of the mount table, a message, a death, an answer to
-    /// the probe, the end of a proof; or until it is time for something.
+    /// our question, the end of a proof; or until it is time for something.
     fn wait(&self) -> [bool; 6] {
         let worker = self.worker.as_ref();
         let control = worker.and_then(|worker| worker.control.as_ref());
-        let probe = match &self.doubt {
-            Doubt::Asking(probe) => Some(probe),
-            _ => None,
-        };
+        let question = self.doubt.question();
         let proof = match &self.upgrade {
             Upgrade::Proving(proof) => Some(proof),
             _ => None,
@@ -296,15 +274,11 @@ impl Keeper {
             PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
             PollFd::new(control.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
             PollFd::new(worker.map_or(signals, |worker| worker.handle.as_fd()), PollFlags::POLLIN),
-            PollFd::new(probe.map_or(signals, |probe| probe.handle.as_fd()), PollFlags::POLLIN),
+            PollFd::new(question.unwrap_or(signals), PollFlags::POLLIN),
             PollFd::new(proof.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
         ];
-        let look = match &self.doubt {
-            Doubt::None(at) | Doubt::Some(at) => *at,
-            Doubt::Asking(probe) => probe.deadline,
-        };
         let others = self.due.into_iter().chain(proof.map(|proof| proof.deadline));
-        let next = others.fold(look, Instant::min);
+        let next = others.fold(self.doubt.due(), Instant::min);
         // Rounded up, so as not to come a moment too early and turn round.
         let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -312,7 +286,7 @@ impl Keeper {
             Ok(1..) => {
                 let [signal, table, message, death, answer, proved] = fds.map(|fd| fd.any().unwrap_or(false));
                 let (message, death) = (message && control.is_some(), death && worker.is_some());
-                [signal, table, message, death, answer && probe.is_some(), proved && proof.is_some()]
+                [signal, table, message, death, answer && question.is_some(), proved && proof.is_some()]
             }
             _ => [false; 6],
         }
@@ -407,71 +381,30 @@ impl Keeper {
         self.held.letters.write(&letter).map_err(failed)
     }
 
-    /// Looks whether the worker leaves requests lying, or asks the mount something, or draws the conclusion.
+    /// Looks, where it is time to, whether the worker still serves.
     fn look(&mut self) {
-        let now = Instant::now();
-        let due = match &self.doubt {
-            Doubt::None(at) | Doubt::Some(at) => *at,
-            Doubt::Asking(probe) => probe.deadline,
-        };
-        if due > now {
+        if self.doubt.due() > Instant::now() {
             return;
         }
-        let (is_ready, started) = match &self.worker {
-            Some(worker) => (worker.is_ready, worker.started),
-            None => return self.doubt_no_more(),
-        };
-        if !is_ready {
-            if started.elapsed() > STARTING {
+        let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_ready) else {
+            self.doubt.end();
+            if self.worker.as_ref().is_some_and(|worker| worker.started.elapsed() > STARTING) {
                 log::error!("the worker does not begin to serve; it is replaced");
                 self.replace_worker();
             }
-            self.doubt = Doubt::None(now + LOOK);
             return;
-        }
-        self.doubt = match std::mem::replace(&mut self.doubt, Doubt::None(now + LOOK)) {
-            Doubt::None(_) if self.is_suspect() => Doubt::Some(now + SUSPICION),
-            Doubt::Some(_) if self.is_suspect() => match self.ask() {
-                Ok(probe) => Doubt::Asking(probe),
-                Err(error) => {
-                    log::warn!("the mount cannot be asked: {error}");
-                    Doubt::None(now + LOOK)
-                }
-            },
-            Doubt::Asking(probe) => {
-                log::error!("the worker does not answer; it is replaced");
-                self.replace_worker();
-                // Its answer comes from the next worker.
-                Doubt::Asking(Probe { deadline: now + STARTING, ..probe })
-            }
-            _ => Doubt::None(now + LOOK),
         };
+        let is_suspect = self.leaves_requests_lying() || worker.handle.is_stopped();
+        if self.doubt.go_on(is_suspect, &self.places) {
+            log::error!("the worker does not answer; it is replaced");
+            self.replace_worker();
+        }
     }
 
-    /// Whether requests lie there that nobody has read, or the worker is stopped: then it may have one in hand.
-    fn is_suspect(&self) -> bool {
+    /// Whether requests lie there that nobody has read.
+    fn leaves_requests_lying(&self) -> bool {
         let mut fds = [PollFd::new(self.held.device.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
-            || self.worker.as_ref().is_some_and(|worker| worker.handle.is_stopped())
-    }
-
-    fn ask(&self) -> io::Result<Probe> {
-        let mut command = self.places.command(Command::new("/proc/self/exe"));
-        command.arg("--probe").stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.spawn()?;
-        let handle = Handle::open(child.id()).inspect_err(|_| {
-            let _ = child.kill();
-        })?;
-        Ok(Probe { handle, deadline: Instant::now() + PATIENCE })
-    }
-
-    fn doubt_no_more(&mut self) {
-        let doubt = std::mem::replace(&mut self.doubt, Doubt::None(Instant::now() + LOOK));
-        if let Doubt::Asking(probe) = doubt {
-            // Where it waits for an answer it ends with that.
-            probe.handle.kill();
-            let _ = probe.handle.collect();
-        }
     }
 
     /// Goes on with an upgrade, if there is one to go on with. `proved`: the new program has ended.
