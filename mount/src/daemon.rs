@@ -1,45 +1,44 @@
 //! The daemon: puts the parts together, mounts, serves, and ends cleanly.
 //!
-//! Owns: mount(2) and umount(2), signals, readiness, and the order of starting and stopping. Must not know:
-//! what is served.
+//! Owns: umount(2), signals, readiness, and the order of starting and stopping. Must not know: what is served.
+
+mod place;
+mod service;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use sd_notify::NotifyState;
 
 use crate::clock;
-use crate::handover::{self, Control, Letter, LetterBox};
-use crate::import;
+use crate::handover::{self, Control, LetterBox};
 use crate::journal::{StateError, StateLock};
-use crate::keeper::{self, End, Held, Keeper};
+use crate::keeper::{End, Held, Keeper};
 use crate::model::topology::Topology;
-use crate::mountpoint::{self, Status};
+use crate::mountpoint;
 use crate::process::{self, Handle};
 use crate::upgrade;
 pub use crate::upgrade::upgrade;
+use place::Found;
+pub(crate) use place::{mount_device, new_mount_id};
 
 /// Tells a daemon that it runs in the background: it says on its standard output when it serves, and from then
 /// on writes to a log.
 const BACKGROUND: &str = "KCM_MOUNT_BACKGROUND";
 /// Tells the daemon from the command that starts it.
 const FOREGROUND: &str = "--foreground";
-/// The names of our descriptors in the service manager's store.
-const STORED_DEVICE: &str = "kcm-device";
-const STORED_LETTER: &str = "kcm-letter";
 /// How long unmounting waits for the daemon to end.
 const STOPPING: Duration = Duration::from_secs(10);
 /// A log that is larger than this is moved aside at the next start.
@@ -201,7 +200,7 @@ pub fn run(places: &Places, part: Part) -> Result<(), MountError> {
                     places.command(Command::new("/proc/self/exe")).args(import.then_some("--import")).exec();
                 return Err(at(conf_dir, "cannot be served", error));
             }
-            let stored = take_stored();
+            let stored = service::take_stored();
             process::close_inherited(&stored.each_ref().map(Option::as_ref));
             handover::reserve_all().map_err(|source| at(conf_dir, "no descriptors", source))?;
             keep(places, topology, import, stored)
@@ -226,7 +225,7 @@ fn keep(
 ) -> Result<(), MountError> {
     // The kernel keeps requests for us from mount(2) on, so signals must be ours before it.
     let signals = catch_signals()?;
-    let found = find(places, import, stored)?;
+    let found = place::find(places, import, stored)?;
     let conf_dir = &places.conf_dir;
     let conf_dir = conf_dir.canonicalize().map_err(|source| at(conf_dir, "cannot be resolved", source))?;
     let state_dir = &places.state_dir;
@@ -234,7 +233,7 @@ fn keep(
     let places = Places { conf_dir, state_dir };
     let (held, is_ours) = match found {
         Found::Mount(held) => (held, false),
-        Found::Place { lock, layout } => (mount_fresh(&places, topology, lock, layout)?, true),
+        Found::Place { lock, layout } => (place::mount_fresh(&places, topology, lock, layout)?, true),
     };
     let in_background = std::env::var_os(BACKGROUND).is_some();
     if in_background {
@@ -275,7 +274,7 @@ fn adopt(places: &Places, replace: bool) -> Result<(), MountError> {
     if replace {
         keeper.finish_upgrade();
     }
-    let kept = keeper.keep(|keeper| store(keeper, NotifyState::Ready));
+    let kept = keeper.keep(service::say_ready);
     finish(&places.conf_dir, &mut keeper, kept, true)
 }
 
@@ -291,10 +290,7 @@ fn finish(
         if mountpoint::is_mounted(conf_dir).unwrap_or(true) {
             let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
         }
-        // Held on, the connection would keep them waiting for ever.
-        for name in [STORED_DEVICE, STORED_LETTER] {
-            let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-        }
+        service::forget_stored();
     }
     keeper.end_worker();
     if kept.is_ok() {
@@ -344,109 +340,8 @@ pub(crate) fn processes_of(conf_dir: &Path) -> Vec<u32> {
     pids.filter(|pid| *pid != std::process::id()).filter(serves).collect()
 }
 
-/// What was there when we came.
-enum Found {
-    /// A mount that somebody else has held and holds no more.
-    Mount(Held),
-    /// A place for one.
-    Place { lock: StateLock, layout: Option<PathBuf> },
-}
-
-fn find(places: &Places, import: bool, stored: [Option<OwnedFd>; 2]) -> Result<Found, MountError> {
-    let Places { conf_dir, state_dir } = places;
-    if absolute(state_dir).starts_with(absolute(conf_dir)) {
-        return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
-    }
-    if let [Some(device), Some(letters)] = stored
-        && mountpoint::is_mounted(conf_dir).unwrap_or(false)
-        && keeper::is_connected(&device)
-    {
-        log::info!("{}: going on with the mount that the service manager has held", conf_dir.display());
-        let lock = StateLock::take(state_dir)?;
-        return Ok(Found::Mount(Held { device, letters: LetterBox::from_fd(letters), lock }));
-    }
-    loop {
-        let status =
-            mountpoint::status(conf_dir).map_err(|source| at(conf_dir, "cannot be looked at", source))?;
-        match status {
-            Status::Live => return Err(MountError::AlreadyMounted(conf_dir.clone())),
-            Status::NotAnswering => {
-                let held = keeper::take_from_others(&mountpoint::resolved(conf_dir));
-                log::warn!("{}: taking over a mount whose daemon does not answer", conf_dir.display());
-                return held.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
-            }
-            Status::Stale => {
-                log::warn!("{}: taking over a mount whose daemon has died", conf_dir.display());
-                umount2(conf_dir, MntFlags::MNT_DETACH)
-                    .map_err(|errno| at(conf_dir, "cannot be detached", errno.into()))?;
-            }
-            Status::Absent => {
-                std::fs::create_dir_all(conf_dir).map_err(|source| at(conf_dir, "cannot be made", source))?;
-            }
-            Status::Marked | Status::Plain => break,
-        }
-    }
-    let mut entries = std::fs::read_dir(conf_dir).map_err(|source| at(conf_dir, "cannot be read", source))?;
-    let is_empty = entries.next().is_none();
-    if !is_empty && !import {
-        return Err(MountError::NotEmpty(conf_dir.clone()));
-    }
-    let lock = StateLock::take(state_dir)?;
-    let layout = if is_empty { None } else { Some(put_aside(conf_dir)?) };
-    Ok(Found::Place { lock, layout })
-}
-
-fn put_aside(conf_dir: &Path) -> Result<PathBuf, MountError> {
-    import::Layout::read(conf_dir).map_err(|source| at(conf_dir, "is no layout of 2017", source))?;
-    let aside =
-        import::move_aside(conf_dir).map_err(|source| at(conf_dir, "cannot be moved aside", source))?;
-    log::info!("{}: the layout of 2017 is kept in {}", conf_dir.display(), aside.display());
-    Ok(aside)
-}
-
-fn mount_fresh(
-    places: &Places,
-    topology: Topology,
-    lock: StateLock,
-    import: Option<PathBuf>,
-) -> Result<Held, MountError> {
-    let conf_dir = &places.conf_dir;
-    if let Err(error) = mountpoint::mark(conf_dir) {
-        log::warn!(
-            "{}: cannot be marked as a mount point: {error}; without a daemon, tools will take it for empty",
-            conf_dir.display()
-        );
-    }
-    let letter = Letter { mount: new_mount_id(), topology, import, init: None };
-    let letters =
-        LetterBox::new(&letter).map_err(|source| at(conf_dir, "no letter to the worker", source))?;
-    Ok(Held { device: mount_device(conf_dir)?, letters, lock })
-}
-
-/// Tells a mount from every other one of this boot.
-pub(crate) fn new_mount_id() -> u64 {
-    clock::since_boot()
-}
-
 pub(crate) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-pub(crate) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
-    use std::os::fd::AsRawFd as _;
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(MountError::NoFuse)?;
-    let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
-    );
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    match mount(Some("kcm"), conf_dir, Some("fuse.kcm"), flags, Some(data.as_str())) {
-        Ok(()) => Ok(device.into()),
-        Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.to_path_buf())),
-        // What we opened is something else, or the kernel has no such filesystem.
-        Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
-        Err(errno) => Err(at(conf_dir, "cannot be mounted", errno.into())),
-    }
 }
 
 /// From here on nobody else gets the signals that mean something to us.
@@ -473,7 +368,7 @@ pub(crate) fn log_with_time() {
 
 /// Tells whoever waits for the mount. In the background, our output goes to the log from here on.
 fn say_ready(keeper: &Keeper, log: Option<io::Result<File>>) {
-    store(keeper, NotifyState::Ready);
+    service::say_ready(keeper);
     let Some(log) = log else { return };
     let _ = io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
     if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
@@ -483,59 +378,11 @@ fn say_ready(keeper: &Keeper, log: Option<io::Result<File>>) {
     }
 }
 
-/// Tells the service manager, if there is one, and gives it a copy of what must outlive us.
-fn store(keeper: &Keeper, state: NotifyState<'_>) {
-    let Held { device, letters, .. } = keeper.held();
-    let hold = |name, fd| {
-        let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
-    };
-    let told = hold(STORED_DEVICE, device.as_fd())
-        .and_then(|()| hold(STORED_LETTER, letters.as_fd()))
-        .and_then(|()| sd_notify::notify(false, &[state]));
-    if let Err(error) = told {
-        log::warn!("the service manager cannot be told: {error}");
-    }
-}
-
-/// What an earlier keeper has given the service manager: the device and the letter.
-fn take_stored() -> [Option<OwnedFd>; 2] {
-    let (mut device, mut letter) = (None, None);
-    let Ok(stored) = sd_notify::listen_fds_with_names(true) else { return [None, None] };
-    for (number, name) in stored {
-        let Ok(fd) = process::inherited(number) else { continue };
-        match name.as_str() {
-            STORED_DEVICE => device = process::move_away(fd).ok(),
-            STORED_LETTER => letter = process::move_away(fd).ok(),
-            _ => {}
-        }
-    }
-    [device, letter]
-}
-
 fn open_log(path: &Path) -> io::Result<File> {
     if path.metadata().is_ok_and(|log| log.len() > MAX_LOG) {
         let _ = std::fs::rename(path, path.with_extension("old"));
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
-/// An absolute path without `.` and `..`, links resolved as far as it exists.
-fn absolute(path: &Path) -> PathBuf {
-    let mut known = PathBuf::from("/");
-    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
-        match part {
-            Component::Normal(name) => {
-                known.push(name);
-                known = known.canonicalize().unwrap_or(known);
-            }
-            Component::ParentDir => {
-                known.pop();
-            }
-            _ => {}
-        }
-    }
-    known
 }
 
 pub(crate) fn at(path: &Path, what: &'static str, cause: io::Error) -> MountError {

@@ -10,18 +10,20 @@
 //! a decision atomic; what takes time (masks, logs) is handed out as a [`Plan`], for which the lists are
 //! reserved until it is settled or abandoned. Must not know: how masks are set, records kept, deaths noticed
 //! or PIDs translated. Time, rights and liveness come in as values.
+//!
+//! What a write would do is worked out in `deciding`; how pools and lists come and go is in `configuring`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::command::{
-    Candidate, Change, Claim, Command, Effects, Place, Plan, Request, SavedMask, Subject, Target, Way,
-};
-use super::cpuset::{CpuId, CpuSet, ParseCpuSetError};
+use super::command::{Candidate, Change, Claim, Command, Effects, Place, Plan, Request, Subject, Way};
+use super::cpuset::{CpuId, CpuSet};
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::refusal::{Holder, ListName, Refusal};
 use super::task::TaskId;
 
+mod configuring;
+mod deciding;
 #[cfg(test)]
 mod tests;
 
@@ -250,167 +252,6 @@ impl Claims {
         Ok(Effects { plan, ..Effects::default() })
     }
 
-    fn decide(&self, request: &Request) -> Result<Plan, Refusal> {
-        for subject in request.claim.iter().chain(&request.release) {
-            may(subject, &request.users)?;
-        }
-        let leaving: BTreeSet<TaskId> = request.release.iter().map(|subject| subject.task).collect();
-        if request.claim.iter().any(|subject| leaving.contains(&subject.task)) {
-            return Err(Refusal::Contradiction);
-        }
-        if request.claim.iter().chain(&request.release).any(|subject| self.is_in_hand(&subject.task)) {
-            return Err(Refusal::InHand);
-        }
-        self.check_target(request)?;
-        let mut plan = Plan::default();
-        plan.releases.extend(
-            leaving
-                .iter()
-                .filter_map(|task| self.claim(task))
-                .filter(|claim| self.is_on(claim, &request.target))
-                .cloned(),
-        );
-        let leaving: BTreeSet<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
-        for subject in &request.claim {
-            let list = match &request.target {
-                Target::List(id) => self.check_list(*id, subject.task, &leaving, request.now)?,
-                Target::Pool(pool) => self.choose(*pool, subject.task, &leaving, &plan, request)?,
-            };
-            plan.places.push(self.place(subject, list, request)?);
-        }
-        self.check_room(&plan)?;
-        Ok(plan)
-    }
-
-    fn check_target(&self, request: &Request) -> Result<(), Refusal> {
-        match &request.target {
-            Target::List(id) => {
-                let list =
-                    self.lists.get(id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
-                if request.claim.len() > 1 && self.exclusivity(*id) == Some(Exclusivity::Exclusive) {
-                    return Err(Refusal::TwoNamed { list: list.name.clone() });
-                }
-                Ok(())
-            }
-            Target::Pool(pool) => self.pools.get(pool).map(|_| ()).ok_or(Refusal::Removed),
-        }
-    }
-
-    fn is_on(&self, claim: &Claim, target: &Target) -> bool {
-        match target {
-            Target::List(id) => claim.list == *id,
-            Target::Pool(pool) => self.lists.get(&claim.list).is_some_and(|list| list.pool == *pool),
-        }
-    }
-
-    /// The list, if the task may be on it.
-    fn check_list(
-        &self,
-        id: ListId,
-        task: TaskId,
-        leaving: &BTreeSet<TaskId>,
-        now: u64,
-    ) -> Result<ListId, Refusal> {
-        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        if self.exclusivity(id) == Some(Exclusivity::Exclusive) {
-            let mut but = leaving.clone();
-            but.insert(task);
-            if let Some(holder) = list.occupant(&but) {
-                let free = self.pools.get(&list.pool).and_then(|pool| self.free_list(pool));
-                return Err(Refusal::Held {
-                    list: list.name.clone(),
-                    holder: self.holder(holder, id, now),
-                    free,
-                });
-            }
-        }
-        Ok(id)
-    }
-
-    /// The list of the pool on which the task is, or the best one for it.
-    fn choose(
-        &self,
-        id: PoolId,
-        task: TaskId,
-        leaving: &BTreeSet<TaskId>,
-        plan: &Plan,
-        request: &Request,
-    ) -> Result<ListId, Refusal> {
-        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
-        let suits = |id: &ListId| !request.unsuitable.contains(&(task, *id));
-        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, &request.target)) {
-            // It keeps its list; no other is tried, and this one not twice.
-            let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
-            return Some(claim.list).filter(suits).ok_or_else(refused);
-        }
-        let promised = |id: ListId| {
-            plan.places.iter().filter(|place| place.claim.list == id && place.way != Way::Repeat).count()
-        };
-        let open = pool
-            .lists()
-            .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));
-        let (found, any) = match pool.exclusivity {
-            Exclusivity::Exclusive => {
-                let mut free = open
-                    .filter(|(id, list)| list.occupant(leaving).is_none() && promised(*id) == 0)
-                    .peekable();
-                let any = free.peek().is_some();
-                (free.map(|(id, _)| id).find(suits), any)
-            }
-            Exclusivity::Shared => {
-                let mut all = open.peekable();
-                let any = all.peek().is_some();
-                let least = all
-                    .filter(|(id, _)| suits(id))
-                    .min_by_key(|(id, list)| list.load(leaving) + promised(*id));
-                (least.map(|(id, _)| id), any)
-            }
-        };
-        found.ok_or_else(|| {
-            let pool_name = pool.name.clone();
-            if any {
-                Refusal::NoneSuits { pool: pool_name }
-            } else {
-                Refusal::NoneFree { pool: pool_name, lists: pool.lists.len() }
-            }
-        })
-    }
-
-    fn place(&self, subject: &Subject, id: ListId, request: &Request) -> Result<Place, Refusal> {
-        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        let old = self.claim(&subject.task);
-        let way = match old {
-            None => Way::New,
-            Some(old) if old.list == id => Way::Repeat,
-            Some(old) => Way::Move { from: old.list },
-        };
-        let claim = match (old, way) {
-            (Some(old), Way::Repeat) => old.clone(),
-            _ => Arc::new(Claim {
-                task: subject.task,
-                list: id,
-                saved: old.map_or(SavedMask::All, |old| old.saved.clone()),
-                since: request.now,
-                uid: subject.uids.real,
-                cgroup: old.map_or(0, |old| old.cgroup),
-                by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
-            }),
-        };
-        Ok(Place { claim, cpus: list.cpus.clone(), way })
-    }
-
-    fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
-        let new = plan.places.iter().filter(|place| place.way == Way::New).count();
-        let not_by_root = new_not_by_root(plan);
-        if new > 0 && self.tasks.len() + new > self.limit {
-            return Err(Refusal::TooMany { limit: self.limit });
-        }
-        if not_by_root > 0 && self.not_by_root + not_by_root > self.limit / 2 {
-            return Err(Refusal::TooMany { limit: self.limit / 2 });
-        }
-        Ok(())
-    }
-
     fn settle(&mut self, plan: Plan) -> Effects {
         let mut effects = Effects::default();
         self.not_by_root -= new_not_by_root(&plan);
@@ -530,79 +371,6 @@ impl Claims {
         Ok(Effects::default())
     }
 
-    fn add_pool(&mut self, id: PoolId, name: PoolName, exclusivity: Exclusivity) -> Result<Effects, Refusal> {
-        if self.pools.values().any(|pool| pool.name == name) {
-            return Err(Refusal::Exists);
-        }
-        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new(), taken: BTreeSet::new() });
-        Ok(Effects::default())
-    }
-
-    fn remove_pool(&mut self, id: PoolId) -> Result<Effects, Refusal> {
-        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
-        if !pool.lists.is_empty() {
-            return Err(Refusal::PoolHasLists { pool: pool.name.clone() });
-        }
-        self.pools.remove(&id);
-        Ok(Effects::default())
-    }
-
-    fn add_list(&mut self, pool: PoolId, id: ListId, name: String, cpus: CpuSet) -> Result<Effects, Refusal> {
-        let home = self.pools.get_mut(&pool).ok_or(Refusal::Removed)?;
-        let name = ListName { pool: home.name.clone(), cpus: name };
-        if self.lists.values().any(|list| list.name == name) {
-            return Err(Refusal::Exists);
-        }
-        if let Some(other) = self.lists.values().find(|list| !list.cpus.is_disjoint(&cpus)) {
-            return Err(Refusal::Overlap { other: other.name.clone(), both: other.cpus.intersection(&cpus) });
-        }
-        home.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
-        let list = List {
-            pool,
-            name,
-            cpus,
-            stage: Stage::Coming,
-            tasks: BTreeSet::new(),
-            reserved: BTreeSet::new(),
-        };
-        self.lists.insert(id, list);
-        Ok(Effects::default())
-    }
-
-    fn close_list(&mut self, id: ListId, now: u64) -> Result<Effects, Refusal> {
-        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        if let Some(task) = list.occupant(&BTreeSet::new()) {
-            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, id, now) });
-        }
-        self.list_mut(id)?.stage = Stage::Leaving;
-        Ok(Effects::default())
-    }
-
-    fn remove_list(&mut self, id: ListId) -> Effects {
-        if let Some(list) = self.lists.remove(&id)
-            && let Some(pool) = self.pools.get_mut(&list.pool)
-        {
-            pool.lists.retain(|_, other| *other != id);
-        }
-        Effects::default()
-    }
-
-    fn set_exclusivity(&mut self, id: PoolId, exclusivity: Exclusivity) -> Result<Effects, Refusal> {
-        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
-        if exclusivity == Exclusivity::Exclusive {
-            let lists = pool.lists().filter_map(|id| self.lists.get(&id));
-            if let Some((list, tasks)) =
-                lists.map(|list| (list, list.load(&BTreeSet::new()))).find(|(_, tasks)| *tasks > 1)
-            {
-                return Err(Refusal::SharedByMany { list: list.name.clone(), tasks });
-            }
-        }
-        if let Some(pool) = self.pools.get_mut(&id) {
-            pool.exclusivity = exclusivity;
-        }
-        Ok(Effects::default())
-    }
-
     fn list_mut(&mut self, id: ListId) -> Result<&mut List, Refusal> {
         self.lists.get_mut(&id).ok_or(Refusal::Removed)
     }
@@ -629,23 +397,6 @@ impl Claims {
 /// How many first claims of the plan somebody else than root asks for.
 fn new_not_by_root(plan: &Plan) -> usize {
     plan.places.iter().filter(|place| place.way == Way::New && !place.claim.by_root).count()
-}
-
-/// The rule of cgroup v1: root, or a user whose effective uid is the task's real or saved one. The file's
-/// opener has to pass as well as the writer: else a program with more rights could be made to write for
-/// somebody with fewer (CVE-2021-4197).
-fn may(subject: &Subject, users: &[u32]) -> Result<(), Refusal> {
-    let owns = |uid: u32| uid == 0 || uid == subject.uids.real || uid == subject.uids.saved;
-    if let Some(&uid) = users.iter().find(|&&uid| !owns(uid)) {
-        return Err(Refusal::NotPermitted { uid });
-    }
-    if subject.kernel_thread {
-        return Err(Refusal::KernelThread);
-    }
-    if subject.ours {
-        return Err(Refusal::OwnProcess);
-    }
-    Ok(())
 }
 
 /// The one of `candidates` to which the claim of a dead task passes: the oldest that started after the

@@ -5,7 +5,7 @@ mod model;
 use nix::errno::Errno;
 
 use super::*;
-use crate::model::command::{SavedMask, Uids};
+use crate::model::command::{SavedMask, Target, Uids};
 
 const NOW: u64 = 50_000_000_000;
 /// Owns every task here.

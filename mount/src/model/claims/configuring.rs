@@ -1,0 +1,101 @@
+//! Pools and lists come and go.
+//!
+//! Owns: the rules for that: names are told apart, lists are disjoint, and nobody loses a list.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Claims, List, Pool, Stage};
+use crate::model::command::Effects;
+use crate::model::cpuset::{CpuSet, ParseCpuSetError};
+use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
+use crate::model::refusal::{ListName, Refusal};
+
+impl Claims {
+    pub(super) fn add_pool(
+        &mut self,
+        id: PoolId,
+        name: PoolName,
+        exclusivity: Exclusivity,
+    ) -> Result<Effects, Refusal> {
+        if self.pools.values().any(|pool| pool.name == name) {
+            return Err(Refusal::Exists);
+        }
+        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new(), taken: BTreeSet::new() });
+        Ok(Effects::default())
+    }
+
+    pub(super) fn remove_pool(&mut self, id: PoolId) -> Result<Effects, Refusal> {
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if !pool.lists.is_empty() {
+            return Err(Refusal::PoolHasLists { pool: pool.name.clone() });
+        }
+        self.pools.remove(&id);
+        Ok(Effects::default())
+    }
+
+    pub(super) fn add_list(
+        &mut self,
+        pool: PoolId,
+        id: ListId,
+        name: String,
+        cpus: CpuSet,
+    ) -> Result<Effects, Refusal> {
+        let home = self.pools.get_mut(&pool).ok_or(Refusal::Removed)?;
+        let name = ListName { pool: home.name.clone(), cpus: name };
+        if self.lists.values().any(|list| list.name == name) {
+            return Err(Refusal::Exists);
+        }
+        if let Some(other) = self.lists.values().find(|list| !list.cpus.is_disjoint(&cpus)) {
+            return Err(Refusal::Overlap { other: other.name.clone(), both: other.cpus.intersection(&cpus) });
+        }
+        home.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
+        let list = List {
+            pool,
+            name,
+            cpus,
+            stage: Stage::Coming,
+            tasks: BTreeSet::new(),
+            reserved: BTreeSet::new(),
+        };
+        self.lists.insert(id, list);
+        Ok(Effects::default())
+    }
+
+    pub(super) fn close_list(&mut self, id: ListId, now: u64) -> Result<Effects, Refusal> {
+        let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
+        if let Some(task) = list.occupant(&BTreeSet::new()) {
+            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, id, now) });
+        }
+        self.list_mut(id)?.stage = Stage::Leaving;
+        Ok(Effects::default())
+    }
+
+    pub(super) fn remove_list(&mut self, id: ListId) -> Effects {
+        if let Some(list) = self.lists.remove(&id)
+            && let Some(pool) = self.pools.get_mut(&list.pool)
+        {
+            pool.lists.retain(|_, other| *other != id);
+        }
+        Effects::default()
+    }
+
+    pub(super) fn set_exclusivity(
+        &mut self,
+        id: PoolId,
+        exclusivity: Exclusivity,
+    ) -> Result<Effects, Refusal> {
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if exclusivity == Exclusivity::Exclusive {
+            let lists = pool.lists().filter_map(|id| self.lists.get(&id));
+            if let Some((list, tasks)) =
+                lists.map(|list| (list, list.load(&BTreeSet::new()))).find(|(_, tasks)| *tasks > 1)
+            {
+                return Err(Refusal::SharedByMany { list: list.name.clone(), tasks });
+            }
+        }
+        if let Some(pool) = self.pools.get_mut(&id) {
+            pool.exclusivity = exclusivity;
+        }
+        Ok(Effects::default())
+    }
+}
