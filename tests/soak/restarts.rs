@@ -29,8 +29,8 @@ fn size(mount: &Mount) -> Size {
         descriptors: both.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()),
         threads: both.map(|pid| proc_number(&format!("/proc/{pid}/status"), "Threads")),
         memory: both.map(|pid| {
-            let rollup = format!("/proc/{pid}/smaps_rollup");
-            ["Private_Clean", "Private_Dirty"].iter().filter_map(|key| proc_number(&rollup, key)).sum()
+            // Pages of the program are its own or shared by whoever else runs it just then: they do not count.
+            proc_number(&format!("/proc/{pid}/smaps_rollup"), "Private_Dirty").expect("a process")
         }),
         state,
         log_of_claims: fs::metadata(mount.state().join("claims")).unwrap().len(),
