@@ -157,11 +157,13 @@ impl Mount {
 
     /// Kills all of the daemon as nothing should be killed, and waits until it has gone.
     pub fn kill_daemon(&self) {
+        let mut killed = Vec::new();
         until("the daemon has gone", || {
-            for pid in self.daemons() {
-                signal(pid, Signal::SIGKILL);
-            }
-            self.daemons().is_empty()
+            let living = self.daemons();
+            living.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
+            killed.extend(&living);
+            // One that is just dying has no command line any more, but its descriptors still.
+            living.is_empty() && killed.iter().all(|&pid| has_died(pid))
         });
     }
 
