@@ -66,7 +66,7 @@ impl Engine {
         self.claims.lock().apply(Command::AddList { pool, id, name: name.to_owned(), cpus })?;
         self.store_or(&mut next, NODES_EACH, caller, || Command::RemoveList(id))?;
         self.claims.lock().apply(Command::OpenList(id))?;
-        self.mind_own_mask(Waiting::NOBODY);
+        self.mind_own_mask();
         reached(Step::ConfigApplied);
         Ok(id)
     }
@@ -103,7 +103,7 @@ impl Engine {
         self.store_or(&mut next, 0, caller, || Command::OpenList(id))?;
         self.claims.lock().apply(Command::RemoveList(id))?;
         self.forget(&[id.0, id.tasks_node()]);
-        self.mind_own_mask(Waiting::NOBODY);
+        self.mind_own_mask();
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Engine {
             return Ok(());
         }
         self.store_or(&mut next, 0, caller, || Command::SetExclusivity { pool, exclusivity: was })?;
-        self.mind_own_mask(Waiting::NOBODY);
+        self.mind_own_mask();
         reached(Step::ConfigApplied);
         Ok(())
     }

@@ -165,8 +165,7 @@ impl Engine {
             );
         }
         engine.take_up(recovered);
-        // This thread makes no other meanwhile.
-        engine.mind_own_mask(Waiting::thread(nix::unistd::gettid().as_raw() as u32));
+        engine.mind_own_mask();
         Ok((engine, handles))
     }
 
@@ -310,11 +309,13 @@ impl Engine {
     /// Another process keeps the mount from now on.
     pub(crate) fn set_keeper(&self, pid: u32) {
         self.keeper.store(pid, Ordering::Relaxed);
-        self.mind_own_mask(Waiting::NOBODY);
+        self.mind_own_mask();
     }
 
     /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
-    fn mind_own_mask(&self, waiting: Waiting) {
+    fn mind_own_mask(&self) {
+        // This thread is one of ours and makes no other meanwhile.
+        let waiting = Waiting::thread(nix::unistd::gettid().as_raw() as u32);
         let exclusive = self.claims.lock().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
