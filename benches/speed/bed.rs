@@ -2,9 +2,8 @@
 //!
 //! Owns: warm-up, rounds and their order, and how two contenders become a row.
 
-use std::path::PathBuf;
-
-use crate::client::{Client, Job, Op, each_number, pin};
+use crate::client::{Client, Job, Op};
+use crate::common::{pin, threads};
 use crate::stats::{Rounds, Samples};
 use crate::table::{Aim, Row};
 
@@ -37,8 +36,7 @@ pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
 /// woken up: that takes longer than the work, and chance would decide whom it meets.
 pub fn together(servers: impl IntoIterator<Item = u32>) {
     for server in servers {
-        let threads = PathBuf::from(format!("/proc/{server}/task"));
-        each_number(&threads, |tid| pin(tid, 0)).expect("the threads of a server");
+        threads(server).into_iter().for_each(|tid| pin(tid, &[0]));
     }
 }
 

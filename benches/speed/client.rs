@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use rustix::fs::RawDir;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Sleeper, text};
+use crate::common::{Sleeper, pin, text};
 use crate::stats::Samples;
 
 /// Starts this program as a client.
@@ -167,7 +167,7 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
             let _ = sched_getaffinity(pid);
             Ok(())
         })?,
-        Op::Pin { cpu } => pin(Pid::from_raw(0), *cpu)?,
+        Op::Pin { cpu } => pin(0, &[*cpu]),
         Op::Hold { file } => {
             // Released by whoever measured before.
             hands.held = Some(Sleeper::new());
@@ -183,15 +183,8 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Puts a thread on a CPU.
-pub fn pin(tid: Pid, cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(tid, &set)?)
-}
-
 /// Every number that is a name in a directory, as fast as it can be had.
-pub fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> io::Result<()>) -> io::Result<()> {
+fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> io::Result<()>) -> io::Result<()> {
     let dir = File::open(dir)?;
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
     let mut entries = RawDir::new(&dir, &mut buffer);
