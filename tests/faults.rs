@@ -22,7 +22,7 @@ use std::sync::Mutex;
 
 use common::both::pinned;
 use common::{Machine, Mount, Sleeper, masks, run, write};
-use kcm_mount::fault::Step;
+use kcm_mount::failpoint::Step;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

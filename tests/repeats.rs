@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use common::{Cgroup, Mount, Sleeper, errno, masks, signal, until, write};
-use kcm_mount::fault::Step;
+use kcm_mount::failpoint::Step;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 

@@ -23,7 +23,7 @@ use nix::sys::wait::WaitStatus;
 use doubt::Doubt;
 
 use crate::daemon::{self, MountError, Places};
-use crate::fault;
+use crate::failpoint;
 use crate::handover::{self, Control, Letter, LetterBox, Message};
 use crate::journal::StateLock;
 use crate::mountpoint;
@@ -248,7 +248,7 @@ impl Keeper {
         })?;
         let (control, started) = (Some(ours), Instant::now());
         self.worker = Some(Worker { handle, control, started, is_ready: false, is_ours: true });
-        fault::spare(&mut self.start);
+        failpoint::spare(&mut self.start);
         Ok(())
     }
 

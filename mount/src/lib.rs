@@ -21,7 +21,7 @@ pub mod child;
 mod clock;
 pub mod daemon;
 mod engine;
-pub mod fault;
+pub mod failpoint;
 mod fs;
 mod handles;
 mod handover;

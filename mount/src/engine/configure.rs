@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::repeat::answered;
 use super::{Caller, Engine};
 use crate::clock;
-use crate::fault::{Step, reached};
+use crate::failpoint::{Step, reached};
 use crate::journal::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig, Record, Recovered};
 use crate::model::claims::Claims;
 use crate::model::command::{Claim, Command, SavedMask};

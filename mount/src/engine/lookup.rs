@@ -11,7 +11,7 @@ use super::{Caller, Engine};
 use crate::clock;
 use crate::engine::events::Event;
 use crate::engine::repeat::hand;
-use crate::fault::{Step, reached};
+use crate::failpoint::{Step, reached};
 use crate::journal::{Filed, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;

@@ -27,7 +27,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::clock;
-use crate::fault::{Step, reached};
+use crate::failpoint::{Step, reached};
 use crate::journal::{Record, Recovered, StateDir};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;

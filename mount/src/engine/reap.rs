@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::events::Event;
 use super::{Engine, list_event};
 use crate::clock;
-use crate::fault::{Step, reached};
+use crate::failpoint::{Step, reached};
 use crate::journal::{Reclaimed, Record};
 use crate::metrics::Counter;
 use crate::model::claims::{Claims, heir};

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::events::Event;
 use super::{Engine, RESERVED_HANDLES};
-use crate::fault::hold_up_repeat;
+use crate::failpoint::hold_up_repeat;
 use crate::journal::Record;
 
 /// Set in the number of a request that is sent again (`FUSE_UNIQUE_RESEND`, include/uapi/linux/fuse.h).

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::repeat::answered;
 use super::{Caller, Engine, PATIENCE};
 use crate::clock;
-use crate::fault::{Step, reached};
+use crate::failpoint::{Step, reached};
 use crate::journal::Record;
 use crate::model::command::{Claim, Command, Plan, Request, Subject, Target, Way};
 use crate::model::pool::ListId;

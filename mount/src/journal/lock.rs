@@ -63,7 +63,7 @@ impl StateLock {
         // A full disk keeps nobody from mounting; only an upgrade will not find us.
         let signed = nix::sys::uio::pwrite(self.0.as_fd(), text.as_bytes(), 0);
         if let Err(errno) = signed {
-            ::log::warn!("the lock of the state directory cannot be signed: {errno}");
+            log::warn!("the lock of the state directory cannot be signed: {errno}");
         }
     }
 

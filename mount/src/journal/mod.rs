@@ -16,7 +16,7 @@ mod codec;
 mod config;
 mod events;
 mod lock;
-mod log;
+mod claims_log;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +26,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::log::warn;
+use log::warn;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,8 @@ use codec::VERSION;
 pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
 use events::EventFile;
 pub(crate) use lock::StateLock;
-pub(crate) use log::{Filed, HOLDER, Reclaimed, Record};
-use log::{Live, Requests};
+pub(crate) use claims_log::{Filed, HOLDER, Reclaimed, Record};
+use claims_log::{Live, Requests};
 
 use crate::clock;
 use crate::model::command::Claim;
