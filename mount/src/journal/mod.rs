@@ -12,11 +12,11 @@
 //!
 //! A file that is damaged is set aside as `<name>.damaged-<time>`; what can be read of it is kept.
 
+mod claims_log;
 mod codec;
 mod config;
 mod events;
 mod lock;
-mod claims_log;
 #[cfg(test)]
 mod tests;
 
@@ -31,12 +31,12 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use claims_log::{Filed, HOLDER, Reclaimed, Record};
+use claims_log::{Live, Requests};
 use codec::VERSION;
 pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
 use events::EventFile;
 pub(crate) use lock::StateLock;
-pub(crate) use claims_log::{Filed, HOLDER, Reclaimed, Record};
-use claims_log::{Live, Requests};
 
 use crate::clock;
 use crate::model::command::Claim;
