@@ -3,6 +3,7 @@
 //! Owns: the three exit codes (0 done, 1 failed, 2 usage) and that a failure is one line. Must not know: what
 //! a command does.
 
+mod backoff;
 mod cli;
 mod commands;
 mod confdir;

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use futures_util::future::{Either, select};
 use futures_util::stream;
 use serde_json::Value;
 
+use crate::backoff::Backoff;
 use crate::cli;
 use crate::kubernetes::objects::pods::{self, Plan, Pod, State};
 use crate::kubernetes::objects::{node, yaml_stream};
@@ -29,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How many nodes are in work at once.
 const AT_ONCE: usize = 50;
 /// Between watches that end at once, at first and at most.
-const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(5);
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(5);
 /// How long names may be (RFC 1123).
 const LONGEST_NAME: usize = 253;
 
@@ -175,7 +177,7 @@ impl Work<'_> {
     /// Keeps `pods` as the server has them.
     async fn follow(&self) -> Failure {
         let namespace = &self.plan.namespace;
-        let mut pause = *PAUSE.start();
+        let mut backoff = Backoff::new(PAUSES);
         loop {
             let list = match self.sender.send(&pods::list(namespace)).await {
                 Ok(list) => list,
@@ -197,7 +199,7 @@ impl Work<'_> {
                             goes_on = newer.is_some();
                             let Some(newer) = newer else { break };
                             version = newer;
-                            pause = *PAUSE.start();
+                            backoff.reset();
                         }
                     }
                     Err(failure) if failure.is_passing() || failure.code() == Some(410) => {
@@ -205,8 +207,7 @@ impl Work<'_> {
                     }
                     Err(failure) => return failure,
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(*PAUSE.end());
+                sleep(backoff.next()).await;
             }
         }
     }
@@ -284,7 +285,7 @@ impl Work<'_> {
     /// Makes a pod, unless it is there already, and as it is to be.
     async fn make(&self, pod: &Pod) -> Result<(), Error> {
         let namespace = &self.plan.namespace;
-        let mut pause = *PAUSE.start();
+        let mut backoff = Backoff::new(PAUSES);
         let there = loop {
             if let Some(there) = self.listed(&pod.name).await {
                 break there;
@@ -306,8 +307,7 @@ impl Work<'_> {
                 }
                 Err(failure) => return Err(failure.into()),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(*PAUSE.end());
+            sleep(backoff.next()).await;
         };
         if let Some(field) = pods::difference(&there, &pod.object) {
             bail!(

@@ -2,6 +2,7 @@
 //!
 //! Owns: what is advertised, and in which order. Must not know: how a request is sent.
 
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Error, bail};
 use serde_json::Value;
 
 use super::beat;
+use crate::backoff::Backoff;
 use crate::cli::{self, ResourceName};
 use crate::confdir::{ConfDir, Pools};
 use crate::kubernetes::Cluster;
@@ -19,6 +21,8 @@ use crate::kubernetes::objects::{Request, is_dns_name};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The same for one beat of many: the next one comes.
 const PATIENCE_OF_A_BEAT: Duration = Duration::from_secs(5);
+/// The pauses after conflicts.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(1);
 /// The pool whose slots the document sells.
 const DATAPLANE: &str = "dataplane";
 
@@ -117,7 +121,7 @@ fn carry_out(cluster: &Cluster, name: &str, steps: &[&Step<'_>], patience: Durat
     let mut node = cluster.send(&node::get(name))?;
     let mut has_changed = false;
     for step in steps {
-        let mut pause = Duration::from_millis(10);
+        let mut backoff = Backoff::new(PAUSES);
         while let Some(request) = step(&node) {
             match cluster.send(&request) {
                 Ok(changed) => {
@@ -132,8 +136,7 @@ fn carry_out(cluster: &Cluster, name: &str, steps: &[&Step<'_>], patience: Durat
                 }
                 // Somebody else was faster. What they did is kept.
                 Err(failure) if failure.code() == Some(409) && Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_secs(1));
+                    std::thread::sleep(backoff.next());
                     node = cluster.send(&node::get(name))?;
                 }
                 Err(failure) => return Err(failure.into()),

@@ -3,12 +3,14 @@
 //! Owns: that it is written on change or every tenth beat, the back-off from beat to beat, and that the kind is
 //! defined where it is missing. Must not know: what is in a report.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Error, anyhow};
 use serde_json::Value;
 
 use super::discover;
+use crate::backoff::Backoff;
 use crate::cli;
 use crate::kubernetes::objects::CRDS;
 use crate::kubernetes::objects::reports::{self, Kind, Target};
@@ -20,11 +22,12 @@ const BEATS: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE_OF_A_BEAT: Duration = Duration::from_secs(3);
 /// Between attempts over several beats.
-const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+const PAUSES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 /// How long a kind may take from its definition until it is served.
 const ESTABLISHING: Duration = Duration::from_secs(10);
-/// How many conflicts one report is to survive: some five seconds.
+/// How many conflicts one report is to survive, and the pauses after each: some five seconds.
 const CONFLICTS: u32 = 30;
+const CONFLICT_PAUSES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
 
 /// Publishes the reports of one node.
 pub(super) struct Publisher {
@@ -36,7 +39,7 @@ pub(super) struct Publisher {
     beats: u32,
     /// After trouble: the next attempt, and the pause after that.
     not_before: Option<Instant>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl Publisher {
@@ -51,8 +54,8 @@ impl Publisher {
         let target =
             Target { kind, namespace: args.namespace.clone(), node: discover::node_name(&args.node)? };
         let (cluster, published, not_before) = (None, None, None);
-        let (runs_on, pause) = (interval != 0.0, *PAUSE.start());
-        Ok(Some(Self { target, cluster, runs_on, published, beats: 0, not_before, pause }))
+        let (runs_on, backoff) = (interval != 0.0, Backoff::new(PAUSES));
+        Ok(Some(Self { target, cluster, runs_on, published, beats: 0, not_before, backoff }))
     }
 
     /// Writes these fields if they have changed or it is time. Says whether they were written; on a beat,
@@ -96,13 +99,13 @@ impl Publisher {
         match done {
             Ok(done) => {
                 self.not_before = None;
-                self.pause = *PAUSE.start();
+                self.backoff.reset();
                 Ok(Some(done))
             }
             Err(error) if self.runs_on => {
-                log::error!("{error:#}; not published, next attempt in {} s", self.pause.as_secs());
-                self.not_before = Some(Instant::now() + self.pause);
-                self.pause = (self.pause * 2).min(*PAUSE.end());
+                let pause = self.backoff.next();
+                log::error!("{error:#}; not published, next attempt in {:.1} s", pause.as_secs_f64());
+                self.not_before = Some(Instant::now() + pause);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -112,7 +115,7 @@ impl Publisher {
 
 fn write(cluster: &Cluster, target: &Target, fields: &Value) -> Result<(), Error> {
     let request = target.apply(fields, &now());
-    let (mut deadline, mut conflicts) = (None, 0);
+    let (mut deadline, mut conflicts, mut backoff) = (None, 0, Backoff::new(CONFLICT_PAUSES));
     loop {
         match cluster.send(&request) {
             Err(Failure::Refused { code: 404, reason: None, .. }) => {
@@ -131,7 +134,7 @@ fn write(cluster: &Cluster, target: &Target, fields: &Value) -> Result<(), Error
             // Others apply the same object at the same time. Of ours nothing depends on theirs.
             Err(failure) if failure.code() == Some(409) && conflicts < CONFLICTS => {
                 conflicts += 1;
-                std::thread::sleep(Duration::from_millis(10) * conflicts);
+                std::thread::sleep(backoff.next());
             }
             sent => return Ok(sent.map(|_| ())?),
         }

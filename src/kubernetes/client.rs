@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use futures_util::future::select;
@@ -19,14 +20,14 @@ pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{sleep, timeout};
 
 use super::objects::{CRDS, Request};
+use crate::backoff::Backoff;
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long making a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// The pause before a second attempt, and the longest.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 /// How large an answer may be: a page of 500 nodes is some ten MB.
 const LARGEST: usize = 64 << 20;
 
@@ -166,7 +167,7 @@ impl Sender {
     /// As [`Cluster::send`].
     pub(crate) async fn send(&self, request: &Request) -> Result<Value, Failure> {
         let started = Instant::now();
-        let mut pause = PAUSE;
+        let mut backoff = Backoff::new(PAUSES);
         loop {
             let attempt = match timeout(REQUEST, self.attempt(request)).await {
                 Ok(attempt) => attempt,
@@ -178,13 +179,12 @@ impl Sender {
                 Err(Attempt::Again { cause, after }) => (cause, after),
             };
             let tried = started.elapsed();
-            let wait = after.unwrap_or_else(|| spread(pause));
+            let wait = after.unwrap_or_else(|| backoff.next());
             if tried + wait > self.patience {
                 return Err(Failure::Unavailable { subject: request.subject.clone(), cause, tried });
             }
             log::debug!("{}: {cause}; trying again in {} ms", request.subject, wait.as_millis());
             sleep(wait).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -317,12 +317,6 @@ fn http_request(request: &Request) -> Result<http::Request<Body>, Attempt> {
 
 fn no_answer() -> String {
     format!("no answer within {} s", REQUEST.as_secs())
-}
-
-/// A pause around this one: many nodes that lost the server together are not to come back together.
-fn spread(pause: Duration) -> Duration {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    pause.mul_f64(0.5 + f64::from(nanos.subsec_nanos() % 1_000_000) / 1_000_000.0)
 }
 
 /// An error, its cause, the cause of that, and so on.
