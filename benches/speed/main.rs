@@ -13,7 +13,7 @@
 
 mod bed;
 mod client;
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/it/harness/mod.rs"]
 mod common;
 mod crowd;
 mod empty;

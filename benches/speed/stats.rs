@@ -1,6 +1,6 @@
 //! What many measurements say: medians, the slowest in a hundred, and how two contenders compare.
 //!
-//! Owns: all arithmetic of the benchmark; `tests/speed.rs` tests it. Must not know: what was measured.
+//! Owns: all arithmetic of the benchmark; `tests/it/benchmark.rs` tests it. Must not know: what was measured.
 
 /// Measurements of one round, ascending.
 #[derive(Clone, Debug, Default, PartialEq)]

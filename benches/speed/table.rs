@@ -1,6 +1,6 @@
 //! The one table: rows, as people read them and as they are compared with the committed ones.
 //!
-//! Owns: its columns, and when a row is worse than it was; `tests/speed.rs` tests it. Must not know: how
+//! Owns: its columns, and when a row is worse than it was; `tests/it/benchmark.rs` tests it. Must not know: how
 //! anything is measured.
 
 use std::fmt::Write as _;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::common::looking::Looking;
-use super::common::{Mount, Sleeper, killed_on, told_of, until, write};
+use crate::harness::looking::Looking;
+use crate::harness::{Mount, Sleeper, killed_on, told_of, until, write};
 
 /// How long it is looked on beside claims, deaths and restarts.
 const A_MINUTE: Duration = Duration::from_secs(60);

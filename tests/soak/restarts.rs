@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::common::{Mount, Sleeper, proc_number, write};
+use crate::harness::{Mount, Sleeper, proc_number, write};
 
 const RESTARTS: usize = 1000;
 

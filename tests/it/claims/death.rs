@@ -1,0 +1,266 @@
+//! A task that has died holds nothing: seen at the next look, however it died, and whoever gets its PID.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::harness::enclosure::Enclosure;
+use crate::harness::program::{self, Program};
+use crate::harness::{Mount, Sleeper, errno, events, free, has_died, held, masks, stat, until, write};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends a signal, and waits until nothing of the process runs any more. It is not collected.
+fn signal(process: &Sleeper, signal: Signal) {
+    kill(Pid::from_raw(process.pid() as i32), signal).unwrap();
+    until("it has died", || has_died(process.pid()));
+}
+
+#[test]
+fn a_killed_holder_is_taken_off_by_whoever_looks_next() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "0");
+    let pool = mount.pool("dataplane").join("tasks");
+    let other = Sleeper::new();
+    let looks: [(&str, &dyn Fn()); 8] = [
+        ("the list", &|| assert_eq!(fs::read_to_string(&list).unwrap(), "")),
+        ("the pool", &|| assert_eq!(fs::read_to_string(&pool).unwrap(), "")),
+        ("stat", &|| assert_eq!(fs::metadata(&list).unwrap().len(), 0)),
+        ("a claim", &|| write(&list, other.pid().to_string()).unwrap()),
+        ("a claim of any list", &|| {
+            write(&pool, other.pid().to_string()).unwrap();
+            assert_eq!(held(&list), [other.pid()]);
+        }),
+        ("events", &|| assert_eq!(mount.events().pop().unwrap().0, "reclaimed")),
+        ("metrics", &|| {
+            assert!(
+                mount.read("info/metrics").contains("kcm_tasks{pool=\"dataplane\"} 0"),
+                "{}",
+                mount.read("info/metrics")
+            );
+        }),
+        ("rmdir", &|| fs::remove_dir(list.parent().unwrap()).unwrap()),
+    ];
+    for (name, look) in looks {
+        let holder = Sleeper::new();
+        write(&pool, holder.pid().to_string()).unwrap();
+        assert_eq!(held(&list), [holder.pid()], "{name}");
+        holder.end();
+        look();
+        write(&pool, format!("-{}", other.pid())).unwrap();
+    }
+}
+
+#[test]
+fn a_task_is_dead_before_its_parent_has_collected_it() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "0");
+    let (holder, next) = (Sleeper::new(), Sleeper::new());
+    write(&list, holder.pid().to_string()).unwrap();
+    signal(&holder, Signal::SIGKILL);
+    assert_eq!(held(&list), [0_u32; 0]);
+    write(&list, next.pid().to_string()).unwrap();
+    for text in [holder.pid().to_string(), format!("-{}", holder.pid())] {
+        assert_eq!(errno(write(&mount.tasks("dataplane", "1"), &text)), Errno::ESRCH, "{text}");
+    }
+    holder.end();
+    assert_eq!(held(&list), [next.pid()]);
+    assert_eq!(held(&mount.pool("dataplane").join("tasks")), [next.pid()]);
+}
+
+#[test]
+fn a_task_whose_first_thread_has_exited_lives_while_another_runs() {
+    let mount = Mount::with_dataplane();
+    let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("dataplane", list));
+    let mut headless = Program::start(&mut program::command(&[], "headless"));
+    let pid = headless.pid();
+    write(&list_0, pid.to_string()).unwrap();
+    kill(Pid::from_raw(pid as i32), Signal::SIGUSR1).unwrap();
+    until("its first thread has exited", || stat(pid, 3) == "Z");
+    let other = Sleeper::new();
+    let is_on = |list: &std::path::Path, cpus: &str| {
+        assert_eq!(held(list), [pid]);
+        assert_eq!(errno(write(list, other.pid().to_string())), Errno::EBUSY);
+        assert!(masks(pid).iter().all(|mask| mask == cpus), "{:?}", masks(pid));
+    };
+    is_on(&list_0, "0");
+    write(&list_1, pid.to_string()).expect("a move");
+    is_on(&list_1, "1");
+    write(&list_1, format!("-{pid}")).expect("a release");
+    assert_eq!(held(&list_1), [0_u32; 0]);
+    assert!(masks(pid).iter().all(|mask| *mask == free()), "{:?}", masks(pid));
+    // By itself, through a thread that is not the first.
+    headless.say(&list_0.display().to_string());
+    assert_eq!(headless.hear(), "written");
+    is_on(&list_0, "0");
+    headless.say("exit");
+    until("its last thread has exited", || held(&list_0).is_empty());
+    assert_eq!(mount.events().pop().unwrap(), ("ended".to_owned(), pid));
+}
+
+#[test]
+fn who_exits_has_ended_and_who_was_killed_is_reclaimed() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "1");
+    let mut killed = Vec::new();
+    for (line, expected) in [
+        ("exit 0", "ended"),
+        ("exit 3", "ended"),
+        ("exit 137", "ended"),
+        ("kill -KILL $$", "reclaimed"),
+        ("kill -TERM $$", "reclaimed"),
+        ("kill -SEGV $$", "reclaimed"),
+    ] {
+        for collected in [true, false] {
+            let mut command = Command::new("bash");
+            command.arg("-c").arg(format!("ulimit -c 0; read -r; {line}")).stdin(Stdio::piped());
+            let mut task = Sleeper::spawn(&mut command);
+            let pid = task.pid();
+            write(&list, pid.to_string()).unwrap();
+            drop(task.child().stdin.take());
+            until("it has died", || has_died(pid));
+            if collected {
+                task.end();
+                assert_eq!(mount.events().pop().unwrap(), (expected.to_owned(), pid), "{line}");
+            } else {
+                assert_eq!(
+                    mount.events().pop().unwrap(),
+                    (expected.to_owned(), pid),
+                    "{line}, not collected"
+                );
+            }
+            killed.extend((expected == "reclaimed").then_some(pid));
+        }
+    }
+    let reclaimed = mount.read("info/reclaimed");
+    let pids: Vec<u32> = reclaimed
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["pid"].as_u64().unwrap() as u32)
+        .collect();
+    assert_eq!(pids, killed);
+}
+
+#[test]
+fn a_death_that_no_daemon_saw_is_found_by_the_next() {
+    for collected in [true, false] {
+        let mount = Mount::with_dataplane();
+        let list = mount.tasks("dataplane", "0");
+        let (holder, survivor) = (Sleeper::new(), Sleeper::new());
+        write(&list, holder.pid().to_string()).unwrap();
+        write(&mount.tasks("dataplane", "1"), survivor.pid().to_string()).unwrap();
+        mount.kill_daemon();
+        signal(&holder, Signal::SIGKILL);
+        let pid = holder.pid();
+        let kept = if collected {
+            holder.end();
+            None
+        } else {
+            Some(holder)
+        };
+        mount.start();
+        assert_eq!(held(&mount.pool("dataplane").join("tasks")), [survivor.pid()]);
+        assert_eq!(mount.events().pop().unwrap(), ("reclaimed".to_owned(), pid));
+        write(&list, Sleeper::new().pid().to_string()).expect("it is free");
+        drop(kept);
+    }
+}
+
+#[test]
+fn a_task_that_exited_while_no_daemon_looked_has_ended_as_long_as_that_can_be_told() {
+    let mount = Mount::with_dataplane();
+    let mut task = Sleeper::spawn(Command::new("cat").stdin(Stdio::piped()));
+    let pid = task.pid();
+    write(&mount.tasks("dataplane", "0"), pid.to_string()).unwrap();
+    mount.kill_daemon();
+    drop(task.child().stdin.take());
+    until("it has exited", || has_died(pid));
+    mount.start();
+    assert_eq!(mount.events().pop().unwrap(), ("ended".to_owned(), pid));
+    assert_eq!(mount.read("info/reclaimed"), "");
+}
+
+#[test]
+fn who_gets_the_pid_of_a_dead_holder_gets_nothing_else_of_it() {
+    for looked in [true, false] {
+        let mut inside = Enclosure::new("dataplane", true);
+        let old = inside.sleeper();
+        let full = inside.mask(old);
+        inside.shell.ask(&format!("echo {old} > $P/0/tasks"));
+        assert_eq!(
+            (inside.read("pools/dataplane/0/tasks"), inside.mask(old)),
+            (old.to_string(), "0".to_owned())
+        );
+        inside.kill(old);
+        if looked {
+            assert_eq!(inside.read("pools/dataplane/0/tasks"), "");
+        }
+        inside.sleeper_with(old);
+        if looked {
+            assert_eq!(inside.shell.ask(&format!("echo -{old} > $P/0/tasks")), "", "a release");
+        }
+        let said = inside.shell.ask(&format!("echo {old} > $P/1/tasks && echo ok"));
+        assert_eq!(said.trim(), "ok");
+        assert_eq!(inside.read("pools/dataplane/0/tasks"), "");
+        assert_eq!(
+            (inside.read("pools/dataplane/1/tasks"), inside.mask(old)),
+            (old.to_string(), "1".to_owned())
+        );
+        inside.shell.ask(&format!("echo -{old} > $P/1/tasks"));
+        assert_eq!(inside.mask(old), full, "it has what it had itself");
+        let told = events(&inside.read("info/events"));
+        let told: Vec<&str> = told.iter().map(|(event, _)| event.as_str()).collect();
+        assert_eq!(told, ["claimed", "reclaimed", "claimed", "released"], "it was no move");
+    }
+}
+
+#[test]
+fn who_gets_the_pid_of_a_dead_holder_is_not_taken_for_it_by_the_next_daemon() {
+    // Nobody inherits in a shared pool, so that also one whose mask is within the list is nobody there.
+    for (exclusive, pinned) in [(true, false), (false, false), (false, true)] {
+        let mut inside = Enclosure::new("pool", exclusive);
+        let (old, other) = (inside.sleeper(), inside.sleeper());
+        let full = inside.mask(old);
+        inside.shell.ask(&format!("echo {old} > $P/0/tasks; echo {other} > $P/1/tasks"));
+        inside.mount.kill_daemon();
+        inside.kill(old);
+        inside.sleeper_with(old);
+        if pinned {
+            inside.shell.ask(&format!("taskset -pc 0 {old}"));
+        }
+        let mask = if pinned { "0".to_owned() } else { full };
+        inside.start();
+        assert_eq!(inside.read("pools/pool/tasks"), other.to_string());
+        assert_eq!(inside.mask(old), mask);
+        inside.kill(other);
+        assert_eq!(inside.read("pools/pool/tasks"), "");
+        assert_eq!(inside.mask(old), mask);
+    }
+}
+
+/// A program of several threads, the first of which ends alone when it gets SIGUSR1. Claims what it is told to.
+pub fn headless() {
+    end_first_thread_on_sigusr1();
+    // Not for this thread, which is another one.
+    nix::sys::signal::SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
+    program::ready();
+    loop {
+        match program::heard().as_str() {
+            "exit" => std::process::exit(0),
+            file => {
+                write(file.as_ref(), "0").unwrap();
+                println!("written");
+            }
+        }
+    }
+}
+
+#[allow(unsafe_code, reason = "there is no safe way for a thread to end alone")]
+fn end_first_thread_on_sigusr1() {
+    use nix::sys::signal::{SigHandler, signal};
+    extern "C" fn end_thread(_: libc::c_int) {
+        // SAFETY: takes one number, and ends no more than the thread that calls it.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    // SAFETY: the handler makes one system call and touches no memory.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(end_thread)) }.unwrap();
+}

@@ -1,0 +1,166 @@
+//! What `self/last_error` tells, and to whom.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::chown;
+
+use crate::harness::{Mount, NOBODY, Shell, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
+use nix::errno::Errno;
+
+/// Who holds the list, as the one who was refused is told.
+fn holder(line: &str) -> String {
+    let said = line.split_once(" is held by ").unwrap_or_else(|| panic!("{line:?}")).1;
+    said.split_once(" for ").expect("for how long").0.to_owned()
+}
+
+/// What the daemon tells `nobody` who is refused the list 0.
+fn refused_to_nobody(mount: &Mount) -> String {
+    let own = sleeper_of_nobody();
+    as_nobody(|| {
+        let file = File::options().write(true).open(mount.tasks("dataplane", "0")).expect("for writing");
+        assert_eq!(errno((&file).write(own.pid().to_string().as_bytes())), Errno::EBUSY);
+        mount.read("self/last_error")
+    })
+}
+
+#[test]
+fn a_holders_name_is_told_to_root_and_to_its_owner() {
+    let mount = Mount::with_dataplane();
+    mount.let_everybody_in();
+    let list = mount.tasks("dataplane", "0");
+    set_mode(&list, 0o666);
+    let task = Sleeper::new();
+    write(&list, task.pid().to_string()).unwrap();
+    assert_eq!(errno(write(&list, "0")), Errno::EBUSY);
+    assert_eq!(holder(&mount.read("self/last_error")), format!("{} (sleep)", task.pid()));
+    assert_eq!(holder(&refused_to_nobody(&mount)), task.pid().to_string());
+    task.end();
+    let task = sleeper_of_nobody();
+    write(&list, task.pid().to_string()).unwrap();
+    assert_eq!(holder(&refused_to_nobody(&mount)), format!("{} (sleep)", task.pid()));
+}
+
+#[test]
+fn a_holders_pid_is_told_to_those_who_may_read_the_file() {
+    let mount = Mount::with_dataplane();
+    mount.let_everybody_in();
+    let list = mount.tasks("dataplane", "0");
+    let task = Sleeper::new();
+    write(&list, task.pid().to_string()).unwrap();
+    let pid = task.pid().to_string();
+    for (owner, group, mode, told) in [
+        (0, 0, 0o626, "PID"),
+        (0, 0, 0o622, "a task"),
+        (0, NOBODY, 0o660, "PID"),
+        (0, NOBODY, 0o620, "a task"),
+        // The first class that fits decides, as for open(2).
+        (0, NOBODY, 0o626, "a task"),
+        (NOBODY, 0, 0o600, "PID"),
+        (NOBODY, NOBODY, 0o266, "a task"),
+    ] {
+        chown(&list, Some(owner), Some(group)).unwrap();
+        set_mode(&list, mode);
+        let may_read = as_nobody(|| File::open(&list).is_ok());
+        assert_eq!(may_read, told == "PID", "{owner}:{group} {mode:o}");
+        let expected = if may_read { &*pid } else { "a task" };
+        assert_eq!(holder(&refused_to_nobody(&mount)), expected, "{owner}:{group} {mode:o}");
+    }
+}
+
+#[test]
+fn a_line_has_time_the_refused_pid_errno_reason_and_cure() {
+    let mount = Mount::with_dataplane();
+    let (task, other) = (Sleeper::new(), Sleeper::new());
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
+    for (words, number) in [(other.pid().to_string(), other.pid()), ("0".into(), std::process::id())] {
+        assert_eq!(errno(write(&mount.tasks("dataplane", "1"), &words)), Errno::EBUSY);
+        let line = mount.read("self/last_error");
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.len() == "2026-11-24T10:15:02Z".len() && time.ends_with('Z'), "{line}");
+        let pid = task.pid();
+        assert_eq!(
+            rest,
+            format!(
+                "{number}: EBUSY: dataplane 1 is held by {pid} (sleep) for 0 s; dataplane 0 is free; \
+                a write to pools/dataplane/tasks finds it\n"
+            )
+        );
+    }
+}
+
+#[test]
+fn nobody_else_is_told() {
+    let mount = Mount::with_dataplane();
+    let mut shell = Shell::start(&mut mount.bash("exec bash"));
+    assert_eq!(mount.read("self/last_error"), "");
+    // In a PID namespace of its own, a process has no ancestors outside.
+    let line =
+        "unshare --pid --fork bash -c 'echo nonsense > $C/pools/dataplane/tasks; cat $C/self/last_error'";
+    let told = shell.ask(line);
+    assert!(told.contains(": EINVAL: \"nonsense\" is no PID; "), "{told}");
+    assert_eq!(mount.read("self/last_error"), "");
+    assert_eq!(shell.ask("cat $C/self/last_error"), "");
+}
+
+#[test]
+fn the_writer_and_four_ancestors_are_told_and_no_more() {
+    let mount = Mount::with_dataplane();
+    // Level 5 writes; each level then reads for itself, without a child.
+    let told = mount.sh("
+        deep() {
+            if [ $1 = 5 ]; then echo nonsense > $C/pools/dataplane/tasks 2>/dev/null; else (deep $(($1 + 1))); fi
+            read -r line < $C/self/last_error && echo $1 told || echo $1 not told
+        }
+        deep 0 2>/dev/null");
+    assert_eq!(told, "5 told\n4 told\n3 told\n2 told\n1 told\n0 not told\n");
+    assert_eq!(mount.read("self/last_error"), "");
+}
+
+#[test]
+fn a_refusal_of_a_tool_explains_itself_to_the_shell_that_ran_it() {
+    let mount = Mount::with_dataplane();
+    let told = mount.sh("
+        echo $$ nonsense | tee $C/pools/dataplane/tasks >/dev/null 2>&1 && exit 9
+        cat $C/self/last_error; exit 0");
+    assert!(told.contains(": EINVAL: \"nonsense\" is no PID; "), "{told}");
+}
+
+#[test]
+fn a_process_that_gets_the_pid_of_a_refused_one_is_not_told() {
+    let mount = Mount::with_dataplane();
+    // In a PID namespace, whose next number is ours to choose, and deep enough that its first process is not
+    // among the four ancestors.
+    let told = mount.sh("exec unshare --pid --fork --mount-proc bash -c '
+        deep() {
+            if [ $1 = 0 ]; then
+                echo nonsense > $C/pools/dataplane/tasks
+                read -r line < $C/self/last_error && echo $BASHPID told
+            else (deep $(($1 - 1)); true); fi
+        }
+        deep 6 2>/dev/null
+        read -r line < $C/self/last_error && echo the first one is told
+        # Nobody else is here: the seventh process was the refused one.
+        echo 6 > /proc/sys/kernel/ns_last_pid
+        (read -r line < $C/self/last_error && echo $BASHPID told || echo $BASHPID not told)'");
+    assert_eq!(told, "7 told\n7 not told\n");
+}
+
+#[test]
+fn the_newest_4096_refusals_are_kept() {
+    let mount = Mount::with_dataplane();
+    let mut shell = Shell::start(&mut mount.bash("exec bash"));
+    let first = "echo first > $C/pools/dataplane/tasks; cat $C/self/last_error";
+    assert!(shell.ask(first).contains("\"first\" is no PID"));
+    let mut file = File::options().write(true).open(mount.pool("dataplane").join("tasks")).unwrap();
+    for _ in 0..4095 {
+        assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
+    }
+    let told = shell.ask("cat $C/self/last_error");
+    assert!(told.contains("\"first\" is no PID"), "4,096 are kept: {told}");
+    assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
+    let told = shell.ask("cat $C/self/last_error");
+    assert!(
+        told.contains("\"later\" is no PID"),
+        "the oldest made room; now its parent, ourselves, is nearest: {told}"
+    );
+}

@@ -1,0 +1,445 @@
+//! The clients of 2017, unchanged, on a mount: what they write back is no harm to anybody.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::legacy_client::{Client, STEPS, client_2017};
+use crate::harness::{Mount, PATIENCE, Plain, Sleeper, errno, masks, pin, run, until, write};
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+fn isolate(mount: &Mount, pool: &str, list: &str) -> Command {
+    let mut command = client_2017(&mount.conf(), &format!("isolate {pool}"));
+    command.env("KCM_2017_LIST", list);
+    command
+}
+
+fn read(tasks: &Path) -> String {
+    fs::read_to_string(tasks).unwrap()
+}
+
+/// What `tasks` shows of these.
+fn shown(pids: &[u32]) -> String {
+    let mut pids = pids.to_vec();
+    pids.sort_unstable();
+    let words: Vec<String> = pids.iter().map(u32::to_string).collect();
+    if words.is_empty() { String::new() } else { words.join(",") + "\n" }
+}
+
+fn assert_done(client: Client) {
+    let (messages, status) = client.finish();
+    assert_eq!((messages.as_str(), status.code()), ("", Some(0)));
+}
+
+#[test]
+fn the_recorded_client_is_a_process_of_one_thread() {
+    let plain = Plain::new();
+    plain.make_pool("p", true, &[("0", "")]);
+    let mut client = Client::start(&mut client_2017(&plain.conf(), "isolate p"));
+    client.at("pinned");
+    assert_eq!(masks(client.pid()), ["0"]);
+    assert_eq!(read(&plain.tasks("p", "0")), client.pid().to_string());
+    assert_done(client);
+    assert_eq!(read(&plain.tasks("p", "0")), "");
+}
+
+#[test]
+fn isolate_alone_holds_its_list_from_its_write_to_its_end() {
+    let mount = Mount::with_dataplane();
+    mount.make_pool("empty", true, &[]);
+    let tasks = mount.tasks("dataplane", "0");
+    let seen = mount.home().join("seen");
+    let command = format!("grep Cpus_allowed_list /proc/self/status > {}", seen.display());
+    let mut client =
+        Client::start(client_2017(&mount.conf(), "isolate dataplane").env("KCM_2017_COMMAND", command));
+    client.at("opened");
+    assert_eq!(read(&tasks), "");
+    client.go();
+    client.at("written");
+    assert_eq!(read(&tasks), shown(&[client.pid()]));
+    assert_eq!(masks(client.pid()), ["0"], "it is where it belongs before it has set its own mask");
+    client.go();
+    client.at("ended");
+    assert_eq!(read(&seen), "Cpus_allowed_list:\t0\n");
+    assert_eq!(read(&tasks), shown(&[client.pid()]));
+    assert_done(client);
+    assert_eq!(read(&tasks), "");
+    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate empty"));
+    assert_eq!((err.as_str(), code), ("ERROR:root:No free cpu lists in pool empty\n", Some(1)));
+    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate none"));
+    assert_eq!((err.as_str(), code), ("ERROR:root:Requested pool none does not exist\n", Some(1)));
+}
+
+#[test]
+fn the_third_on_two_exclusive_lists_finds_none_free() {
+    let mount = Mount::with_dataplane();
+    let mut clients: Vec<Client> =
+        (0..2).map(|_| Client::start(&mut client_2017(&mount.conf(), "isolate dataplane"))).collect();
+    // One after the other: they hold the lock meanwhile.
+    clients.iter_mut().for_each(|client| client.at("pinned"));
+    assert_eq!(read(&mount.pool("dataplane").join("tasks")), shown(&[clients[0].pid(), clients[1].pid()]));
+    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate dataplane"));
+    assert_eq!((err.as_str(), code), ("ERROR:root:No free cpu lists in pool dataplane\n", Some(1)));
+    clients.into_iter().for_each(assert_done);
+    assert_eq!(read(&mount.pool("dataplane").join("tasks")), "");
+}
+
+#[test]
+fn in_a_shared_pool_neither_wipes_the_other() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let start = || Client::start(&mut isolate(&mount, "shared", "0"));
+    let mut first = start();
+    first.at("pinned");
+    let mut second = start();
+    second.at("opened");
+    assert_eq!(read(&tasks), shown(&[first.pid()]), "O_TRUNC wipes nothing");
+    second.go();
+    second.at("pinned");
+    let both = shown(&[first.pid(), second.pid()]);
+    assert_eq!(read(&tasks), both);
+    // The second one goes, one comes, then the first one goes.
+    second.go();
+    second.at("opened again");
+    assert_eq!(read(&tasks), both);
+    assert_done(second);
+    assert_eq!(read(&tasks), shown(&[first.pid()]));
+    let mut third = start();
+    third.at("pinned");
+    let fourth = Sleeper::new();
+    write(&tasks, fourth.pid().to_string()).unwrap();
+    first.go();
+    first.at("written again");
+    assert_eq!(read(&tasks), shown(&[third.pid(), fourth.pid()]));
+    assert_done(first);
+    assert_eq!(masks(third.pid()), ["0"]);
+    assert_done(third);
+    assert_eq!(read(&tasks), shown(&[fourth.pid()]));
+}
+
+#[test]
+fn one_that_goes_does_not_wipe_who_came_since_it_read() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+    let stays = Sleeper::new();
+    write(&tasks, stays.pid().to_string()).unwrap();
+    client.at("reread again");
+    let newcomer = Sleeper::new();
+    write(&tasks, newcomer.pid().to_string()).unwrap();
+    assert_done(client);
+    assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]));
+    assert_eq!(masks(newcomer.pid()), ["0"]);
+}
+
+#[test]
+fn an_exclusive_list_that_a_claimer_without_lock_took_meanwhile_is_not_shared() {
+    let mount = Mount::with_dataplane();
+    let tasks = mount.tasks("dataplane", "0");
+    let ran = mount.home().join("ran");
+    for step in ["read", "reread", "opened"] {
+        let command = format!("touch {}", ran.display());
+        let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_2017_COMMAND", command));
+        client.at(step);
+        let claimer = Sleeper::new();
+        write(&tasks, claimer.pid().to_string()).unwrap();
+        let (messages, status) = client.finish();
+        assert_eq!(status.code(), Some(1), "{step}");
+        assert!(messages.contains("Device or resource busy"), "{step}: {messages}");
+        assert!(!ran.exists(), "{step}: its command was started");
+        assert_eq!(read(&tasks), shown(&[claimer.pid()]), "{step}");
+        claimer.end();
+        assert_eq!(read(&tasks), "");
+    }
+    // The other way round.
+    let mut client = Client::start(&mut isolate(&mount, "dataplane", "0"));
+    client.at("written");
+    let claimer = Sleeper::new();
+    assert_eq!(errno(write(&tasks, claimer.pid().to_string())), Errno::EBUSY);
+    assert_done(client);
+}
+
+#[test]
+fn old_and_new_clients_at_once_never_meet_on_an_exclusive_list() {
+    let mount = Mount::with_dataplane();
+    let place = mount.home().join("taken");
+    fs::create_dir(&place).unwrap();
+    let place = place.display();
+    let alone = format!(
+        "mkdir {place}/$KCM_CPUS_ASSIGNED || touch {place}/met; sleep 0.02; rmdir {place}/$KCM_CPUS_ASSIGNED; \
+         echo $KCM_CPUS_ASSIGNED >> {place}.times"
+    );
+    std::thread::scope(|scope| {
+        for number in 0..12 {
+            let (mount, alone) = (&mount, &alone);
+            scope.spawn(move || {
+                let mut command = match number % 2 {
+                    0 => client_2017(&mount.conf(), "isolate dataplane"),
+                    _ => mount.kcm(&["isolate", "--pool=dataplane", alone]),
+                };
+                command.env("KCM_2017_COMMAND", alone);
+                for _ in 0..4 {
+                    let (_, err, code) = run(&mut command);
+                    let lost = err.contains("No free cpu lists") || err.contains("Device or resource busy");
+                    assert!(code == Some(0) || (code == Some(1) && lost), "{code:?} {err}");
+                }
+            });
+        }
+    });
+    assert!(!mount.home().join("taken/met").exists(), "two were on one list");
+    let times = read(&mount.home().join("taken.times"));
+    assert!(times.contains("0\n") && times.contains("1\n"), "{times}");
+    assert_eq!(mount.read("pools/dataplane/tasks"), "");
+}
+
+#[test]
+fn a_pid_in_its_list_that_has_died_is_passed_over() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let other = Sleeper::new();
+    write(&tasks, other.pid().to_string()).unwrap();
+    let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+    client.at("reread");
+    other.end();
+    client.go();
+    client.at("pinned");
+    assert_eq!(read(&tasks), shown(&[client.pid()]));
+    assert_done(client);
+}
+
+/// One test at a time asks for a number.
+static NUMBERS: Mutex<()> = Mutex::new(());
+
+/// A process with the number of one that has died and was collected.
+fn reborn(pid: u32) -> Sleeper {
+    let _one = NUMBERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let process = Sleeper::new();
+        if process.pid() == pid {
+            return process;
+        }
+        assert!(Instant::now() < deadline, "{pid} is taken by somebody else");
+    }
+}
+
+#[test]
+fn a_pid_in_its_list_that_was_reused_pins_nobody() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    for step in ["reread", "opened", "reread again", "opened again"] {
+        let other = Sleeper::new();
+        let pid = other.pid();
+        write(&tasks, pid.to_string()).unwrap();
+        let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+        client.at(step);
+        other.end();
+        let stranger = reborn(pid);
+        let before = masks(stranger.pid());
+        assert_ne!(before, ["0"]);
+        assert_done(client);
+        assert_eq!(masks(stranger.pid()), before, "{step}: a stranger was pinned");
+        assert_eq!(read(&tasks), "", "{step}");
+    }
+}
+
+#[test]
+fn a_pid_in_its_list_that_has_moved_stays_where_it_went() {
+    let mount = Mount::with_shared();
+    let (here, there) = (mount.tasks("shared", "0"), mount.tasks("shared", "1"));
+    let other = Sleeper::new();
+    for step in ["reread", "opened", "reread again", "opened again"] {
+        write(&here, other.pid().to_string()).unwrap();
+        let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+        client.at(step);
+        write(&there, other.pid().to_string()).unwrap();
+        assert_done(client);
+        assert_eq!((read(&here), read(&there)), (String::new(), shown(&[other.pid()])), "{step}");
+        assert_eq!(masks(other.pid()), ["1"], "{step}");
+    }
+}
+
+#[test]
+fn a_pid_in_its_list_that_was_released_stays_free() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let other = Sleeper::new();
+    let before = masks(other.pid());
+    write(&tasks, other.pid().to_string()).unwrap();
+    let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+    client.at("reread");
+    write(&tasks, format!("-{}", other.pid())).unwrap();
+    assert_done(client);
+    assert_eq!(read(&tasks), "");
+    assert_eq!(masks(other.pid()), before);
+}
+
+#[test]
+fn one_that_has_moved_since_its_claim_takes_itself_off_its_new_list_by_ending() {
+    let mount = Mount::with_shared();
+    let (here, there) = (mount.tasks("shared", "0"), mount.tasks("shared", "1"));
+    let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+    client.at("pinned");
+    write(&there, client.pid().to_string()).unwrap();
+    client.go();
+    client.at("closed again");
+    assert_eq!((read(&here), read(&there)), (String::new(), shown(&[client.pid()])));
+    assert_done(client);
+    assert_eq!(read(&there), "");
+}
+
+#[test]
+fn killed_after_any_step_it_leaves_nothing() {
+    let mount = Mount::with_dataplane();
+    let tasks = mount.tasks("dataplane", "0");
+    for step in STEPS {
+        let mut client = Client::start(&mut isolate(&mount, "dataplane", "0"));
+        client.at(step);
+        client.kill();
+        assert_eq!(read(&tasks), "", "{step}");
+        let (_, err, code) = run(&mut mount.bash("flock -n $C/lock true"));
+        assert_eq!((err.as_str(), code), ("", Some(0)), "the lock after {step}");
+        let next = Sleeper::new();
+        write(&tasks, next.pid().to_string()).unwrap_or_else(|error| panic!("{step}: {error}"));
+        assert_eq!(masks(next.pid()), ["0"], "{step}");
+        next.end();
+        assert_eq!(mount.read("pools/dataplane/tasks"), "", "{step}");
+    }
+}
+
+#[test]
+fn killed_while_its_command_runs_it_leaves_the_list_to_that() {
+    let mount = Mount::with_dataplane();
+    let tasks = mount.tasks("dataplane", "0");
+    let number = mount.home().join("number");
+    let command = format!("echo $$ > {}.new; mv {0}.new {0}; exec sleep 1000", number.display());
+    let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_2017_COMMAND", command));
+    client.at("pinned");
+    client.go();
+    until("the command runs", || number.exists());
+    let heir: u32 = read(&number).trim().parse().unwrap();
+    client.kill();
+    assert_eq!(read(&tasks), shown(&[heir]));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(heir as i32), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    until("the list is free", || read(&tasks).is_empty());
+}
+
+#[test]
+fn host_pids_from_inside_a_pid_namespace_are_understood() {
+    let mount = Mount::with_shared();
+    mount.make_pool("apart", true, &[]);
+    let tasks = mount.tasks("shared", "0");
+    let other = Sleeper::new();
+    write(&tasks, other.pid().to_string()).unwrap();
+    // It sees the machine's /proc, as the document's containers do with KCM_PROC_FS.
+    let apart = |part: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().unwrap());
+        command.env("KCM_2017", part).env("KCM_2017_CONF", mount.conf());
+        command.env("KCM_2017_LIST", "0").env("KCM_PROC_FS", "/proc");
+        command
+    };
+    let mut client = Client::start(&mut apart("isolate shared"));
+    client.at("written");
+    let found: Vec<u32> = read(&tasks).trim().split(',').map(|pid| pid.parse().unwrap()).collect();
+    let inside: Vec<u32> = found.into_iter().filter(|&pid| pid != other.pid()).collect();
+    assert_eq!(inside.len(), 1, "it and nobody else has come");
+    let status = read(Path::new(&format!("/proc/{}/status", inside[0])));
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    assert_eq!(numbers.split_whitespace().last(), Some("1"), "it is the first of its namespace");
+    assert_eq!(masks(inside[0]), ["0"]);
+    client.go();
+    client.at("written again");
+    assert_eq!(read(&tasks), shown(&[other.pid()]), "it takes itself off by that number too");
+    assert_done(client);
+
+    let stray = Sleeper::new();
+    write(&mount.tasks("shared", "1"), stray.pid().to_string()).unwrap();
+    let (out, err, code) = run(&mut apart("describe"));
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    assert_eq!(out, run(&mut mount.kcm(&["describe"])).0);
+}
+
+#[test]
+fn reconcile_finds_nobody_dead_and_takes_nobody_off() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let (dies, stays, stray) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
+    for (tasks, task) in [(&tasks, &dies), (&tasks, &stays), (&mount.tasks("shared", "1"), &stray)] {
+        write(tasks, task.pid().to_string()).unwrap();
+    }
+    pin(stray.pid(), &[0, 1]);
+    let mut client = Client::start(&mut client_2017(&mount.conf(), "reconcile"));
+    client.at("read");
+    let (dead, newcomer) = (dies.pid(), Sleeper::new());
+    dies.end();
+    write(&tasks, newcomer.pid().to_string()).unwrap();
+    client.go();
+    client.at("written");
+    assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]), "the dead one that it saw alive");
+    assert_done(client);
+    assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]));
+
+    let (out, err, code) = run(&mut client_2017(&mount.conf(), "reconcile"));
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let mismatch = json!([{ "actualCpus": [0, 1], "cpus": "1", "pid": stray.pid(), "pool": "shared" }]);
+    assert_eq!(report, json!({ "mismatchedCpuMasks": mismatch, "reclaimedCpuLists": [] }));
+    // Ours agrees, and knows of the death besides.
+    let (out, _, _) = run(&mut mount.kcm(&["reconcile"]));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let reclaimed = json!([{ "cpus": "0", "pid": dead, "pool": "shared" }]);
+    assert_eq!(report, json!({ "mismatchedCpuMasks": mismatch, "reclaimedCpuLists": reclaimed }));
+}
+
+#[test]
+fn describe_prints_the_same_bytes_as_kcm_describe() {
+    let mount = Mount::new();
+    let same = |state: &str| {
+        let theirs = run(&mut client_2017(&mount.conf(), "describe"));
+        assert_eq!(theirs, run(&mut mount.kcm(&["describe"])), "{state}");
+        assert_eq!((theirs.1.as_str(), theirs.2), ("", Some(0)), "{state}");
+    };
+    same("without pools");
+    mount.make_pool("dataplane", true, &["0"]);
+    mount.make_pool("infra", false, &["1"]);
+    mount.make_pool("nothing", false, &[]);
+    same("without tasks");
+    let tasks: Vec<Sleeper> = (0..5).map(|_| Sleeper::new()).collect();
+    write(&mount.tasks("dataplane", "0"), tasks[0].pid().to_string()).unwrap();
+    for task in &tasks[1..] {
+        write(&mount.tasks("infra", "1"), task.pid().to_string()).unwrap();
+    }
+    same("with tasks");
+}
+
+#[test]
+fn init_refuses_the_mount_and_changes_nothing() {
+    let mount = Mount::new();
+    let names = || mount.walk().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let before = names();
+    let (out, err, code) = run(&mut client_2017(&mount.conf(), "init"));
+    assert_eq!((out.as_str(), code), ("", Some(1)));
+    assert!(err.starts_with("INFO:root:Configuration directory already exists.\n"), "{err}");
+    assert_eq!(names(), before);
+}
+
+#[test]
+fn old_clients_notice_nothing_of_the_daemons_death() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    for step in ["reread", "opened", "written", "pinned", "reread again", "opened again"] {
+        let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
+        client.at(step);
+        let worker = mount.daemons().into_iter().max().unwrap();
+        let worker = nix::unistd::Pid::from_raw(worker as i32);
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert_done(client);
+        assert_eq!(read(&tasks), "", "{step}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Limits: how many tasks the daemon watches, and how much of that users other than root can take.
+
+use crate::harness::{Mount, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
+use nix::errno::Errno;
+
+/// How many tasks a daemon with [`FILES`] open files watches.
+const LIMIT: usize = FILES - 64;
+const FILES: usize = 200;
+
+/// A daemon that may not open many files, with the pool `shared`.
+fn with_few_files() -> Mount {
+    let mount = Mount::not_mounted();
+    mount.sh(&format!("ulimit -n {FILES}; exec $KCM mount --conf-dir=$C --state-dir=$S 2>&1"));
+    mount.make_pool("shared", false, &["0", "1"]);
+    mount
+}
+
+fn words(tasks: &[Sleeper]) -> String {
+    tasks.iter().map(|task| format!("{} ", task.pid())).collect()
+}
+
+fn count(mount: &Mount) -> usize {
+    mount.read("pools/shared/tasks").split(',').filter(|pid| !pid.is_empty()).count()
+}
+
+fn told(mount: &Mount) -> String {
+    let line = mount.read("self/last_error");
+    line.split_once(": ").expect("a PID and a reason").1.to_owned()
+}
+
+fn too_many(limit: usize) -> String {
+    format!(
+        "ENOSPC: {limit} tasks are watched and no more can be; release some, or raise the daemon's open files \
+        limit\n"
+    )
+}
+
+#[test]
+fn more_tasks_than_can_be_watched_are_refused_with_the_limit() {
+    let mount = with_few_files();
+    let list = mount.tasks("shared", "0");
+    let mut tasks: Vec<Sleeper> = (0..LIMIT).map(|_| Sleeper::new()).collect();
+    let late = Sleeper::new();
+    write(&list, words(&tasks)).expect("as many as there may be, at once");
+    assert_eq!(count(&mount), LIMIT);
+    for file in [&list, &mount.tasks("shared", "1"), &mount.pool("shared").join("tasks")] {
+        assert_eq!(errno(write(file, late.pid().to_string())), Errno::ENOSPC);
+        assert_eq!(told(&mount), too_many(LIMIT));
+    }
+    write(&list, words(&tasks[..50])).expect("those that are there take no more room");
+    write(&mount.tasks("shared", "1"), words(&tasks[..10])).expect("a move takes none either");
+    assert_eq!(count(&mount), LIMIT);
+
+    write(&mount.pool("shared").join("tasks"), format!("-{}", tasks[0].pid())).unwrap();
+    write(&list, late.pid().to_string()).expect("there is room after a release");
+    assert_eq!(errno(write(&list, tasks[0].pid().to_string())), Errno::ENOSPC);
+    tasks.pop().unwrap().end();
+    write(&list, tasks[0].pid().to_string()).expect("there is room after a death");
+    assert_eq!(count(&mount), LIMIT);
+}
+
+#[test]
+fn a_command_that_would_be_too_many_does_nothing() {
+    let mount = with_few_files();
+    let list = mount.tasks("shared", "0");
+    let tasks: Vec<Sleeper> = (0..LIMIT + 4).map(|_| Sleeper::new()).collect();
+    assert_eq!(errno(write(&list, words(&tasks))), Errno::ENOSPC);
+    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(count(&mount), 0);
+    let (first, rest) = tasks.split_at(LIMIT - 10);
+    write(&list, words(first)).unwrap();
+    assert_eq!(errno(write(&list, words(rest))), Errno::ENOSPC);
+    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(count(&mount), first.len());
+    // So many that the daemon cannot even look at them all at once.
+    assert_eq!(errno(write(&list, words(&tasks[20..]))), Errno::ENOSPC);
+    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(count(&mount), first.len());
+    write(&list, words(&rest[..10])).unwrap();
+    assert_eq!(count(&mount), LIMIT);
+}
+
+#[test]
+fn the_dead_and_the_repeated_take_no_room() {
+    let mount = with_few_files();
+    let list = mount.tasks("shared", "0");
+    let task = Sleeper::new();
+    let dead: String = (0..LIMIT * 2).map(|n| format!("{} ", 2_000_000_000 + n)).collect();
+    write(&list, format!("{dead}{}", task.pid())).unwrap();
+    write(&list, format!("{} ", task.pid()).repeat(LIMIT * 2)).unwrap();
+    write(&list, format!("-{} ", task.pid()).repeat(LIMIT * 2)).unwrap();
+    assert_eq!(count(&mount), 0);
+}
+
+#[test]
+fn users_other_than_root_take_half_at_most() {
+    let mount = with_few_files();
+    mount.let_everybody_in();
+    let (list, half) = (mount.tasks("shared", "0"), LIMIT / 2);
+    set_mode(&list, 0o666);
+    let theirs: Vec<Sleeper> = (0..half + 2).map(|_| sleeper_of_nobody()).collect();
+    as_nobody(|| {
+        assert_eq!(errno(write(&list, words(&theirs))), Errno::ENOSPC);
+        assert_eq!(told(&mount), too_many(half));
+        write(&list, words(&theirs[..half])).unwrap();
+        assert_eq!(errno(write(&list, theirs[half].pid().to_string())), Errno::ENOSPC);
+        assert_eq!(told(&mount), too_many(half));
+    });
+    write(&list, theirs[half].pid().to_string()).expect("root may claim for them");
+    let roots: Vec<Sleeper> = (0..LIMIT - half - 1).map(|_| Sleeper::new()).collect();
+    write(&list, words(&roots)).expect("the other half is root's");
+    assert_eq!(count(&mount), LIMIT);
+    as_nobody(|| {
+        write(&list, format!("-{}", theirs[0].pid())).unwrap();
+        write(&list, theirs[half + 1].pid().to_string()).expect("in the room that it has made");
+    });
+    assert_eq!(count(&mount), LIMIT);
+}
+
+#[test]
+fn a_full_daemon_still_answers_everything_else() {
+    let mount = with_few_files();
+    let tasks: Vec<Sleeper> = (0..LIMIT).map(|_| Sleeper::new()).collect();
+    write(&mount.tasks("shared", "0"), words(&tasks)).unwrap();
+    mount.make_pool("other", true, &[]);
+    let files: Vec<String> =
+        mount.walk().into_iter().filter(|(_, stat)| stat.is_file()).map(|(path, _)| path).collect();
+    let read = || files.iter().for_each(|file| drop(mount.read(file)));
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(read))));
+    mount.sh("echo -$$ > $C/pools/shared/tasks; read -r line < $C/self/claim; cat $C/info/events >/dev/null");
+    drop(tasks);
+    assert_eq!(count(&mount), 0);
+    mount.sh("echo $$ > $C/pools/shared/tasks");
+}

@@ -1,0 +1,427 @@
+//! A claim is a mask on every thread, or it is none; a release gives back what was there before.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::harness::cpuset::Cpuset;
+use crate::harness::program::{self, Program};
+use crate::harness::{Machine, Mount, Sleeper, errno, free, held, masks, pin, threads, until, write};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Whether each thread has this mask.
+fn all_have(pid: u32, cpus: &str) -> bool {
+    masks(pid).iter().all(|mask| mask == cpus)
+}
+
+fn program(kind: &str) -> Program {
+    Program::start(&mut program::command(&[], kind))
+}
+
+/// Nobody has a claim.
+fn is_empty(mount: &Mount, pool: &str) -> bool {
+    held(&mount.pool(pool).join("tasks")).is_empty()
+}
+
+#[test]
+fn no_thread_is_outside_when_a_claim_returns_however_fast_the_program_makes_new_ones() {
+    let mount = Mount::with_dataplane();
+    let lists = ["0", "1"].map(|list| (list, mount.tasks("dataplane", list)));
+    for _ in 0..4 {
+        let restless = program("restless");
+        let pid = restless.pid();
+        for attempt in 0..50 {
+            let (cpus, list) = &lists[attempt % 2];
+            write(list, pid.to_string()).unwrap_or_else(|error| panic!("{attempt}: {error}"));
+            for _ in 0..3 {
+                let found = masks(pid);
+                assert!(found.iter().all(|mask| mask == cpus), "{attempt}: {found:?} on {cpus}");
+            }
+            // First claims, repeated ones and moves.
+            if attempt % 5 == 4 {
+                write(list, format!("-{pid}")).unwrap();
+            }
+            if attempt % 7 == 0 {
+                write(list, pid.to_string()).unwrap();
+                assert!(all_have(pid, cpus), "{attempt}");
+            }
+        }
+        restless.end();
+    }
+}
+
+#[test]
+fn a_program_that_makes_threads_gets_its_mask_back_on_all_of_them() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "0");
+    let restless = program("restless");
+    for _ in 0..20 {
+        write(&list, restless.pid().to_string()).unwrap();
+        write(&list, format!("-{}", restless.pid())).unwrap();
+        assert!(all_have(restless.pid(), &free()), "{:?}", masks(restless.pid()));
+    }
+}
+
+#[test]
+fn a_thread_id_stands_for_the_whole_process() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "1");
+    let threads = program("threads");
+    let thread = *tids(threads.pid()).last().unwrap();
+    assert_ne!(thread, threads.pid());
+    write(&list, thread.to_string()).unwrap();
+    assert_eq!(held(&list), [threads.pid()]);
+    assert!(all_have(threads.pid(), "1"));
+    write(&list, format!("-{thread}")).unwrap();
+    assert!(is_empty(&mount, "dataplane") && all_have(threads.pid(), &free()));
+}
+
+#[test]
+fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
+    let mount = Mount::with_dataplane();
+    let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
+    let cpuset = Cpuset::new("1");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    let pid = task.pid().to_string();
+    assert_eq!(errno(write(&lists[0], &pid)), Errno::EINVAL);
+    assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
+    // It follows its cpuset as before.
+    cpuset.set("0-1");
+    assert!(all_have(task.pid(), "0-1"));
+    cpuset.set("1");
+
+    write(&lists[1], &pid).unwrap();
+    assert_eq!(errno(write(&lists[0], &pid)), Errno::EINVAL, "a move");
+    assert_eq!(held(&lists[1]), [task.pid()]);
+    assert!(held(&lists[0]).is_empty() && all_have(task.pid(), "1"));
+    let told = mount.read("self/last_error");
+    assert!(told.contains(&format!(" {pid}: EINVAL: ")) && told.contains("dataplane 0"), "{told}");
+}
+
+#[test]
+fn a_claim_that_a_dying_daemon_has_begun_leaves_a_task_following_its_cpuset() {
+    let mount = Mount::not_mounted();
+    mount.start_with("KCM_FAULT", "masks-set!");
+    mount.make_pool("dataplane", true, &["1"]);
+    let cpuset = Cpuset::new("1");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).expect_err("the daemon has died");
+    mount.kill_daemon();
+    mount.start();
+    assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
+    cpuset.set("0-1");
+    assert!(all_have(task.pid(), "0-1"));
+}
+
+#[test]
+fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
+    let mount = Mount::with_dataplane();
+    mount.make_pool("shared", false, &[]);
+    let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
+    let cpuset = Cpuset::new("1");
+    let (confined, holder) = (Sleeper::new(), Sleeper::new());
+    cpuset.take(confined.pid());
+    write(&lists[0], holder.pid().to_string()).unwrap();
+    let instead = format!("-{} {}", holder.pid(), confined.pid());
+    assert_eq!(errno(write(&lists[0], instead)), Errno::EINVAL);
+    assert_eq!((held(&lists[0]), masks(holder.pid())), (vec![holder.pid()], vec!["0".to_owned()]));
+
+    write(&mount.pool("dataplane").join("exclusive"), "0").unwrap();
+    let (a, b) = (program("threads"), Sleeper::new());
+    let [first, second, ..] = tids(a.pid())[..] else { panic!("threads") };
+    pin(second, &[1]);
+    let masks_of_a = || [first, second].map(|tid| mask_of_thread(a.pid(), tid));
+    write(&lists[1], b.pid().to_string()).unwrap();
+    let all = format!("{} {} {}", a.pid(), b.pid(), confined.pid());
+    assert_eq!(errno(write(&lists[0], all)), Errno::EINVAL);
+    assert_eq!((held(&lists[0]), held(&lists[1])), (vec![holder.pid()], vec![b.pid()]));
+    assert_eq!((masks_of_a(), masks(b.pid())), ([free(), "1".to_owned()], vec!["1".to_owned()]));
+    assert!(all_have(confined.pid(), "1"));
+    cpuset.take(a.pid());
+    cpuset.set("0-1");
+    assert_eq!(masks_of_a(), ["0-1", "1"], "one that followed its cpuset still does");
+}
+
+#[test]
+fn a_pool_passes_over_lists_that_cannot_serve_the_task() {
+    for exclusive in [true, false] {
+        let mount = Mount::new();
+        mount.make_pool("pool", exclusive, &["0", "1"]);
+        let pool = mount.pool("pool").join("tasks");
+        let lists = ["0", "1"].map(|list| mount.tasks("pool", list));
+        let cpuset = Cpuset::new("1");
+        let (confined, also, holder) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
+        cpuset.take(confined.pid());
+        cpuset.take(also.pid());
+        write(&pool, confined.pid().to_string()).unwrap();
+        assert_eq!((held(&lists[0]), held(&lists[1])), (vec![], vec![confined.pid()]));
+        if exclusive {
+            let refused = errno(write(&pool, also.pid().to_string()));
+            assert_eq!(refused, Errno::EINVAL, "a list is free, but none that suits");
+            assert!(mount.read("self/last_error").contains(": EINVAL: "));
+            assert!(all_have(also.pid(), "1"));
+            write(&pool, holder.pid().to_string()).unwrap();
+            assert_eq!(held(&lists[0]), [holder.pid()]);
+            assert_eq!(errno(write(&pool, also.pid().to_string())), Errno::EBUSY, "now none is free");
+        } else {
+            write(&pool, also.pid().to_string()).expect("also where the other one has fewer tasks");
+            assert_eq!((held(&lists[0]).len(), held(&lists[1]).len()), (0, 2));
+            write(&pool, holder.pid().to_string()).unwrap();
+            assert_eq!(held(&lists[0]), [holder.pid()]);
+        }
+    }
+}
+
+#[test]
+fn a_list_that_the_kernel_narrows_is_refused() {
+    let mount = Mount::new();
+    mount.make_pool("wide", true, &["0-1"]);
+    let list = mount.tasks("wide", "0-1");
+    let cpuset = Cpuset::new("1");
+    let (confined, free_one) = (Sleeper::new(), Sleeper::new());
+    cpuset.take(confined.pid());
+    assert_eq!(errno(write(&list, confined.pid().to_string())), Errno::EINVAL);
+    assert!(mount.read("self/last_error").contains("wide 0-1"), "{}", mount.read("self/last_error"));
+    assert!(is_empty(&mount, "wide") && all_have(confined.pid(), "1"));
+    write(&list, free_one.pid().to_string()).unwrap();
+    assert!(all_have(free_one.pid(), "0-1"));
+}
+
+#[test]
+fn lists_with_cpus_that_are_not_online_are_passed_over_and_refused() {
+    // Of this machine the first two CPUs are real.
+    let mount = Mount::on_machine(&Machine::new(1, 512, 2));
+    mount.make_pool("pool", true, &["0,1022", "1", "1020-1021"]);
+    let pool = mount.pool("pool").join("tasks");
+    let (a, b) = (Sleeper::new(), Sleeper::new());
+    for list in ["0,1022", "1020-1021"] {
+        assert_eq!(errno(write(&mount.tasks("pool", list), a.pid().to_string())), Errno::EINVAL, "{list}");
+        assert!(is_empty(&mount, "pool") && all_have(a.pid(), &free()), "{list}");
+    }
+    write(&pool, a.pid().to_string()).unwrap();
+    assert_eq!(held(&mount.tasks("pool", "1")), [a.pid()]);
+    assert_eq!(errno(write(&pool, b.pid().to_string())), Errno::EINVAL);
+    assert_eq!(errno(write(&mount.tasks("pool", "0,1022"), a.pid().to_string())), Errno::EINVAL, "a move");
+    assert_eq!(held(&mount.tasks("pool", "1")), [a.pid()]);
+    assert!(all_have(a.pid(), "1") && all_have(b.pid(), &free()));
+}
+
+#[test]
+fn a_release_gives_back_the_mask_from_before_the_first_claim() {
+    let mount = Mount::with_dataplane();
+    let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
+    for before in [&[0][..], &[1], &[]] {
+        for moves in 0..3 {
+            let task = Sleeper::new();
+            if !before.is_empty() {
+                pin(task.pid(), before);
+            }
+            let mask = masks(task.pid());
+            let pid = task.pid();
+            write(&lists[1], pid.to_string()).unwrap();
+            for to in 0..moves {
+                write(&lists[to % 2], pid.to_string()).unwrap();
+                assert_eq!(masks(pid), [(to % 2).to_string()]);
+            }
+            // Some claims once more, which changes nothing about it.
+            write(&mount.pool("dataplane").join("tasks"), pid.to_string()).unwrap();
+            write(&mount.pool("dataplane").join("tasks"), format!("-{pid}")).unwrap();
+            assert_eq!(masks(pid), mask, "{moves} moves");
+            assert!(is_empty(&mount, "dataplane"));
+        }
+    }
+}
+
+#[test]
+fn the_mask_from_before_outlives_the_daemon() {
+    for by_worker in [true, false] {
+        let mount = Mount::with_dataplane();
+        let task = Sleeper::new();
+        let pid = task.pid();
+        pin(pid, &[0]);
+        write(&mount.tasks("dataplane", "1"), pid.to_string()).unwrap();
+        if by_worker {
+            kill(Pid::from_raw(mount.worker().unwrap() as i32), Signal::SIGKILL).unwrap();
+        } else {
+            mount.kill_daemon();
+            mount.start();
+        }
+        assert_eq!(held(&mount.tasks("dataplane", "1")), [pid]);
+        assert_eq!(masks(pid), ["1"]);
+        write(&mount.tasks("dataplane", "1"), format!("-{pid}")).unwrap();
+        assert_eq!(masks(pid), ["0"]);
+    }
+}
+
+#[test]
+fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
+    let mount = Mount::with_dataplane();
+    let cpuset = Cpuset::new("0");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    let list = mount.tasks("dataplane", "0");
+    write(&list, task.pid().to_string()).unwrap();
+    write(&list, format!("-{}", task.pid())).unwrap();
+    assert_eq!(masks(task.pid()), ["0"]);
+    cpuset.set("0-1");
+    assert_eq!(masks(task.pid()), ["0-1"]);
+    cpuset.set("1");
+    assert_eq!(masks(task.pid()), ["1"]);
+    // Also one that had the whole machine.
+    let task = Sleeper::new();
+    write(&list, task.pid().to_string()).unwrap();
+    write(&list, format!("-{}", task.pid())).unwrap();
+    cpuset.take(task.pid());
+    assert_eq!(masks(task.pid()), ["1"]);
+    cpuset.set("0-1");
+    assert_eq!(masks(task.pid()), ["0-1"]);
+}
+
+#[test]
+fn where_the_mask_from_before_is_no_longer_possible_a_release_gives_all_cpus() {
+    let mount = Mount::with_dataplane();
+    let cpuset = Cpuset::new("0-1");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    pin(task.pid(), &[0]);
+    let list = mount.tasks("dataplane", "1");
+    write(&list, task.pid().to_string()).unwrap();
+    cpuset.set("1");
+    write(&list, format!("-{}", task.pid())).expect("a release never fails");
+    assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
+    cpuset.set("0-1");
+    assert_eq!(masks(task.pid()), ["0-1"], "it follows its cpuset");
+}
+
+#[test]
+fn a_repeated_claim_changes_only_threads_that_have_left_the_list() {
+    let mount = Mount::new();
+    mount.make_pool("wide", true, &["0-1"]);
+    let threads = program("threads");
+    let [first, second, ..] = tids(threads.pid())[..] else { panic!("threads") };
+    let mask = |tid: u32| mask_of_thread(threads.pid(), tid);
+    pin(second, &[1]);
+    let list = mount.tasks("wide", "0-1");
+    write(&list, threads.pid().to_string()).unwrap();
+    assert!(all_have(threads.pid(), "0-1"), "the first claim is for all threads");
+    pin(second, &[1]);
+    for file in [&list, &mount.pool("wide").join("tasks")] {
+        write(file, threads.pid().to_string()).unwrap();
+        assert_eq!((mask(first), mask(second)), ("0-1".to_owned(), "1".to_owned()), "a program pins its own");
+    }
+
+    write(&list, format!("-{}", threads.pid())).unwrap();
+    fs::remove_dir(list.parent().unwrap()).unwrap();
+    mount.make_pool("narrow", true, &["0", "1"]);
+    let list = mount.tasks("narrow", "0");
+    write(&list, threads.pid().to_string()).unwrap();
+    for left in [&[1][..], &[0, 1]] {
+        pin(second, left);
+        write(&list, threads.pid().to_string()).unwrap();
+        assert!(all_have(threads.pid(), "0"), "who has left is brought back");
+    }
+    assert_eq!(
+        mount.events().iter().filter(|(event, _)| event == "claimed").count(),
+        2,
+        "nothing else happens"
+    );
+}
+
+#[test]
+fn a_repeated_claim_that_the_kernel_refuses_leaves_the_claim_as_it_was() {
+    let mount = Mount::with_dataplane();
+    let cpuset = Cpuset::new("0-1");
+    let task = Sleeper::new();
+    cpuset.take(task.pid());
+    let list = mount.tasks("dataplane", "0");
+    write(&list, task.pid().to_string()).unwrap();
+    // As kubelets do: the kernel moves the task, and nobody is told.
+    cpuset.set("1");
+    assert_eq!(masks(task.pid()), ["1"]);
+    assert_eq!(errno(write(&list, task.pid().to_string())), Errno::EINVAL);
+    assert_eq!((held(&list), masks(task.pid())), (vec![task.pid()], vec!["1".to_owned()]));
+    cpuset.set("0-1");
+    write(&list, task.pid().to_string()).unwrap();
+    assert_eq!(masks(task.pid()), ["0"]);
+}
+
+#[test]
+fn a_task_that_keeps_widening_its_masks_is_given_up_with_eagain() {
+    let mount = Mount::with_dataplane();
+    let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
+    let willful = program("willful");
+    let pid = willful.pid();
+    until("it is given up", || match write(&lists[0], pid.to_string()) {
+        // The program may just not have got to it.
+        Ok(()) => {
+            assert_eq!(held(&lists[0]), [pid]);
+            write(&lists[0], format!("-{pid}")).unwrap();
+            false
+        }
+        error => {
+            assert_eq!(errno(error), Errno::EAGAIN);
+            true
+        }
+    });
+    assert!(mount.read("self/last_error").contains(&format!(" {pid}: EAGAIN: ")));
+    assert!(is_empty(&mount, "dataplane"));
+    let other = Sleeper::new();
+    write(&lists[0], other.pid().to_string()).expect("the list is free");
+    let result = write(&mount.pool("dataplane").join("tasks"), pid.to_string());
+    match result {
+        Ok(()) => assert_eq!(held(&lists[1]), [pid]),
+        error => {
+            assert_eq!(errno(error), Errno::EAGAIN);
+            assert!(held(&lists[1]).is_empty());
+        }
+    }
+}
+
+/// The threads of a process, the first one first.
+fn tids(pid: u32) -> Vec<u32> {
+    let mut tids = threads(pid);
+    tids.sort_by_key(|&tid| tid != pid);
+    tids
+}
+
+fn mask_of_thread(pid: u32, tid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+}
+
+/// There is always a thread that is just coming, made by another one that is.
+fn make_threads() {
+    loop {
+        let one_more = || std::thread::spawn(|| drop(std::thread::spawn(|| ()).join()));
+        let _ = one_more().join();
+    }
+}
+
+/// Every mask that this thread gets is widened at once.
+fn widen_for_ever() {
+    loop {
+        pin(0, &(0..nix::sched::CpuSet::count()).collect::<Vec<_>>());
+    }
+}
+
+pub fn sleeping_threads() {
+    in_two_threads(|| std::thread::sleep(Duration::from_secs(1000)));
+}
+
+pub fn restless() {
+    in_two_threads(make_threads);
+}
+
+pub fn willful() {
+    in_two_threads(widen_for_ever);
+}
+
+/// A program whose work is done by two threads besides those of the test harness.
+fn in_two_threads(work: fn()) {
+    (0..2).for_each(|_| drop(std::thread::spawn(work)));
+    program::ready();
+    program::heard();
+}

@@ -1,0 +1,15 @@
+//! Claims: who gets a CPU list, how the masks follow, and how a claim ends.
+
+pub mod death;
+pub mod exclusive;
+pub mod heirs;
+pub mod last_error;
+pub mod legacy_client;
+pub mod legacy_clients;
+pub mod limits;
+pub mod masks;
+pub mod model_mount;
+pub mod naive;
+pub mod namespaces;
+pub mod rewriter;
+pub mod rewrites;

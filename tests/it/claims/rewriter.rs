@@ -1,0 +1,94 @@
+//! A program that reads a list and writes it back as those of 2017 did, each when it is told to, whatever has
+//! happened in between.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::harness::program::{self, Program};
+
+/// A running one.
+pub(crate) struct Client {
+    pub(crate) program: Program,
+    /// As it knows itself, from its /proc.
+    pub(crate) pid: u32,
+}
+
+impl Client {
+    pub(crate) fn new() -> Self {
+        Self::start(&[])
+    }
+
+    pub(crate) fn start(by: &[&str]) -> Self {
+        Self::from(&mut program::command(by, "client"))
+    }
+
+    pub(crate) fn from(command: &mut std::process::Command) -> Self {
+        let mut program = Program::start(command);
+        let pid = program.hear().parse().unwrap();
+        Self { program, pid }
+    }
+
+    /// Reads the list, and remembers it.
+    pub(crate) fn read(&mut self, file: &Path) -> Vec<u32> {
+        let said = self.ask("read", file);
+        said.split_terminator(',').map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// Writes what it has read back, with itself.
+    pub(crate) fn join(&mut self, file: &Path) -> io::Result<()> {
+        self.write("join", file)
+    }
+
+    /// Writes what it has read back, without itself.
+    pub(crate) fn leave(&mut self, file: &Path) -> io::Result<()> {
+        self.write("leave", file)
+    }
+
+    fn write(&mut self, verb: &str, file: &Path) -> io::Result<()> {
+        match self.ask(verb, file).parse().unwrap() {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn ask(&mut self, verb: &str, file: &Path) -> String {
+        self.program.say(&format!("{verb} {}", file.display()));
+        self.program.hear()
+    }
+}
+
+/// The program: its own PID is the first field of `$KCM_PROC_FS/self/stat`.
+pub fn client() {
+    let proc = std::env::var("KCM_PROC_FS").unwrap_or("/proc".into());
+    let stat = fs::read_to_string(format!("{proc}/self/stat")).unwrap();
+    let own = stat.split(' ').next().unwrap().to_owned();
+    program::ready();
+    println!("{own}");
+    let mut list: Vec<String> = Vec::new();
+    loop {
+        let line = program::heard();
+        let (verb, file) = line.split_once(' ').unwrap();
+        match verb {
+            "read" => {
+                let text = fs::read_to_string(file).unwrap();
+                list = text.split(',').filter(|part| !part.is_empty()).map(|pid| pid.trim().into()).collect();
+                println!("{}", list.join(","));
+                continue;
+            }
+            "join" => list.push(own.clone()),
+            _ => list.retain(|pid| *pid != own),
+        }
+        let result = write_back(file, &list.join(","));
+        println!("{}", result.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0));
+    }
+}
+
+/// The list as a whole, without a newline; an empty one is not written at all.
+fn write_back(file: &str, list: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(file)?;
+    if !list.is_empty() {
+        file.write_all(list.as_bytes())?;
+    }
+    file.sync_all()
+}

@@ -1,0 +1,162 @@
+//! `kcm describe`: the JSON of 2017 to the byte, a table and a map for people; one line where there is nothing to
+//! describe, and no word where nobody reads.
+
+use std::fs;
+use std::process::Command;
+
+use crate::harness::both::{Dir, failure, on_both};
+use crate::harness::{Machine, Plain, data, says, set_mode, text, write};
+
+/// The example of the document, with its tasks.
+fn example() -> Plain {
+    let plain = Plain::new();
+    plain.make_pool("controlplane", false, &[("3,11", "1000,1001,1002,1003")]);
+    plain.make_pool(
+        "dataplane",
+        true,
+        &[("4,12", "2000"), ("5,13", "2001"), ("6,14", "2002"), ("7,15", "2003")],
+    );
+    plain.make_pool("infra", false, &[("0-2,8-10", "3000,3001,3002")]);
+    plain
+}
+
+/// On the machine of the example, of whose processes two have names, and one an unpleasant one.
+fn on_its_machine<'a>(plain: &Plain, machine: &Machine, command: &'a mut Command) -> &'a mut Command {
+    let root = plain.home().join("machine");
+    machine.write(&root);
+    for (pid, name) in [(2000, "forwarder\n"), (3001, "a\u{1b}[31m b\n")] {
+        fs::create_dir_all(root.join(format!("proc/{pid}"))).unwrap();
+        fs::write(root.join(format!("proc/{pid}/comm")), name).unwrap();
+    }
+    command.env("KCM_DEV_LSCPU_SYSFS", &root).env("KCM_PROC_FS", root.join("proc"))
+}
+
+#[test]
+fn the_documents_example_is_printed_to_the_byte() {
+    let plain = example();
+    let expected = data("describe-2017.json", &[("conf", plain.conf().to_str().unwrap())]);
+    says(&mut plain.kcm(&["describe"]), &expected);
+    says(&mut plain.kcm(&["describe", "--format=json"]), &expected);
+}
+
+#[test]
+fn names_of_any_kind_are_printed_in_ascii_and_sorted() {
+    let plain = Plain::new();
+    plain.make_pool("zoë", false, &[("10", "1"), ("2", "")]);
+    plain.make_pool("a\"b", true, &[]);
+    let expected = data("describe-names.json", &[("conf", plain.conf().to_str().unwrap())]);
+    says(&mut plain.kcm(&["describe"]), &expected);
+}
+
+#[test]
+fn the_table_has_a_line_for_each_list_and_says_what_is_wrong_with_it() {
+    let plain = example();
+    plain.make_pool("old", false, &[("nonsense", "")]);
+    plain.make_pool("later", true, &[]);
+    let machine = Machine { offline: vec![8, 15], ..Machine::of_2017() };
+    let mut command = plain.kcm(&["describe", "--format=table"]);
+    says(on_its_machine(&plain, &machine, &mut command), &data("describe-table.txt", &[]));
+}
+
+#[test]
+fn the_map_has_a_line_for_each_cpu_and_says_who_is_there() {
+    let plain = example();
+    plain.make_pool("free", true, &[("11", "")]);
+    fs::rename(plain.conf().join("pools/controlplane/3,11"), plain.conf().join("pools/controlplane/3"))
+        .unwrap();
+    let machine = Machine { offline: vec![15], cmdline: "isolcpus=4-7,12-14", ..Machine::of_2017() };
+    let mut command = plain.kcm(&["describe", "--format=map"]);
+    says(on_its_machine(&plain, &machine, &mut command), &data("describe-map.txt", &[]));
+}
+
+#[test]
+fn what_cannot_be_described_is_one_line() {
+    on_both(|dir| {
+        let conf = dir.conf();
+        let absent = crate::harness::kcm_for(&conf.with_file_name("absent"), &["describe"]);
+        let expected = format!(
+            "{}: no such directory; run kcm mount, or give --conf-dir",
+            conf.with_file_name("absent").display()
+        );
+        assert_eq!(failure(&mut { absent }), expected);
+        let file = conf.with_file_name("file");
+        fs::write(&file, "").unwrap();
+        let expected = format!("{}: not a directory", file.display());
+        assert_eq!(failure(&mut crate::harness::kcm_for(&file, &["describe"])), expected);
+        dir.make_pool("p", true, &["0"]);
+        let tasks = conf.join("pools/p/0/tasks");
+        for path in [tasks.clone(), conf.join("pools/p")] {
+            set_mode(&path, 0o700);
+            let line = failure(&mut dir.kcm_as_nobody(&["describe"]));
+            assert!(line.starts_with(conf.join("pools/p").to_str().unwrap()), "{line}");
+            assert!(
+                line.ends_with(
+                    "Permission denied; do it as root, or let root give you the right with chown or chmod"
+                ),
+                "{line}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_plain_directory_that_is_broken_is_one_line_that_names_the_file() {
+    let plain = Plain::new();
+    let conf = plain.conf();
+    let conf = conf.display();
+    fs::remove_dir(plain.conf().join("pools")).unwrap();
+    let line = failure(&mut plain.kcm(&["describe"]));
+    assert_eq!(line, format!("{conf}: no pools; run kcm init (is kcm mount running?)"));
+    fs::create_dir_all(plain.conf().join("pools/p/0")).unwrap();
+    let line = failure(&mut plain.kcm(&["describe"]));
+    assert_eq!(line, format!("{conf}/pools/p/exclusive: No such file or directory"));
+    fs::write(plain.conf().join("pools/p/exclusive"), "1").unwrap();
+    let line = failure(&mut plain.kcm(&["describe"]));
+    assert_eq!(line, format!("{conf}/pools/p/0/tasks: No such file or directory"));
+    for text in ["make", "1,two", "1 2", "4294967296", "\u{e4}"] {
+        fs::write(plain.tasks("p", "0"), text).unwrap();
+        let line = failure(&mut plain.kcm(&["describe"]));
+        assert_eq!(line, format!("{conf}/pools/p/0/tasks: not a list of PIDs; repair it by hand"), "{text}");
+    }
+    fs::write(plain.tasks("p", "0"), b"\xff").unwrap();
+    assert!(failure(&mut plain.kcm(&["describe"])).starts_with(&format!("{conf}/pools/p/0/tasks: ")));
+}
+
+#[test]
+fn nothing_is_said_to_a_pipe_that_nobody_reads() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        for format in ["json", "table", "map"] {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let mut command = dir.kcm(&["describe", "--format", format]);
+            let output = command.stdout(writer).output().unwrap();
+            assert_eq!(text(&output.stderr), "", "{format}");
+            assert!(!output.status.success(), "{format}");
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let plain = example();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = plain.kcm(&["describe"]).stdout(full).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.starts_with("ERROR:root:") && said.contains("No space left on device"), "{said}");
+    assert_eq!((said.lines().count(), output.status.code()), (1, Some(1)));
+}
+
+#[test]
+fn on_a_mount_the_tasks_are_those_that_live() {
+    let mount = crate::harness::Mount::with_dataplane();
+    let (dying, living) = (crate::harness::Sleeper::new(), crate::harness::Sleeper::new());
+    write(&mount.tasks("dataplane", "0"), dying.pid().to_string()).unwrap();
+    write(&mount.tasks("dataplane", "1"), living.pid().to_string()).unwrap();
+    dying.end();
+    let output = Dir::kcm(&mount, &["describe"]).output().unwrap();
+    let described: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lists = &described["pools"]["dataplane"]["cpuLists"];
+    assert_eq!(lists["0"]["tasks"], serde_json::json!([]));
+    assert_eq!(lists["1"]["tasks"], serde_json::json!([living.pid()]));
+}

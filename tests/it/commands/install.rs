@@ -1,0 +1,333 @@
+//! `kcm install` and `kcm uninstall`: what is put on a node, and that it is gone again when it may go.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{KCM, Mount, Plain, Sleeper, fails, masks, pin, run, write};
+use tempfile::TempDir;
+
+/// `kcm <words>` with this place for the program and the unit.
+fn kcm(words: &[&str], place: &Path) -> Command {
+    let mut command = Command::new(KCM);
+    command.args(words).arg(flag("--install-dir", &place.join("bin")));
+    command
+}
+
+fn flag(name: &str, path: &Path) -> String {
+    format!("{name}={}", path.display())
+}
+
+/// Succeeds with these messages and no output.
+fn logs(command: &mut Command, expected: &[String]) {
+    let (out, err, code) = run(command);
+    assert_eq!((out.as_str(), code), ("", Some(0)), "{command:?}: {err}");
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(lines, expected.iter().map(|line| format!("INFO:root:{line}")).collect::<Vec<_>>());
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn place() -> (TempDir, PathBuf) {
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("bin/kcm");
+    (home, program)
+}
+
+#[test]
+fn the_installed_file_is_this_program_for_everybody() {
+    let (home, program) = place();
+    let installed = [format!("Installed {}.", program.display())];
+    // Whatever the umask.
+    let mut command = Command::new("bash");
+    command.arg("-c").arg("umask 0777; exec \"$@\"").arg("bash").arg(KCM).arg("install");
+    fs::create_dir(home.path().join("bin")).unwrap();
+    logs(command.arg(flag("--install-dir", &home.path().join("bin"))), &installed);
+    assert_eq!(fs::read(&program).unwrap(), fs::read(KCM).unwrap());
+    assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o7777, 0o755);
+    assert_eq!(names(&home.path().join("bin")), ["kcm"], "nothing else is left there");
+
+    let first = fs::metadata(&program).unwrap().ino();
+    logs(&mut kcm(&["install"], home.path()), &installed);
+    assert_ne!(fs::metadata(&program).unwrap().ino(), first, "it is replaced, not written over");
+    assert_eq!(names(&home.path().join("bin")), ["kcm"]);
+}
+
+#[test]
+fn a_directory_that_is_missing_is_made() {
+    let (home, _) = place();
+    let deep = home.path().join("opt/local/bin");
+    let mut command = Command::new(KCM);
+    logs(
+        command.args(["install", &flag("--install-dir", &deep)]),
+        &[format!("Installed {}.", deep.join("kcm").display())],
+    );
+}
+
+#[test]
+fn whoever_starts_the_program_while_it_is_replaced_gets_a_whole_one() {
+    let (home, program) = place();
+    run(&mut kcm(&["install"], home.path()));
+    std::thread::scope(|scope| {
+        let installer = scope.spawn(|| {
+            for _ in 0..10 {
+                assert_eq!(run(&mut kcm(&["install"], home.path())).2, Some(0));
+            }
+        });
+        while !installer.is_finished() {
+            let (out, err, code) = run(Command::new(&program).arg("--version"));
+            assert_eq!((err.as_str(), code), ("", Some(0)));
+            assert_eq!(out, format!("kcm {}\n", env!("CARGO_PKG_VERSION")));
+        }
+    });
+}
+
+#[test]
+fn an_installer_that_is_killed_leaves_the_old_program_in_its_place() {
+    let (home, program) = place();
+    run(&mut kcm(&["install"], home.path()));
+    let whole = fs::read(&program).unwrap();
+    for delay in 0..15 {
+        let mut child = kcm(&["install"], home.path()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(fs::read(&program).unwrap() == whole, "after {delay} ms");
+    }
+}
+
+#[test]
+fn the_installed_program_needs_nothing_but_itself() {
+    let mount = Mount::with_dataplane();
+    let root = mount.home().join("root");
+    let mut command = Command::new(KCM);
+    command.args(["install", &flag("--install-dir", &root)]);
+    run(&mut command);
+    for directory in ["proc", "conf"] {
+        fs::create_dir(root.join(directory)).unwrap();
+    }
+    // Nothing but the file itself.
+    let (out, err, code) = run(Command::new("chroot").arg(&root).args(["/kcm", "--version"]));
+    assert_eq!((out, err.as_str(), code), (format!("kcm {}\n", env!("CARGO_PKG_VERSION")), "", Some(0)));
+    // With /proc and the mount it is all that an image needs.
+    let script = "mount --bind \"$C\" \"$R/conf\" && mount -t proc proc \"$R/proc\" &&
+        exec chroot \"$R\" /kcm isolate --conf-dir=/conf --pool=dataplane -- /kcm describe --conf-dir=/conf";
+    let mut apart = Command::new("unshare");
+    apart.args(["--mount", "bash", "-c", script]).env("C", mount.conf()).env("R", &root);
+    let (out, err, code) = run(&mut apart);
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    let described: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let tasks = &described["pools"]["dataplane"]["cpuLists"]["0"]["tasks"];
+    assert_eq!(tasks.as_array().unwrap().len(), 1, "it describes itself: {out}");
+}
+
+#[test]
+fn the_unit_is_what_systemd_understands() {
+    let (home, program) = place();
+    let units = home.path().join("units");
+    let unit = units.join("kcm.service");
+    let expected = [
+        format!("Installed {}.", program.display()),
+        format!(
+            "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
+            unit.display()
+        ),
+    ];
+    logs(kcm(&["install"], home.path()).arg(flag("--systemd", &units)), &expected);
+    assert_eq!(fs::metadata(&unit).unwrap().permissions().mode() & 0o7777, 0o644);
+    let text = fs::read_to_string(&unit).unwrap();
+    for line in [
+        "Type=notify".into(),
+        format!("ExecStart=\"{}\" mount --foreground", program.display()),
+        "Restart=always".into(),
+        "FileDescriptorStoreMax=4".into(),
+        "KillSignal=SIGUSR1".into(),
+        "StateDirectory=kcm".into(),
+        "NoNewPrivileges=yes".into(),
+        "WantedBy=multi-user.target".into(),
+    ] {
+        assert_eq!(text.lines().filter(|other| **other == line).count(), 1, "{line}");
+    }
+    for forbidden in ["ProtectSystem=", "PrivateTmp=", "PrivateMounts=", "ReadOnlyPaths=", "PrivateDevices="]
+    {
+        let is_set = text.lines().any(|line| line.starts_with(forbidden));
+        assert!(!is_set, "{forbidden} would hide the mount in a namespace of its own");
+    }
+    let mut section = "";
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            Some(name) => section = name,
+            None => assert!(!section.is_empty() && line.contains('='), "{line}"),
+        }
+    }
+    // A machine without systemd has nothing to verify it with; the lines above are what it would read.
+    if let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() {
+        assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
+        assert_eq!(crate::harness::text(&output.stderr), "");
+    }
+}
+
+#[test]
+fn what_cannot_be_installed_is_said_in_one_line() {
+    let (home, program) = place();
+    fs::create_dir_all(&program).unwrap();
+    fails(&mut kcm(&["install"], home.path()), &format!("{}: ", program.display()), "");
+    assert_eq!(names(&home.path().join("bin")), ["kcm"]);
+    fs::write(home.path().join("file"), "").unwrap();
+    let below = home.path().join("file/bin");
+    let mut command = Command::new(KCM);
+    fails(command.args(["install", &flag("--install-dir", &below)]), &below.display().to_string(), "");
+    let mut command = kcm(&["install"], &home.path().join("a$b"));
+    let begin = format!("{}: systemd takes no such name", home.path().join("a$b/bin/kcm").display());
+    fails(
+        command.arg(flag("--systemd", &home.path().join("units"))).env("KCM_LOG_LEVEL", "ERROR"),
+        &begin,
+        "",
+    );
+}
+
+/// A node with everything on it, and `kcm uninstall` for it.
+struct Node {
+    home: TempDir,
+    conf: PathBuf,
+}
+
+impl Node {
+    fn new(conf: PathBuf) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let units = home.path().join("units");
+        run(kcm(&["install"], home.path()).arg(flag("--systemd", &units)));
+        // What systemctl enable does.
+        fs::create_dir(units.join("multi-user.target.wants")).unwrap();
+        let wanted = units.join("multi-user.target.wants/kcm.service");
+        std::os::unix::fs::symlink(units.join("kcm.service"), wanted).unwrap();
+        Self { home, conf }
+    }
+
+    fn uninstall(&self, words: &[&str]) -> Command {
+        let mut command = kcm(&["uninstall"], self.home.path());
+        command.args(words).arg("--conf-dir").arg(&self.conf);
+        command.arg(flag("--systemd", &self.home.path().join("units")));
+        command
+    }
+
+    fn is_installed(&self) -> bool {
+        let files = ["bin/kcm", "units/kcm.service", "units/multi-user.target.wants/kcm.service"];
+        let there = files.map(|file| fs::symlink_metadata(self.home.path().join(file)).is_ok());
+        assert!(there == [true; 3] || there == [false; 3], "{there:?}");
+        there[0]
+    }
+
+    /// The messages of one that takes everything off.
+    fn removed(&self) -> Vec<String> {
+        let file = |name: &str| format!("Removed {}.", self.home.path().join(name).display());
+        vec![
+            file("bin/kcm"),
+            file("units/multi-user.target.wants/kcm.service"),
+            file("units/kcm.service"),
+            format!("Removed the pools of {}.", self.conf.display()),
+        ]
+    }
+}
+
+#[test]
+fn a_mount_is_uninstalled_once_nobody_is_on_a_list() {
+    let mount = Mount::with_dataplane();
+    let node = Node::new(mount.conf());
+    let task = Sleeper::new();
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
+    let begin = format!("dataplane 1 is held by {}", task.pid());
+    fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
+    assert!(node.is_installed(), "a refused one has done nothing");
+    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\ntasks\n");
+
+    task.end();
+    let conf = mount.conf().display().to_string();
+    let mut expected = node.removed();
+    expected.push(format!("{conf} is still served; end that: kcm unmount --conf-dir={conf}"));
+    logs(&mut node.uninstall(&[]), &expected);
+    assert!(!node.is_installed());
+    assert_eq!(mount.sh("ls $C/pools"), "");
+    // Again, there is nothing to do.
+    logs(&mut node.uninstall(&[]), &expected[3..]);
+}
+
+#[test]
+fn force_releases_those_who_hold_a_list_of_a_mount() {
+    let mount = Mount::with_dataplane();
+    mount.make_pool("more", false, &[]);
+    let node = Node::new(mount.conf());
+    let task = Sleeper::new();
+    let before = masks(task.pid());
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
+    assert_eq!(run(&mut node.uninstall(&["--force"])).2, Some(0));
+    assert_eq!(masks(task.pid()), before, "it lives, and has its mask back");
+    assert_eq!(mount.sh("ls $C/pools"), "");
+    assert!(!node.is_installed());
+}
+
+#[test]
+fn a_plain_directory_is_uninstalled_once_nobody_who_lives_is_on_a_list() {
+    let plain = Plain::new();
+    let (dead, living) = (Sleeper::new(), Sleeper::new());
+    let numbers = [dead.pid(), living.pid()];
+    dead.end();
+    plain.make_pool("a", true, &[("0", &numbers[0].to_string())]);
+    plain.make_pool("b", false, &[("1", &numbers[1].to_string())]);
+    let node = Node::new(plain.conf());
+    let begin = format!("b 1 is held by {}", living.pid());
+    fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
+    assert!(node.is_installed());
+    living.end();
+    logs(&mut node.uninstall(&[]), &node.removed());
+    assert!(!node.is_installed());
+    assert_eq!(names(&plain.conf()), [""; 0], "kcm init finds an empty directory");
+    logs(&mut node.uninstall(&[]), &[]);
+    fs::remove_dir(plain.conf()).unwrap();
+    logs(&mut node.uninstall(&[]), &[]);
+}
+
+#[test]
+fn force_takes_the_living_off_a_plain_directory() {
+    let plain = Plain::new();
+    let living = Sleeper::new();
+    pin(living.pid(), &[1]);
+    plain.make_pool("b", false, &[("1", &living.pid().to_string())]);
+    let node = Node::new(plain.conf());
+    logs(&mut node.uninstall(&["--force"]), &node.removed());
+    assert_eq!(names(&plain.conf()), [""; 0]);
+    assert!(Path::new(&format!("/proc/{}", living.pid())).exists());
+}
+
+#[test]
+fn nothing_is_uninstalled_while_the_lock_of_a_plain_directory_is_held() {
+    let plain = Plain::new();
+    plain.make_pool("b", false, &[("1", "")]);
+    let node = Node::new(plain.conf());
+    let lock = fs::File::open(plain.conf().join("lock")).unwrap();
+    let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    fails(node.uninstall(&[]).env("KCM_LOCK_TIMEOUT", "0.5"), "Lock timed out after 0.5 seconds", "");
+    assert!(node.is_installed());
+    drop(lock);
+    logs(&mut node.uninstall(&[]), &node.removed());
+}
+
+#[test]
+fn nothing_is_uninstalled_while_the_daemon_does_not_run() {
+    let mount = Mount::with_dataplane();
+    let node = Node::new(mount.conf());
+    mount.stop();
+    fails(
+        &mut node.uninstall(&[]),
+        &format!("{}: kcm mount is not running", mount.conf().display()),
+        &format!("start it: kcm mount --conf-dir={}", mount.conf().display()),
+    );
+    assert!(node.is_installed(), "its pools are in the state directory, and perhaps claims");
+}

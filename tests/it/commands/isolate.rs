@@ -1,0 +1,197 @@
+//! `kcm isolate`, what holds on a mount and on a plain directory: the command's status and surroundings, who gets a
+//! list when many want one, and that nothing is started and nothing claimed where it cannot be.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::both::{failure, on_both};
+use crate::harness::{Sleeper, masks, run, set_mode, signal, text, until};
+use nix::sys::signal::Signal;
+
+/// As a shell says it.
+fn status_of(command: &mut Command) -> i32 {
+    let status = command.stderr(Stdio::null()).status().unwrap();
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap()
+}
+
+#[test]
+fn the_status_is_the_commands_and_the_list_is_free_again() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        fs::write(dir.conf().parent().unwrap().join("not-executable"), "#!/bin/sh\n").unwrap();
+        for (words, status) in [
+            (&["true"][..], 0),
+            (&["false"], 1),
+            (&["exit 42"], 42),
+            (&["exit", "--", "42"], 42),
+            (&["--", "sh", "-c", "exit 42"], 42),
+            (&["no-such-program"], 127),
+            (&["--", "no-such-program"], 127),
+            (&["--", "/no/such/program"], 127),
+            (&["./not-executable"], 126),
+            (&["--", "./not-executable"], 126),
+            (&["--", "/"], 126),
+            (&["kill -TERM $$"], 143),
+            (&["kill -KILL $$"], 137),
+            (&["--", "sh", "-c", "kill -SEGV $$"], 139),
+            (&["kill -HUP $$"], 129),
+            (&["kill -PIPE $$"], 141),
+        ] {
+            let mut command = dir.kcm(&["isolate", "--pool=p"]);
+            let found = status_of(command.args(words).current_dir(dir.conf().parent().unwrap()));
+            assert_eq!(found, status, "{words:?}");
+            assert_eq!(dir.tasks_of("p", "0"), "", "{words:?}");
+        }
+    });
+}
+
+#[test]
+fn arguments_reach_the_command_exactly_as_they_were_given() {
+    on_both(|dir| {
+        dir.make_pool("p", false, &["0"]);
+        let args = ["a  b", "*", "$HOME", "--flag", "", "'\"", "-", "--", "new\nline", "ä"];
+        let direct = [&["--", "printf", "[%s]"][..], &args].concat();
+        let shell = [&["printf", "--", "[%s]"][..], &args].concat();
+        // The line itself is the shell's.
+        let line = [&["x='[%s]'; printf \"$x\"", "--"][..], &args].concat();
+        let expected: String = args.iter().map(|arg| format!("[{arg}]")).collect();
+        for words in [direct, shell, line] {
+            let (out, err, status) = run(dir.kcm(&["isolate", "--pool=p"]).args(&words));
+            assert_eq!((out.as_str(), status), (expected.as_str(), Some(0)), "{words:?}: {err}");
+        }
+    });
+}
+
+#[test]
+fn the_command_is_on_its_cpus_and_is_told_them_and_nothing_else_is_changed() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["1"]);
+        let line = "echo $KCM_CPUS_ASSIGNED $INHERITED; pwd; cat; grep -E '^(Cpus_allowed_list|SigBlk)' /proc/self/status";
+        let mut command = dir.kcm(&["isolate", "--pool=p", line]);
+        command.env("INHERITED", "yes").current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"from stdin\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let expected = "1 yes\n/\nfrom stdin\n\
+            SigBlk:\t0000000000000000\nCpus_allowed_list:\t1\n";
+        assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
+    });
+}
+
+/// Runs that have been started at once.
+struct Runs(Vec<Child>);
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        for run in &mut self.0 {
+            let _ = run.kill();
+            let _ = run.wait();
+        }
+    }
+}
+
+#[test]
+fn of_forty_at_once_as_many_run_as_there_are_lists_and_all_others_say_that_none_is_free() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0", "1"]);
+        for round in 0..3 {
+            let start = |_| {
+                let mut command = dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]);
+                command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+            };
+            let mut runs = Runs((0..40).map(start).collect());
+            until("all but two have ended", || {
+                runs.0.iter_mut().map(|run| usize::from(run.try_wait().unwrap().is_some())).sum::<usize>()
+                    >= 38
+            });
+            let (mut ended, running): (Vec<Child>, Vec<Child>) =
+                runs.0.drain(..).partition(|run| has_ended(run.id()));
+            let mut running = Runs(running);
+            assert_eq!(running.0.len(), 2, "round {round}");
+            for run in &mut ended {
+                assert_eq!(run.wait().unwrap().code(), Some(1));
+                let mut said = String::new();
+                std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut said).unwrap();
+                assert_eq!(said, "ERROR:root:No free cpu lists in pool p\n");
+            }
+            let pids: BTreeSet<String> = running.0.iter().map(|run| run.id().to_string()).collect();
+            let held: BTreeSet<String> = ["0", "1"].map(|list| dir.tasks_of("p", list)).into();
+            assert_eq!(held, pids, "each list has one of the two");
+            for list in ["0", "1"] {
+                let pid = dir.tasks_of("p", list).parse().unwrap();
+                until("it is on its list", || masks(pid).iter().all(|mask| mask == list));
+                signal(pid, Signal::SIGTERM);
+            }
+            for run in &mut running.0 {
+                run.wait().unwrap();
+            }
+            assert_eq!((dir.tasks_of("p", "0"), dir.tasks_of("p", "1")), (String::new(), String::new()));
+        }
+    });
+}
+
+/// Whether a child of ours has been collected.
+fn has_ended(pid: u32) -> bool {
+    !fs::exists(format!("/proc/{pid}")).unwrap()
+}
+
+#[test]
+fn in_a_shared_pool_everybody_gets_the_list_with_the_fewest_tasks() {
+    on_both(|dir| {
+        dir.make_pool("p", false, &["0", "1"]);
+        let start = || Sleeper::spawn(&mut dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
+        let count = |list| dir.tasks_of("p", list).split(',').filter(|pid| !pid.is_empty()).count();
+        let mut running = Vec::new();
+        for (zero, one) in [(1, 0), (1, 1), (2, 1), (2, 2)] {
+            running.push(start());
+            until("it has its list", || (count("0"), count("1")) == (zero, one));
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_is_one_line_and_the_command_is_never_started() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        dir.make_pool("empty", true, &[]);
+        let witness = dir.conf().parent().unwrap().join("started");
+        set_mode(dir.conf().parent().unwrap(), 0o777);
+        let touch = format!("touch {}", witness.display());
+        for (pool, message) in [
+            ("zz", "Requested pool zz does not exist"),
+            ("empty", "No free cpu lists in pool empty"),
+            ("", "Requested pool  does not exist"),
+            ("..", "Requested pool .. does not exist"),
+        ] {
+            assert_eq!(failure(&mut dir.kcm(&["isolate", "--pool", pool, &touch])), message);
+        }
+        let line = failure(&mut dir.kcm_as_nobody(&["isolate", "--pool=p", &touch]));
+        assert!(line.contains("Permission denied; do it as root, or let root give you the right"), "{line}");
+        assert!(!witness.exists());
+        assert_eq!(dir.tasks_of("p", "0"), "");
+        assert_eq!(status_of(&mut dir.kcm(&["isolate", "--pool=p", &touch])), 0);
+        assert!(witness.exists(), "the witness is one");
+    });
+}
+
+#[test]
+fn wait_waits_so_long_and_no_longer() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let holder = Sleeper::spawn(&mut dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
+        until("it holds the list", || dir.tasks_of("p", "0") == holder.pid().to_string());
+        let mut command = dir.kcm(&["isolate", "--pool=p", "--wait=0.3", "true"]);
+        assert_eq!(failure(&mut command), "No free cpu lists in pool p");
+        let mut waiting = dir.kcm(&["isolate", "--pool=p", "--wait", "echo ran"]);
+        let mut waiting = waiting.stdout(Stdio::piped()).spawn().unwrap();
+        signal(holder.pid(), Signal::SIGTERM);
+        let output = {
+            let _collected = holder;
+            until("it has had its turn", || waiting.try_wait().unwrap().is_some());
+            waiting.wait_with_output().unwrap()
+        };
+        assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("ran\n", Some(0)));
+    });
+}

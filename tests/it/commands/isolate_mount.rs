@@ -1,0 +1,187 @@
+//! `kcm isolate` on a mount: it becomes the command, whose list is held by it and by what it leaves behind; whatever
+//! ends it, nothing stays claimed; it needs nothing but itself, /proc and the directory.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::harness::both::{Dir as _, copy_kcm, failure};
+use crate::harness::{Mount, Sleeper, has_died, masks, run, signal, until, write};
+use nix::sys::signal::Signal;
+
+#[test]
+fn the_command_has_the_pid_that_kcm_had() {
+    let mount = Mount::with_dataplane();
+    for words in [&["echo $$; exec sleep 1000"][..], &["--", "sh", "-c", "echo $$; exec sleep 1000"]] {
+        let mut command = mount.kcm(&["isolate", "--pool=dataplane"]);
+        let mut running = Sleeper::spawn(command.args(words).stdout(Stdio::piped()));
+        let mut line = String::new();
+        BufReader::new(running.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), running.pid().to_string());
+        assert_eq!(mount.tasks_of("dataplane", "0"), line.trim());
+        // A signal to it is a signal to the command: there is nobody between.
+        signal(running.pid(), Signal::SIGKILL);
+        running.child().wait().unwrap();
+        assert_eq!(mount.tasks_of("dataplane", "0"), "");
+    }
+}
+
+#[test]
+fn what_the_command_leaves_behind_keeps_the_list_until_it_ends() {
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    // Nobody holds our pipes.
+    for leave in [
+        "sleep 1000 > /dev/null 2>&1 & echo $!",
+        "setsid sh -c 'echo $$; exec sleep 1000 > /dev/null 2>&1' &",
+    ] {
+        let (out, err, status) = run(&mut mount.kcm(&["isolate", "--pool=p", leave]));
+        assert_eq!(status, Some(0), "{err}");
+        let left: u32 = out.trim().parse().unwrap();
+        assert_eq!(mount.tasks_of("p", "0"), left.to_string(), "{leave}");
+        assert_eq!(masks(left), ["0"]);
+        let refused = failure(&mut mount.kcm(&["isolate", "--pool=p", "true"]));
+        assert_eq!(refused, "No free cpu lists in pool p");
+        signal(left, Signal::SIGKILL);
+        until("it has died", || has_died(left));
+        assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=p", "true"])).2, Some(0));
+    }
+}
+
+#[test]
+fn it_works_in_an_empty_root() {
+    let mount = Mount::with_dataplane();
+    let root = mount.home().join("root");
+    for directory in ["proc", "conf"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    copy_kcm(&root.join("kcm"));
+    let enter = |unshare: &[&str], proc: &str, words: &[&str]| {
+        let script =
+            format!("{proc} \"$R/proc\" && mount --bind \"$C\" \"$R/conf\" && exec chroot \"$R\" \"$@\"");
+        let mut command = Command::new("unshare");
+        command.arg("--mount").args(unshare).args(["sh", "-c", &script, "sh"]).args(words);
+        command.env("R", &root).env("C", mount.conf());
+        command
+    };
+    let isolate = ["/kcm", "isolate", "--conf-dir=/conf", "--pool=dataplane", "--", "/kcm", "describe"];
+    let words = [&isolate[..], &["--conf-dir=/conf"]].concat();
+    // In the host's PID namespace, and in one of its own, as a container has it.
+    let own = ["--pid", "--fork", "--kill-child"];
+    for (unshare, proc) in [(&[][..], "mount --bind /proc"), (&own, "mount -t proc proc")] {
+        let (out, err, status) = run(&mut enter(unshare, proc, &words));
+        assert_eq!((err.as_str(), status), ("", Some(0)), "{unshare:?}: {out}");
+        let described: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(described["path"], "/conf");
+        let list = &described["pools"]["dataplane"]["cpuLists"]["0"];
+        assert_eq!(list["tasks"].as_array().unwrap().len(), 1, "it sees itself: {out}");
+        assert_eq!(mount.tasks_of("dataplane", "0"), "");
+        // There is no shell here.
+        let shell = ["/kcm", "isolate", "--conf-dir=/conf", "--pool=dataplane", "true"];
+        let (_, err, status) = run(&mut enter(unshare, proc, &shell));
+        let said = "ERROR:root:/bin/sh: No such file or directory; \
+            without a shell: kcm isolate --pool=<pool> -- <program> <args>\n";
+        assert_eq!((err.as_str(), status), (said, Some(127)));
+        assert_eq!(mount.tasks_of("dataplane", "0"), "");
+    }
+}
+
+/// A kcm that was started now and ended so much later.
+fn ended_after(mount: &Mount, kind: Signal, delay: Duration) -> Option<i32> {
+    let mut kcm = Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=dataplane", "--", "sleep", "1000"]));
+    std::thread::sleep(delay);
+    signal(kcm.pid(), kind);
+    kcm.child().wait().unwrap().signal()
+}
+
+#[test]
+fn a_signal_at_any_moment_ends_it_and_leaves_nothing_claimed() {
+    let mount = Mount::with_dataplane();
+    for kind in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
+        for delay in 0..30 {
+            let by = ended_after(&mount, kind, Duration::from_micros(300 * delay));
+            assert_eq!(by, Some(kind as i32), "after {delay} times 0.3 ms");
+            assert_eq!(held_in_all(&mount), "", "{kind} after {delay} times 0.3 ms");
+        }
+    }
+}
+
+fn held_in_all(mount: &Mount) -> String {
+    mount.tasks_of("dataplane", "0") + &mount.tasks_of("dataplane", "1")
+}
+
+#[test]
+fn a_signal_while_it_waits_for_a_free_list_ends_it_and_the_list_goes_to_the_next() {
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("p", "0"), holder.pid().to_string()).unwrap();
+    for kind in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
+        let mut kcm =
+            Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=p", "--wait", "--", "sleep", "1000"]));
+        until("it waits", || in_kernel(kcm.pid(), "poll"));
+        signal(kcm.pid(), kind);
+        assert_eq!(kcm.child().wait().unwrap().signal(), Some(kind as i32));
+        assert_eq!(mount.tasks_of("p", "0"), holder.pid().to_string());
+    }
+    holder.end();
+    assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=p", "true"])).2, Some(0));
+}
+
+/// Whether a process sleeps in a function of the kernel whose name has this in it.
+fn in_kernel(pid: u32, name: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|place| place.contains(name))
+}
+
+#[test]
+fn a_signal_while_the_daemon_has_its_request_leaves_nothing_claimed() {
+    let mount = Mount::with_dataplane();
+    for kind in [Signal::SIGTERM, Signal::SIGKILL] {
+        let daemons = mount.daemons();
+        daemons.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+        let mut kcm = Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=dataplane", "--", "sleep", "1000"]));
+        until("it waits for the daemon", || in_kernel(kcm.pid(), "request_wait_answer"));
+        signal(kcm.pid(), kind);
+        daemons.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
+        assert_eq!(kcm.child().wait().unwrap().signal(), Some(kind as i32));
+        assert_eq!(held_in_all(&mount), "", "{kind}");
+    }
+}
+
+#[test]
+fn where_the_daemon_has_gone_it_is_one_line_and_the_command_is_never_started() {
+    let mount = Mount::with_dataplane();
+    let witness = mount.home().join("started");
+    let touch = format!("touch {}", witness.display());
+    let not_running =
+        format!("{}: kcm mount is not running; start it: kcm mount --conf-dir={0}", mount.conf().display());
+    let refused = || failure(&mut mount.kcm(&["isolate", "--pool=dataplane", &touch]));
+    mount.kill_daemon();
+    assert_eq!(refused(), not_running, "the mount is dead");
+    mount.start();
+    mount.stop();
+    assert_eq!(refused(), not_running, "an empty directory");
+    assert!(!witness.exists());
+    mount.start();
+    assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=dataplane", &touch])).2, Some(0));
+    assert!(witness.exists(), "the witness is one");
+}
+
+#[test]
+fn its_daemons_death_is_nothing_to_the_command() {
+    let mount = Mount::with_dataplane();
+    let line = "echo $$; read line; echo $KCM_CPUS_ASSIGNED; exit 42";
+    let mut command = mount.kcm(&["isolate", "--pool=dataplane", line]);
+    let mut running = Sleeper::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut output = BufReader::new(running.child().stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert_eq!(output.next().unwrap(), running.pid().to_string());
+    mount.kill_daemon();
+    mount.start();
+    assert_eq!(mount.tasks_of("dataplane", "0"), running.pid().to_string());
+    drop(running.child().stdin.take());
+    assert_eq!(output.next().unwrap(), "0");
+    assert_eq!(running.child().wait().unwrap().code(), Some(42));
+    assert_eq!(held_in_all(&mount), "");
+}

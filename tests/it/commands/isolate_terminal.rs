@@ -1,0 +1,161 @@
+//! `kcm isolate` at a terminal: Ctrl-C, Ctrl-Z and fg do to the command what they do without kcm, on a mount and on a
+//! plain directory.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use crate::harness::both::{Dir, on_both};
+use crate::harness::{KCM, Sleeper, children, stat, text, until};
+use nix::pty::openpty;
+
+const CTRL_C: &str = "\x03";
+const CTRL_Z: &str = "\x1a";
+
+/// A person at a terminal with bash.
+struct Terminal {
+    _bash: Sleeper,
+    keyboard: File,
+    screen: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    fn start(dir: &dyn Dir) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let end = |fd: &std::os::fd::OwnedFd| Stdio::from(fd.try_clone().unwrap());
+        let mut bash = Command::new("setsid");
+        bash.args(["--ctty", "bash", "--norc", "--noprofile", "-i"]);
+        bash.env("PS1", "$ ").env("TERM", "dumb").env("KCM", KCM).env("C", dir.conf());
+        bash.stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
+        let bash = Sleeper::spawn(&mut bash);
+        let (keyboard, screen) = (File::from(pty.master), Arc::default());
+        let (mut output, shown) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
+        std::thread::spawn(move || {
+            let mut bytes = [0; 1024];
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                let shown: &Mutex<String> = &shown;
+                shown.lock().unwrap().push_str(&text(&bytes[..length]));
+            }
+        });
+        Self { _bash: bash, keyboard, screen }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until something is shown; what came before it is forgotten.
+    fn see(&self, wanted: &str) {
+        let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+        loop {
+            let mut screen = self.screen.lock().unwrap();
+            if let Some(at) = screen.find(wanted) {
+                screen.drain(..at + wanted.len());
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{wanted:?} is not shown: {screen:?}");
+            drop(screen);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    /// The status of the last command.
+    fn status(&mut self) -> String {
+        self.press("echo status=$?.\n");
+        self.see("status=$?.");
+        self.see("status=");
+        until("the line is whole", || self.screen.lock().unwrap().contains('.'));
+        self.screen.lock().unwrap().split('.').next().unwrap().to_owned()
+    }
+}
+
+/// kcm, and on a plain directory its command.
+fn processes(dir: &dyn Dir) -> Vec<u32> {
+    let holder: u32 = dir.tasks_of("p", "0").parse().expect("one holder");
+    [vec![holder], if dir.is_mounted() { Vec::new() } else { children(holder) }].concat()
+}
+
+#[test]
+fn ctrl_c_ends_the_command() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let mut terminal = Terminal::start(dir);
+        terminal.see("$ ");
+        // Not a shell that forks just now: dash loses a signal at that moment.
+        terminal.press(
+            "\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash -c 'echo sta\"\"rted; exec sleep 1000'\n",
+        );
+        terminal.see("started");
+        terminal.press(CTRL_C);
+        terminal.see("$ ");
+        assert_eq!(terminal.status(), "130");
+        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+    });
+}
+
+#[test]
+fn a_command_that_handles_ctrl_c_lives_on() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let mut terminal = Terminal::start(dir);
+        terminal.see("$ ");
+        let script = r#"trap "echo hand''led; exit 5" INT; echo sta""rted; while :; do sleep 0.01; done"#;
+        std::fs::write(dir.conf().with_file_name("script"), script).unwrap();
+        terminal.press("\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash \"$C/../script\"\n");
+        terminal.see("started");
+        terminal.press(CTRL_C);
+        terminal.see("handled");
+        terminal.see("$ ");
+        assert_eq!(terminal.status(), "5", "it is asked once, and its status is what counts");
+        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+    });
+}
+
+#[test]
+fn ctrl_z_stops_it_and_fg_lets_it_go_on() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let mut terminal = Terminal::start(dir);
+        terminal.see("$ ");
+        terminal.press(
+            "\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- sh -c 'echo sta\"\"rted; read x; echo got $x'\n",
+        );
+        terminal.see("started");
+        let processes = processes(dir);
+        for _ in 0..3 {
+            terminal.press(CTRL_Z);
+            terminal.see("Stopped");
+            terminal.see("$ ");
+            until("all have stopped", || processes.iter().all(|&pid| stat(pid, 3) == "T"));
+            assert_eq!(dir.tasks_of("p", "0"), processes[0].to_string(), "it keeps its list");
+            terminal.press("fg\n");
+            until("all go on", || processes.iter().all(|&pid| stat(pid, 3) != "T"));
+        }
+        terminal.press("hello\n");
+        terminal.see("got hello");
+        terminal.see("$ ");
+        assert_eq!(terminal.status(), "0");
+        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+    });
+}
+
+#[test]
+fn a_command_that_ignores_ctrl_z_goes_on() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let mut terminal = Terminal::start(dir);
+        terminal.see("$ ");
+        let script = r#"trap "" TSTP; echo sta""rted; while read x; do echo "g""ot $x"; done"#;
+        std::fs::write(dir.conf().with_file_name("script"), script).unwrap();
+        terminal.press("\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash \"$C/../script\"\n");
+        terminal.see("started");
+        terminal.press(CTRL_Z);
+        terminal.press("hello\n");
+        terminal.see("got hello");
+        assert!(processes(dir).iter().all(|&pid| stat(pid, 3) != "T"));
+        terminal.press("\x04");
+        terminal.see("$ ");
+        assert_eq!(terminal.status(), "0");
+    });
+}

@@ -1,0 +1,15 @@
+//! The command line, on a mount and on a plain directory.
+
+pub mod describe;
+pub mod documented;
+pub mod documented_init;
+pub mod init;
+pub mod install;
+pub mod isolate;
+pub mod isolate_mount;
+pub mod isolate_plain;
+pub mod isolate_terminal;
+pub mod node_report;
+pub mod reconcile;
+pub mod reconcile_interval;
+pub mod repair;

@@ -1,0 +1,271 @@
+//! `kcm node-report`: the report to the byte, and each check that is not as it should be.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::harness::{
+    Machine, Mount, Plain, Sleeper, data, fails, masks, pin, report, run, says, until, write,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// The errors of one check; where there are none, it has to be ok.
+fn errors(report: &Value, check: &str) -> Vec<String> {
+    let check = &report["checks"][check];
+    let errors = check["errors"].as_array().unwrap();
+    assert_eq!(check["ok"], json!(errors.is_empty()));
+    errors.iter().map(|error| error.as_str().unwrap().to_owned()).collect()
+}
+
+/// A command that takes a made-up machine for this one.
+fn on<'a>(command: &'a mut Command, root: &Path) -> &'a mut Command {
+    command.env("KCM_DEV_LSCPU_SYSFS", root)
+}
+
+/// The kernel's command line is in another place than the processes; this has both.
+fn proc_with_cmdline(home: &Path, cmdline: &str) -> std::path::PathBuf {
+    let proc = home.join("proc");
+    fs::create_dir_all(&proc).unwrap();
+    fs::write(proc.join("cmdline"), cmdline).unwrap();
+    proc
+}
+
+#[test]
+fn the_report_is_that_of_2017_to_the_byte_with_the_new_checks_beside() {
+    let plain = Plain::new();
+    plain.make_pool("exclusive", true, &[("0", "")]);
+    plain.make_pool("shared", false, &[("0-1", "4711")]);
+    let root = plain.home().join("machine");
+    Machine::new(2, 2, 2).write(&root);
+    let proc = proc_with_cmdline(plain.home(), "quiet isolcpus=1,5\n");
+    let mut command = plain.kcm(&["node-report"]);
+    on(&mut command, &root).env("KCM_PROC_FS", &proc).arg("--kubelet-dir").arg(plain.home());
+    let conf = plain.conf().display().to_string();
+    let names = [("conf", &*conf), ("pid", "4711")];
+    says(&mut command, &data("node-report.json", &names));
+}
+
+#[test]
+fn the_description_is_what_describe_prints() {
+    let mount = Mount::with_dataplane();
+    let task = Sleeper::new();
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
+    let found = report(&mut mount.kcm(&["node-report"]));
+    let described: Value = report(&mut mount.kcm(&["describe"]));
+    assert_eq!(found["description"], described);
+}
+
+#[test]
+fn every_pair_of_lists_that_overlap_is_named_once_with_the_cpus_in_both() {
+    let plain = Plain::new();
+    plain.make_pool("b", false, &[("0-1", ""), ("1", "")]);
+    plain.make_pool("a", true, &[("0", "")]);
+    let found = report(&mut plain.kcm(&["node-report"]));
+    assert_eq!(
+        errors(&found, "configDirectory"),
+        [
+            "CPU list overlap detected in a:0 and b:0-1 (in both: [0])",
+            "CPU list overlap detected in b:0-1 and b:1 (in both: [1])",
+        ]
+    );
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_reported_as_in_2017() {
+    let place = Mount::not_mounted();
+    let root = place.home().join("machine");
+    Machine::new(1, 1, 1).write(&root);
+    let expected = data("node-report-unreadable.json", &[]);
+    says(on(&mut place.kcm(&["node-report"]), &root), &expected);
+    fs::create_dir(place.conf()).unwrap();
+    says(on(&mut place.kcm(&["node-report"]), &root), &expected);
+    fs::create_dir_all(place.conf().join("pools/p")).unwrap();
+    says(on(&mut place.kcm(&["node-report"]), &root), &expected);
+}
+
+#[test]
+fn offline_cpus_of_a_list_are_named() {
+    let mount = Mount::not_mounted();
+    let mut machine = Machine::new(1, 4, 1);
+    machine.offline = vec![2, 3];
+    mount.start_on(&machine);
+    mount.make_pool("p", false, &["0", "1-2", "3"]);
+    let mut command = mount.kcm(&["node-report"]);
+    let found = report(on(&mut command, &mount.home().join("machine")));
+    assert_eq!(
+        errors(&found, "cpus"),
+        ["CPU list p:1-2 has offline CPUs: 2", "CPU list p:3 has offline CPUs: 3"]
+    );
+}
+
+#[test]
+fn an_intruder_is_told_by_name_and_nobody_else_is() {
+    let mount = Mount::new();
+    mount.make_pool("a", true, &["0"]);
+    mount.make_pool("b", false, &["1"]);
+    // The claimed one, its child and grandchild; somebody on a shared list; somebody's taskset.
+    let mut holder =
+        mount.bash("echo $$ > $C/pools/a/0/tasks; sleep 1000 & bash -c 'sleep 1000 & wait' & wait");
+    let holder = Sleeper::spawn(holder.stdout(Stdio::null()));
+    let is_held = || fs::read_to_string(mount.tasks("a", "0")).unwrap() == format!("{}\n", holder.pid());
+    until("it is held", is_held);
+    let shared = Sleeper::spawn(Command::new("taskset").args(["-c", "1", "sleep", "1000"]));
+    let intruder = Sleeper::spawn(Command::new("taskset").args(["-c", "0", "sleep", "1000"]));
+    until("it sleeps", || masks(intruder.pid()) == ["0"] && masks(shared.pid()) == ["1"]);
+    until("it is called sleep", || {
+        fs::read_to_string(format!("/proc/{}/comm", intruder.pid())).unwrap() == "sleep\n"
+    });
+    let found = ours(&errors(&report(&mut mount.kcm(&["node-report"])), "intruders"));
+    let expected = format!("{} (sleep) is pinned to 0, within CPU list a:0, without a claim", intruder.pid());
+    assert_eq!(found, [expected]);
+
+    // Now it has a claim.
+    write(&mount.tasks("a", "0"), format!("-{}", holder.pid())).unwrap();
+    write(&mount.tasks("a", "0"), intruder.pid().to_string()).unwrap();
+    let found = errors(&report(&mut mount.kcm(&["node-report"])), "intruders");
+    assert!(!found.iter().any(|error| error.starts_with(&format!("{} ", intruder.pid()))), "{found:?}");
+}
+
+/// The errors about processes that this test has started. Other tests pin theirs, too.
+fn ours(errors: &[String]) -> Vec<String> {
+    let cgroup = fs::read_to_string(format!("/proc/self/task/{}/cgroup", nix::unistd::gettid())).unwrap();
+    let is_ours = |error: &&String| {
+        let pid = error.split(' ').find_map(|word| word.parse::<u32>().ok()).expect("a PID");
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|other| other == cgroup)
+    };
+    errors.iter().filter(is_ours).cloned().collect()
+}
+
+#[test]
+fn one_thread_that_is_pinned_into_a_list_is_an_intruder() {
+    let mount = Mount::new();
+    mount.make_pool("a", true, &["0"]);
+    let program = Sleeper::new();
+    pin(program.pid(), &[0]);
+    let found = ours(&errors(&report(&mut mount.kcm(&["node-report"])), "intruders"));
+    assert_eq!(
+        found,
+        [format!("{} (sleep) is pinned to 0, within CPU list a:0, without a claim", program.pid())]
+    );
+
+    pin(program.pid(), &[0, 1]);
+    assert_eq!(ours(&errors(&report(&mut mount.kcm(&["node-report"])), "intruders")), [""; 0]);
+}
+
+#[test]
+fn who_may_run_everywhere_is_no_intruder_even_where_one_list_is_everything() {
+    let mount = Mount::new();
+    let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    mount.make_pool("a", true, &[all.trim()]);
+    let _program = Sleeper::new();
+    assert_eq!(ours(&errors(&report(&mut mount.kcm(&["node-report"])), "intruders")), [""; 0]);
+}
+
+#[test]
+fn the_kubelets_cpus_are_compared_with_the_pools() {
+    let mount = Mount::not_mounted();
+    mount.start_on(&Machine::new(1, 4, 2));
+    mount.make_pool("dataplane", true, &["0,4", "1,5"]);
+    mount.make_pool("infra", false, &["2-3,6-7"]);
+    let found = |state: &str| {
+        let kubelet = mount.home().join("kubelet");
+        fs::create_dir_all(&kubelet).unwrap();
+        fs::write(kubelet.join("cpu_manager_state"), state).unwrap();
+        let mut command = mount.kcm(&["node-report", "--kubelet-dir"]);
+        errors(&report(on(command.arg(&kubelet), &mount.home().join("machine"))), "kubelet")
+    };
+    let none = [""; 0];
+    assert_eq!(found(r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#), none);
+    assert_eq!(
+        found(r#"{"policyName":"none","defaultCpuSet":"0-7","checksum":1}"#),
+        none,
+        "it hands out nothing"
+    );
+    assert_eq!(
+        found(
+            r#"{"policyName":"static","defaultCpuSet":"1-3,5-7","entries":{"8c4d":{"fwd":"0,4"}},"checksum":1}"#
+        ),
+        [
+            "the kubelet has given CPU 0,4 of dataplane:0,4 to fwd of pod 8c4d",
+            "the kubelet may use CPU 1,5 of dataplane:1,5; name it in reservedSystemCPUs, with strict-cpu-reservation",
+        ]
+    );
+    assert_eq!(
+        found(
+            r#"{"policyName":"static","defaultCpuSet":"3,6-7","entries":{"8c4d":{"fwd":"2"}},"checksum":1}"#
+        ),
+        ["the kubelet has given CPU 2 of infra:2-3,6-7 to fwd of pod 8c4d"]
+    );
+    let file = mount.home().join("kubelet/cpu_manager_state");
+    assert_eq!(found("nonsense"), [format!("{}: not JSON", file.display())]);
+    let mut command = mount.kcm(&["node-report", "--kubelet-dir=/nowhere"]);
+    assert_eq!(errors(&report(on(&mut command, &mount.home().join("machine"))), "kubelet"), none);
+}
+
+#[test]
+fn the_mount_is_live_since_its_daemon_started() {
+    let mount = Mount::with_dataplane();
+    let found = report(&mut mount.kcm(&["node-report"]));
+    assert_eq!(errors(&found, "mount"), [""; 0]);
+    assert_eq!(found["checks"]["mount"]["live"], json!(true));
+    let since = found["checks"]["mount"]["since"].as_str().unwrap().to_owned();
+    assert!(since.len() == "2026-11-24T10:15:02Z".len() && since.ends_with('Z'), "{since}");
+
+    mount.stop();
+    let (out, err, code) = run(&mut mount.kcm(&["node-report"]));
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(errors(&found, "mount"), ["kcm mount is not running; start it"]);
+    assert_eq!(errors(&found, "configDirectory"), ["Unable to read the KCM configuration directory"]);
+    assert_eq!(found["description"], Value::Null);
+}
+
+#[test]
+fn state_that_was_damaged_is_told() {
+    let mount = Mount::with_dataplane();
+    mount.stop();
+    let config = mount.state().join("config");
+    let mut bytes = fs::read(&config).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&config, bytes).unwrap();
+    mount.start();
+    let found = report(&mut mount.kcm(&["node-report"]));
+    assert_eq!(
+        errors(&found, "mount"),
+        ["1 damaged state files were set aside when the daemon started; look at its log"]
+    );
+    assert_eq!(found["checks"]["mount"]["live"], json!(true));
+}
+
+#[test]
+fn an_interval_goes_on_until_it_is_told_to_end() {
+    let mount = Mount::with_dataplane();
+    let out = mount.home().join("reports");
+    let mut command = mount.kcm(&["node-report", "--interval=0.05"]);
+    let mut looking = Sleeper::spawn(command.stdout(fs::File::create(&out).unwrap()));
+    let live = || -> Vec<bool> {
+        let text = fs::read_to_string(&out).unwrap();
+        let reports = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        let reports = reports.map_while(Result::ok);
+        reports.map(|report| report["checks"]["mount"]["live"].as_bool().unwrap()).collect()
+    };
+    until("it has reported twice", || live().len() > 1);
+    mount.stop();
+    until("it has noticed the end", || live().ends_with(&[false]));
+    mount.start();
+    until("it has noticed the start", || live().ends_with(&[true]));
+    kill(Pid::from_raw(looking.pid() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(looking.child().wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_machine_that_cannot_be_looked_at_is_an_error_of_one_line() {
+    let plain = Plain::new();
+    let mut command = plain.kcm(&["node-report"]);
+    fails(on(&mut command, Path::new("/nowhere")), "", "look at KCM_DEV_LSCPU_SYSFS");
+    let mut command = plain.kcm(&["node-report"]);
+    fails(command.env("KCM_PROC_FS", "/nowhere"), "/nowhere/cmdline: cannot be read", "");
+}

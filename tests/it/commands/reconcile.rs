@@ -1,0 +1,248 @@
+//! `kcm reconcile`: claims taken back are told once, threads outside their list are found and brought back.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::{
+    Mount, Plain, Sleeper, data, fails, killed_on, pin, report, run, says, text, told_of, until, write,
+};
+use serde_json::{Value, json};
+
+/// A number that no process has.
+fn dead_pid() -> u32 {
+    let task = Sleeper::new();
+    let pid = task.pid();
+    task.end();
+    pid
+}
+
+#[test]
+fn the_report_of_a_mount_is_that_of_2017_to_the_byte() {
+    let mount = Mount::new();
+    mount.make_pool("b", true, &["0", "1"]);
+    let killed = killed_on(&mount.tasks("b", "0"));
+    let stray = Sleeper::new();
+    write(&mount.tasks("b", "1"), stray.pid().to_string()).unwrap();
+    pin(stray.pid(), &[0, 1]);
+    let names = [("stray", &*stray.pid().to_string()), ("killed", &*killed.to_string())];
+    let expected = data("reconcile.json", &names);
+    says(&mut mount.kcm(&["reconcile"]), &expected);
+    let read: Value = serde_json::from_str(&expected).unwrap();
+    assert_eq!(told_of(&read, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(told_of(&read, "reclaimedCpuLists"), [u64::from(killed)]);
+
+    pin(stray.pid(), &[1]);
+    says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
+}
+
+#[test]
+fn the_report_of_a_plain_directory_is_that_of_2017_to_the_byte() {
+    let plain = Plain::new();
+    let (killed, stray) = (dead_pid(), Sleeper::new());
+    pin(stray.pid(), &[0, 1]);
+    plain.make_pool("b", false, &[("0", &killed.to_string()), ("1", &stray.pid().to_string())]);
+    let names = [("stray", &*stray.pid().to_string()), ("killed", &*killed.to_string())];
+    says(&mut plain.kcm(&["reconcile"]), &data("reconcile.json", &names));
+    assert_eq!(fs::read_to_string(plain.tasks("b", "0")).unwrap(), "");
+    assert_eq!(fs::read_to_string(plain.tasks("b", "1")).unwrap(), stray.pid().to_string());
+
+    pin(stray.pid(), &[1]);
+    says(&mut plain.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
+}
+
+#[test]
+fn on_a_plain_directory_the_dead_are_taken_off_and_the_living_stay() {
+    let plain = Plain::new();
+    let (dead, living) = ([dead_pid(), dead_pid(), 4_194_303], [Sleeper::new(), Sleeper::new()]);
+    let mut zombie = Sleeper::new();
+    zombie.child().kill().unwrap();
+    let file = format!(
+        "{}, {},{},{},{},{}\n",
+        dead[0],
+        living[0].pid(),
+        dead[1],
+        zombie.pid(),
+        living[1].pid(),
+        dead[2]
+    );
+    plain.make_pool("p", false, &[("0-1", &file)]);
+    until("it is dead", || {
+        fs::read_to_string(format!("/proc/{}/stat", zombie.pid())).unwrap().contains(") Z ")
+    });
+    let found = report(&mut plain.kcm(&["reconcile"]));
+    let expected = [dead[0], dead[1], zombie.pid(), dead[2]].map(u64::from);
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), expected);
+    let left = fs::read_to_string(plain.tasks("p", "0-1")).unwrap();
+    assert_eq!(left, format!("{},{}", living[0].pid(), living[1].pid()));
+}
+
+#[test]
+fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
+    let mount = Mount::with_shared();
+    let tasks = [mount.tasks("shared", "0"), mount.tasks("shared", "1")];
+    let ask = || {
+        let mut told = Vec::new();
+        for _ in 0..6 {
+            told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+        }
+        told
+    };
+    let (killed, mut told) = std::thread::scope(|scope| {
+        let askers: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        let killed: Vec<u64> = (0..60).map(|round| u64::from(killed_on(&tasks[round % 2]))).collect();
+        (killed, askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect::<Vec<_>>())
+    });
+    told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+    told.sort_unstable();
+    let mut expected = killed;
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn what_could_not_be_printed_is_told_the_next_time() {
+    let mount = Mount::with_dataplane();
+    let killed = killed_on(&mount.tasks("dataplane", "0"));
+    let (_, err, code) =
+        run(mount.kcm(&["reconcile"]).stdout(fs::File::options().write(true).open("/dev/full").unwrap()));
+    assert_eq!(code, Some(1));
+    assert!(err.starts_with("ERROR:root:") && err.lines().count() == 1, "{err}");
+    let closed = "$KCM reconcile --conf-dir=$C | :; echo ${PIPESTATUS[0]}";
+    // Whether the reader has gone by then is a matter of luck; no message in any case.
+    let (out, err, _) = run(&mut mount.bash(closed));
+    assert_eq!(err, "");
+    let left = report(&mut mount.kcm(&["reconcile"]));
+    match out.trim() {
+        "1" => assert_eq!(told_of(&left, "reclaimedCpuLists"), [u64::from(killed)]),
+        _ => assert_eq!(told_of(&left, "reclaimedCpuLists"), [0_u64; 0]),
+    }
+}
+
+#[test]
+fn a_warning_tells_how_many_were_forgotten() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let killed: Vec<u64> = (0..1027).map(|_| u64::from(killed_on(&tasks))).collect();
+    let (out, err, code) = run(&mut mount.kcm(&["reconcile"]));
+    assert_eq!(code, Some(0));
+    assert_eq!(
+        err,
+        "WARNING:root:3 reclaimed claims were forgotten before anybody asked; reconcile more often\n"
+    );
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(told_of(&report, "reclaimedCpuLists"), killed[3..]);
+    says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
+}
+
+/// Another mount of procfs; unmounted when dropped.
+struct OtherProc(std::path::PathBuf);
+
+impl OtherProc {
+    fn new(home: &Path) -> Self {
+        let path = home.join("proc");
+        fs::create_dir(&path).unwrap();
+        nix::mount::mount(Some("proc"), &path, Some("proc"), nix::mount::MsFlags::empty(), None::<&str>)
+            .unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for OtherProc {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn kcm_proc_fs_tells_where_the_hosts_processes_are() {
+    let plain = Plain::new();
+    let proc = OtherProc::new(plain.home());
+    let (living, dead) = (Sleeper::new(), dead_pid());
+    pin(living.pid(), &[0]);
+    plain.make_pool("p", false, &[("0", &format!("{},{dead}", living.pid()))]);
+    // In a PID namespace of its own, whose /proc shows nothing of the machine.
+    let apart = |words: &[&str], proc: &Path| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc"]).arg(crate::harness::KCM).args(words);
+        command.arg("--conf-dir").arg(plain.conf()).env("KCM_PROC_FS", proc);
+        command
+    };
+    let found = report(&mut apart(&["reconcile"], &proc.0));
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(dead)]);
+    assert_eq!(found["mismatchedCpuMasks"], json!([]));
+    assert_eq!(fs::read_to_string(plain.tasks("p", "0")).unwrap(), living.pid().to_string());
+
+    pin(living.pid(), &[0, 1]);
+    let found = report(&mut apart(&["reconcile"], &proc.0));
+    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(living.pid())]);
+    fails(
+        &mut apart(&["reconcile", "--repair"], &proc.0),
+        "cannot repair: KCM_PROC_FS shows another PID namespace",
+        "run in the host's",
+    );
+    let nowhere = plain.home().join("nowhere");
+    fails(
+        plain.kcm(&["reconcile"]).env("KCM_PROC_FS", &nowhere),
+        &format!("{}/self/stat: cannot be read; set KCM_PROC_FS to a procfs", nowhere.display()),
+        "",
+    );
+    assert_eq!(fs::read_to_string(plain.tasks("p", "0")).unwrap(), living.pid().to_string());
+}
+
+#[test]
+fn a_mount_is_reconciled_from_another_pid_namespace_too() {
+    let mount = Mount::with_dataplane();
+    let proc = OtherProc::new(mount.home());
+    let stray = Sleeper::new();
+    write(&mount.tasks("dataplane", "1"), stray.pid().to_string()).unwrap();
+    pin(stray.pid(), &[0]);
+    let killed = killed_on(&mount.tasks("dataplane", "0"));
+    let mut apart = Command::new("unshare");
+    apart.args(["--pid", "--fork", "--mount-proc"]).arg(crate::harness::KCM).arg("reconcile");
+    apart.arg("--conf-dir").arg(mount.conf()).env("KCM_PROC_FS", &proc.0);
+    let found = report(&mut apart);
+    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(killed)]);
+}
+
+#[test]
+fn pools_that_come_and_go_disturb_no_report() {
+    let mount = Mount::with_shared();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                mount.sh("cd $C/pools; for p in a b c; do mkdir $p; rmdir $p; done");
+            }
+        });
+        let mut seen = BTreeSet::new();
+        for _ in 0..20 {
+            let (out, err, code) = run(&mut mount.kcm(&["reconcile"]));
+            seen.insert((text(out.as_bytes()), err, code));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let nothing = data("reconcile-nothing.json", &[]);
+        assert_eq!(seen, BTreeSet::from([(nothing, String::new(), Some(0))]));
+    });
+}
+
+#[test]
+fn what_cannot_be_reconciled_is_said_in_one_line() {
+    let mount = Mount::not_mounted();
+    let conf = mount.conf().display().to_string();
+    let cure = "run kcm mount, or give --conf-dir";
+    fails(&mut mount.kcm(&["reconcile"]), &format!("{conf}: no such directory"), cure);
+    mount.start();
+    mount.stop();
+    fails(
+        &mut mount.kcm(&["reconcile"]),
+        &format!("{conf}: kcm mount is not running; start it"),
+        &format!("kcm mount --conf-dir={conf}"),
+    );
+    let plain = Plain::new();
+    plain.make_pool("p", false, &[("0", "1 2 x")]);
+    let file = plain.tasks("p", "0").display().to_string();
+    fails(&mut plain.kcm(&["reconcile"]), &format!("{file}: not a list of PIDs"), "repair it by hand");
+}

@@ -1,0 +1,377 @@
+//! The daemon may be killed at any instant: nothing acknowledged is lost, nothing is granted twice, and what was
+//! not acknowledged has happened wholly or not at all. Here after each step of each operation, which a debug build
+//! lets us choose; in `faults_under_load` at random moments. In `repeats` the worker alone dies.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use crate::harness::both::pinned;
+use crate::harness::{Machine, Mount, Sleeper, masks, run, write};
+use kcm_mount::failpoint::Step;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The pools `excl` (exclusive) with the list 0 and `shared` with the list 1, on which the resident is: whatever
+/// happens to others, it keeps its claim and what it gets back at its end.
+struct World {
+    mount: Mount,
+    machine: Machine,
+    tasks: RefCell<BTreeMap<&'static str, Task>>,
+}
+
+struct Task {
+    /// None: somebody else's child.
+    process: Option<Sleeper>,
+    pid: u32,
+    /// What it gets back.
+    original: &'static str,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.process.is_none() && self.pid != 0 {
+            let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
+        }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let (mount, machine) = (Mount::not_mounted(), Machine::of_2017());
+        let world = Self { mount, machine, tasks: RefCell::default() };
+        world.start();
+        world
+    }
+
+    /// Names the step after which the daemon is to die, once.
+    fn fault(&self) -> PathBuf {
+        self.mount.home().join("fault")
+    }
+
+    fn start_command(&self) -> Command {
+        let mut command = self.mount.mount_command();
+        command.env("KCM_FAULT", format!("@{}", self.fault().display()));
+        self.machine.seen_by(&self.mount.home().join("machine"), &mut command);
+        command
+    }
+
+    fn start(&self) {
+        let (_, err, status) = run(&mut self.start_command());
+        assert_eq!(status, Some(0), "{err}");
+    }
+
+    /// Makes everything anew, with new tasks.
+    fn reset(&self) {
+        self.tasks.borrow_mut().clear();
+        write(&self.mount.conf().join("info/reclaimed"), u64::MAX.to_string()).unwrap();
+        for pool in names(&self.mount.conf().join("pools")) {
+            for list in names(&self.mount.pool(&pool)) {
+                fs::remove_dir(self.mount.pool(&pool).join(list)).unwrap();
+            }
+            fs::remove_dir(self.mount.pool(&pool)).unwrap();
+        }
+        self.mount.make_pool("excl", true, &["0"]);
+        self.mount.make_pool("shared", false, &["1"]);
+        self.add("resident", "0");
+        self.claim("resident", "shared", "1").unwrap();
+    }
+
+    fn add(&self, name: &'static str, original: &'static str) {
+        let process = pinned(original);
+        let task = Task { pid: process.pid(), process: Some(process), original };
+        self.tasks.borrow_mut().insert(name, task);
+    }
+
+    fn pid(&self, name: &str) -> u32 {
+        self.tasks.borrow()[name].pid
+    }
+
+    fn claim(&self, name: &str, pool: &str, list: &str) -> io::Result<()> {
+        write(&self.mount.tasks(pool, list), self.pid(name).to_string())
+    }
+
+    /// A shell on excl 0 and its child `heir`, which came after the claim.
+    fn add_with_heir(&self) {
+        let script = "read go; sleep 1000 & echo $!; wait";
+        let mut process = Sleeper::spawn(
+            Command::new("bash").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()),
+        );
+        let (input, output) = (process.child().stdin.take(), process.child().stdout.take());
+        let task = Task { pid: process.pid(), process: Some(process), original: "0-1" };
+        self.tasks.borrow_mut().insert("subject", task);
+        self.claim("subject", "excl", "0").unwrap();
+        writeln!(input.unwrap(), "go").unwrap();
+        let mut line = String::new();
+        BufReader::new(output.unwrap()).read_line(&mut line).unwrap();
+        let heir = Task { process: None, pid: line.trim().parse().unwrap(), original: "0-1" };
+        self.tasks.borrow_mut().insert("heir", heir);
+    }
+
+    /// Kills a task; what was its PID is still known by its name.
+    fn end(&self, name: &str) {
+        if let Some(process) = self.tasks.borrow_mut().get_mut(name).and_then(|task| task.process.take()) {
+            process.end();
+        }
+    }
+
+    fn is_alive(&self, name: &str) -> bool {
+        fs::read_to_string(format!("/proc/{}/comm", self.pid(name))).is_ok_and(|comm| comm.trim() != "")
+    }
+
+    /// All that can be seen from outside, with names for PIDs.
+    fn observe(&self) -> Vec<String> {
+        let name = |pid: &str| {
+            let tasks = self.tasks.borrow();
+            let known = tasks.iter().find(|(_, task)| task.pid.to_string() == pid);
+            known.map_or_else(|| format!("stranger {pid}"), |(name, _)| (*name).to_owned())
+        };
+        let mut seen = Vec::new();
+        for pool in names(&self.mount.conf().join("pools")) {
+            let flag = self.mount.read(&format!("pools/{pool}/exclusive"));
+            seen.push(format!("{pool}: exclusive {}", flag.trim()));
+            for list in names(&self.mount.pool(&pool)) {
+                let file = self.mount.tasks(&pool, &list);
+                let mode = fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+                let tasks = fs::read_to_string(&file).unwrap();
+                let tasks: Vec<String> =
+                    tasks.trim().split(',').filter(|t| !t.is_empty()).map(name).collect();
+                seen.push(format!("{pool} {list}: {tasks:?}, mode {mode:o}"));
+            }
+        }
+        for line in self.mount.read("info/reclaimed").lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let (pool, cpus) = (line["pool"].as_str().unwrap(), line["cpus"].as_str().unwrap());
+            seen.push(format!("reclaimed {pool} {cpus} from {}", name(&line["pid"].to_string())));
+        }
+        let tasks: Vec<&str> = self.tasks.borrow().keys().copied().collect();
+        for task in tasks.into_iter().filter(|task| self.is_alive(task)) {
+            let masks: BTreeSet<String> = masks(self.pid(task)).into_iter().collect();
+            seen.push(format!("{task} runs on {masks:?}"));
+        }
+        seen
+    }
+
+    /// Every task that lives is released and gets back what it had before its first claim.
+    fn release_all(&self, context: &str) {
+        let everybody: Vec<&str> = self.tasks.borrow().keys().copied().filter(|t| self.is_alive(t)).collect();
+        for pool in names(&self.mount.conf().join("pools")) {
+            for task in &everybody {
+                write(&self.mount.pool(&pool).join("tasks"), format!("-{}", self.pid(task))).unwrap();
+            }
+        }
+        for task in everybody {
+            assert_eq!(masks(self.pid(task)), [self.tasks.borrow()[task].original], "{context}: {task}");
+        }
+    }
+}
+
+fn names(directory: &std::path::Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let dirs = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+    let mut names: Vec<String> = dirs.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+struct Operation {
+    name: &'static str,
+    before: fn(&World),
+    /// Ok: it was acknowledged.
+    act: fn(&World) -> io::Result<()>,
+}
+
+/// It changes nothing.
+const REFUSAL: &str = "refusal";
+
+const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "claim",
+        before: |world| world.add("subject", "1"),
+        act: |world| world.claim("subject", "excl", "0"),
+    },
+    Operation {
+        name: "claim through the pool",
+        before: |world| world.add("subject", "0-1"),
+        act: |world| write(&world.mount.pool("excl").join("tasks"), world.pid("subject").to_string()),
+    },
+    Operation {
+        name: "move",
+        before: |world| {
+            world.add("subject", "0");
+            world.claim("subject", "shared", "1").unwrap();
+        },
+        act: |world| world.claim("subject", "excl", "0"),
+    },
+    Operation {
+        name: "release",
+        before: |world| {
+            world.add("subject", "1");
+            world.claim("subject", "excl", "0").unwrap();
+        },
+        act: |world| write(&world.mount.tasks("excl", "0"), format!("-{}", world.pid("subject"))),
+    },
+    Operation {
+        name: "release of one and claim of another in one write",
+        before: |world| {
+            world.add("subject", "1");
+            world.add("other", "1");
+            world.claim("subject", "excl", "0").unwrap();
+        },
+        act: |world| {
+            let both = format!("-{} {}", world.pid("subject"), world.pid("other"));
+            write(&world.mount.tasks("excl", "0"), both)
+        },
+    },
+    Operation {
+        name: "mkdir of a pool",
+        before: |_| {},
+        act: |world| fs::create_dir(world.mount.pool("new")),
+    },
+    Operation {
+        name: "mkdir of a list",
+        before: |_| {},
+        act: |world| fs::create_dir(world.mount.pool("shared").join("2-3")),
+    },
+    Operation {
+        name: "rmdir of a list",
+        before: |_| {},
+        act: |world| fs::remove_dir(world.mount.pool("excl").join("0")),
+    },
+    Operation {
+        name: "rmdir of a pool",
+        before: |world| world.mount.make_pool("old", true, &[]),
+        act: |world| fs::remove_dir(world.mount.pool("old")),
+    },
+    Operation {
+        name: "exclusive",
+        before: |_| {},
+        act: |world| write(&world.mount.pool("shared").join("exclusive"), "1"),
+    },
+    Operation {
+        name: "chmod",
+        before: |_| {},
+        act: |world| fs::set_permissions(world.mount.tasks("excl", "0"), fs::Permissions::from_mode(0o660)),
+    },
+    Operation {
+        name: "acknowledgement of a reclaimed claim",
+        before: |world| {
+            world.add("subject", "1");
+            world.claim("subject", "excl", "0").unwrap();
+            world.end("subject");
+        },
+        act: |world| write(&world.mount.conf().join("info/reclaimed"), u64::MAX.to_string()),
+    },
+    Operation {
+        name: REFUSAL,
+        before: |world| {
+            world.add("subject", "1");
+            world.add("other", "0-1");
+            world.claim("subject", "excl", "0").unwrap();
+        },
+        act: |world| match world.claim("other", "excl", "0") {
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(()),
+            Ok(()) => panic!("two tasks are on an exclusive list"),
+            gone => gone,
+        },
+    },
+    Operation {
+        name: "death",
+        before: |world| {
+            world.add("subject", "1");
+            world.claim("subject", "excl", "0").unwrap();
+        },
+        act: |world| {
+            world.end("subject");
+            fs::read(world.mount.tasks("excl", "0")).map(|_| ())
+        },
+    },
+    Operation {
+        name: "death with an heir",
+        before: World::add_with_heir,
+        act: |world| {
+            world.end("subject");
+            fs::read(world.mount.tasks("excl", "0")).map(|_| ())
+        },
+    },
+];
+
+/// Runs the operation again and again, with a daemon that dies as a whole after each step. Gives the steps that
+/// it came to.
+fn with_each_step_as_the_last(operation: &Operation) -> Vec<&'static str> {
+    let world = World::new();
+    world.reset();
+    (operation.before)(&world);
+    (operation.act)(&world).unwrap();
+    let after = world.observe();
+    world.release_all(operation.name);
+    let mut reached = Vec::new();
+    for step in Step::ALL {
+        let context = format!("{} until {}", operation.name, step.name());
+        world.reset();
+        (operation.before)(&world);
+        let before = world.observe();
+        assert_eq!(before == after, operation.name == REFUSAL, "{context}");
+        fs::write(world.fault(), format!("{}!", step.name())).unwrap();
+        let acknowledged = (operation.act)(&world).is_ok();
+        if fs::remove_file(world.fault()).is_ok() {
+            assert!(acknowledged, "{context}");
+        } else {
+            world.mount.kill_daemon();
+            world.start();
+            reached.push(step.name());
+        }
+        let now = world.observe();
+        let is_right = now == after || (!acknowledged && now == before);
+        assert!(is_right, "{context}: {now:#?}\nbefore: {before:#?}\nafter: {after:#?}");
+        world.release_all(&context);
+    }
+    reached
+}
+
+#[test]
+fn every_step_of_every_operation_may_be_the_last() {
+    let reached = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for operations in OPERATIONS.chunks(4) {
+            let reached = &reached;
+            scope.spawn(move || {
+                for operation in operations {
+                    let steps = with_each_step_as_the_last(operation);
+                    reached.lock().unwrap().insert(operation.name, steps);
+                }
+            });
+        }
+    });
+    let reached = reached.into_inner().unwrap();
+    let all: BTreeSet<&str> = reached.values().flatten().copied().collect();
+    let named: BTreeSet<&str> = Step::ALL.iter().map(|step| step.name()).collect();
+    assert_eq!(all, named, "{reached:#?}");
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_takes_up_what_was_left_leaves_it_to_the_next() {
+    // Its worker alone, and all of it.
+    for who in ["", "!"] {
+        let world = World::new();
+        world.reset();
+        world.add_with_heir();
+        world.mount.kill_daemon();
+        world.end("subject");
+        fs::write(world.fault(), format!("{}{who}", Step::DeathRecorded.name())).unwrap();
+        let (_, err, status) = run(&mut world.start_command());
+        assert_eq!(status, Some(1), "{err}");
+        assert!(!world.fault().exists());
+        world.start();
+        let seen = world.observe();
+        assert!(seen.contains(&"excl 0: [\"heir\"], mode 644".to_owned()), "{seen:#?}");
+        assert!(seen.contains(&"shared 1: [\"resident\"], mode 644".to_owned()), "{seen:#?}");
+        world.release_all(who);
+    }
+}

@@ -1,0 +1,142 @@
+//! `kcm mount --import` takes over a directory in the layout of 2017: pools, lists and the living tasks that are
+//! really on them; the directory itself is moved aside, unchanged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::harness::both::{Dir as _, failure, pinned};
+use crate::harness::{Mount, Sleeper, masks, run, set_mode, until, write};
+
+/// Every file below a directory with what is in it.
+fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![directory.to_path_buf()];
+    while let Some(path) = todo.pop() {
+        for entry in fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()) {
+            let below = entry.strip_prefix(directory).unwrap().to_path_buf();
+            if entry.is_dir() {
+                found.insert(below, Vec::new());
+                todo.push(entry);
+            } else {
+                found.insert(below, fs::read(&entry).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Makes a pool of 2017: `lists` with what stands in their `tasks`.
+fn make_pool(mount: &Mount, pool: &str, exclusive: &str, lists: &[(&str, &str)]) {
+    for (list, tasks) in lists {
+        fs::create_dir_all(mount.pool(pool).join(list)).unwrap();
+        fs::write(mount.tasks(pool, list), tasks).unwrap();
+    }
+    fs::create_dir_all(mount.pool(pool)).unwrap();
+    fs::write(mount.pool(pool).join("exclusive"), exclusive).unwrap();
+}
+
+/// The layouts that were moved aside.
+fn aside(mount: &Mount) -> Vec<PathBuf> {
+    let entries = fs::read_dir(mount.home()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("conf.2017-")).collect()
+}
+
+#[test]
+fn pools_lists_and_living_pinned_tasks_are_taken_over() {
+    let mount = Mount::not_mounted();
+    let (on_0, on_1, also_on_1) = (pinned("0"), pinned("1"), pinned("1"));
+    // One that has died, and one whose number stands there although it is not on the list: in 2017 numbers stayed,
+    // and may be somebody else's by now.
+    let (dead, stranger) = (Sleeper::new(), Sleeper::new());
+    let dead_pid = dead.pid();
+    dead.end();
+    make_pool(&mount, "dataplane", "1", &[("0", &format!("{},{dead_pid}", on_0.pid()))]);
+    let shared = format!("{}, {},{}\n", on_1.pid(), stranger.pid(), also_on_1.pid());
+    make_pool(&mount, "infra", "0", &[("1", &shared)]);
+    make_pool(&mount, "empty", "1", &[]);
+    // What the live directory does not take.
+    make_pool(&mount, "Strange", "0", &[("1", "")]);
+    make_pool(&mount, "later", "0", &[("0", ""), ("4000", ""), ("x", "")]);
+    fs::write(mount.conf().join("lock"), "").unwrap();
+    set_mode(&mount.conf(), 0o750);
+    let before = content(&mount.conf());
+    let (_, err, status) = run(mount.mount_command().arg("--import"));
+    assert_eq!(status, Some(0), "{err}");
+
+    assert_eq!(mount.sh("ls $C/pools"), "dataplane\nempty\ninfra\nlater\n");
+    assert_eq!(mount.sh("ls $C/pools/dataplane $C/pools/empty $C/pools/later").matches("tasks").count(), 3);
+    assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
+    assert_eq!(mount.read("pools/infra/exclusive"), "0\n");
+    assert_eq!(mount.read("pools/empty/exclusive"), "1\n");
+    assert_eq!(mount.tasks_of("dataplane", "0"), on_0.pid().to_string());
+    let mut both = [on_1.pid(), also_on_1.pid()];
+    both.sort_unstable();
+    assert_eq!(mount.tasks_of("infra", "1"), format!("{},{}", both[0], both[1]));
+    assert!(!mount.pool("later").join("0").exists(), "the list is another pool's already");
+    assert_eq!(masks(stranger.pid()), ["0-1"]);
+    // Each thing that was left out is named.
+    let log = mount.log() + &err;
+    for name in [
+        format!("dataplane 0: task {dead_pid}: not taken over"),
+        format!("infra 1: task {}: not taken over", stranger.pid()),
+        "pool Strange: not taken over".into(),
+        "later 0: not taken over".into(),
+        "later 4000: not taken over".into(),
+        "later x: not taken over".into(),
+    ] {
+        assert!(log.contains(&name), "{name}: {log}");
+    }
+
+    let [aside] = &aside(&mount)[..] else { panic!("one directory is moved aside") };
+    assert_eq!(content(aside), before, "as it was");
+    assert!(log.contains(aside.to_str().unwrap()), "{log}");
+    mount.stop();
+    assert_eq!(fs::metadata(mount.conf()).unwrap().permissions().mode() & 0o777, 0o750);
+    // It is a mount like any other now.
+    mount.start();
+    assert_eq!(mount.tasks_of("dataplane", "0"), on_0.pid().to_string());
+    write(&mount.tasks("infra", "1"), format!("-{}", on_1.pid())).unwrap();
+    assert_eq!(mount.tasks_of("infra", "1"), also_on_1.pid().to_string());
+}
+
+#[test]
+fn an_exclusive_list_with_two_tasks_is_taken_over_with_one() {
+    let mount = Mount::not_mounted();
+    let tasks = [pinned("0"), pinned("0")];
+    make_pool(&mount, "p", "1", &[("0", &format!("{},{}", tasks[0].pid(), tasks[1].pid()))]);
+    assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
+    assert_eq!(mount.tasks_of("p", "0"), tasks[0].pid().to_string());
+    let log = mount.log();
+    assert!(log.contains(&format!("p 0: task {}: not taken over", tasks[1].pid())), "{log}");
+}
+
+#[test]
+fn what_is_no_layout_of_2017_is_left_alone() {
+    let mount = Mount::not_mounted();
+    fs::create_dir_all(mount.conf().join("pools/p/0")).unwrap();
+    fs::write(mount.conf().join("precious"), "data").unwrap();
+    // A pool without its `exclusive`, then a list without its `tasks`.
+    for file in ["exclusive", "0/tasks"] {
+        let before = content(&mount.conf());
+        let line = failure(mount.mount_command().arg("--import").env("KCM_LOG_LEVEL", "ERROR"));
+        assert!(line.starts_with(&format!("{}: is no layout of 2017: ", mount.conf().display())), "{line}");
+        assert_eq!((mount.mounted(), content(&mount.conf()), aside(&mount)), (0, before, Vec::new()));
+        fs::write(mount.pool("p").join(file), "0").unwrap();
+    }
+    assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
+    assert_eq!(aside(&mount).len(), 1);
+}
+
+#[test]
+fn where_there_is_nothing_to_import_it_is_a_mount_like_any_other() {
+    let mount = Mount::not_mounted();
+    fs::create_dir(mount.conf()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
+        assert_eq!(aside(&mount), Vec::<PathBuf>::new());
+        mount.stop();
+    }
+    until("it has gone", || mount.mounted() == 0);
+}

@@ -1,0 +1,409 @@
+//! A worker or a keeper that dies or hangs: clients notice a pause and nothing else, and what open files mean
+//! goes on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::harness::{Mount, Sleeper, errno, masks, signal, sleeps, until, write};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+#[test]
+fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_write() {
+    let mount = Mount::with_shared();
+    // Each client counts for itself: what one had in hand at a death is done before the next death.
+    let (stop, done) = (AtomicBool::new(false), [0; 3].map(AtomicUsize::new));
+    let going_on = |client: usize| {
+        done[client].fetch_add(1, Ordering::Relaxed);
+        !stop.load(Ordering::Relaxed)
+    };
+    std::thread::scope(|scope| {
+        for n in 0..2 {
+            let (mount, going_on) = (&mount, &going_on);
+            scope.spawn(move || {
+                let task = Sleeper::new();
+                let list = n.to_string();
+                while going_on(n) {
+                    write(&mount.tasks("shared", &list), task.pid().to_string()).expect("claim");
+                    let text = fs::read(mount.tasks("shared", &list)).or_else(|error| {
+                        // The one thing that a restart may show: half of a snapshot cannot be had again.
+                        assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32), "{error}");
+                        fs::read(mount.tasks("shared", &list))
+                    });
+                    let text = String::from_utf8(text.expect("read")).unwrap();
+                    assert!(text.trim().split(',').any(|pid| pid == task.pid().to_string()), "{text:?}");
+                    assert_eq!(masks(task.pid()), std::slice::from_ref(&list));
+                    write(&mount.tasks("shared", &list), format!("-{}", task.pid())).expect("release");
+                    fs::metadata(mount.tasks("shared", &list)).expect("stat");
+                }
+            });
+        }
+        scope.spawn(|| {
+            while going_on(2) {
+                fs::create_dir(mount.pool("made")).expect("mkdir");
+                fs::read_dir(mount.conf().join("pools"))
+                    .expect("readdir")
+                    .for_each(|e| drop(e.expect("an entry")));
+                fs::remove_dir(mount.pool("made")).expect("rmdir");
+            }
+        });
+        for n in 0..20 {
+            let counts = || done.each_ref().map(|count| count.load(Ordering::Relaxed));
+            let before = counts();
+            until("all go on", || {
+                let now = counts();
+                now.iter().zip(&before).all(|(now, before)| *now > before + 1)
+                    && now.iter().sum::<usize>() > before.iter().sum::<usize>() + 20
+            });
+            mount.signal_worker(if n % 5 == 4 { Signal::SIGSEGV } else { Signal::SIGKILL });
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(!mount.log().contains("ERROR"), "{}", mount.log());
+}
+
+#[test]
+fn last_error_is_told_after_a_restart_as_before() {
+    let mount = Mount::with_dataplane();
+    let (holder, other) = (Sleeper::new(), Sleeper::new());
+    write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).unwrap();
+    assert_eq!(errno(write(&mount.tasks("dataplane", "0"), other.pid().to_string())), Errno::EBUSY);
+    let before = mount.read("self/last_error");
+    assert!(before.contains("EBUSY"), "{before}");
+    mount.replace_worker();
+    assert_eq!(mount.read("self/last_error"), before);
+    // Also in other ways than in its daemon's memory: by stopping and starting.
+    mount.stop();
+    mount.start();
+    assert_eq!(mount.read("self/last_error"), before);
+}
+
+#[test]
+fn what_follows_a_command_that_was_too_long_is_refused_after_a_restart_too() {
+    let mount = Mount::with_shared();
+    let file = OpenOptions::new().write(true).open(mount.tasks("shared", "0")).unwrap();
+    let me = std::process::id().to_string();
+    let long = " ".repeat(65537 - me.len()) + &me;
+    assert_eq!(errno((&file).write(long.as_bytes())), Errno::E2BIG);
+    mount.replace_worker();
+    assert_eq!(errno((&file).write(me.as_bytes())), Errno::E2BIG);
+    write(&mount.tasks("shared", "0"), " ").expect("another open file is none the worse");
+    drop(file);
+    mount.replace_worker();
+    write(&mount.tasks("shared", "0"), " ").expect("a closed file is forgotten");
+}
+
+#[test]
+fn an_open_file_remembers_after_a_restart_who_opened_it() {
+    let mount = Mount::with_shared();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().expect("the user nobody").uid;
+    let tasks = mount.tasks("shared", "0");
+    fs::set_permissions(&tasks, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(mount.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    let victim = Sleeper::new();
+    let open = || {
+        // Of this thread alone.
+        nix::unistd::setfsuid(nobody);
+        OpenOptions::new().write(true).open(&tasks).expect("open as nobody")
+    };
+    let file = std::thread::scope(|scope| scope.spawn(open).join().unwrap());
+    assert_eq!(errno((&file).write(victim.pid().to_string().as_bytes())), Errno::EPERM, "before");
+    mount.replace_worker();
+    assert_eq!(errno((&file).write(victim.pid().to_string().as_bytes())), Errno::EPERM, "after");
+    write(&tasks, victim.pid().to_string()).expect("root's own open file");
+}
+
+#[test]
+fn node_ids_go_on_and_are_never_given_to_another_node() {
+    let mount = Mount::with_shared();
+    let ino = |path: &str| fs::metadata(mount.conf().join(path)).unwrap().ino();
+    let paths = ["", "pools", "pools/shared", "pools/shared/0/tasks", "pools/shared/exclusive", "self/claim"];
+    let before = paths.map(ino);
+    fs::create_dir(mount.pool("other")).unwrap();
+    let other = ino("pools/other");
+    let open = File::open(mount.pool("other").join("exclusive")).unwrap();
+    fs::remove_dir(mount.pool("other")).unwrap();
+    mount.replace_worker();
+    assert_eq!(paths.map(ino), before);
+    fs::create_dir(mount.pool("other")).unwrap();
+    assert_ne!(ino("pools/other"), other, "the same name, and another node");
+    assert_eq!(errno(open.read_at(&mut [0; 8], 0)), Errno::ENODEV, "an open file of a node that has gone");
+}
+
+#[test]
+fn a_client_that_sleeps_in_poll_through_a_restart_is_woken_by_the_next_change() {
+    let mount = Mount::with_shared();
+    let mut file = File::open(mount.tasks("shared", "0")).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    let events = |file: &File, timeout: PollTimeout| {
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        poll(&mut fds, timeout).unwrap();
+        fds[0].revents().unwrap()
+    };
+    assert_eq!(events(&file, PollTimeout::ZERO), PollFlags::empty());
+    let task = Sleeper::new();
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(|| {
+            let mut file = file.try_clone().unwrap();
+            // A restart may wake it although nothing has changed; whoever reads again sees so.
+            loop {
+                let found = events(&file, PollTimeout::from(20_000_u16));
+                assert!(found.contains(PollFlags::POLLPRI), "not woken");
+                let mut text = String::new();
+                file.seek(SeekFrom::Start(0)).unwrap();
+                file.read_to_string(&mut text).unwrap();
+                if !text.is_empty() {
+                    return text;
+                }
+            }
+        });
+        for _ in 0..3 {
+            mount.replace_worker();
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!sleeper.is_finished());
+        }
+        write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+        assert_eq!(sleeper.join().unwrap(), format!("{}\n", task.pid()));
+    });
+    // One that is armed just before the worker dies, and a change that the next one makes.
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(|| events(&file, PollTimeout::from(20_000_u16)));
+        mount.signal_worker(Signal::SIGKILL);
+        write(&mount.tasks("shared", "0"), format!("-{}", task.pid())).unwrap();
+        assert!(sleeper.join().unwrap().contains(PollFlags::POLLPRI));
+    });
+}
+
+#[test]
+fn a_read_that_goes_on_from_a_snapshot_that_has_gone_is_estale() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    let (plain, polled) = (File::open(mount.tasks("shared", "0")), File::open(mount.tasks("shared", "0")));
+    let (plain, polled) = (plain.unwrap(), polled.unwrap());
+    let poll_it = || poll(&mut [PollFd::new(polled.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO).unwrap();
+    poll_it();
+    let mut byte = [0; 1];
+    for file in [&plain, &polled] {
+        file.read_exact_at(&mut byte, 0).unwrap();
+    }
+    mount.replace_worker();
+    poll_it();
+    for file in [&plain, &polled] {
+        assert_eq!(errno(file.read_at(&mut byte, 1)), Errno::ESTALE);
+        file.read_exact_at(&mut byte, 0).expect("from the beginning");
+        file.read_exact_at(&mut byte, 1).expect("and on from there");
+    }
+}
+
+#[test]
+fn events_and_reclaimed_claims_are_numbered_on() {
+    let mount = Mount::with_shared();
+    let die = || {
+        let task = Sleeper::new();
+        write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+        task.end();
+        assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
+    };
+    die();
+    let seqs = |file: &str| -> Vec<u64> {
+        let seq = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["seq"].as_u64();
+        mount.read(file).lines().map(|line| seq(line).unwrap()).collect()
+    };
+    let (events, reclaimed) = (seqs("info/events"), seqs("info/reclaimed"));
+    mount.replace_worker();
+    assert_eq!(seqs("info/reclaimed"), reclaimed);
+    die();
+    let later = seqs("info/events");
+    assert!(later.starts_with(&events) && later.is_sorted_by(|a, b| a < b), "{events:?} {later:?}");
+    let both = seqs("info/reclaimed");
+    assert_eq!((both.len(), both[0]), (2, reclaimed[0]));
+    assert!(both[1] > both[0] && later.contains(&both[1]));
+    write(&mount.conf().join("info/reclaimed"), reclaimed[0].to_string()).unwrap();
+    mount.replace_worker();
+    assert_eq!(seqs("info/reclaimed"), both[1..]);
+}
+
+#[test]
+fn a_killed_keeper_is_replaced_by_its_worker_and_nobody_notices() {
+    let mount = Mount::with_dataplane();
+    let device = fs::metadata(mount.conf()).unwrap().dev();
+    let task = Sleeper::new();
+    write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
+    for _ in 0..3 {
+        let (keeper, worker) = (mount.keeper(), mount.worker().unwrap());
+        signal(keeper, Signal::SIGKILL);
+        write(&mount.tasks("dataplane", "0"), task.pid().to_string()).expect("without a keeper");
+        until("there is a new keeper", || mount.keeper() != keeper);
+        assert_eq!(mount.worker(), Some(worker), "the worker goes on");
+        // The new one does a keeper's work.
+        mount.replace_worker();
+        assert_eq!(fs::read_to_string(mount.tasks("dataplane", "0")).unwrap(), format!("{}\n", task.pid()));
+    }
+    assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
+    assert_eq!(mount.daemons().len(), 2);
+    assert_eq!(errno(write(&mount.tasks("dataplane", "1"), mount.keeper().to_string())), Errno::EINVAL);
+    mount.stop();
+}
+
+#[test]
+fn a_daemon_that_is_stopped_as_a_whole_is_taken_over_by_kcm_mount_with_its_mount() {
+    let mount = Mount::with_shared();
+    let device = fs::metadata(mount.conf()).unwrap().dev();
+    let task = Sleeper::new();
+    let open = OpenOptions::new().write(true).open(mount.tasks("shared", "0")).unwrap();
+    let old = mount.daemons();
+    old.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| (&open).write(task.pid().to_string().as_bytes()));
+        mount.start();
+        waiting.join().unwrap().expect("a write through it all");
+    });
+    assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
+    assert!(mount.daemons().iter().all(|pid| !old.contains(pid)) && mount.daemons().len() == 2);
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_and_whoever_waits_goes_on() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    let worker = mount.signal_worker(Signal::SIGSTOP);
+    let started = Instant::now();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("only a pause");
+    assert!(started.elapsed() < Duration::from_secs(19), "{:?}", started.elapsed());
+    assert_ne!(mount.worker(), Some(worker));
+    assert!(mount.log().contains("the worker does not answer; it is replaced"), "{}", mount.log());
+}
+
+#[test]
+fn sigterm_to_the_keeper_or_the_worker_is_a_clean_stop() {
+    type Whom = fn(&Mount) -> u32;
+    let whom: [Whom; 3] = [Mount::keeper, |mount| mount.worker().unwrap(), Mount::keeper];
+    for (n, whom) in whom.into_iter().enumerate() {
+        let mount = Mount::with_shared();
+        let task = Sleeper::new();
+        write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+        let open = File::open(mount.tasks("shared", "0")).unwrap();
+        signal(whom(&mount), if n == 2 { Signal::SIGINT } else { Signal::SIGTERM });
+        until("it has ended", || mount.daemons().is_empty());
+        assert!(fs::read_dir(mount.conf()).unwrap().next().is_none(), "the bare mount point");
+        assert_eq!(errno(open.read_at(&mut [0; 8], 0)), Errno::ENOTCONN);
+        mount.start();
+        assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
+    }
+}
+
+#[test]
+fn a_request_that_kills_workers_is_given_up_and_the_others_go_on() {
+    let mount = Mount::with_shared();
+    mount.stop();
+    mount.start_with("KCM_FAULT", "intent-recorded*");
+    let (task, worker) = (Sleeper::new(), mount.worker());
+    assert_eq!(errno(write(&mount.tasks("shared", "0"), task.pid().to_string())), Errno::EIO);
+    assert_ne!(mount.worker(), worker);
+    let given_up: Vec<_> =
+        mount.event_lines().into_iter().filter(|event| event["event"] == "given-up").collect();
+    assert_eq!(given_up.len(), 1, "{:?}", mount.event_lines());
+    assert_eq!(given_up[0]["errno"], "EIO");
+    assert!(mount.log().contains("was in hand at two deaths"), "{}", mount.log());
+    // Nothing of it is left, and whatever does not kill is done.
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
+    assert!(masks(task.pid()) != ["0"]);
+    fs::create_dir(mount.pool("other")).expect("another request");
+}
+
+#[test]
+fn workers_that_die_at_once_are_started_with_growing_pauses_and_the_mount_stays() {
+    let mount = Mount::with_shared();
+    // The state cannot be had: each worker ends at once.
+    let aside = mount.home().join("aside");
+    fs::rename(mount.state(), &aside).unwrap();
+    mount.signal_worker(Signal::SIGKILL);
+    // How many there are in a while is what is asked.
+    std::thread::sleep(Duration::from_secs(4));
+    let deaths = fs::read_to_string(aside.join("log")).unwrap().matches("the worker has died").count();
+    assert!((5..20).contains(&deaths), "{deaths} workers died in four seconds");
+    let task = Sleeper::new();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| write(&mount.tasks("shared", "0"), task.pid().to_string()));
+        fs::rename(&aside, mount.state()).unwrap();
+        waiting.join().unwrap().expect("only a pause");
+    });
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
+}
+
+#[test]
+fn a_damaged_state_while_the_worker_restarts_costs_what_is_damaged_and_not_the_mount() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    // A directory in its place cannot be read as a file.
+    fs::rename(mount.state().join("claims"), mount.home().join("claims")).unwrap();
+    fs::create_dir(mount.state().join("claims")).unwrap();
+    mount.replace_worker();
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
+    assert!(mount.event_lines().iter().any(|event| event["event"] == "damaged"), "{:?}", mount.event_lines());
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("claims are made as ever");
+    let set_aside = fs::read_dir(mount.state())
+        .unwrap()
+        .filter_map(Result::ok)
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("claims.damaged-"));
+    assert!(set_aside);
+}
+
+/// Private memory in KiB, without what relocating the program itself takes: in a debug build that is most of it, and
+/// says nothing about the keeper.
+fn private(pid: u32) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut of_program, mut sum) = (false, 0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        match first.strip_suffix(':') {
+            // The head of a mapping: addresses, modes, offset, device, inode, file.
+            None => of_program = line.contains(" r--p ") && line.contains('/'),
+            Some("Private_Clean" | "Private_Dirty") if !of_program => {
+                sum += words.next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0);
+            }
+            Some(_) => {}
+        }
+    }
+    sum
+}
+
+#[test]
+fn an_idle_daemon_costs_next_to_nothing() {
+    // Where nobody else mounts anything, nor has: each change of the mount table wakes the keeper.
+    let mount = Mount::not_mounted();
+    let command = mount.bash("umount -a -l -t fuse.kcm; exec $KCM mount --conf-dir=$C --state-dir=$S");
+    let mut arguments = vec!["--mount".as_ref(), "--propagation=private".as_ref(), command.get_program()];
+    arguments.extend(command.get_args());
+    let envs = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    assert!(Command::new("unshare").args(arguments).envs(envs).status().unwrap().success());
+    let keeper = mount.keeper();
+    let conf = format!("/proc/{keeper}/root{}", mount.conf().display());
+    fs::create_dir(format!("{conf}/pools/shared")).unwrap();
+    let old = mount.signal_worker(Signal::SIGKILL);
+    assert_eq!(fs::read_to_string(format!("{conf}/pools/shared/exclusive")).unwrap(), "0\n");
+    let worker = mount.worker().unwrap();
+    assert_ne!(worker, old);
+    assert!(private(keeper) <= 1024, "the keeper's private memory: {} KiB", private(keeper));
+    until("what has been closed is forgotten", || {
+        let before = sleeps(worker);
+        std::thread::sleep(Duration::from_millis(200));
+        sleeps(worker) == before
+    });
+    let (of_keeper, of_worker) = (sleeps(keeper), sleeps(worker));
+    std::thread::sleep(Duration::from_secs(12));
+    let (of_keeper, of_worker) = (sleeps(keeper) - of_keeper, sleeps(worker) - of_worker);
+    assert_eq!(of_worker, 0, "times that the worker was woken");
+    assert!(of_keeper <= 2, "the keeper was woken {of_keeper} times in 12 s");
+}

@@ -1,0 +1,257 @@
+//! How a mount begins and ends: `kcm mount` returns once it answers, or says in one line what is wrong and what to
+//! do; a dead daemon's mount is taken over; every end is a clean one, whoever has files open.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::both::{Dir as _, failure, pinned};
+use crate::harness::{KCM, Mount, Sleeper, errno, masks, run, signal, until, write};
+use kcm_mount::mountpoint;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\n");
+
+/// The line with which `kcm mount` fails where /dev is what this makes of it, in a mount namespace.
+fn failure_with_dev(mount: &Mount, change: &str) -> String {
+    let line = format!("{change} && exec \"$KCM\" mount --conf-dir=\"$C\" --state-dir=\"$S\"");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &line]).env("KCM_LOG_LEVEL", "ERROR");
+    command.env("KCM", KCM).env("C", mount.conf()).env("S", mount.state());
+    failure(&mut command)
+}
+
+#[test]
+fn kcm_mount_returns_once_the_mount_answers() {
+    for _ in 0..3 {
+        let mount = Mount::not_mounted();
+        let (out, _, status) = run(&mut mount.mount_command());
+        assert_eq!(
+            (fs::read_to_string(mount.conf().join("info/version")).unwrap().as_str(), status),
+            (VERSION, Some(0))
+        );
+        assert_eq!(out, "", "stdout is for what was asked for");
+    }
+}
+
+#[test]
+fn relative_paths_mean_what_they_mean_to_whoever_gives_them() {
+    let mount = Mount::not_mounted();
+    let mut command = Command::new(KCM);
+    command.args(["mount", "--conf-dir=./conf", "--state-dir=state"]).current_dir(mount.home());
+    assert_eq!(run(&mut command).2, Some(0));
+    assert_eq!(mount.read("info/version"), VERSION);
+    assert!(mount.state().join("config").exists());
+    let mut unmount = Command::new(KCM);
+    unmount.args(["unmount", "--conf-dir=../conf"]).current_dir(mount.state());
+    assert_eq!(run(&mut unmount).2, Some(0));
+    assert_eq!(mount.mounted(), 0);
+}
+
+#[test]
+fn only_root_mounts_and_unmounts() {
+    let mount = Mount::not_mounted();
+    let conf = mount.conf();
+    let line = failure(mount.kcm_as_nobody(&["mount", "--state-dir"]).arg(mount.state()));
+    assert_eq!(line, format!("only root can mount {}; run kcm mount as root", conf.display()));
+    assert!(!mount.state().exists() && !conf.exists(), "nothing was made");
+    mount.start();
+    let line = failure(&mut mount.kcm_as_nobody(&["unmount"]));
+    assert!(line.contains("only root can") && line.ends_with("as root"), "{line}");
+    assert_eq!(mount.read("info/version"), VERSION);
+}
+
+#[test]
+fn without_dev_fuse_the_cure_is_named() {
+    let mount = Mount::not_mounted();
+    for change in ["mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3", "mount --bind /dev/null /dev/fuse"] {
+        let line = failure_with_dev(&mount, change);
+        let cure = "; load the module (modprobe fuse), or give the container the device";
+        assert!(line.starts_with("/dev/fuse: ") && line.ends_with(cure), "{change}: {line}");
+    }
+    assert_eq!(mount.daemons(), Vec::<u32>::new());
+    mount.start();
+}
+
+#[test]
+fn a_directory_that_is_not_empty_is_refused_and_left_alone() {
+    let mount = Mount::not_mounted();
+    fs::create_dir(mount.conf()).unwrap();
+    fs::write(mount.conf().join("precious"), "data").unwrap();
+    let expected = format!(
+        "{}: not an empty directory; kcm mount --import takes a layout of 2017 over, else empty it",
+        mount.conf().display()
+    );
+    assert_eq!(mount.mount_failure(), expected);
+    assert_eq!(fs::read_to_string(mount.conf().join("precious")).unwrap(), "data");
+    assert!(!mountpoint::is_marked(&mount.conf()));
+}
+
+#[test]
+fn what_is_no_directory_is_refused() {
+    let mount = Mount::not_mounted();
+    fs::write(mount.conf(), "data").unwrap();
+    let line = mount.mount_failure();
+    assert!(line.starts_with(&format!("{}: ", mount.conf().display())), "{line}");
+    assert!(line.ends_with("give a directory"), "{line}");
+    assert_eq!(fs::read_to_string(mount.conf()).unwrap(), "data");
+}
+
+#[test]
+fn a_second_mount_on_the_same_directory_is_refused_and_the_first_goes_on() {
+    let mount = Mount::new();
+    let daemons = mount.daemons();
+    for state in [mount.state(), mount.home().join("other")] {
+        let mut command = mount.kcm(&["mount", "--state-dir"]);
+        let line = failure(command.arg(state).env("KCM_LOG_LEVEL", "ERROR"));
+        let conf = mount.conf();
+        assert_eq!(line, format!("{}: already mounted; kcm unmount ends that first", conf.display()));
+    }
+    assert_eq!((mount.daemons(), mount.mounted()), (daemons, 1));
+    assert_eq!(mount.read("info/version"), VERSION);
+}
+
+#[test]
+fn the_mount_of_a_dead_daemon_is_taken_over() {
+    let mount = Mount::with_dataplane();
+    let task = pinned("0-1");
+    write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
+    let open = File::open(mount.tasks("dataplane", "0")).unwrap();
+    mount.kill_daemon();
+    assert_eq!(errno(fs::read(mount.conf().join("info/version"))), Errno::ENOTCONN);
+    assert_eq!(mount.mounted(), 1);
+    mount.start();
+    assert_eq!(mount.mounted(), 1);
+    assert_eq!(mount.tasks_of("dataplane", "0"), task.pid().to_string());
+    // What was opened on the mount that is gone stays gone.
+    assert_eq!(errno({ &open }.read(&mut [0; 8])), Errno::ENOTCONN);
+}
+
+/// What it is called, and what is done.
+type End = (&'static str, fn(&Mount));
+
+/// Everything that ends a mount.
+const ENDS: [End; 6] = [
+    ("kcm unmount", Mount::stop),
+    ("SIGTERM", |mount| signal(mount.keeper(), Signal::SIGTERM)),
+    ("SIGINT", |mount| signal(mount.keeper(), Signal::SIGINT)),
+    ("SIGTERM to all of it", |mount| {
+        mount.daemons().into_iter().for_each(|daemon| signal(daemon, Signal::SIGTERM));
+    }),
+    ("umount -l", |mount| umount(mount, &["-l"])),
+    ("umount of one that nobody uses", |mount| umount(mount, &[])),
+];
+
+fn umount(mount: &Mount, flags: &[&str]) {
+    let (_, err, status) = run(Command::new("umount").args(flags).arg(mount.conf()));
+    assert_eq!(status, Some(0), "{err}");
+}
+
+#[test]
+fn every_end_is_a_clean_one_whoever_has_files_open() {
+    for (name, end) in ENDS {
+        let mount = Mount::with_dataplane();
+        let task = pinned("0-1");
+        write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
+        let is_used = !name.starts_with("umount of one");
+        let busy = is_used.then(|| {
+            let inside =
+                Sleeper::spawn(Command::new("sleep").arg("1000").current_dir(mount.pool("dataplane")));
+            (File::open(mount.conf().join("info/events")).unwrap(), inside)
+        });
+        end(&mount);
+        until(name, || mount.daemons().is_empty());
+        assert_eq!(mount.mounted(), 0, "{name}");
+        if let Some((file, _inside)) = busy {
+            assert_eq!(errno({ &file }.read(&mut [0; 8])), Errno::ENOTCONN, "{name}");
+        }
+        assert_eq!(fs::read_dir(mount.conf()).unwrap().count(), 0, "{name}");
+        assert!(mountpoint::is_marked(&mount.conf()), "{name}");
+        assert_eq!(masks(task.pid()), ["0"], "{name}: claims live on");
+        mount.start();
+        assert_eq!(mount.tasks_of("dataplane", "0"), task.pid().to_string(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_mounted_is_not_unmounted() {
+    let mount = Mount::not_mounted();
+    let expected = format!("{}: not mounted; nothing to do", mount.conf().display());
+    assert_eq!(failure(&mut mount.kcm(&["unmount"])), expected);
+    mount.start();
+    mount.stop();
+    assert_eq!(failure(&mut mount.kcm(&["unmount"])), expected);
+    // A mount whose daemon has died is one.
+    mount.start();
+    mount.kill_daemon();
+    mount.stop();
+    assert_eq!(mount.mounted(), 0);
+}
+
+/// Every command that works on a configuration directory.
+const COMMANDS: [&[&str]; 5] = [
+    &["init", "--num-dp-cores=1", "--num-cp-cores=0"],
+    &["describe"],
+    &["describe", "--format=table"],
+    &["reconcile"],
+    &["isolate", "--pool=dataplane", "touch started"],
+];
+
+fn every_command_refuses(mount: &Mount) {
+    for words in COMMANDS {
+        let mut command = mount.kcm(words);
+        let line = failure(command.current_dir(mount.home()).env("KCM_LOG_LEVEL", "ERROR"));
+        let begin = format!("{}: kcm mount is not running; start it", mount.conf().display());
+        assert!(line.starts_with(&begin), "{words:?}: {line}");
+    }
+    assert!(!mount.home().join("started").exists());
+}
+
+#[test]
+fn without_a_daemon_every_command_says_so_and_writes_nothing() {
+    let mount = Mount::with_dataplane();
+    mount.kill_daemon();
+    every_command_refuses(&mount);
+    assert_eq!(mount.mounted(), 1);
+    mount.start();
+    mount.stop();
+    every_command_refuses(&mount);
+    assert_eq!(fs::read_dir(mount.conf()).unwrap().count(), 0);
+    mount.start();
+    assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
+}
+
+#[test]
+fn in_the_foreground_readiness_is_told_to_the_service_manager() {
+    let mount = Mount::not_mounted();
+    let path = mount.home().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = mount.mount_command();
+    let mut daemon = Sleeper::spawn(command.arg("--foreground").env("NOTIFY_SOCKET", &path));
+    let mut said = Vec::new();
+    while !said.iter().any(|text: &String| text.lines().any(|line| line == "READY=1")) {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("readiness");
+        said.push(crate::harness::text(&buffer[..length]));
+    }
+    assert_eq!(mount.read("info/version"), VERSION, "it answers when it says so");
+    assert_eq!(mount.keeper(), daemon.pid(), "in the process that was started");
+    signal(daemon.pid(), Signal::SIGTERM);
+    assert_eq!(daemon.child().wait().unwrap().code(), Some(0));
+    assert_eq!(mount.mounted(), 0);
+    assert_eq!(mount.daemons(), Vec::<u32>::new());
+}
+
+#[test]
+fn in_the_foreground_an_error_is_one_line_and_status_1_too() {
+    let mount = Mount::not_mounted();
+    fs::create_dir_all(mount.conf().join("something")).unwrap();
+    let line = failure(mount.mount_command().arg("--foreground").env("KCM_LOG_LEVEL", "ERROR"));
+    assert!(line.contains("not an empty directory"), "{line}");
+    assert!(Path::new(&mount.conf().join("something")).exists());
+}

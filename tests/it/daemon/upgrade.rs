@@ -1,0 +1,371 @@
+//! The program is replaced under a mount that goes on; a program that cannot go on is refused; and a service
+//! manager that holds the descriptors keeps the mount over the death of everybody.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::harness::{KCM, Mount, Sleeper, errno, masks, run, signal, text, until, write};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+/// A copy of kcm at this path.
+fn copy_kcm(to: &Path) {
+    // By another process, so that no child of ours inherits it open for writing.
+    assert!(Command::new("cp").args(["--remove-destination", KCM]).arg(to).status().unwrap().success());
+}
+
+fn script(path: &Path, line: &str) {
+    let write = format!("printf '#!/bin/sh\n{line}\n' > \"$0\" && chmod 755 \"$0\"");
+    assert!(Command::new("bash").args(["-c", &write]).arg(path).status().unwrap().success());
+}
+
+/// The program that a process runs.
+fn program(pid: u32) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).expect("a process")
+}
+
+fn upgrade_with(program: &Path, mount: &Mount) -> (String, Option<i32>) {
+    let mut command = Command::new(program);
+    command.args(["mount", "--upgrade", "--conf-dir"]).arg(mount.conf());
+    let (_, err, status) = run(command.arg("--state-dir").arg(mount.state()));
+    (err, status)
+}
+
+/// Clients that go on all the time, while `work` is done.
+fn under_load(mount: &Mount, work: impl FnOnce()) {
+    let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for list in ["0", "1"] {
+            let (stop, done) = (&stop, &done);
+            scope.spawn(move || {
+                let task = Sleeper::new();
+                let open = OpenOptions::new().write(true).open(mount.tasks("shared", list)).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    (&open).write_all(task.pid().to_string().as_bytes()).expect("claim");
+                    assert_eq!(masks(task.pid()), [list]);
+                    write(&mount.tasks("shared", list), format!("-{}", task.pid())).expect("release");
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        until("all are at it", || done.load(Ordering::Relaxed) > 10);
+        work();
+        let before = done.load(Ordering::Relaxed);
+        until("all go on", || done.load(Ordering::Relaxed) > before + 10);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn kcm_mount_upgrade_makes_the_program_that_runs_it_the_one_that_serves() {
+    let mount = Mount::with_shared();
+    let (device, keeper) = (fs::metadata(mount.conf()).unwrap().dev(), mount.keeper());
+    let (first, second) = (mount.home().join("kcm-1"), mount.home().join("kcm-2"));
+    copy_kcm(&first);
+    copy_kcm(&second);
+    under_load(&mount, || {
+        for new in [&first, &second, &first] {
+            let worker = mount.worker().unwrap();
+            assert_eq!(upgrade_with(new, &mount), (String::new(), Some(0)));
+            assert_eq!(mount.keeper(), keeper, "the keeper keeps its PID");
+            assert_eq!(program(keeper), *new);
+            let new_worker = mount.worker().unwrap();
+            assert_ne!(new_worker, worker);
+            assert_eq!(program(new_worker), *new);
+        }
+    });
+    assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
+    assert_eq!(children_that_ended(keeper), 0, "nobody is left to be collected");
+    // What was made of it is a daemon like any other.
+    mount.replace_worker();
+    signal(keeper, Signal::SIGKILL);
+    until("there is a new keeper", || mount.keeper() != keeper);
+    mount.stop();
+    assert!(!mount.state().join("upgrade").exists());
+}
+
+/// How many children of a process wait for being collected.
+fn children_that_ended(parent: u32) -> usize {
+    let is_one = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(&format!("Z {parent} ")))
+    };
+    crate::harness::pids().iter().filter(|pid| is_one(pid)).count()
+}
+
+#[test]
+fn sighup_starts_the_program_that_now_has_the_name() {
+    let home = Mount::not_mounted();
+    let kcm = home.home().join("kcm");
+    copy_kcm(&kcm);
+    let start = Command::new(&kcm)
+        .args(["mount", "--conf-dir"])
+        .arg(home.conf())
+        .arg("--state-dir")
+        .arg(home.state())
+        .status();
+    assert!(start.unwrap().success());
+    let (keeper, worker) = (home.keeper(), home.worker().unwrap());
+    home.make_pool("shared", false, &["0", "1"]);
+    let before = fs::metadata(&kcm).unwrap().ino();
+    under_load(&home, || {
+        // In its place, as a package manager does it.
+        let new = home.home().join("kcm.new");
+        copy_kcm(&new);
+        fs::rename(&new, &kcm).unwrap();
+        signal(keeper, Signal::SIGHUP);
+        until("the new program serves", || {
+            home.worker().is_some_and(|now| now != worker)
+                && [Some(keeper), home.worker()]
+                    .into_iter()
+                    .flatten()
+                    .all(|pid| fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ino() != before))
+        });
+    });
+    assert_eq!(home.keeper(), keeper);
+}
+
+#[test]
+fn a_program_that_cannot_go_on_is_refused_with_its_reason_and_the_old_one_goes_on() {
+    let mount = Mount::with_shared();
+    let (keeper, worker) = (mount.keeper(), mount.worker());
+    let bad = mount.home().join("bad");
+    let wish = mount.state().join("upgrade");
+    // As the command does it; its own program can read the state.
+    let wanted = |program: &Path| {
+        fs::write(&wish, program.as_os_str().as_bytes()).unwrap();
+        signal(keeper, Signal::SIGHUP);
+        let mut answer = String::new();
+        until("the keeper answers", || {
+            answer = fs::read_to_string(&wish).expect("not upgraded");
+            answer.starts_with("failed: ")
+        });
+        fs::remove_file(&wish).unwrap();
+        answer
+    };
+    for (line, reason) in [
+        ("echo ERROR:root:the moon is full >&2; exit 1", "the moon is full"),
+        ("exit 0", "it ends without a reason"),
+        ("kill -9 $$", "it ends without a reason"),
+    ] {
+        script(&bad, line);
+        assert_eq!(wanted(&bad), format!("failed: {}: {reason}", bad.display()));
+    }
+    let missing = mount.home().join("missing");
+    assert!(wanted(&missing).starts_with(&format!("failed: {}: No such file", missing.display())));
+    assert_eq!((mount.keeper(), mount.worker()), (keeper, worker));
+    mount.replace_worker();
+    assert_eq!(program(mount.worker().unwrap()), program(keeper));
+}
+
+#[test]
+fn a_program_that_hangs_is_given_up_and_meanwhile_a_worker_that_dies_is_followed_at_once() {
+    let mount = Mount::with_shared();
+    let (keeper, wish) = (mount.keeper(), mount.state().join("upgrade"));
+    let [hung, left] = ["hung", "left"].map(|name| mount.home().join(name));
+    // What it has started holds its pipes, also once it has been killed.
+    script(&hung, &format!("sleep 1000 & echo $! > {}; wait", left.display()));
+    fs::write(&wish, hung.as_os_str().as_bytes()).unwrap();
+    signal(keeper, Signal::SIGHUP);
+    let answer = || fs::read_to_string(&wish).unwrap();
+    until("it hangs", || fs::read_to_string(&left).is_ok_and(|pid| pid.ends_with('\n')));
+    mount.replace_worker();
+    assert_eq!(answer(), hung.to_str().unwrap(), "the worker was followed before the program was given up");
+    until("it is given up", || answer().starts_with("failed: "));
+    assert_eq!(answer(), format!("failed: {}: it does not say whether it can go on", hung.display()));
+    signal(fs::read_to_string(&left).unwrap().trim().parse().unwrap(), Signal::SIGKILL);
+    mount.replace_worker();
+    assert_eq!(mount.keeper(), keeper);
+}
+
+#[test]
+fn a_state_of_a_newer_version_is_not_taken_over_and_the_old_program_goes_on() {
+    let mount = Mount::with_shared();
+    let (keeper, worker) = (mount.keeper(), mount.worker());
+    let task = Sleeper::new();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    let config = mount.state().join("config");
+    let old = fs::read(&config).unwrap();
+    let first = r#"{"header":{"kcm":"config","version":99}}"#;
+    fs::write(&config, format!("{:08x} {first}\n", crc32fast::hash(first.as_bytes()))).unwrap();
+    let (err, status) = upgrade_with(Path::new(KCM), &mount);
+    assert_eq!(status, Some(1));
+    let reason = format!("ERROR:root:{}: written by a newer kcm (format 99", config.display());
+    assert!(err.starts_with(&reason) && err.lines().count() == 1, "{err}");
+    assert_eq!((mount.keeper(), mount.worker()), (keeper, worker));
+    fs::write(&config, old).unwrap();
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
+    assert_eq!(upgrade_with(Path::new(KCM), &mount), (String::new(), Some(0)));
+    assert_ne!(mount.worker(), worker);
+}
+
+#[test]
+fn an_upgrade_works_also_where_the_worker_has_just_died() {
+    let mount = Mount::with_shared();
+    let new = mount.home().join("kcm-1");
+    copy_kcm(&new);
+    let keeper = mount.keeper();
+    for n in 0..6 {
+        mount.signal_worker(Signal::SIGKILL);
+        let program = if n % 2 == 0 { new.as_path() } else { Path::new(KCM) };
+        assert_eq!(upgrade_with(program, &mount), (String::new(), Some(0)));
+        assert_eq!(self::program(keeper), fs::canonicalize(program).unwrap());
+        let worker = mount.worker().unwrap();
+        assert_eq!(self::program(worker), fs::canonicalize(program).unwrap());
+    }
+    mount.read("info/version");
+}
+
+#[test]
+fn without_a_mount_there_is_nothing_to_upgrade() {
+    let mount = Mount::not_mounted();
+    let (err, status) = upgrade_with(Path::new(KCM), &mount);
+    assert_eq!(status, Some(1));
+    assert!(err.contains("not mounted"), "{err}");
+}
+
+/// A stand-in for the service manager: keeps what it is given over its notify socket, and passes it on.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+    stored: Vec<(String, OwnedFd)>,
+    ready: bool,
+}
+
+impl Manager {
+    fn new(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Self { socket, path, stored: Vec::new(), ready: false }
+    }
+
+    /// Takes all that has been said.
+    fn listen(&mut self) {
+        loop {
+            let mut bytes = [0; 4096];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let message = recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags);
+            let Ok(message) = message else { return };
+            let mut fds = Vec::new();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    fds.extend(rights);
+                }
+            }
+            let said = text(&bytes[..message.bytes]);
+            let name =
+                said.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
+            for line in said.lines() {
+                match line {
+                    "READY=1" => self.ready = true,
+                    "FDSTORE=1" => self.stored.extend(fds.drain(..).map(|fd| (name.clone(), fd))),
+                    "FDSTOREREMOVE=1" => self.stored.retain(|(stored, _)| *stored != name),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// What is stored under which names.
+    fn names(&self) -> Vec<&str> {
+        self.stored.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Starts the service, gives it what is stored, and waits until it is ready.
+    fn start(&mut self, mount: &Mount) -> Sleeper {
+        self.ready = false;
+        let daemon = mount.mount_command();
+        let mut shell = Command::new("bash");
+        // Descriptors are numbered from 3 on, and meant for this process alone.
+        let line = match self.stored.len() {
+            0 => "exec \"$@\"",
+            2 => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"",
+            _ => panic!("{:?}", self.names()),
+        };
+        shell
+            .args(["-c", line, "bash"])
+            .arg(daemon.get_program())
+            .args(daemon.get_args())
+            .arg("--foreground");
+        shell.env("NOTIFY_SOCKET", &self.path);
+        if let [(_, first), (_, second)] = self.stored.as_slice() {
+            shell.env("LISTEN_FDNAMES", self.names().join(":")).env("LISTEN_FDS", "2");
+            shell.stdin(first.try_clone().unwrap()).stdout(second.try_clone().unwrap());
+        }
+        let service = Sleeper::spawn(shell.stderr(Stdio::null()));
+        drop(shell);
+        until("the service is ready", || {
+            self.listen();
+            self.ready
+        });
+        service
+    }
+}
+
+#[test]
+fn a_service_manager_that_holds_the_descriptors_keeps_the_mount_over_the_death_of_all() {
+    let mount = Mount::not_mounted();
+    let mut manager = Manager::new(mount.home().join("notify"));
+    let mut service = manager.start(&mount);
+    assert_eq!(manager.names(), ["kcm-device", "kcm-letter"]);
+    mount.make_pool("shared", false, &["0", "1"]);
+    let device = fs::metadata(mount.conf()).unwrap().dev();
+    let task = Sleeper::new();
+    let open = OpenOptions::new().read(true).write(true).open(mount.tasks("shared", "0")).unwrap();
+    for how in [Signal::SIGKILL, Signal::SIGKILL, Signal::SIGUSR1] {
+        (&open).write_all(task.pid().to_string().as_bytes()).unwrap();
+        if how == Signal::SIGUSR1 {
+            // It ends by itself and leaves the mount to us.
+            signal(mount.keeper(), how);
+            assert!(service.child().wait().unwrap().success());
+        } else {
+            mount.kill_daemon();
+        }
+        until("all have gone", || mount.daemons().is_empty());
+        let waiting = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| (&open).write(format!("-{}", task.pid()).as_bytes()));
+            service = manager.start(&mount);
+            waiting.join().unwrap()
+        });
+        waiting.expect("a write while nobody served");
+        assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device, "the same mount");
+        let mut bytes = [0; 64];
+        assert_eq!(open.read_at(&mut bytes, 0).expect("an open file goes on"), 0);
+        assert_eq!(manager.names(), ["kcm-device", "kcm-letter"], "nothing is stored twice");
+    }
+    // Under a manager an upgrade is done as everywhere, and what it has stored is still right.
+    assert_eq!(upgrade_with(Path::new(KCM), &mount), (String::new(), Some(0)));
+    manager.listen();
+    mount.kill_daemon();
+    service = manager.start(&mount);
+    assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
+    // A clean stop takes back what is stored: nobody is to wait for a connection without a daemon.
+    let file = File::open(mount.tasks("shared", "0")).unwrap();
+    mount.stop();
+    service.child().wait().unwrap();
+    manager.listen();
+    assert!(manager.names().is_empty(), "{:?}", manager.names());
+    assert_eq!(errno(file.read_at(&mut [0; 8], 0)), Errno::ENOTCONN);
+}
+
+#[test]
+fn stored_descriptors_of_a_mount_that_has_gone_are_of_no_use_and_do_no_harm() {
+    let mount = Mount::not_mounted();
+    let mut manager = Manager::new(mount.home().join("notify"));
+    drop(manager.start(&mount));
+    mount.make_pool("shared", false, &["0"]);
+    mount.kill_daemon();
+    nix::mount::umount2(&mount.conf(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let _service = manager.start(&mount);
+    assert_eq!(mount.sh("ls $C/pools/shared"), "0\nexclusive\ntasks\n");
+}

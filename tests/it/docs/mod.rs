@@ -1,0 +1,4 @@
+//! The documents and the test list agree.
+
+pub mod pages;
+pub mod semantics;

@@ -1,0 +1,60 @@
+//! Every command that talks to a server, and a cluster in which each of them succeeds.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::ApiServer;
+use super::rights::Rights;
+use crate::harness::{KCM, Mount};
+
+/// Every command that talks to a server; the last one takes the pools away.
+pub const COMMANDS: [&[&str]; 7] = [
+    &["discover", "--dry-run"],
+    &["discover", "--resource-name=extended"],
+    &["node-report", "--publish"],
+    &["reconcile", "--publish"],
+    &["cluster-init", "--all-hosts", "--timeout=60"],
+    &["cluster-init", "--all-hosts", "--dry-run"],
+    &["uninstall"],
+];
+
+/// Whoever has the token `tied-4f1c` may do nothing.
+pub fn cluster() -> ApiServer {
+    let server = ApiServer::start();
+    server.put(
+        "/api/v1/nodes/n1",
+        json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" }, "status": {} }),
+    );
+    server.kubelet(|pod| {
+        let phase = if pod["spec"]["restartPolicy"] == "Never" { "Succeeded" } else { "Running" };
+        vec![(Duration::ZERO, json!({ "phase": phase }))]
+    });
+    server.add_user("tied-4f1c", "tied", Rights::None);
+    server
+}
+
+/// `kcm <words>` on this mount, as a pod of the node n1.
+pub fn kcm(mount: &Mount, words: &[&str], kubeconfig: &Path, level: &str) -> Command {
+    let mut command = Command::new(KCM);
+    command.args(words);
+    if words[0] == "uninstall" {
+        let home = mount.home().display();
+        command.args([format!("--install-dir={home}"), format!("--systemd={home}")]);
+    }
+    if words[0] != "cluster-init" {
+        command.arg("--conf-dir").arg(mount.conf());
+    }
+    command.env("KUBECONFIG", kubeconfig).env("NODE_NAME", "n1");
+    command.env("KCM_LOG_LEVEL", level).env("RUST_LOG", "trace");
+    command
+}
+
+/// Neither this secret nor what goes with one in a request.
+pub fn tells_no_secret(said: &str, secret: &str) {
+    for word in [secret, "Bearer", "uthorization:"] {
+        assert!(!said.contains(word), "{word} is in: {said}");
+    }
+}

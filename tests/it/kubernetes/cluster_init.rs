@@ -1,0 +1,239 @@
+//! `kcm cluster-init`: which pods are made, in which order, and what is said of them.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::api_server::ADMIN;
+use super::api_server::nodes::{KINDS, PODS, cluster, cluster_init, made, pod_path, well};
+use super::api_server::rights::Rights;
+use crate::harness::{KCM, run, until};
+use serde_json::{Value, json};
+
+#[test]
+fn three_nodes_get_three_pods_each_one_after_another() {
+    let server = cluster(3);
+    let (out, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
+    assert_eq!((out.as_str(), code), ("", Some(0)), "{err}");
+    let made = made(&server);
+    assert_eq!(made.len(), 9);
+    for node in ["n1", "n2", "n3"] {
+        let at = |kind: &str| made.iter().position(|pod| *pod == format!("{kind}-{node}")).expect(kind);
+        assert!(KINDS.map(at).is_sorted(), "{made:?}");
+        assert!(err.contains(&format!("INFO:root:{node}: mount: ")), "{err}");
+        assert!(err.contains(&format!("INFO:root:{node}: ready (")), "{err}");
+    }
+    assert!(err.ends_with("INFO:root:3 nodes are ready.\n"), "{err}");
+    assert!(err.contains("keeps the mount that it has started with"), "the cost is said: {err}");
+    assert!(!err.contains('\x1b'), "plain lines where stderr is no terminal");
+}
+
+#[test]
+fn a_pod_is_made_once_the_one_before_has_done_its_work() {
+    let server = cluster(1);
+    server.kubelet(|_| Vec::new());
+    let mut child = cluster_init(&server, &["--host-list=n1"]).stderr(Stdio::null()).spawn().unwrap();
+    let set = |kind: &str, status: Value| server.change(&pod_path(kind, "n1"), |pod| pod["status"] = status);
+    let exists = |kind: &str| server.object(&pod_path(kind, "n1")).is_some();
+    until("mount is there", || exists(KINDS[0]));
+    set(KINDS[0], json!({ "phase": "Running", "containerStatuses": [{ "name": "mount", "ready": false }] }));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!exists(KINDS[1]), "the mount does not answer yet");
+    set(KINDS[0], json!({ "phase": "Running", "containerStatuses": [{ "name": "mount", "ready": true }] }));
+    until("init is there", || exists(KINDS[1]));
+    set(KINDS[1], json!({ "phase": "Running" }));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!exists(KINDS[2]), "init has not ended yet");
+    set(KINDS[1], json!({ "phase": "Succeeded" }));
+    until("the reports are there", || exists(KINDS[2]));
+    set(KINDS[2], json!({ "phase": "Running" }));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_pods_are_as_the_contract_says() {
+    let server = cluster(1);
+    let words = [
+        "--host-list=n1",
+        "--kcm-img=registry/kcm:1",
+        "--kcm-img-pol=Always",
+        "--num-dp-cores=7",
+        "--conf-dir=/etc/kcm",
+        "--service-account=kcm-node",
+    ];
+    assert_eq!(run(&mut cluster_init(&server, &words)).2, Some(0));
+    let [mount, once, on] = KINDS.map(|kind| server.object(&pod_path(kind, "n1")).unwrap()["spec"].clone());
+    let container = &mount["containers"][0];
+    assert_eq!(container["securityContext"]["privileged"], true);
+    assert_eq!((&mount["hostPID"], &mount["nodeName"]), (&json!(true), &json!("n1")));
+    assert!(
+        container["volumeMounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|mount| mount["mountPropagation"] == "Bidirectional")
+    );
+    let host_paths = |spec: &Value| -> Vec<String> {
+        spec["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v["hostPath"]["path"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert!(host_paths(&mount).contains(&"/dev/fuse".into()));
+    let names = |containers: &Value| -> Vec<String> {
+        containers.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&once["initContainers"]), ["init"]);
+    assert_eq!(names(&once["containers"]), ["install", "discover"]);
+    assert_eq!(names(&on["containers"]), ["reconcile", "nodereport"]);
+    assert!(once["initContainers"][0]["args"].as_array().unwrap().contains(&json!("--num-dp-cores=7")));
+    assert_eq!((&once["restartPolicy"], &on["restartPolicy"]), (&json!("Never"), &json!("Always")));
+    for spec in [&mount, &once, &on] {
+        assert_eq!(spec["serviceAccountName"], "kcm-node");
+        assert_eq!(spec["tolerations"], json!([{ "operator": "Exists" }]));
+        for container in spec["containers"].as_array().unwrap() {
+            assert_eq!(
+                (&container["image"], &container["imagePullPolicy"]),
+                (&json!("registry/kcm:1"), &json!("Always"))
+            );
+        }
+    }
+    // Every word that a container is given is one that kcm knows.
+    for spec in [&mount, &once, &on] {
+        for container in
+            ["initContainers", "containers"].iter().filter_map(|kind| spec[kind].as_array()).flatten()
+        {
+            let args: Vec<&str> =
+                container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+            let (_, err, code) = run(Command::new(KCM).args(&args).arg("--help"));
+            assert_eq!(code, Some(0), "{args:?}: {err}");
+        }
+    }
+}
+
+#[test]
+fn a_shorter_list_makes_fewer_pods() {
+    let server = cluster(1);
+    assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1", "--kcm-cmd-list=install"])).2, Some(0));
+    assert_eq!(made(&server), ["kcm-install-pod-n1"], "what needs no mount gets none");
+    server.forget_log();
+    assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1", "--kcm-cmd-list=init"])).2, Some(0));
+    assert_eq!(made(&server), ["kcm-mount-pod-n1", "kcm-init-pod-n1"]);
+    assert!(server.object(&pod_path("kcm-init-pod", "n1")).unwrap()["spec"].get("initContainers").is_none());
+}
+
+#[test]
+fn five_hundred_nodes_side_by_side() {
+    let server = cluster(500);
+    server.add_user("watcher", "watcher", Rights::All);
+    let started = Instant::now();
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(made(&server).len(), 1500);
+    assert!(err.ends_with("INFO:root:500 nodes are ready.\n"));
+    let reads = server.log().iter().filter(|entry| entry.method == "GET").count();
+    assert!(reads < 100, "one watch sees all pods: {reads} reads");
+    assert!(started.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn no_more_than_fifty_nodes_are_in_work_at_once() {
+    let server = cluster(60);
+    server.kubelet(|_| Vec::new());
+    let mut child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::null()).spawn().unwrap();
+    until("fifty are in work", || made(&server).len() == 50);
+    let first = made(&server)[0].clone();
+    // One that has done its part makes way for its own next pod alone.
+    let pod = |name: &str| format!("{PODS}/{name}");
+    for (kind, next) in KINDS.iter().zip(KINDS.iter().skip(1)) {
+        let name = first.replace(KINDS[0], kind);
+        server.change(&pod(&name), |pod| pod["status"] = well(pod).pop().unwrap().1);
+        until("the next one is there", || server.object(&pod(&first.replace(KINDS[0], next))).is_some());
+    }
+    assert_eq!(made(&server).len(), 52);
+    server.change(&pod(&first.replace(KINDS[0], KINDS[2])), |pod| pod["status"] = well(pod).pop().unwrap().1);
+    until("another node is in work", || made(&server).len() == 53);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_second_run_makes_nothing() {
+    let server = cluster(3);
+    assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
+    server.forget_log();
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(server.changes().len(), 0);
+    // What is missing is made.
+    server.remove(&pod_path(KINDS[2], "n2"));
+    assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
+    assert_eq!(made(&server), [format!("{}-n2", KINDS[2])]);
+}
+
+#[test]
+fn checks_come_before_the_first_request() {
+    let server = cluster(1);
+    let long = format!("--host-list={}", "a".repeat(250));
+    for (words, code, part) in [
+        (&[][..], 2, "--host-list <list>|--all-hosts"),
+        (&["--host-list=n1", "--all-hosts"], 2, "cannot be used with"),
+        (&["--host-list="], 2, "not a name that Kubernetes allows"),
+        (&["--host-list=n1,N_2"], 2, "not a name that Kubernetes allows"),
+        (&[&long], 1, "too long for the name of a pod"),
+        (
+            &["--all-hosts", "--kcm-cmd-list=init,fly"],
+            2,
+            "KCM command should be one of init, discover, install, reconcile, nodereport",
+        ),
+        (&["--all-hosts", "--kcm-cmd-list="], 2, "KCM command should be one of"),
+        (&["--all-hosts", "--kcm-cmd-list=discover,init"], 2, "init command should be run and listed first"),
+        (&["--all-hosts", "--kcm-cmd-list=init,install,install"], 2, "listed twice"),
+        (&["--all-hosts", "--kcm-img-pol=Sometimes"], 2, "[possible values: Never, IfNotPresent, Always]"),
+        (&["--all-hosts", "--num-dp-cores=-1"], 2, "--num-dp-cores"),
+        (&["--all-hosts", "--num-cp-cores=x"], 2, "--num-cp-cores"),
+        (&["--all-hosts", "--kcm-img="], 2, "--kcm-img"),
+        (&["--all-hosts", "--conf-dir=etc"], 1, "give an absolute path"),
+        (&["--all-hosts", "--conf-dir=/"], 1, "cannot be given to kcm"),
+        (&["--all-hosts", "--install-dir=bin"], 1, "give an absolute path"),
+        (&["--all-hosts", "--state-dir=state"], 1, "give an absolute path"),
+        (&["--all-hosts", "--service-account=A"], 2, "not a name that Kubernetes allows"),
+        (&["--all-hosts", "--num-dp-cores=1.5"], 2, "--num-dp-cores"),
+        (&["--all-hosts", "--timeout=-1"], 2, "--timeout"),
+        (&["--all-hosts", "--namespace=a.b"], 2, "not the name of a namespace"),
+        (&["--all-hosts", "--timeout=soon"], 2, "not a number of seconds"),
+    ] {
+        let (_, err, got) = run(&mut cluster_init(&server, words));
+        assert_eq!(got, Some(code), "{words:?}: {err}");
+        assert!(err.contains(part), "{words:?}: {err}");
+    }
+    assert_eq!(server.log().len(), 0);
+}
+
+#[test]
+fn a_dry_run_prints_what_would_be_made() {
+    let server = cluster(1);
+    let (out, err, code) = run(&mut cluster_init(&server, &["--host-list=n1", "--dry-run"]));
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    assert_eq!(server.log().len(), 0);
+    assert_eq!(out, include_str!("../../data/cluster-init.yaml"), "of the default list");
+    assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1"])).2, Some(0));
+    let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
+    let printed: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();
+    assert_eq!(printed, sent);
+}
+
+#[test]
+fn on_a_terminal_each_node_has_one_line() {
+    let server = cluster(3);
+    let line = format!("{KCM} cluster-init --all-hosts");
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("KUBECONFIG", server.kubeconfig(ADMIN));
+    let (out, _, code) = run(&mut command);
+    assert_eq!(code, Some(0), "{out}");
+    for node in ["n1", "n2", "n3"] {
+        assert_eq!(out.matches(&format!("{node}: ready")).count(), 1, "{out}");
+    }
+    assert!(out.contains("\x1b[J"), "lines are drawn anew in their place");
+}

@@ -1,0 +1,225 @@
+//! `deploy/`: that its roles are the least that work, and that a user's pod needs no more than the directory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::api_server::deployed::{deployed, manifest, of_kind};
+use super::api_server::rights::{Named, Wanted};
+use super::api_server::{ApiServer, apply, objects};
+use crate::harness::{KCM, Mount, Sleeper, run};
+use serde_json::{Value, json};
+
+const NODE: &str = "/api/v1/nodes/n1";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const REPORTS: &str = "/apis/kcm.intel.com/v1/namespaces/default";
+
+/// Every single right of a role.
+fn granted(role: &str) -> BTreeSet<Wanted> {
+    let roles = of_kind("rbac.yaml", "ClusterRole");
+    let role = roles.iter().find(|one| one["metadata"]["name"] == role).expect("a role");
+    let words = |rule: &Value, field: &str| -> Vec<String> {
+        rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut all = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        for group in words(rule, "apiGroups") {
+            for resource in words(rule, "resources") {
+                for verb in words(rule, "verbs") {
+                    let verb =
+                        ["create", "get", "list", "patch", "watch"].into_iter().find(|known| *known == verb);
+                    let wanted = Wanted {
+                        verb: verb.expect("a verb"),
+                        group: group.clone(),
+                        resource: resource.clone(),
+                    };
+                    all.insert(wanted);
+                }
+            }
+        }
+    }
+    all
+}
+
+fn used(server: &ApiServer, user: &str) -> BTreeSet<Wanted> {
+    let log = server.log();
+    let refused: Vec<_> = log.iter().filter(|entry| entry.status == 403).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    log.into_iter().filter(|entry| entry.user == user).flat_map(|entry| entry.wanted).collect()
+}
+
+#[test]
+fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
+    let (server, mount) = (deployed(), Mount::with_dataplane());
+    let home = mount.home().display().to_string();
+    let (install, systemd) = (format!("--install-dir={home}"), format!("--systemd={home}"));
+    for words in [
+        &["discover", "--dry-run"][..],
+        &["discover"],
+        &["discover", "--resource-name=extended"],
+        &["node-report", "--publish"],
+        &["node-report", "--publish"],
+        &["reconcile", "--publish"],
+        &["reconcile", "--publish"],
+        &["uninstall", &install, &systemd],
+    ] {
+        // As the containers are: root without capabilities.
+        let kcm = mount.kcm(words);
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
+        command.arg(kcm.get_program()).args(kcm.get_args());
+        command.env("KUBECONFIG", server.kubeconfig("kcm-node")).env("NODE_NAME", "n1");
+        let (_, err, code) = run(&mut command);
+        assert_eq!(code, Some(0), "{words:?}: {err}");
+    }
+    assert_eq!(used(&server, "kcm-node"), granted("kcm-node"));
+}
+
+#[test]
+fn the_role_of_cluster_init_is_what_is_used_and_no_more() {
+    let server = deployed();
+    server.kubelet(|pod| {
+        let status = match pod["metadata"]["name"].as_str().unwrap() {
+            "kcm-init-install-discover-pod-n1" => json!({ "phase": "Failed" }),
+            _ => json!({ "phase": "Running" }),
+        };
+        vec![(Duration::ZERO, status)]
+    });
+    // One that cluster-init does not see among its own.
+    let foreign = json!({ "kind": "Pod", "metadata": { "name": "kcm-mount-pod-n2" } });
+    server.put(&format!("{PODS}/kcm-mount-pod-n2"), foreign);
+    let mut command = Command::new(KCM);
+    command.args(["cluster-init", "--all-hosts"]).env("KUBECONFIG", server.kubeconfig("kcm-cluster-init"));
+    let (_, err, code) = run(&mut command);
+    assert_eq!(code, Some(1), "{err}");
+    assert_eq!(used(&server, "kcm-cluster-init"), granted("kcm-cluster-init"));
+}
+
+#[test]
+fn what_is_published_is_what_the_definitions_say() {
+    let (server, mount) = (deployed(), Mount::with_dataplane());
+    mount.make_pool("shared", false, &[]);
+    // Something of everything: a reclaim, a claim, a thread outside its list.
+    crate::harness::killed_on(&mount.tasks("dataplane", "0"));
+    let claimed = Sleeper::new();
+    crate::harness::write(&mount.tasks("dataplane", "0"), claimed.pid().to_string()).unwrap();
+    crate::harness::pin(claimed.pid(), &[1]);
+    for command in ["node-report", "reconcile"] {
+        let mut command = mount.kcm(&[command, "--publish"]);
+        command.env("KUBECONFIG", server.kubeconfig("kcm-node")).env("NODE_NAME", "n1");
+        let (_, err, code) = run(&mut command);
+        assert_eq!(code, Some(0), "{err}");
+    }
+    for definition in manifest("crds.yaml") {
+        let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap();
+        let plural = definition["spec"]["names"]["plural"].as_str().unwrap();
+        let report = server.object(&format!("{REPORTS}/{plural}/n1")).unwrap();
+        assert_eq!(apply::check(schema, &report), Ok(()), "{plural}");
+        for part in
+            ["mismatchedCpuMasks", "reclaimedCpuLists"].iter().filter(|_| plural == "reconcilereports")
+        {
+            assert_ne!(report["report"][part], json!([]), "{report}");
+        }
+        for column in
+            definition.pointer("/spec/versions/0/additionalPrinterColumns").unwrap().as_array().unwrap()
+        {
+            let path = column["jsonPath"].as_str().unwrap().replace('.', "/");
+            assert!(report.pointer(&path).is_some_and(|cell| !cell.is_null()), "{plural} {path}");
+        }
+    }
+    assert!(server.object(NODE).is_some());
+}
+
+#[test]
+fn one_container_is_privileged_and_each_is_told_what_kcm_knows() {
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let spec = &daemon_set["spec"]["template"]["spec"];
+    let all: Vec<&Value> =
+        ["initContainers", "containers"].iter().filter_map(|kind| spec[kind].as_array()).flatten().collect();
+    let names = |wanted: fn(&Value) -> bool| -> Vec<&str> {
+        all.iter().filter(|one| wanted(one)).map(|one| one["name"].as_str().unwrap()).collect()
+    };
+    assert_eq!(names(|_| true), ["mount", "init", "reconcile", "node-report", "discover"]);
+    assert_eq!(names(|one| one["securityContext"]["privileged"] == true), ["mount"]);
+    let drops_all = |one: &Value| one["securityContext"]["capabilities"]["drop"] == json!(["ALL"]);
+    assert_eq!(names(drops_all), ["init", "reconcile", "node-report", "discover"]);
+    for container in all {
+        let args: Vec<&str> =
+            container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+        let (_, err, code) = run(Command::new(KCM).args(&args).arg("--help"));
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        for mount in container["volumeMounts"].as_array().unwrap() {
+            assert!(spec["volumes"].as_array().unwrap().iter().any(|volume| volume["name"] == mount["name"]));
+        }
+    }
+    let example = manifest("example-pod.yaml").remove(0);
+    let container = &example["spec"]["containers"][0];
+    assert!(example["spec"].get("hostPID").is_none());
+    assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+    assert_eq!(container["volumeMounts"][0]["mountPropagation"], "HostToContainer");
+    // What a real server has refused, this one does.
+    let pods = Named::parse(PODS).unwrap();
+    for pod in [&json!({ "metadata": { "name": "kcm-x" }, "spec": spec }), &example] {
+        let faults: Vec<_> = objects::faults(&pods, pod).into_iter().map(|cause| cause.message).collect();
+        assert_eq!(faults, [""; 0]);
+    }
+}
+
+#[test]
+fn what_one_manifest_names_another_one_has() {
+    let kustomization = manifest("kustomization.yaml").remove(0);
+    let files: Vec<&str> =
+        kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
+    let objects: Vec<Value> = files.iter().flat_map(|file| manifest(file)).collect();
+    let has = |kind: &str, namespace: &Value, name: &Value| {
+        let is_it = |object: &&Value| {
+            object["kind"] == kind
+                && object["metadata"]["namespace"] == *namespace
+                && object["metadata"]["name"] == *name
+        };
+        objects.iter().filter(is_it).count() == 1
+    };
+    for object in &objects {
+        let metadata = &object["metadata"];
+        assert!(
+            has(object["kind"].as_str().unwrap(), &metadata["namespace"], &metadata["name"]),
+            "{metadata}"
+        );
+        if !metadata["namespace"].is_null() {
+            assert!(has("Namespace", &Value::Null, &metadata["namespace"]), "{metadata}");
+        }
+        for subject in object["subjects"].as_array().into_iter().flatten() {
+            assert!(has("ServiceAccount", &subject["namespace"], &subject["name"]), "{subject}");
+            assert!(has("ClusterRole", &Value::Null, &object["roleRef"]["name"]), "{object}");
+        }
+    }
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let (spec, namespace) = (&daemon_set["spec"], &daemon_set["metadata"]["namespace"]);
+    let pod = &spec["template"]["spec"];
+    assert!(has("ServiceAccount", namespace, &pod["serviceAccountName"]));
+    assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
+    // Where the document says that `mount` is.
+    assert_eq!(pod["initContainers"][0]["name"], "mount");
+    assert!(document().contains("path: /spec/template/spec/initContainers/0\n"));
+    for container in ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap()) {
+        assert!(
+            kustomization["images"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|image| image["name"] == container["image"])
+        );
+        assert_eq!(container["imagePullPolicy"], "IfNotPresent", "an image of a node's own is one, too");
+    }
+    // Every file of deploy/ is one of them, or explained.
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(files.contains(&&*name) || document().contains(&format!("| `{name}` |")), "{name}");
+    }
+}
+
+fn document() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kubernetes.md")).unwrap()
+}

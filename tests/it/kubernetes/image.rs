@@ -1,0 +1,120 @@
+//! The image of `deploy/Dockerfile`: one static file. In a root directory that holds nothing else and cannot be written
+//! to, each container of the DaemonSet does what it is for, with the words, rights and credentials that it has there.
+
+use std::fs;
+use std::path::Path;
+
+use super::api_server::deployed::{deployed, manifest};
+use crate::harness::{KCM, Machine, Mount, Shell, until};
+use serde_json::json;
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_image_is_made_of_the_file_that_cargo_makes() {
+    let dockerfile = file("deploy/Dockerfile");
+    let lines: Vec<&str> = dockerfile.lines().filter(|line| !line.starts_with('#')).collect();
+    let [from, copy, entry] = lines.try_into().expect("three lines");
+    assert_eq!((from, entry), ("FROM scratch", "ENTRYPOINT [\"/kcm\"]"));
+    let [_, source, "/kcm"] = copy.split(' ').collect::<Vec<_>>()[..] else { panic!("{copy}") };
+    // This test has been built by the same rules, with another profile.
+    let built = Path::new(KCM).components().rev().take(4).collect::<Vec<_>>();
+    let built: std::path::PathBuf = built.into_iter().rev().collect();
+    assert_eq!(Path::new(source), Path::new(&built.display().to_string().replace("/debug/", "/release/")));
+    assert!(file("deploy/Dockerfile.dockerignore").ends_with(&format!("\n*\n!{source}\n")));
+    for probe in ["daemonset.yaml"].iter().flat_map(|name| manifest(name)) {
+        assert!(
+            probe.to_string().contains(r#""command":["/kcm","describe""#),
+            "what is asked is in the image"
+        );
+    }
+}
+
+#[test]
+fn the_program_asks_for_no_loader_and_no_library() {
+    let bytes = fs::read(KCM).unwrap();
+    let number = |at: usize, size: usize| {
+        bytes[at..at + size].iter().rev().fold(0_usize, |number, &byte| number << 8 | usize::from(byte))
+    };
+    assert_eq!(&bytes[..5], b"\x7fELF\x02");
+    let (headers, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let kinds: Vec<usize> = (0..count).map(|index| number(headers + index * size, 4)).collect();
+    const PT_LOAD: usize = 1;
+    const PT_INTERP: usize = 3;
+    assert!(kinds.contains(&PT_LOAD) && !kinds.contains(&PT_INTERP), "{kinds:?}");
+}
+
+#[test]
+fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_is() {
+    let (server, node) = (deployed(), Mount::not_mounted());
+    let account = node.home().join("account");
+    fs::create_dir(&account).unwrap();
+    fs::write(account.join("token"), "kcm-node").unwrap();
+    fs::write(account.join("ca.crt"), server.certificate()).unwrap();
+    fs::write(account.join("namespace"), "kcm-system").unwrap();
+    let machine = Machine { cmdline: "isolcpus=0-4", ..Machine::new(1, 8, 1) };
+    machine.write(&node.home().join("machine"));
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let pod = &daemon_set["spec"]["template"]["spec"];
+    let container = |name: &str| {
+        let mut all = ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap());
+        all.find(|one| one["name"] == name).expect(name).clone()
+    };
+    let words = |name: &str| {
+        let args = container(name)["args"].as_array().unwrap().clone();
+        // Once is enough.
+        let args = args.iter().map(|arg| arg.as_str().unwrap()).filter(|arg| !arg.starts_with("--interval"));
+        args.collect::<Vec<_>>().join(" ")
+    };
+
+    let mut shell =
+        Shell::start(&mut node.bash("exec unshare --mount --pid --fork --kill-child --mount-proc bash"));
+    let root = node.home().join("root").display().to_string();
+    let account_dir = "run/secrets/kubernetes.io/serviceaccount";
+    let said = shell.ask(&format!(
+        "exec 2>&1; set -e; R={root}; H={}; mkdir $R; mount -t tmpfs none $R; cp $KCM $R/kcm; cd $R
+         mkdir -p proc sys dev machine var/lib/kcm run/kcm {account_dir}; ln -s /run var/run
+         mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; mount --rbind $H/machine machine
+         mount --bind $H/account {account_dir}; for D in run/kcm var/lib/kcm; do mount -t tmpfs none $D; done
+         mount -o remount,ro $R; set +e; touch $R/x",
+        node.home().display()
+    ));
+    assert!(said.contains("Read-only file system"), "{said}");
+    let address = server.address();
+    let environment = format!(
+        "env -i PATH=$PATH NODE_NAME=n1 KCM_DEV_LSCPU_SYSFS=/machine KUBERNETES_SERVICE_HOST={} KUBERNETES_SERVICE_PORT={}",
+        address.ip(),
+        address.port()
+    );
+    let kcm = format!("{environment} chroot $R /kcm");
+    shell.ask(&format!("{kcm} {} >$H/mount.log 2>&1 &", words("mount")));
+    let probe = container("mount")["startupProbe"]["exec"]["command"].clone();
+    let probe: Vec<&str> = probe.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let probe = format!("{environment} chroot $R {} >/dev/null 2>&1 && echo it answers", probe.join(" "));
+    until("the startup probe is answered", || shell.ask(&probe) == "it answers\n");
+    for name in ["init", "discover", "node-report", "reconcile"] {
+        let said = shell.ask(&format!("{kcm} {}; echo @$?", words(name)));
+        assert!(said.ends_with("@0\n"), "{name}: {said}");
+    }
+    let node = server.object("/api/v1/nodes/n1").unwrap();
+    assert_eq!(node["status"]["capacity"], json!({ "kcm.intel.com/dataplane": "4" }));
+    let report = server.object("/apis/kcm.intel.com/v1/namespaces/default/nodereports/n1").unwrap();
+    assert_eq!(report["summary"]["exclusiveFree"], "4/4");
+    assert!(server.object("/apis/kcm.intel.com/v1/namespaces/default/reconcilereports/n1").is_some());
+
+    // As the document takes it away: in the container discover.
+    assert!(file("docs/kubernetes.md").contains("-c discover -- /kcm uninstall --conf-dir=/run/kcm/conf\n"));
+    let said = shell.ask(&format!("{kcm} uninstall --conf-dir=/run/kcm/conf; echo @$?"));
+    assert!(said.ends_with("@0\n"), "{said}");
+    let said = shell.ask(&format!("{kcm} {}; echo @$?", words("discover")));
+    assert!(said.contains("Dataplane pool does not exist") && said.ends_with("@1\n"), "{said}");
+    let node = server.object("/api/v1/nodes/n1").unwrap();
+    assert_eq!(node["status"]["capacity"], json!({}));
+    assert_eq!(node["spec"]["taints"], json!([]));
+    // What the kubelet does in the end.
+    let said = shell.ask("kill %1; wait %1; echo @$?; ls $R/run/kcm/conf");
+    assert!(said.starts_with("@0\n"), "{said}");
+}

@@ -1,0 +1,13 @@
+//! The commands that talk to an API server, and the files in `deploy/`.
+
+pub mod api_server;
+pub mod cluster_init;
+pub mod cluster_init_trouble;
+pub mod credentials;
+pub mod deploy;
+pub mod discover;
+pub mod image;
+pub mod recordings;
+pub mod reports;
+pub mod unreachable;
+pub mod user_pod;

@@ -1,0 +1,72 @@
+//! An API server that cannot be reached: every command tries for so long, ends with one line, and a loop goes on.
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use super::api_server::commands::{COMMANDS, cluster, kcm, tells_no_secret};
+use super::api_server::{ADMIN, Fault};
+use crate::harness::{Mount, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+#[test]
+fn a_token_is_in_no_line_where_every_connection_is_cut() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    server.misbehave(Fault::Cut, usize::MAX, |_, _| true);
+    let start = |words: &&[&str]| {
+        let mut command = kcm(&mount, words, &server.kubeconfig(ADMIN), "DEBUG");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<_> = COMMANDS.iter().map(start).collect();
+    for (child, words) in children.into_iter().zip(COMMANDS) {
+        let output = child.wait_with_output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?} {err}");
+        assert!(err.contains("; trying again in ") && err.contains("; tried for "), "{words:?} {err}");
+        tells_no_secret(&format!("{}{err}", text(&output.stdout)), ADMIN);
+    }
+    assert!(mount.pool("dataplane").exists(), "nothing is taken away");
+}
+
+#[test]
+fn where_nobody_listens_every_command_tries_for_30_seconds_and_says_so_in_one_line() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    let kubeconfig = fs::read_to_string(server.kubeconfig(ADMIN)).unwrap();
+    // A port that was ours a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = mount.home().join("kubeconfig");
+    fs::write(&file, kubeconfig.replace(&server.address().to_string(), &free.to_string())).unwrap();
+    let start = |words: &[&str]| -> Child {
+        let mut command = kcm(&mount, words, &file, "ERROR");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let started = Instant::now();
+    let once: Vec<Child> = COMMANDS.iter().map(|words| start(words)).collect();
+    let loops = ["discover", "node-report --publish", "reconcile --publish"].map(|words| {
+        let words: Vec<&str> = words.split(' ').chain(["--interval=1"]).collect();
+        start(&words)
+    });
+    for (child, words) in once.into_iter().zip(COMMANDS) {
+        let output = child.wait_with_output().unwrap();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!((output.status.code(), err.lines().count()), (Some(1), 1), "{words:?} {err}");
+        assert!(started.elapsed() > Duration::from_secs(20), "{words:?} was tried for long");
+        assert!(err.contains("Connection refused") && err.contains("; tried for "), "{words:?} {err}");
+        assert_eq!(
+            !out.is_empty(),
+            words.contains(&"--publish"),
+            "a report is on stdout all the same: {out}"
+        );
+    }
+    for mut child in loops {
+        assert!(child.try_wait().unwrap().is_none(), "the loop goes on");
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "it ends cleanly when it is told to");
+        let out = text(&output.stdout);
+        let reports = out.matches("\"topology\"").count() + out.matches("mismatchedCpuMasks").count();
+        assert!(out.is_empty() || reports > 2, "{out}");
+        assert!(text(&output.stderr).lines().count() > 1, "it has tried again and again");
+    }
+}

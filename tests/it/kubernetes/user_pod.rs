@@ -1,0 +1,240 @@
+//! What a user's pod sees: the directory with `HostToContainer`, its own PIDs, no capability. The mount reaches it
+//! whenever it was started, and again when it is made anew.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use crate::harness::{KCM, Mount, run, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A node: what is shared with pods is the parent of the mount point, and the daemon is in a mount namespace of
+/// its own, from which its mount reaches the node (`Bidirectional`).
+struct Node {
+    mount: Mount,
+}
+
+impl Node {
+    fn new() -> Self {
+        let mount = Mount::not_mounted();
+        let home = mount.home().display().to_string();
+        for words in [&["--bind", &home, &home][..], &["--make-private", &home], &["--make-shared", &home]] {
+            let (_, err, code) = run(Command::new("mount").args(words));
+            assert_eq!(code, Some(0), "{err}");
+        }
+        Self { mount }
+    }
+
+    fn start(&self) {
+        let mount = self.mount.mount_command();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=unchanged"]).arg(mount.get_program()).args(mount.get_args());
+        let (_, err, code) = run(&mut command);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(self.mount.conf().join("info/version").exists(), "the mount reaches the node");
+    }
+
+    fn pod(&self) -> Pod {
+        Pod::new(self.mount.home(), &self.mount.conf())
+    }
+
+    /// A pod whose hostPath is the mount point itself. What it sees is at another place than on the node.
+    fn pod_of_the_mount_point(&self) -> Pod {
+        Pod::of_host_path(&self.mount.conf(), Path::new("/run/kcm-of-the-node"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.mount.kcm(&["unmount"]).stderr(Stdio::null()).status();
+        for pid in self.mount.daemons() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        for directory in [self.mount.conf(), self.mount.home().to_path_buf()] {
+            let _ = Command::new("umount").arg("-l").arg(directory).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+/// A shell in a container: `mountPropagation: HostToContainer` is rslave.
+struct Pod {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Pod {
+    fn new(home: &Path, conf: &Path) -> Self {
+        Self::start("true", conf, home.parent().unwrap())
+    }
+
+    /// As a container runtime does it: bound to its place in the container, and made a slave.
+    fn of_host_path(path: &Path, place: &Path) -> Self {
+        let bind = "mount -t tmpfs none /run && mkdir $C && mount --rbind $P $C && mount --make-rslave $C";
+        let bind = bind.replace("$P", &path.display().to_string());
+        Self::start(&bind, place, Path::new("/"))
+    }
+
+    fn start(first: &str, conf: &Path, directory: &Path) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=slave", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+        let then = "exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs bash";
+        command.args(["bash", "-c", &format!("{first} && {then}")]);
+        command.env("KCM", KCM).env("C", conf).current_dir(directory);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut pod = Self { child, stdin, stdout };
+        assert_eq!(pod.sh("grep CapEff /proc/self/status"), ("CapEff:\t0000000000000000\n".into(), 0));
+        assert_eq!(pod.sh("echo $$").0, "1\n", "its PIDs are its own");
+        pod
+    }
+
+    /// What a line prints, and its status.
+    fn sh(&mut self, line: &str) -> (String, i32) {
+        writeln!(self.stdin, "( {line} ) 2>&1; echo @$?").unwrap();
+        let mut text = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.stdout.read_line(&mut line).unwrap() > 0, "the pod has ended: {text}");
+            match line.strip_prefix('@') {
+                Some(status) => return (text, status.trim().parse().unwrap()),
+                None => text.push_str(&line),
+            }
+        }
+    }
+
+    /// Claims in both ways.
+    fn claims(&mut self, when: &str) {
+        let isolate =
+            "$KCM isolate --conf-dir=$C --pool=dataplane -- grep Cpus_allowed_list /proc/self/status";
+        assert_eq!(self.sh(isolate), ("Cpus_allowed_list:\t0\n".into(), 0), "{when}");
+        let echo = "bash -c 'echo $$ > $C/pools/dataplane/tasks && cat $C/self/claim && cat $C/pools/dataplane/0/tasks'";
+        let (text, status) = self.sh(echo);
+        let (claim, pid) = text.split_once('\n').expect("two lines");
+        assert_eq!((claim, status), ("dataplane 0", 0), "{when}: {text}");
+        assert!(pid.trim().parse::<u32>().is_ok(), "{when}: {text}");
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_pod_claims_whenever_it_was_started_and_over_restarts_and_remounts() {
+    let node = Node::new();
+    let mut before = node.pod();
+    let (text, status) = before.sh("$KCM describe --conf-dir=$C");
+    assert!(status == 1 && text.contains("no such directory"), "{text}");
+
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0", "1"]);
+    let mut during = node.pod();
+    before.claims("started before the mount");
+    during.claims("started while it is mounted");
+
+    let worker = node.mount.worker().expect("a worker");
+    kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+    during.claims("over the death of the worker");
+    before.claims("over the death of the worker");
+
+    node.mount.stop();
+    let mut after = node.pod();
+    for pod in [&mut before, &mut during, &mut after] {
+        let (text, status) = pod.sh("$KCM describe --conf-dir=$C");
+        assert!(status == 1 && text.contains("kcm mount is not running"), "{text}");
+    }
+    node.start();
+    before.claims("mounted anew");
+    during.claims("mounted anew");
+    after.claims("started after a stop");
+
+    // As when a node runs out of memory: nobody is left to detach.
+    node.mount.kill_daemon();
+    node.start();
+    for pod in [&mut before, &mut during, &mut after] {
+        pod.claims("taken over");
+    }
+}
+
+#[test]
+fn the_example_pod_claims_and_another_one_is_told_why_not() {
+    let node = Node::new();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0"]);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/example-pod.yaml");
+    let pod: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let line = pod["spec"]["containers"][0]["command"][2].as_str().unwrap().replace("/run/kcm/conf", "$C");
+    let script = node.mount.home().join("example");
+    std::fs::write(&script, line).unwrap();
+    let (mut first, mut second) = (node.pod(), node.pod());
+    let command = format!("sh {}", script.display());
+    assert_eq!(first.sh(&format!("timeout 0.5 {command}")), ("my CPUs: 0\n".into(), 124));
+    assert_eq!(
+        first.sh(&format!("({command} >/dev/null &); until [ -s $C/pools/dataplane/0/tasks ]; do :; done")).1,
+        0
+    );
+    let (text, status) = second.sh(&command);
+    assert!(status == 1 && text.contains("EBUSY: no list of dataplane is free (1 taken)"), "{text}");
+}
+
+#[test]
+fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_next_start() {
+    let node = Node::new();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0"]);
+    let mut pod = node.pod();
+    let (_, status) = pod.sh("sleep 1000 & echo $! > $C/pools/dataplane/tasks");
+    assert_eq!(status, 0);
+    let holder = node.mount.read("pools/dataplane/0/tasks");
+    assert!(!holder.is_empty());
+    // What the kubelet does to the container.
+    kill(Pid::from_raw(node.mount.keeper() as i32), Signal::SIGTERM).unwrap();
+    until("the daemon has gone", || node.mount.daemons().is_empty());
+    let (text, status) = pod.sh("ls $C/pools");
+    assert_ne!(status, 0, "{text}");
+    node.start();
+    assert_eq!(node.mount.read("pools/dataplane/0/tasks"), holder, "the claim has outlived the daemon");
+    let (text, status) = pod.sh("bash -c 'echo $$ > $C/pools/dataplane/tasks'");
+    assert!(status != 0 && text.contains("busy"), "{text}");
+}
+
+#[test]
+fn a_pod_of_the_mount_point_itself_keeps_the_mount_that_it_has_started_with_for_ever() {
+    let node = Node::new();
+    std::fs::create_dir(node.mount.conf()).unwrap();
+    let mut before = node.pod_of_the_mount_point();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0", "1"]);
+    let mut during = node.pod_of_the_mount_point();
+    // One that found nothing mounted is told of what is mounted there.
+    before.claims("started before the mount");
+    during.claims("started while it is mounted");
+
+    let worker = node.mount.worker().expect("a worker");
+    kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+    before.claims("over the death of the worker");
+    during.claims("over the death of the worker: the mount is the same");
+
+    node.mount.stop();
+    let mut after = node.pod_of_the_mount_point();
+    node.start();
+    before.claims("mounted anew");
+    after.claims("started after a stop");
+    let is_dead = |pod: &mut Pod| {
+        let (text, status) = pod.sh("ls $C/pools");
+        assert!(status != 0 && text.contains("Transport endpoint is not connected"), "{text}");
+        let (text, status) = pod.sh("$KCM isolate --conf-dir=$C --pool=dataplane -- true");
+        assert!(status == 1 && text.contains("kcm mount is not running; start it"), "{text}");
+    };
+    is_dead(&mut during);
+    node.mount.kill_daemon();
+    node.start();
+    is_dead(&mut during);
+    before.claims("taken over");
+    node.pod_of_the_mount_point().claims("what helps: a pod that is started anew");
+}

@@ -1,0 +1,200 @@
+//! What is told of what happened: `info/events` and `info/reclaimed`.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+
+use crate::harness::{Mount, Sleeper, Stray, as_nobody, errno, killed_on, until, write};
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+/// How many events, and how many reclaimed claims, are kept.
+const KEPT: usize = 1024;
+
+/// JSON lines.
+fn lines(mount: &Mount, file: &str) -> Vec<Value> {
+    let text = mount.read(file);
+    assert!(text.is_empty() || text.ends_with('\n'), "{file} ends in a whole line");
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn seqs(lines: &[Value]) -> Vec<u64> {
+    lines.iter().map(|line| line["seq"].as_u64().expect("a number")).collect()
+}
+
+/// The line without what differs from run to run.
+fn plain(line: &Value) -> Value {
+    let mut line = line.clone();
+    let time = line.as_object_mut().and_then(|line| line.remove("time")).expect("a time");
+    let time = time.as_str().expect("text");
+    assert!(time.len() == "2026-11-24T10:15:02.123Z".len() && time.ends_with('Z'), "{time}");
+    line.as_object_mut().and_then(|line| line.remove("seq")).expect("a number");
+    line
+}
+
+#[test]
+fn events_tell_in_order_what_became_of_each_claim() {
+    let mount = Mount::with_dataplane();
+    let (list_0, list_1) = (mount.tasks("dataplane", "0"), mount.tasks("dataplane", "1"));
+    let task = Sleeper::new();
+    let pid = task.pid();
+    write(&list_0, pid.to_string()).unwrap();
+    write(&list_1, pid.to_string()).unwrap();
+    write(&list_1, format!("-{pid}")).unwrap();
+    write(&list_1, pid.to_string()).unwrap();
+    assert_eq!(errno(write(&list_1, "0")), Errno::EBUSY);
+    task.end();
+    let ended = mount.sh("echo $$ > $C/pools/dataplane/1/tasks; echo $$");
+    let heir = mount.sh("echo $$ > $C/pools/dataplane/1/tasks; sleep 1000 >&- 2>&- & echo $$ $!");
+    let (shell, heir) = heir.trim().split_once(' ').unwrap();
+    let heir = Stray(heir.parse().unwrap());
+    let shell: u32 = shell.parse().unwrap();
+
+    let found: Vec<Value> = lines(&mount, "info/events").iter().map(plain).collect();
+    let on = |event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid });
+    let mut moved = on("moved", "1", pid);
+    moved["from"] = json!("dataplane 0");
+    let mut inherited = on("inherited", "1", heir.0);
+    inherited["from"] = json!(shell.to_string());
+    let refused = json!({
+        "event": "refused",
+        "pid": std::process::id(),
+        "errno": "EBUSY",
+        "reason": format!(
+            "dataplane 1 is held by {pid} for 0 s; dataplane 0 is free; a write to pools/dataplane/tasks finds it"
+        ),
+    });
+    let ended: u32 = ended.trim().parse().unwrap();
+    let expected = [
+        on("claimed", "0", pid),
+        moved,
+        on("released", "1", pid),
+        on("claimed", "1", pid),
+        refused,
+        on("reclaimed", "1", pid),
+        on("claimed", "1", ended),
+        on("ended", "1", ended),
+        on("claimed", "1", shell),
+        inherited,
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_death_that_nobody_has_looked_at_is_told_by_the_events() {
+    let mount = Mount::with_shared();
+    let pid = killed_on(&mount.tasks("shared", "0"));
+    assert_eq!(
+        lines(&mount, "info/events").last().map(|line| (&line["event"], &line["pid"])).unwrap(),
+        (&json!("reclaimed"), &json!(pid))
+    );
+}
+
+#[test]
+fn the_newest_1024_events_are_kept_with_numbers_without_a_gap() {
+    let mount = Mount::with_shared();
+    let mut file = File::options().write(true).open(mount.tasks("shared", "0")).unwrap();
+    for round in 0..KEPT + 100 {
+        assert_eq!(errno(file.write(format!("x{round}").as_bytes())), Errno::EINVAL);
+    }
+    let found = lines(&mount, "info/events");
+    let seqs = seqs(&found);
+    assert_eq!(seqs.len(), KEPT);
+    assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{seqs:?}");
+    for (line, round) in [(&found[0], 100), (&found[KEPT - 1], KEPT + 99)] {
+        let reason = line["reason"].as_str().unwrap();
+        assert!(reason.starts_with(&format!("\"x{round}\" is no PID; ")), "{reason}");
+    }
+}
+
+#[test]
+fn events_outlive_the_daemon_and_their_numbers_go_on() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let mut earlier: Vec<u64> = Vec::new();
+    for round in 0..3 {
+        killed_on(&tasks);
+        let seqs = seqs(&lines(&mount, "info/events"));
+        assert!(seqs.len() > earlier.len() && seqs.starts_with(&earlier), "{seqs:?} after {earlier:?}");
+        assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
+        earlier = seqs;
+        if round == 0 {
+            mount.stop();
+        } else {
+            mount.kill_daemon();
+        }
+        mount.start();
+    }
+}
+
+#[test]
+fn only_root_reads_what_happened() {
+    let mount = Mount::with_shared();
+    mount.let_everybody_in();
+    for file in ["info/events", "info/reclaimed"] {
+        let refused = as_nobody(|| fs::read(mount.conf().join(file)));
+        assert_eq!(errno(refused), Errno::EACCES, "{file}");
+    }
+    assert!(as_nobody(|| fs::read(mount.conf().join("info/metrics"))).is_ok());
+}
+
+#[test]
+fn reclaimed_holds_the_killed_until_they_are_acknowledged() {
+    let mount = Mount::with_dataplane();
+    let list = mount.tasks("dataplane", "1");
+    let file = mount.conf().join("info/reclaimed");
+    assert_eq!(mount.read("info/reclaimed"), "");
+    let pids: Vec<u32> = (0..3).map(|_| killed_on(&list)).collect();
+    mount.sh("echo $$ > $C/pools/dataplane/1/tasks");
+    let found = lines(&mount, "info/reclaimed");
+    let expected: Vec<Value> =
+        pids.iter().map(|pid| json!({ "pid": pid, "pool": "dataplane", "cpus": "1" })).collect();
+    assert_eq!(found.iter().map(plain).collect::<Vec<_>>(), expected, "who exits by itself is not told of");
+
+    let seqs = seqs(&found);
+    for (event, seq) in
+        lines(&mount, "info/events").iter().filter(|line| line["event"] == "reclaimed").zip(&seqs)
+    {
+        assert_eq!(event["seq"], *seq, "events and reclaimed have the same numbers");
+    }
+    for nonsense in ["x", "-1", "1.5", "1 2", "99999999999999999999999", "\u{fffd}"] {
+        assert_eq!(errno(write(&file, nonsense)), Errno::EINVAL, "{nonsense}");
+    }
+    let left = || {
+        lines(&mount, "info/reclaimed").iter().map(|line| line["seq"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(left(), seqs);
+    write(&file, format!("{}\n", seqs[1])).unwrap();
+    assert_eq!(left(), seqs[2..]);
+    write(&file, seqs[0].to_string()).unwrap();
+    assert_eq!(left(), seqs[2..], "what comes after is not acknowledged by an older number");
+    mount.stop();
+    mount.start();
+    assert_eq!(left(), seqs[2..], "neither forgotten nor told again by the next daemon");
+    write(&file, "18446744073709551615").unwrap();
+    assert_eq!(left(), [0_u64; 0]);
+}
+
+#[test]
+fn the_newest_1024_reclaimed_are_kept_then_a_count_of_those_dropped() {
+    let mount = Mount::with_shared();
+    let tasks = mount.tasks("shared", "0");
+    let pids: Vec<u32> = (0..KEPT + 5).map(|_| killed_on(&tasks)).collect();
+    let found = lines(&mount, "info/reclaimed");
+    let (dropped, kept) = found.split_last().unwrap();
+    assert_eq!(*dropped, json!({ "dropped": 5 }));
+    let kept: Vec<u64> = kept.iter().map(|line| line["pid"].as_u64().unwrap()).collect();
+    assert_eq!(kept, pids[5..].iter().map(|&pid| u64::from(pid)).collect::<Vec<_>>());
+    mount.kill_daemon();
+    mount.start();
+    assert_eq!(lines(&mount, "info/reclaimed"), found, "the count outlives the daemon too");
+    let seqs = seqs(&found[..KEPT]);
+    write(&mount.conf().join("info/reclaimed"), (seqs[0] - 1).to_string()).unwrap();
+    assert_eq!(lines(&mount, "info/reclaimed"), found, "who has read less has not heard of those dropped");
+    let last = seqs[KEPT - 1];
+    write(&mount.conf().join("info/reclaimed"), last.to_string()).unwrap();
+    assert_eq!(mount.read("info/reclaimed"), "");
+    until("the next one is told of", || {
+        killed_on(&tasks);
+        lines(&mount, "info/reclaimed").len() == 1
+    });
+}

@@ -1,0 +1,13 @@
+//! The tree: names, modes, reads, polls and refused operations.
+
+pub mod configuring;
+pub mod events;
+pub mod hostile;
+pub mod metrics;
+pub mod nodes;
+pub mod polling;
+pub mod refused;
+pub mod rights;
+pub mod self_dir;
+pub mod shell;
+pub mod snapshots;

@@ -1,0 +1,317 @@
+//! Waiting: poll(2) on a `tasks` file tells that it has changed since it was read, and nothing else.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crate::harness::{Mount, PATIENCE, Sleeper, errno, run, text, until, write};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gettid};
+
+/// What poll(2) says to somebody who asks for all of it.
+fn events(file: &File, timeout: PollTimeout) -> PollFlags {
+    let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT | PollFlags::POLLPRI)];
+    poll(&mut fds, timeout).expect("poll");
+    fds[0].revents().expect("known events")
+}
+
+fn has_changed(file: &File) -> bool {
+    events(file, PollTimeout::ZERO).contains(PollFlags::POLLPRI)
+}
+
+fn open(path: &Path) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+fn read(file: &mut File) -> String {
+    let mut content = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut content).unwrap();
+    content
+}
+
+/// Whether the thread (or process) sleeps in poll(2).
+fn sleeps(tid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|function| function.contains("poll"))
+}
+
+/// Somebody who has read a file and sleeps until it changes.
+struct Poller {
+    thread: JoinHandle<String>,
+    tid: Pid,
+}
+
+impl Poller {
+    /// It gives what the file reads as once it has changed.
+    fn on(mut file: File) -> Self {
+        read(&mut file);
+        Self::asleep(move |timeout| {
+            poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout).expect("poll");
+            read(&mut file)
+        })
+    }
+
+    fn asleep(work: impl FnOnce(PollTimeout) -> String + Send + 'static) -> Self {
+        let (tell, tid) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            tell.send(gettid()).unwrap();
+            work(PollTimeout::try_from(2 * PATIENCE).unwrap())
+        });
+        let tid = tid.recv().unwrap();
+        until("the poller sleeps", || sleeps(tid));
+        Self { thread, tid }
+    }
+
+    fn content(self) -> String {
+        until("the poller has been woken", || self.thread.is_finished());
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn a_file_is_ready_until_it_is_read_and_again_when_it_has_changed() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    let (list, pool) = (mount.tasks("shared", "0"), mount.pool("shared").join("tasks"));
+    let ordinary = PollFlags::POLLIN | PollFlags::POLLOUT;
+    for path in [&list, &pool] {
+        let mut file = open(path);
+        let all = ordinary | PollFlags::POLLPRI | PollFlags::POLLERR;
+        assert_eq!(events(&file, PollTimeout::ZERO), all, "nothing has been read, as in kernfs");
+        read(&mut file);
+        assert_eq!(events(&file, PollTimeout::ZERO), ordinary);
+        write(&list, task.pid().to_string()).unwrap();
+        assert_eq!(events(&file, PollTimeout::ZERO), all);
+        assert!(has_changed(&file), "also to who asks twice");
+        read(&mut file);
+        assert_eq!(events(&file, PollTimeout::ZERO), ordinary);
+        write(&list, format!("-{}", task.pid())).unwrap();
+        assert!(has_changed(&file));
+    }
+}
+
+#[test]
+fn every_change_of_a_list_is_told_and_none_of_another() {
+    let mount = Mount::with_shared();
+    let (a, b) = (Sleeper::new(), Sleeper::new());
+    let paths = [mount.tasks("shared", "0"), mount.tasks("shared", "1"), mount.pool("shared").join("tasks")];
+    let mut files = paths.each_ref().map(|path| open(path));
+    let mut changed_after = |what: &dyn Fn()| {
+        files.iter_mut().for_each(|file| drop(read(file)));
+        what();
+        files.each_ref().map(has_changed)
+    };
+    let [list_0, list_1, _] = &paths;
+    let (claim, release) = (a.pid().to_string(), format!("-{}", a.pid()));
+    assert_eq!(changed_after(&|| ()), [false, false, false]);
+    assert_eq!(changed_after(&|| write(list_0, &claim).unwrap()), [true, false, true], "a claim");
+    assert_eq!(changed_after(&|| write(list_0, &claim).unwrap()), [false, false, false], "a repeated one");
+    assert_eq!(changed_after(&|| write(list_1, &claim).unwrap()), [true, true, true], "a move");
+    assert_eq!(changed_after(&|| write(list_0, &release).unwrap()), [false, false, false], "nothing of 0");
+    assert_eq!(changed_after(&|| write(list_1, &release).unwrap()), [false, true, true], "a release");
+    assert_eq!(changed_after(&|| assert!(write(list_1, "x").is_err())), [false, false, false], "a refusal");
+    write(list_1, b.pid().to_string()).unwrap();
+    let b = std::cell::Cell::new(Some(b));
+    assert_eq!(changed_after(&|| b.take().unwrap().end()), [false, true, true], "a death");
+}
+
+#[test]
+fn whoever_sleeps_is_woken_however_many_there_are() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    let (list, pool) = (mount.tasks("shared", "0"), mount.pool("shared").join("tasks"));
+    let mut readers: Vec<Poller> = Vec::new();
+    let mut sharers: Vec<Poller> = Vec::new();
+    for _ in 0..25 {
+        readers.push(Poller::on(open(&list)));
+        readers.push(Poller::on(open(&pool)));
+        let mut file = open(&list);
+        read(&mut file);
+        let file = Arc::new(file);
+        for file in [Arc::clone(&file), file] {
+            // Without reading it, which would be news to the other one.
+            sharers.push(Poller::asleep(move |timeout| {
+                let woken = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout);
+                assert_eq!(woken, Ok(1));
+                String::new()
+            }));
+        }
+    }
+    assert!(readers.iter().chain(&sharers).all(|poller| !poller.thread.is_finished()));
+    write(&list, task.pid().to_string()).unwrap();
+    for poller in readers {
+        assert_eq!(poller.content(), format!("{}\n", task.pid()));
+    }
+    for poller in sharers {
+        poller.content();
+    }
+}
+
+#[test]
+fn a_death_that_nobody_has_looked_at_wakes() {
+    let mount = Mount::with_dataplane();
+    let task = Sleeper::new();
+    write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
+    let pollers = [mount.tasks("dataplane", "1"), mount.pool("dataplane").join("tasks")]
+        .map(|path| Poller::on(open(&path)));
+    task.end();
+    assert_eq!(pollers.map(Poller::content), ["", ""]);
+}
+
+#[test]
+fn who_sleeps_on_one_list_is_not_woken_by_another() {
+    let mount = Mount::with_shared();
+    let (a, b) = (Sleeper::new(), Sleeper::new());
+    let poller = Poller::on(open(&mount.tasks("shared", "1")));
+    let tid = poller.tid;
+    for _ in 0..20 {
+        write(&mount.tasks("shared", "0"), a.pid().to_string()).unwrap();
+        write(&mount.tasks("shared", "0"), format!("-{}", a.pid())).unwrap();
+    }
+    write(&mount.tasks("shared", "0"), a.pid().to_string()).unwrap();
+    a.end();
+    assert_eq!(mount.read("pools/shared/tasks"), "");
+    until("it sleeps on", || sleeps(tid));
+    write(&mount.tasks("shared", "1"), b.pid().to_string()).unwrap();
+    assert_eq!(poller.content(), format!("{}\n", b.pid()), "or it would have read nothing");
+}
+
+#[test]
+fn who_sleeps_on_a_list_is_woken_when_it_is_removed() {
+    let mount = Mount::with_dataplane();
+    mount.make_pool("empty", false, &[]);
+    for directory in [mount.pool("dataplane").join("1"), mount.pool("empty")] {
+        let mut file = open(&directory.join("tasks"));
+        read(&mut file);
+        let poller = Poller::asleep(move |timeout| {
+            let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+            poll(&mut fds, timeout).expect("poll");
+            assert_eq!(fds[0].revents(), Some(PollFlags::POLLPRI | PollFlags::POLLERR));
+            file.rewind().unwrap();
+            assert_eq!(errno(file.read(&mut [0; 9])), Errno::ENODEV);
+            "gone".into()
+        });
+        fs::remove_dir(&directory).unwrap();
+        assert_eq!(poller.content(), "gone");
+    }
+}
+
+#[test]
+fn who_sleeps_over_a_workers_death_is_woken_by_the_next_change() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    let mut file = open(&mount.tasks("shared", "0"));
+    read(&mut file);
+    let poller = Poller::asleep(move |timeout| {
+        // Once for nothing, because what was read before is not known any more.
+        loop {
+            poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout).expect("poll");
+            match read(&mut file) {
+                nothing if nothing.is_empty() => {}
+                content => break content,
+            }
+        }
+    });
+    let tid = poller.tid;
+    for _ in 0..3 {
+        let worker = mount.worker().expect("a worker");
+        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+        until("another worker serves", || mount.worker().is_some_and(|other| other != worker));
+        assert_eq!(mount.read("pools/shared/0/tasks"), "");
+        until("the poller sleeps again", || sleeps(tid));
+    }
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    assert_eq!(poller.content(), format!("{}\n", task.pid()));
+}
+
+/// `kcm isolate` of something that says which list it got, asleep until there is one.
+fn waiting(mount: &Mount, words: &[&str]) -> Sleeper {
+    let command = ["isolate", "--pool=dataplane", "--wait", "--"].iter().chain(words).copied();
+    let mut command = mount.kcm(&command.collect::<Vec<_>>());
+    let waiting = Sleeper::spawn(command.stdout(Stdio::piped()));
+    until("it waits", || sleeps(Pid::from_raw(waiting.pid() as i32)));
+    waiting
+}
+
+#[test]
+fn isolate_wait_gets_the_list_when_its_holder_dies() {
+    let mount = Mount::with_dataplane();
+    let holders = ["0", "1"].map(|list| {
+        let task = Sleeper::new();
+        write(&mount.tasks("dataplane", list), task.pid().to_string()).unwrap();
+        task
+    });
+    let [first, second] = holders;
+    let mut waiting = waiting(&mount, &["sh", "-c", "echo $KCM_CPUS_ASSIGNED"]);
+    second.end();
+    let mut said = String::new();
+    waiting.child().stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "1\n");
+    assert!(waiting.child().wait().unwrap().success());
+    first.end();
+}
+
+#[test]
+fn of_two_that_wait_each_gets_the_list_in_its_turn() {
+    let mount = Mount::new();
+    mount.make_pool("dataplane", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).unwrap();
+    let mut both = [waiting(&mount, &["sleep", "1000"]), waiting(&mount, &["sleep", "1000"])];
+    holder.end();
+    let mut served = Vec::new();
+    until("both have had it", || {
+        if let Ok(pid) = mount.read("pools/dataplane/0/tasks").trim().parse::<u32>() {
+            assert!(both.iter().any(|waiting| waiting.pid() == pid), "{pid}");
+            if !served.contains(&pid) {
+                served.push(pid);
+            }
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+        }
+        served.len() == 2
+    });
+    for waiting in &mut both {
+        waiting.child().wait().unwrap();
+    }
+}
+
+#[test]
+fn isolate_wait_gives_up_when_its_time_is_over() {
+    let mount = Mount::new();
+    mount.make_pool("dataplane", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).unwrap();
+    let started = Instant::now();
+    let (out, err, status) =
+        run(&mut mount.kcm(&["isolate", "--pool=dataplane", "--wait=1", "--", "echo", "started"]));
+    assert!(started.elapsed().as_secs() >= 1);
+    assert_eq!((&*out, &*err, status), ("", "ERROR:root:No free cpu lists in pool dataplane\n", Some(1)));
+    assert_eq!(mount.read("pools/dataplane/0/tasks"), format!("{}\n", holder.pid()));
+}
+
+#[test]
+fn a_client_that_is_killed_while_it_waits_never_hangs() {
+    let mount = Mount::new();
+    mount.make_pool("dataplane", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).unwrap();
+    let daemons = mount.daemons();
+    let mut stays = waiting(&mount, &["echo", "it lives"]);
+    for _ in 0..10 {
+        waiting(&mount, &["false"]).end();
+    }
+    let killed: Vec<Sleeper> = (0..10).map(|_| waiting(&mount, &["false"])).collect();
+    killed.into_iter().for_each(Sleeper::end);
+    holder.end();
+    let mut said = Vec::new();
+    stays.child().stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert_eq!(text(&said), "it lives\n");
+    assert_eq!(mount.daemons(), daemons);
+}

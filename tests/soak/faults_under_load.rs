@@ -1,0 +1,193 @@
+//! The daemon is killed at random moments while several clients claim, move, release and configure: what was
+//! acknowledged is there when it is back, and no exclusive list ever has two.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use crate::harness::{Machine, Mount, Sleeper, masks};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long there is load.
+const LOAD: Duration = Duration::from_secs(6);
+const LISTS: [(&str, &str); 2] = [("excl", "0"), ("shared", "1")];
+
+/// Numbers that look random (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// What may be, as far as its one client knows: more than one thing where an answer failed to come.
+#[derive(Debug, Default)]
+struct Known<T>(BTreeSet<T>);
+
+impl<T: Ord + Copy + std::fmt::Debug> Known<T> {
+    fn is(value: T) -> Self {
+        Self([value].into())
+    }
+
+    fn learn(&mut self, result: &io::Result<()>, value: T) {
+        match result {
+            Ok(()) => *self = Self::is(value),
+            // It was refused, and nothing has happened.
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+            Err(_) => {
+                self.0.insert(value);
+            }
+        }
+    }
+
+    fn check(&mut self, value: T, what: &str) {
+        assert!(self.0.contains(&value), "{what} is {value:?}, should be one of {:?}", self.0);
+        *self = Self::is(value);
+    }
+}
+
+/// A task that one client claims, moves and releases; and the list on which it is, of [`LISTS`].
+struct Claimed {
+    task: Sleeper,
+    list: Known<Option<usize>>,
+}
+
+struct World {
+    mount: Mount,
+    machine: Machine,
+    tasks: Vec<Mutex<Claimed>>,
+    /// Whether the list `shared 2-3` is there.
+    configured: Mutex<Known<bool>>,
+    /// Held by clients while they ask, by whoever looks at everything while nobody may.
+    gate: RwLock<()>,
+    is_over: AtomicBool,
+    acknowledged: Mutex<u64>,
+}
+
+impl World {
+    fn claim_and_release(&self, number: usize) {
+        let mut random = Random(number as u64 + 1);
+        while !self.is_over.load(Ordering::Relaxed) {
+            let _gate = self.gate.read().unwrap();
+            let Claimed { task, list } = &mut *self.tasks[number].lock().unwrap();
+            let result = match random.below(3) {
+                choice @ 0..2 => {
+                    let (pool, cpus) = LISTS[choice as usize];
+                    let result = write(&self.mount, pool, cpus, &task.pid().to_string());
+                    list.learn(&result, Some(choice as usize));
+                    result
+                }
+                _ => {
+                    let on = list.0.iter().next().copied().flatten().unwrap_or(0);
+                    let (pool, cpus) = LISTS[on];
+                    let result = write(&self.mount, pool, cpus, &format!("-{}", task.pid()));
+                    if list.0.iter().all(|list| list.is_none_or(|list| list == on)) {
+                        list.learn(&result, None);
+                    } else {
+                        // Where it may be elsewhere, a release here says nothing.
+                        list.0.insert(None);
+                    }
+                    result
+                }
+            };
+            *self.acknowledged.lock().unwrap() += u64::from(result.is_ok());
+        }
+    }
+
+    fn configure(&self) {
+        let list = self.mount.pool("shared").join("2-3");
+        while !self.is_over.load(Ordering::Relaxed) {
+            let _gate = self.gate.read().unwrap();
+            let mut there = self.configured.lock().unwrap();
+            let make = there.0.contains(&false);
+            let result = if make { fs::create_dir(&list) } else { fs::remove_dir(&list) };
+            there.learn(&result, make);
+            *self.acknowledged.lock().unwrap() += u64::from(result.is_ok());
+        }
+    }
+
+    /// Nobody is on the way anywhere: everything has to be as it was acknowledged.
+    fn check(&self) {
+        let _gate = self.gate.write().unwrap();
+        let there = self.mount.pool("shared").join("2-3").exists();
+        self.configured.lock().unwrap().check(there, "shared 2-3");
+        let lists = LISTS.map(|(pool, list)| {
+            let text = fs::read_to_string(self.mount.tasks(pool, list)).unwrap();
+            text.trim().split(',').filter_map(|pid| pid.parse::<u32>().ok()).collect::<Vec<u32>>()
+        });
+        assert!(lists[0].len() <= 1, "{lists:?}");
+        for claimed in &self.tasks {
+            let Claimed { task, list } = &mut *claimed.lock().unwrap();
+            let on: Vec<usize> = (0..LISTS.len()).filter(|&list| lists[list].contains(&task.pid())).collect();
+            assert!(on.len() <= 1, "{lists:?}");
+            let on = on.first().copied();
+            list.check(on, &format!("the list of {}", task.pid()));
+            assert_eq!(masks(task.pid()), [on.map_or("0-1", |on| LISTS[on].1)], "of {}", task.pid());
+        }
+    }
+}
+
+/// As [`crate::harness::write`], for a mount that may not be there.
+fn write(mount: &Mount, pool: &str, list: &str, text: &str) -> io::Result<()> {
+    crate::harness::write(&mount.tasks(pool, list), text)
+}
+
+#[test]
+fn under_load_nothing_acknowledged_is_lost_and_nothing_is_granted_twice() {
+    let (mount, machine) = (Mount::not_mounted(), Machine::of_2017());
+    mount.start_on(&machine);
+    mount.make_pool("excl", true, &["0"]);
+    mount.make_pool("shared", false, &["1"]);
+    let claimed = || Mutex::new(Claimed { task: Sleeper::new(), list: Known::is(None) });
+    let world = World {
+        mount,
+        machine,
+        tasks: (0..4).map(|_| claimed()).collect(),
+        configured: Mutex::new(Known::is(false)),
+        gate: RwLock::default(),
+        is_over: AtomicBool::new(false),
+        acknowledged: Mutex::default(),
+    };
+    let mut random = Random(std::process::id().into());
+    let (mut workers, mut daemons) = (0, 0);
+    let end = Instant::now() + LOAD;
+    std::thread::scope(|scope| {
+        // Also when a check fails: the clients end, and with them the scope.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _over = Over(&world.is_over);
+        let world = &world;
+        for number in 0..world.tasks.len() {
+            scope.spawn(move || world.claim_and_release(number));
+        }
+        scope.spawn(|| world.configure());
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(random.below(40_000)));
+            if random.below(3) == 0 {
+                world.mount.kill_daemon();
+                world.mount.start_on(&world.machine);
+                daemons += 1;
+            } else if let Some(worker) = world.mount.worker() {
+                let _ = kill(Pid::from_raw(worker as i32), Signal::SIGKILL);
+                workers += 1;
+            }
+            world.check();
+        }
+    });
+    let acknowledged = *world.acknowledged.lock().unwrap();
+    assert!(workers > 5 && daemons > 2, "{workers} workers and {daemons} daemons were killed");
+    assert!(acknowledged > 100, "{acknowledged} operations were acknowledged");
+}

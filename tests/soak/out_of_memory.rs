@@ -1,0 +1,51 @@
+//! A worker which the kernel kills for memory comes back.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+
+use crate::harness::{Cgroup, Mount, Sleeper, until, write};
+
+#[test]
+fn a_worker_that_the_kernel_kills_for_memory_comes_back_and_its_clients_go_on() {
+    let cgroup = Cgroup::new("/sys/fs/cgroup/memory");
+    cgroup.write("memory.limit_in_bytes", "32M");
+    let mount = Mount::not_mounted();
+    let procs = cgroup.0.join("cgroup.procs");
+    let line = "echo $$ > $PROCS && exec $KCM mount --conf-dir=$C --state-dir=$S";
+    assert!(mount.bash(line).env("PROCS", &procs).status().unwrap().success());
+    mount.make_pool("shared", false, &["0", "1"]);
+    let task = Sleeper::new();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    let keeper = mount.keeper();
+    let killed = || killed_for_memory(&cgroup);
+    // Each open file keeps what was read from it: some 200 KiB each.
+    for _ in 0..1100 {
+        write(&mount.tasks("shared", "1"), "nonsense that makes a long line of events ".repeat(3))
+            .unwrap_err();
+    }
+    let mut open = Vec::new();
+    until("the kernel has killed it", || {
+        let mut file = File::open(mount.conf().join("info/events")).expect("open");
+        let mut some = [0; 4096];
+        // Not to its end: so the rest is kept for us. The events themselves end with the worker.
+        let _ = file.read(&mut some[..1]).expect("a read");
+        open.push(file);
+        if open.len() > 2000 {
+            open.clear();
+        }
+        killed() > 0
+    });
+    drop(open);
+    assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
+    let mut file = fs::OpenOptions::new().write(true).open(mount.tasks("shared", "1")).unwrap();
+    file.write_all(task.pid().to_string().as_bytes()).expect("a move");
+    assert_eq!(mount.keeper(), keeper);
+    mount.kill_daemon();
+}
+
+/// How many processes the kernel has killed for the cgroup's limit.
+fn killed_for_memory(cgroup: &Cgroup) -> u64 {
+    let text = fs::read_to_string(cgroup.0.join("memory.oom_control")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.expect("oom_kill").parse().unwrap()
+}
