@@ -11,14 +11,14 @@
     reason = "a benchmark fails by panicking"
 )]
 
-mod bed;
+mod baselines;
 mod client;
 #[path = "../../tests/it/harness/mod.rs"]
 mod common;
-mod crowd;
-mod empty;
+mod harness;
 mod machine;
-mod peers;
+mod null_fs;
+mod process_group;
 mod rows;
 mod stats;
 mod table;
@@ -40,8 +40,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         [client::FLAG, job] => client::run(job)?,
-        [empty::FLAG, dir, flags @ ..] => empty::serve(dir, flags.contains(&empty::REMEMBERED))?,
-        [crowd::FLAG, count] => crowd::threads(count)?,
+        [null_fs::FLAG, dir, flags @ ..] => null_fs::serve(dir, flags.contains(&null_fs::REMEMBERED))?,
+        [process_group::FLAG, count] => process_group::threads(count)?,
         ["--check", names @ ..] => return check(names),
         names => {
             let (rows, words) = measure(names);
@@ -102,10 +102,10 @@ fn check(names: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn document(rows: &[Row], words: &str) -> String {
-    let met = rows.iter().filter(|row| row.aim != table::Aim::Told && row.is_met()).count();
-    let aims = rows.iter().filter(|row| row.aim != table::Aim::Told).count();
+    let met = rows.iter().filter(|row| row.target != table::Target::Informational && row.is_met()).count();
+    let targets = rows.iter().filter(|row| row.target != table::Target::Informational).count();
     format!(
-        "{HEAD}\n{words}. {met} of {aims} aims are met.\n\n{}\n## What was really done\n\n{}",
+        "{HEAD}\n{words}. {met} of {targets} targets are met.\n\n{}\n## What was really done\n\n{}",
         table::markdown(rows),
         table::notes(rows)
     )

@@ -13,7 +13,7 @@ const NOISE_ON_TOP: f64 = 0.15;
 
 /// What is wanted of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Aim {
+pub enum Target {
     /// The ratio is at most this.
     AtMost(f64),
     /// The ratio is at least this.
@@ -21,7 +21,7 @@ pub enum Aim {
     /// What kcm takes is at most this, in the row's unit.
     Within(f64),
     /// Nothing: the row tells something about others.
-    Told,
+    Informational,
 }
 
 /// One line.
@@ -39,33 +39,33 @@ pub struct Row {
     pub theirs_p99: Option<f64>,
     pub unit: &'static str,
     pub ratio: f64,
-    pub aim: Aim,
+    pub target: Target,
     /// What was really done, where the work cannot be done as it is called.
     pub note: String,
 }
 
 impl Row {
     pub fn is_met(&self) -> bool {
-        match self.aim {
-            Aim::AtMost(most) => self.ratio <= most,
-            Aim::AtLeast(least) => self.ratio >= least,
-            Aim::Within(most) => self.kcm <= most,
-            Aim::Told => true,
+        match self.target {
+            Target::AtMost(most) => self.ratio <= most,
+            Target::AtLeast(least) => self.ratio >= least,
+            Target::Within(most) => self.kcm <= most,
+            Target::Informational => true,
         }
     }
 
-    fn aim(&self) -> String {
-        match self.aim {
-            Aim::AtMost(most) => format!("≤ {most} ×"),
-            Aim::AtLeast(least) => format!("≥ {least} ×"),
-            Aim::Within(most) => format!("≤ {most} {}", self.unit),
-            Aim::Told => String::new(),
+    fn target(&self) -> String {
+        match self.target {
+            Target::AtMost(most) => format!("≤ {most} ×"),
+            Target::AtLeast(least) => format!("≥ {least} ×"),
+            Target::Within(most) => format!("≤ {most} {}", self.unit),
+            Target::Informational => String::new(),
         }
     }
 
     fn met(&self) -> &'static str {
-        match (self.aim, self.is_met()) {
-            (Aim::Told, _) => "",
+        match (self.target, self.is_met()) {
+            (Target::Informational, _) => "",
             (_, true) => "yes",
             (_, false) => "**no**",
         }
@@ -75,11 +75,11 @@ impl Row {
     /// another machine's.
     pub fn is_worse_than(&self, committed: f64) -> bool {
         let noise = if self.name.ends_with("p99") { NOISE_OF_TAILS } else { NOISE };
-        match self.aim {
-            Aim::AtMost(_) => self.ratio > committed * noise + NOISE_ON_TOP,
-            Aim::AtLeast(_) => self.ratio < committed / noise - NOISE_ON_TOP,
-            Aim::Within(_) => !self.is_met(),
-            Aim::Told => false,
+        match self.target {
+            Target::AtMost(_) => self.ratio > committed * noise + NOISE_ON_TOP,
+            Target::AtLeast(_) => self.ratio < committed / noise - NOISE_ON_TOP,
+            Target::Within(_) => !self.is_met(),
+            Target::Informational => false,
         }
     }
 
@@ -97,13 +97,13 @@ impl Row {
             self.beside.clone(),
             figure(self.theirs, self.theirs_p99),
             ratio,
-            self.aim(),
+            self.target(),
             self.met().to_owned(),
         ]
     }
 }
 
-const HEAD: [&str; 8] = ["row", "work", "kcm", "beside it", "takes", "ratio", "aim", "met"];
+const HEAD: [&str; 8] = ["row", "work", "kcm", "beside it", "takes", "ratio", "target", "met"];
 
 /// Three figures say enough.
 fn number(value: f64) -> String {

@@ -8,7 +8,7 @@ mod stats;
 mod table;
 
 use stats::{Rounds, Samples};
-use table::{Aim, Row};
+use table::{Row, Target};
 
 #[test]
 fn the_median_and_the_slowest_in_a_hundred() {
@@ -36,15 +36,15 @@ fn contenders_are_compared_round_by_round() {
 
 #[test]
 fn a_row_is_met_or_not_and_worse_only_beyond_noise() {
-    let row = |ratio, aim| Row { ratio, aim, ..row() };
-    assert!(row(2.5, Aim::AtMost(2.5)).is_met() && !row(2.6, Aim::AtMost(2.5)).is_met());
-    assert!(row(0.5, Aim::AtLeast(0.5)).is_met() && !row(0.4, Aim::AtLeast(0.5)).is_met());
-    assert!(row(9.0, Aim::Within(42.0)).is_met() && !row(0.0, Aim::Within(41.0)).is_met());
-    assert!(!row(2.2, Aim::AtMost(2.5)).is_worse_than(1.6));
-    assert!(row(2.5, Aim::AtMost(2.5)).is_worse_than(1.6), "although it is met");
-    assert!(!row(0.6, Aim::AtLeast(0.5)).is_worse_than(0.9));
-    assert!(row(0.4, Aim::AtLeast(0.5)).is_worse_than(0.9));
-    assert!(!row(99.0, Aim::Told).is_worse_than(1.0));
+    let row = |ratio, target| Row { ratio, target, ..row() };
+    assert!(row(2.5, Target::AtMost(2.5)).is_met() && !row(2.6, Target::AtMost(2.5)).is_met());
+    assert!(row(0.5, Target::AtLeast(0.5)).is_met() && !row(0.4, Target::AtLeast(0.5)).is_met());
+    assert!(row(9.0, Target::Within(42.0)).is_met() && !row(0.0, Target::Within(41.0)).is_met());
+    assert!(!row(2.2, Target::AtMost(2.5)).is_worse_than(1.6));
+    assert!(row(2.5, Target::AtMost(2.5)).is_worse_than(1.6), "although it is met");
+    assert!(!row(0.6, Target::AtLeast(0.5)).is_worse_than(0.9));
+    assert!(row(0.4, Target::AtLeast(0.5)).is_worse_than(0.9));
+    assert!(!row(99.0, Target::Informational).is_worse_than(1.0));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn row() -> Row {
         theirs_p99: None,
         unit: "µs",
         ratio: 2.0,
-        aim: Aim::AtMost(2.5),
+        target: Target::AtMost(2.5),
         note: "as it is".into(),
     }
 }

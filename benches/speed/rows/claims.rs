@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use super::first;
-use crate::bed::{USUAL, pinned, pinned_to, race, row, together};
+use crate::baselines::{self, Cgroups};
 use crate::client::{Job, OWN, Op};
 use crate::common::Mount;
-use crate::empty::Empty;
-use crate::peers::{self, Cgroups};
+use crate::harness::{USUAL, pinned, pinned_to, race, row, together};
+use crate::null_fs::NullFs;
 use crate::stats::Rounds;
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 const SIZE: &str = "the size of tasks is true at any time, so the kernel asks for the attributes at each open; an \
 empty filesystem whose attributes the kernel may remember saves that";
@@ -22,19 +22,19 @@ nothing is checked, and nobody is found dead";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
-    let (empty, remembered) = (Empty::new(), Empty::remembered());
-    together([mount.worker().expect("a worker"), empty.pid(), remembered.pid()]);
+    let (null_fs, remembered) = (NullFs::new(), NullFs::remembered());
+    together([mount.worker().expect("a worker"), null_fs.pid(), remembered.pid()]);
     let [v1, v2] = [Cgroups::v1(), Cgroups::v2()];
-    let [shm, disk] = [peers::plain(true), peers::plain(false)];
-    let mut rows = first_claims(&mount, [&empty, &remembered], [&v1, &v2], [&shm, &disk]);
-    rows.extend(again(&mount, &empty));
-    rows.extend(moves(&mount, &empty, [&v1, &v2]));
+    let [shm, disk] = [baselines::plain(true), baselines::plain(false)];
+    let mut rows = first_claims(&mount, [&null_fs, &remembered], [&v1, &v2], [&shm, &disk]);
+    rows.extend(again(&mount, &null_fs));
+    rows.extend(moves(&mount, &null_fs, [&v1, &v2]));
     rows
 }
 
 fn first_claims(
     mount: &Mount,
-    [empty, remembered]: [&Empty; 2],
+    [null_fs, remembered]: [&NullFs; 2],
     [v1, v2]: [&Option<Cgroups>; 2],
     [shm, disk]: [&Option<tempfile::TempDir>; 2],
 ) -> Vec<Row> {
@@ -48,28 +48,28 @@ fn first_claims(
         Job { before: vec![op(false)], timed: vec![op(true)], ..Job::default() }
     };
     let beside = [
-        ("claim-first", "empty FUSE", Some(first(&empty.tasks("0"))), Aim::AtMost(2.5), ""),
+        ("claim-first", "empty FUSE", Some(first(&null_fs.tasks("0"))), Target::AtMost(2.5), ""),
         (
             "claim-first-remembered",
             "empty FUSE, attributes remembered",
             Some(first(&remembered.tasks("0"))),
-            Aim::Told,
+            Target::Informational,
             SIZE,
         ),
-        ("claim-first-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(enter), Aim::Told, ""),
-        ("claim-first-cgroup2", "cgroup v2", v2.as_ref().map(enter), Aim::Told, ""),
+        ("claim-first-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(enter), Target::Informational, ""),
+        ("claim-first-cgroup2", "cgroup v2", v2.as_ref().map(enter), Target::Informational, ""),
         (
             "claim-first-tmpfs",
             "flock, rewrite, rename; tmpfs",
             shm.as_ref().map(rewrite),
-            Aim::AtMost(1.0),
+            Target::AtMost(1.0),
             PLAIN,
         ),
         (
             "claim-first-disk",
             "flock, rewrite, rename; disk",
             disk.as_ref().map(rewrite),
-            Aim::AtMost(1.0),
+            Target::AtMost(1.0),
             "",
         ),
     ];
@@ -77,23 +77,24 @@ fn first_claims(
     compare(work, first(&mount.tasks("dataplane", "0")), beside.into())
 }
 
-fn again(mount: &Mount, empty: &Empty) -> Vec<Row> {
+fn again(mount: &Mount, null_fs: &NullFs) -> Vec<Row> {
     let again = |file: &Path| Job { before: Vec::new(), ..first(file) };
-    let beside = ("claim-again", "empty FUSE", Some(pinned(again(&empty.tasks("0")))), Aim::AtMost(1.5), "");
+    let beside =
+        ("claim-again", "empty FUSE", Some(pinned(again(&null_fs.tasks("0")))), Target::AtMost(1.5), "");
     compare("the same claim again", again(&mount.tasks("dataplane", "0")), vec![beside])
 }
 
-fn moves(mount: &Mount, empty: &Empty, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<Row> {
+fn moves(mount: &Mount, null_fs: &NullFs, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<Row> {
     // Two moves of which the second is measured.
     let there_and_back =
         |there: Op, back: Op| Job { before: vec![there], timed: vec![back], ..Job::default() };
     let put = |file| Op::PutOpen { file, text: OWN.into() };
     let job = |cgroups: &Cgroups| there_and_back(cgroups.enter_open(0), cgroups.enter_open(1));
-    let floor = pinned_to(1, there_and_back(put(empty.tasks("1")), put(empty.tasks("0"))));
+    let floor = pinned_to(1, there_and_back(put(null_fs.tasks("1")), put(null_fs.tasks("0"))));
     let beside = vec![
-        ("claim-move", "empty FUSE", Some(floor), Aim::AtMost(2.5), MOVE),
-        ("claim-move-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(job), Aim::Told, ""),
-        ("claim-move-cgroup2", "cgroup v2", v2.as_ref().map(job), Aim::Told, ""),
+        ("claim-move", "empty FUSE", Some(floor), Target::AtMost(2.5), MOVE),
+        ("claim-move-cgroup1", "cgroup v1 (cpuset)", v1.as_ref().map(job), Target::Informational, ""),
+        ("claim-move-cgroup2", "cgroup v2", v2.as_ref().map(job), Target::Informational, ""),
     ];
     let [there, back] = ["1", "0"].map(|list| put(mount.tasks("dataplane", list)));
     let release = Op::Put { file: mount.pool("dataplane").join("tasks"), text: "-0".into() };
@@ -105,16 +106,16 @@ fn moves(mount: &Mount, empty: &Empty, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<R
 fn compare(
     work: &str,
     kcm: Job,
-    beside: Vec<(&'static str, &'static str, Option<Job>, Aim, &'static str)>,
+    beside: Vec<(&'static str, &'static str, Option<Job>, Target, &'static str)>,
 ) -> Vec<Row> {
     let here: Vec<_> =
-        beside.into_iter().filter_map(|(n, b, job, aim, note)| Some((n, b, job?, aim, note))).collect();
+        beside.into_iter().filter_map(|(n, b, job, target, note)| Some((n, b, job?, target, note))).collect();
     let jobs: Vec<Job> = std::iter::once(kcm).chain(here.iter().map(|(.., job, _, _)| job.clone())).collect();
     let measured = race(&jobs, USUAL);
     let [kcm, others @ ..] = measured.as_slice() else { return Vec::new() };
-    let make = |((name, beside, _, aim, note), theirs): (&(&str, &str, Job, Aim, &str), &Rounds)| Row {
+    let make = |((name, beside, _, target, note), theirs): (&(&str, &str, Job, Target, &str), &Rounds)| Row {
         note: (*note).into(),
-        ..row(name, work, kcm, beside, theirs, *aim)
+        ..row(name, work, kcm, beside, theirs, *target)
     };
     here.iter().zip(others).map(make).collect()
 }

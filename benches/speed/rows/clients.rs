@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::bed::row;
 use crate::client::{Client, Job, OWN, Op};
 use crate::common::{Mount, Sleeper};
-use crate::empty::Empty;
+use crate::harness::row;
+use crate::null_fs::NullFs;
 use crate::stats::{Rounds, Samples};
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 const ROUNDS: usize = 7;
 const MS: u64 = 250;
@@ -21,19 +21,25 @@ which is a claim and a release between the refusals";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_shared();
-    let empty = Empty::new();
+    let null_fs = NullFs::new();
     let mut rows = Vec::new();
     for clients in [1, 8, 64] {
-        let crowd = |file: &dyn Fn(&str) -> PathBuf| -> Vec<Job> {
+        let group = |file: &dyn Fn(&str) -> PathBuf| -> Vec<Job> {
             (0..clients).map(|n| release_and_claim(file(["0", "1"][n % 2]))).collect()
         };
         let [kcm, theirs] =
-            measure(&[crowd(&|list| mount.tasks("shared", list)), crowd(&|list| empty.tasks(list))]);
+            measure(&[group(&|list| mount.tasks("shared", list)), group(&|list| null_fs.tasks(list))]);
         let work = format!("release and claim, {clients} clients");
         let name = format!("clients-{clients}");
         rows.push(Row { note: LISTS.into(), ..throughput(&name, &work, &kcm, &theirs) });
-        let latency =
-            row(&format!("{name}-p99"), &work, &kcm.samples, "empty FUSE", &theirs.samples, Aim::AtMost(3.0));
+        let latency = row(
+            &format!("{name}-p99"),
+            &work,
+            &kcm.samples,
+            "empty FUSE",
+            &theirs.samples,
+            Target::AtMost(3.0),
+        );
         let ratio = kcm.samples.all().p99() / theirs.samples.all().p99();
         rows.push(Row { work: format!("{work}: p99"), ratio, ..latency });
     }
@@ -48,13 +54,14 @@ fn release_and_claim(file: PathBuf) -> Job {
 
 fn fights() -> Vec<Row> {
     let mount = Mount::with_dataplane();
-    let empty = Empty::new();
+    let null_fs = NullFs::new();
     let file = mount.tasks("dataplane", "0");
-    let write = Job { timed: vec![Op::Put { file: empty.tasks("0"), text: "0".into() }], ..Job::default() };
+    let write = Job { timed: vec![Op::Put { file: null_fs.tasks("0"), text: "0".into() }], ..Job::default() };
     let fight = Job { timed: vec![Op::Contend { file: file.clone() }], ..Job::default() };
     let [kcm, theirs] = measure(&[vec![fight.clone(); 64], vec![write.clone(); 64]]);
     let work = "64 clients fight for one exclusive list: a refusal";
-    let many = row("clients-refused-64", work, &kcm.samples, "empty FUSE", &theirs.samples, Aim::AtMost(1.5));
+    let many =
+        row("clients-refused-64", work, &kcm.samples, "empty FUSE", &theirs.samples, Target::AtMost(1.5));
     // Held by somebody who does not give it up.
     let holder = Sleeper::new();
     std::fs::write(&file, holder.pid().to_string()).expect("a claim");
@@ -65,7 +72,7 @@ fn fights() -> Vec<Row> {
         &kcm.samples,
         "empty FUSE",
         &theirs.samples,
-        Aim::Told,
+        Target::Informational,
     );
     [many, one].map(|row| Row { note: REFUSAL.into(), ..row }).into()
 }
@@ -103,6 +110,6 @@ fn throughput(name: &str, work: &str, kcm: &Outcome, theirs: &Outcome) -> Row {
         kcm_p99: None,
         theirs_p99: None,
         unit: "/s",
-        ..row(name, work, &kcm.throughput, "empty FUSE", &theirs.throughput, Aim::AtLeast(0.5))
+        ..row(name, work, &kcm.throughput, "empty FUSE", &theirs.throughput, Target::AtLeast(0.5))
     }
 }

@@ -7,10 +7,10 @@ use std::time::Instant;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 
-use crate::bed::{FEW, interleave, row};
 use crate::common::{Machine, Mount};
+use crate::harness::{FEW, interleave, row};
 use crate::stats::Samples;
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 /// Wall time and CPU time of commands, each several times, in microseconds.
 fn race(commands: &mut [Command], times: u64) -> [Vec<crate::stats::Rounds>; 2] {
@@ -52,11 +52,11 @@ fn isolate() -> Vec<Row> {
     let [wall, cpu] = race(&mut [isolate, taskset, sh], 40);
     let work = "kcm isolate -- true";
     let beside = "taskset -c 0 true";
-    let cpu = row("command-isolate-cpu", work, &cpu[0], beside, &cpu[1], Aim::AtMost(1.5));
+    let cpu = row("command-isolate-cpu", work, &cpu[0], beside, &cpu[1], Target::AtMost(1.5));
     let note = "the command's own CPU time; the daemon's is in the claim";
     vec![
-        row("command-isolate", work, &wall[0], beside, &wall[1], Aim::AtMost(2.0)),
-        row("command-isolate-sh", work, &wall[0], "sh -c true", &wall[2], Aim::Told),
+        row("command-isolate", work, &wall[0], beside, &wall[1], Target::AtMost(2.0)),
+        row("command-isolate-sh", work, &wall[0], "sh -c true", &wall[2], Target::Informational),
         Row { work: format!("{work}: CPU time"), note: note.into(), ..cpu },
     ]
 }
@@ -79,7 +79,7 @@ fn reports() -> Vec<Row> {
             "the lists are of a made-up machine of 256 CPUs; node-report also runs lscpu and looks at every \
             process of the machine"
                 .into(),
-        ..row(name, work, &wall[n], "cat of the files", &wall[2], Aim::AtMost(3.0))
+        ..row(name, work, &wall[n], "cat of the files", &wall[2], Target::AtMost(3.0))
     };
     vec![
         row("command-describe", "kcm describe with 256 lists", 0),

@@ -1,11 +1,11 @@
 //! From the death of a holder to the next one's claim.
 
-use crate::bed::{Effort, race, row};
 use crate::client::{Job, OWN, Op};
 use crate::common::{Mount, pids};
-use crate::crowd::Crowd;
-use crate::empty::Empty;
-use crate::table::{Aim, Row};
+use crate::harness::{Effort, race, row};
+use crate::null_fs::NullFs;
+use crate::process_group::ProcessGroup;
+use crate::table::{Row, Target};
 
 const HEIRS: &str = "beyond one look at each process: who each of those is that may run on nothing but the list, among \
 them some ten threads of the kernel for each CPU; how the holder ended; two records, two events; and the claim itself, \
@@ -13,13 +13,13 @@ which an empty filesystem does not have";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
-    let empty = Empty::new();
-    let (ours, theirs) = (mount.tasks("dataplane", "0"), empty.tasks("0"));
+    let null_fs = NullFs::new();
+    let (ours, theirs) = (mount.tasks("dataplane", "0"), null_fs.tasks("0"));
     let put = |file: &std::path::Path, text: &str| Op::Put { file: file.into(), text: text.into() };
     let hold = |file: &std::path::Path| vec![put(file, "-0"), Op::Hold { file: file.into() }];
     let mut rows = Vec::new();
     for processes in [300, 3_000_usize] {
-        let _crowd = Crowd::of_processes(processes.saturating_sub(pids().len()));
+        let _group = ProcessGroup::of_processes(processes.saturating_sub(pids().len()));
         let kcm = Job {
             before: hold(&ours),
             timed: vec![Op::Kill, put(&ours, OWN)],
@@ -31,7 +31,7 @@ pub(super) fn rows() -> Vec<Row> {
         let work = format!("from the death of a holder to the next claim, {processes} processes");
         let beside = "kill and wait, readdir of /proc with sched_getaffinity, empty FUSE";
         let name = format!("death-{processes}");
-        let row = row(&name, &work, &measured[0], beside, &measured[1], Aim::AtMost(1.5));
+        let row = row(&name, &work, &measured[0], beside, &measured[1], Target::AtMost(1.5));
         rows.push(Row { note: HEIRS.into(), ..row });
     }
     rows

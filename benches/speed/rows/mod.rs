@@ -9,8 +9,8 @@ mod claims;
 mod clients;
 mod commands;
 mod deaths;
+mod idle;
 mod reads;
-mod resting;
 mod scale;
 mod shell;
 mod threads;
@@ -28,7 +28,7 @@ pub const GROUPS: [Group; 9] = [
     ("shell", shell::rows),
     ("command", commands::rows),
     ("death", deaths::rows),
-    ("rest", resting::rows),
+    ("rest", idle::rows),
 ];
 
 /// Writes this into a `tasks` file; whatever it does is taken back, unmeasured, before the next time.

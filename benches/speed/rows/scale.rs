@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::first;
-use crate::bed::{USUAL, race, row, together};
 use crate::client::Job;
 use crate::common::{Machine, Mount};
-use crate::crowd::Crowd;
-use crate::table::{Aim, Row};
+use crate::harness::{USUAL, race, row, together};
+use crate::process_group::ProcessGroup;
+use crate::table::{Row, Target};
 
 const MADE_UP: &str = "of a pool's lists only 0 can be claimed here: the others are of CPUs of a made-up machine. \
 A claim takes the first free list of the pool (0); the other claims are on list 1 of a shared pool. State \
@@ -17,8 +17,8 @@ directories are in memory";
 const SIZES: [(u32, usize); 6] = [(1, 1), (64, 1), (1024, 1), (1, 1_000), (1, 10_000), (1024, 10_000)];
 
 pub(super) fn rows() -> Vec<Row> {
-    let crowd = Crowd::of_processes(10_000);
-    let mounts = SIZES.map(|(lists, claims)| mount(lists, claims, &crowd));
+    let group = ProcessGroup::of_processes(10_000);
+    let mounts = SIZES.map(|(lists, claims)| mount(lists, claims, &group));
     let jobs: Vec<Job> = mounts.iter().map(|mount| first(&mount.pool("dataplane").join("tasks"))).collect();
     let measured = race(&jobs, USUAL);
     let rows = SIZES.iter().zip(&measured).skip(1).map(|((lists, claims), rounds)| Row {
@@ -29,19 +29,19 @@ pub(super) fn rows() -> Vec<Row> {
             rounds,
             "1 list, 1 claim",
             &measured[0],
-            Aim::AtMost(1.2),
+            Target::AtMost(1.2),
         )
     });
     rows.collect()
 }
 
-fn mount(lists: u32, claims: usize, crowd: &Crowd) -> Mount {
+fn mount(lists: u32, claims: usize, group: &ProcessGroup) -> Mount {
     let mount = Mount::not_mounted_in(Path::new("/dev/shm"));
     mount.start_on(&Machine::new(1, lists + 1, 1));
     let names: Vec<String> = std::iter::once(0).chain(2..=lists).map(|cpu| cpu.to_string()).collect();
     mount.make_pool("dataplane", true, &names.iter().map(String::as_str).collect::<Vec<_>>());
     mount.make_pool("shared", false, &["1"]);
-    crowd.claim(&mount.tasks("shared", "1"), claims);
+    group.claim(&mount.tasks("shared", "1"), claims);
     together([mount.worker().expect("a worker")]);
     mount
 }

@@ -4,32 +4,32 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::bed::{interleave, row, together};
 use crate::common::{Mount, Shell};
-use crate::empty::Empty;
+use crate::harness::{interleave, row, together};
+use crate::null_fs::NullFs;
 use crate::stats::Samples;
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 const TIMES: u32 = 300;
 const AGAIN: &str = "in a loop in one shell: after the first time it is the same claim again";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_shared();
-    let empty = Empty::new();
-    together([mount.worker().expect("a worker"), empty.pid()]);
+    let null_fs = NullFs::new();
+    together([mount.worker().expect("a worker"), null_fs.pid()]);
     let rows = ["bash", "dash"].map(|shell| {
-        let files = [mount.tasks("shared", "0"), empty.tasks("0"), "/dev/null".into()];
+        let files = [mount.tasks("shared", "0"), null_fs.tasks("0"), "/dev/null".into()];
         let mut shells =
             files.each_ref().map(|_| Shell::start(Command::new("taskset").args(["-c", "0", shell])));
         let measured = interleave(files.len(), 15, |n| echo(&mut shells[n], &files[n]));
         let work = format!("echo $$ > tasks in {shell}");
-        let row = |name: &str, beside, n: usize, aim| Row {
+        let row = |name: &str, beside, n: usize, target| Row {
             kcm_p99: None,
             theirs_p99: None,
             note: AGAIN.into(),
-            ..row(&format!("shell-{shell}{name}"), &work, &measured[0], beside, &measured[n], aim)
+            ..row(&format!("shell-{shell}{name}"), &work, &measured[0], beside, &measured[n], target)
         };
-        [row("", "empty FUSE", 1, Aim::AtMost(1.3)), row("-null", "/dev/null", 2, Aim::Told)]
+        [row("", "empty FUSE", 1, Target::AtMost(1.3)), row("-null", "/dev/null", 2, Target::Informational)]
     });
     rows.into_iter().flatten().collect()
 }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::put;
-use crate::bed::{Effort, USUAL, pinned, race, row, together};
 use crate::client::{Job, Op};
 use crate::common::Mount;
-use crate::crowd::Crowd;
-use crate::empty::Empty;
-use crate::table::{Aim, Row};
+use crate::harness::{Effort, USUAL, pinned, race, row, together};
+use crate::null_fs::NullFs;
+use crate::process_group::ProcessGroup;
+use crate::table::{Row, Target};
 
 const FLOOR: &str = "the bare loop alone cannot be reached through a file, so it stands behind a write to an empty \
 filesystem. What kcm does beyond it: it reads each mask before it sets it, to be able to give it back, and it makes sure \
@@ -17,12 +17,12 @@ asked for their state, more are given 0.75 ms and listed again";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
-    let empty = Empty::new();
-    together([mount.worker().expect("a worker"), empty.pid()]);
+    let null_fs = NullFs::new();
+    together([mount.worker().expect("a worker"), null_fs.pid()]);
     let rows = |count: usize| {
-        let task = Crowd::of_threads(count);
+        let task = ProcessGroup::of_threads(count);
         let claim = |file: &Path| put(file, &task.pid().to_string(), &format!("-{}", task.pid()));
-        let mut floor: Job = claim(&empty.tasks("0"));
+        let mut floor: Job = claim(&null_fs.tasks("0"));
         floor.before.push(Op::Masks { pid: task.pid(), all: true });
         floor.timed.push(Op::Masks { pid: task.pid(), all: false });
         let mut states = floor.clone();
@@ -32,11 +32,14 @@ pub(super) fn rows() -> Vec<Row> {
         let (name, work) = (format!("threads-{count}"), format!("first claim for a task of {count} threads"));
         let beside = "empty FUSE, then sched_setaffinity and sched_getaffinity of each thread";
         let and_states = "the same, then the state of each thread";
-        let row = |name: &str, beside, theirs, aim| Row {
+        let row = |name: &str, beside, theirs, target| Row {
             note: FLOOR.into(),
-            ..row(name, &work, &measured[0], beside, &measured[theirs], aim)
+            ..row(name, &work, &measured[0], beside, &measured[theirs], target)
         };
-        [row(&name, beside, 1, Aim::AtMost(1.5)), row(&format!("{name}-states"), and_states, 2, Aim::Told)]
+        [
+            row(&name, beside, 1, Target::AtMost(1.5)),
+            row(&format!("{name}-states"), and_states, 2, Target::Informational),
+        ]
     };
     [1, 10, 1_000].map(rows).into_iter().flatten().collect()
 }

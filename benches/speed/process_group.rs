@@ -14,12 +14,12 @@ pub const FLAG: &str = "--threads";
 const MAX_COMMAND: usize = 60_000;
 
 /// Processes that wait.
-pub struct Crowd {
+pub struct ProcessGroup {
     child: Child,
     pids: Vec<u32>,
 }
 
-impl Crowd {
+impl ProcessGroup {
     /// Copies of a small shell, which share its memory and wait for the end of a pipe.
     pub fn of_processes(count: usize) -> Self {
         let script = "exec 3<&0; i=0
@@ -27,9 +27,9 @@ impl Crowd {
             echo ready; read x; wait";
         let mut command = Command::new("dash");
         command.args(["-c", script, &count.to_string()]);
-        let crowd = Self::start(&mut command);
-        assert_eq!(crowd.pids.len(), count);
-        crowd
+        let group = Self::start(&mut command);
+        assert_eq!(group.pids.len(), count);
+        group
     }
 
     /// One process; its PID is the only one.
@@ -65,10 +65,10 @@ impl Crowd {
 
 fn send(file: &Path, command: &str) {
     let mut tasks = OpenOptions::new().write(true).open(file).expect("a tasks file");
-    tasks.write_all(command.as_bytes()).expect("claims for the crowd");
+    tasks.write_all(command.as_bytes()).expect("claims for the group");
 }
 
-impl Drop for Crowd {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();

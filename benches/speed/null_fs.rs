@@ -207,12 +207,12 @@ pub fn serve(dir: &str, remembered: bool) -> Result<(), Box<dyn std::error::Erro
 }
 
 /// Such a mount; gone when dropped.
-pub struct Empty {
+pub struct NullFs {
     dir: TempDir,
     child: Child,
 }
 
-impl Empty {
+impl NullFs {
     /// Attributes are asked for each time, as those of kcm's `tasks` are: their size is true.
     pub fn new() -> Self {
         Self::start(&[])
@@ -249,7 +249,7 @@ impl Empty {
     }
 }
 
-impl Drop for Empty {
+impl Drop for NullFs {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();

@@ -4,10 +4,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::common::{Mount, Sleeper};
-use crate::crowd::Crowd;
-use crate::empty::Empty;
+use crate::null_fs::NullFs;
+use crate::process_group::ProcessGroup;
 use crate::stats::Samples;
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 /// The keeper looks every 6 seconds.
 const WINDOW: Duration = Duration::from_secs(18);
@@ -18,7 +18,7 @@ pub(super) fn rows() -> Vec<Row> {
     rows
 }
 
-fn told(name: &str, work: &str, kcm: f64, unit: &'static str, aim: Aim) -> Row {
+fn told(name: &str, work: &str, kcm: f64, unit: &'static str, target: Target) -> Row {
     Row {
         name: name.into(),
         work: work.into(),
@@ -29,7 +29,7 @@ fn told(name: &str, work: &str, kcm: f64, unit: &'static str, aim: Aim) -> Row {
         theirs_p99: None,
         unit,
         ratio: f64::NAN,
-        aim,
+        target,
         note: String::new(),
     }
 }
@@ -49,12 +49,18 @@ fn idle() -> Vec<Row> {
     let cpu = [0, 1].map(|n| after[n].cpu_ms - before[n].cpu_ms).iter().sum::<f64>() * a_minute;
     let note = "each mount or unmount on the machine wakes the keeper once";
     vec![
-        told("rest-worker", "idle, with a claim: wake-ups of the worker", worker, "/min", Aim::Within(0.0)),
+        told(
+            "rest-worker",
+            "idle, with a claim: wake-ups of the worker",
+            worker,
+            "/min",
+            Target::Within(0.0),
+        ),
         Row {
             note: note.into(),
-            ..told("rest-keeper", "idle: wake-ups of the keeper", keeper, "/min", Aim::Within(12.0))
+            ..told("rest-keeper", "idle: wake-ups of the keeper", keeper, "/min", Target::Within(12.0))
         },
-        told("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Aim::Within(10.0)),
+        told("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Target::Within(10.0)),
     ]
 }
 
@@ -81,11 +87,11 @@ impl Life {
 
 fn with_claims() -> Vec<Row> {
     let mount = Mount::with_shared();
-    let empty = Empty::new();
-    let (none, floor) = (resident(&mount), resident_of(empty.pid()));
+    let null_fs = NullFs::new();
+    let (none, floor) = (resident(&mount), resident_of(null_fs.pid()));
     let without = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
-    let crowd = Crowd::of_processes(10_000);
-    crowd.claim(&mount.tasks("shared", "1"), 10_000);
+    let group = ProcessGroup::of_processes(10_000);
+    group.claim(&mount.tasks("shared", "1"), 10_000);
     // As many claims again and again do not need more.
     let with = resident(&mount);
     let starts = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
@@ -101,9 +107,9 @@ fn with_claims() -> Vec<Row> {
         ..row
     };
     let memory =
-        told("rest-memory", "resident memory: worker and keeper", mib(none), "MiB", Aim::Within(8.0));
+        told("rest-memory", "resident memory: worker and keeper", mib(none), "MiB", Target::Within(8.0));
     let mount =
-        told("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Aim::Within(1000.0));
+        told("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Target::Within(1000.0));
     vec![
         Row { note: "".into(), ..beside(memory, "empty FUSE", mib(floor)) },
         told(
@@ -111,7 +117,7 @@ fn with_claims() -> Vec<Row> {
             "resident memory: each of 10,000 claims",
             each,
             "bytes",
-            Aim::Within(512.0),
+            Target::Within(512.0),
         ),
         beside(mount, "without claims", without),
     ]

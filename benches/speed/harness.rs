@@ -5,7 +5,7 @@
 use crate::client::{Client, Job, Op};
 use crate::common::{pin, threads};
 use crate::stats::{Rounds, Samples};
-use crate::table::{Aim, Row};
+use crate::table::{Row, Target};
 
 /// How long and how often is measured.
 #[derive(Clone, Copy)]
@@ -68,7 +68,7 @@ pub fn interleave(
 }
 
 /// A row about the time that something takes, in microseconds. The rest is for the caller to say.
-pub fn row(name: &str, work: &str, kcm: &Rounds, beside: &str, theirs: &Rounds, aim: Aim) -> Row {
+pub fn row(name: &str, work: &str, kcm: &Rounds, beside: &str, theirs: &Rounds, target: Target) -> Row {
     let (ours, other) = (kcm.all(), theirs.all());
     Row {
         name: name.into(),
@@ -80,7 +80,7 @@ pub fn row(name: &str, work: &str, kcm: &Rounds, beside: &str, theirs: &Rounds, 
         theirs_p99: Some(other.p99()),
         unit: "µs",
         ratio: kcm.ratio(theirs, Samples::median),
-        aim,
+        target,
         note: String::new(),
     }
 }

@@ -1,0 +1,107 @@
+//! Child processes of the daemon, and processes known by a pidfd.
+//!
+//! Owns starting a child, waiting for it and sending signals to it. Does not know what the process is for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+
+use super::sys;
+
+/// What is started by the command is killed when we die, and has no signals blocked.
+pub(crate) fn tie_to_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    sys::before_exec(command, move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if nix::unistd::getppid() != parent {
+            // We died before that was set.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(SigSet::empty().thread_set_mask()?)
+    });
+}
+
+/// SIGCHLD is what it is by default.
+pub(crate) fn heed_children() -> io::Result<()> {
+    sys::default_sigchld()
+}
+
+/// For a child that has not been collected: its PID is nobody else's.
+pub(crate) fn send_signal(pid: u32, signal: u32) -> io::Result<()> {
+    sys::kill(pid, signal)
+}
+
+/// A process by its pidfd alone, watched and signalled by whoever is responsible for it.
+#[derive(Debug)]
+pub(crate) struct Handle(OwnedFd);
+
+impl Handle {
+    /// Of the process that has this number now: for children that have not been collected, and for oneself.
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        sys::pidfd_open(pid).map(Self)
+    }
+
+    pub(crate) fn from_fd(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+
+    /// Does nothing where the process has gone.
+    pub(crate) fn kill(&self) {
+        let _ = sys::pidfd_send_signal(self.0.as_fd(), libc::SIGKILL);
+    }
+
+    /// Whether it is of a living process; it may be any descriptor.
+    pub(crate) fn is_of_process(&self) -> bool {
+        sys::pidfd_send_signal(self.0.as_fd(), 0).is_ok()
+    }
+
+    /// Whether it is stopped, by a signal or a debugger.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let read = |file: String| std::fs::read_to_string(file).ok();
+        let pid = read(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())).and_then(|info| {
+            Some(info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().to_owned())
+        });
+        // Behind the name, which may hold anything (proc(5), `/proc/PID/stat`).
+        let stat = pid.and_then(|pid| read(format!("/proc/{pid}/stat")));
+        stat.and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
+            .is_some_and(|state| matches!(state, 'T' | 't'))
+    }
+
+    /// How the process ended, if it is a child of ours that has.
+    pub(crate) fn collect(&self) -> Option<WaitStatus> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        waitid(Id::PIDFd(self.0.as_fd()), flags).ok().filter(|status| *status != WaitStatus::StillAlive)
+    }
+
+    /// A copy of a descriptor of the process.
+    pub(crate) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        sys::pidfd_getfd(self.0.as_fd(), number)
+    }
+
+    /// Waits until the process has died, or the time is over; says whether it has.
+    pub(crate) fn wait(&self, most: Duration) -> bool {
+        let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+        matches!(poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout), Ok(1..))
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Handle {
+    /// Readable when the process has died.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Forgets the children that have ended.
+pub(crate) fn collect_children() {
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+}
