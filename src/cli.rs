@@ -317,7 +317,7 @@ pub(crate) struct Discover {
     pub(crate) resource_name: ResourceName,
     /// Number of seconds to wait between rerunning; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
-    pub(crate) interval: f64,
+    pub(crate) interval: Repeat,
     /// Print what would be changed, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -367,7 +367,7 @@ pub(crate) struct Reconcile {
     pub(crate) dir: ConfDirArg,
     /// Number of seconds to wait between rerunning; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
-    pub(crate) interval: f64,
+    pub(crate) interval: Repeat,
     /// Bring threads back that have left their list
     #[arg(long)]
     pub(crate) repair: bool,
@@ -387,7 +387,7 @@ pub(crate) struct NodeReport {
     pub(crate) dir: ConfDirArg,
     /// Number of seconds to wait between rerunning; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
-    pub(crate) interval: f64,
+    pub(crate) interval: Repeat,
     /// Where the kubelet keeps cpu_manager_state
     #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet_dir: PathBuf,
@@ -465,11 +465,24 @@ fn namespace(text: &str) -> Result<String, String> {
     if is_label { Ok(text.into()) } else { Err("not the name of a namespace".into()) }
 }
 
-/// Seconds, 0 or more, that a beat can be made of.
-fn interval(text: &str) -> Result<f64, String> {
-    let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    let valid = Duration::try_from_secs_f64(seconds).is_ok_and(|beat| seconds == 0.0 || !beat.is_zero());
-    if valid { Ok(seconds) } else { Err("not a number of seconds".to_owned()) }
+/// How often a command runs (`--interval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Once,
+    Every(Duration),
+}
+
+/// Seconds; 0 means once.
+fn interval(text: &str) -> Result<Repeat, String> {
+    let invalid = || "not a number of seconds".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| invalid())?;
+    let interval = Duration::try_from_secs_f64(seconds).map_err(|_| invalid())?;
+    match interval.is_zero() {
+        false => Ok(Repeat::Every(interval)),
+        true if seconds == 0.0 => Ok(Repeat::Once),
+        // Less than a nanosecond is not "once".
+        true => Err(invalid()),
+    }
 }
 
 #[cfg(test)]

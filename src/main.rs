@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match commands::run(cli::Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            if let Some(line) = commands::one_line(&error) {
+            if let Some(line) = commands::display_error(&error) {
                 log::error!("{line}");
             }
             ExitCode::FAILURE

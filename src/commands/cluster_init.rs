@@ -16,6 +16,7 @@ use futures_util::future::{Either, select};
 use futures_util::stream;
 use serde_json::Value;
 
+use super::common::output::print;
 use crate::backoff::Backoff;
 use crate::cli;
 use crate::kubernetes::objects::pods::{self, Plan, Pod, State};
@@ -102,7 +103,7 @@ fn check_names(plan: &Plan, nodes: &[String]) -> Result<(), Error> {
 
 fn show(plan: &Plan, nodes: &[String]) -> Result<ExitCode, Error> {
     let pods: Vec<Pod> = nodes.iter().flat_map(|node| plan.pods(node)).collect();
-    super::print(&yaml_stream(pods.iter().map(|pod| &pod.object)))?;
+    print(&yaml_stream(pods.iter().map(|pod| &pod.object)))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Owns: the shapes. The JSON is that of 2017 to the byte. Must not know: how files are read.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Error;
 use kcm_mount::model::cpuset::CpuSet;
 use serde_json::{Value, json};
 
+use super::common::output::{json_text, print};
 use crate::cli::{self, Format};
 use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
@@ -19,11 +19,11 @@ pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     let pools = dir.pools()?;
     let host = Host::from_env();
     let text = match args.format {
-        Format::Json => to_text(&description(&dir, &pools)),
+        Format::Json => json_text(&description(&dir, &pools)),
         Format::Table => table(&pools, &host.online()?),
         Format::Map => map(&pools, &host)?,
     };
-    super::print(&text)?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -37,21 +37,6 @@ pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
     });
     let pools: serde_json::Map<String, Value> = pools.collect();
     json!({ "path": dir.path().to_string_lossy(), "pools": pools })
-}
-
-/// Keys sorted, two spaces, a newline at the end, and nothing beyond ASCII.
-pub(super) fn to_text(value: &Value) -> String {
-    let mut text = String::new();
-    for c in format!("{value:#}\n").chars() {
-        if c.is_ascii() {
-            text.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(text, "\\u{unit:04x}");
-            }
-        }
-    }
-    text
 }
 
 fn table(pools: &Pools, online: &CpuSet) -> String {
@@ -132,13 +117,6 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_is_ascii_sorted_and_indented_by_two() {
-        let value = json!({ "b": [], "a": { "ä😀": {} }, "c": [1] });
-        let text = "{\n  \"a\": {\n    \"\\u00e4\\ud83d\\ude00\": {}\n  },\n  \"b\": [],\n  \"c\": [\n    1\n  ]\n}\n";
-        assert_eq!(to_text(&value), text);
-    }
 
     #[test]
     fn a_column_is_as_wide_as_its_widest_cell() {

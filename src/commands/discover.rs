@@ -6,16 +6,18 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, bail};
+use anyhow::{Error, bail};
 use serde_json::Value;
 
-use super::beat;
+use super::common::cluster::connected;
+use super::common::node::node_name;
+use super::common::{interval, output};
 use crate::backoff::Backoff;
-use crate::cli::{self, ResourceName};
+use crate::cli::{self, Repeat, ResourceName};
 use crate::confdir::{ConfDir, Pools};
 use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::node::{self, Slots};
-use crate::kubernetes::objects::{Request, is_dns_name};
+use crate::kubernetes::objects::Request;
 
 /// How long a request is tried, and how long somebody else's changes are followed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,9 +31,9 @@ const DATAPLANE: &str = "dataplane";
 /// Advertises this node, once or on a beat.
 pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
     let node = node_name(&args.node)?;
-    let patience = if args.interval == 0.0 { PATIENCE } else { PATIENCE_OF_A_BEAT };
+    let patience = if args.interval == Repeat::Once { PATIENCE } else { PATIENCE_OF_A_BEAT };
     let mut cluster = None;
-    beat::run(args.interval, || {
+    interval::run(args.interval, || {
         let pools = ConfDir::open(&args.dir.conf_dir)?.pools()?;
         let slots = slots(&pools, args.resource_name)?;
         let cluster = connected(&mut cluster, patience)?;
@@ -57,34 +59,6 @@ pub(super) fn withdraw(node: &str) -> Result<(), Error> {
         log::info!("Node {node} advertises nothing of ours any more.");
     }
     Ok(())
-}
-
-/// The name of this node; `NODE_NAME` goes first.
-pub(super) fn node_name(arg: &cli::NodeArg) -> Result<String, Error> {
-    node_name_if_any(arg)?.context("which node is this? set NODE_NAME, or give --node")
-}
-
-/// The same, where anybody says it.
-pub(super) fn node_name_if_any(arg: &cli::NodeArg) -> Result<Option<String>, Error> {
-    let from_env = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
-    if let (Some(env), Some(flag)) = (&from_env, &arg.node)
-        && env != flag
-    {
-        log::warn!("NODE_NAME={env} goes before --node={flag}");
-    }
-    let name = from_env.or_else(|| arg.node.clone());
-    if let Some(name) = name.as_ref().filter(|name| !is_dns_name(name)) {
-        bail!("{name:?}: not the name of a node; look at NODE_NAME and --node");
-    }
-    Ok(name)
-}
-
-/// The cluster, looked for once it is needed.
-pub(super) fn connected(cluster: &mut Option<Cluster>, patience: Duration) -> Result<&Cluster, Error> {
-    if cluster.is_none() {
-        *cluster = Some(Cluster::find(patience)?);
-    }
-    cluster.as_ref().context("no cluster")
 }
 
 /// What this node has to sell.
@@ -153,7 +127,7 @@ fn show(cluster: &Cluster, name: &str, steps: &[&Step<'_>]) -> Result<(), Error>
     if requests.is_empty() {
         log::info!("Node {name} is as it should be.");
     }
-    super::print(&requests.join("---\n"))
+    output::print(&requests.join("---\n"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, bail};
 
+use super::common::node::node_name_if_any;
 use super::discover;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
@@ -52,7 +53,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     if let Some(dir) = dir.as_ref().filter(|_| !args.force) {
         check_unused(dir)?;
     }
-    if let Some(node) = discover::node_name_if_any(&args.node)? {
+    if let Some(node) = node_name_if_any(&args.node)? {
         discover::withdraw(&node)?;
     }
     let unit = args.systemd.join(UNIT);

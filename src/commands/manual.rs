@@ -6,13 +6,14 @@ use anyhow::Error;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 
+use super::common::output::print;
 use crate::cli;
 
 /// Prints a script for a shell.
 pub(super) fn completions(args: &cli::Completions) -> Result<ExitCode, Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli::Cli::command(), "kcm", &mut script);
-    super::print(&String::from_utf8_lossy(&script))?;
+    print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -28,6 +29,6 @@ pub(super) fn man(args: &cli::Man) -> Result<ExitCode, Error> {
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
-    super::print(&String::from_utf8_lossy(&page))?;
+    print(&String::from_utf8_lossy(&page))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns: dispatch. Must not know: flags.
 
-mod beat;
 mod cluster_init;
+mod common;
 mod describe;
 mod discover;
 mod init;
@@ -16,11 +16,11 @@ mod publish;
 mod reclaims;
 mod reconcile;
 
-use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Error;
-use kcm_mount::daemon::MountError;
+
+pub(crate) use common::output::display_error;
 
 use crate::cli::{Cli, Command};
 
@@ -44,26 +44,4 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }
-}
-
-/// What is to be said of an error; None where it has been said.
-pub(crate) fn one_line(error: &Error) -> Option<String> {
-    if matches!(error.downcast_ref(), Some(MountError::Background)) {
-        return None;
-    }
-    // Nobody reads any more, and wants no message about it.
-    let gone = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(gone) {
-        return None;
-    }
-    Some(format!("{error:#}").replace('\n', " "))
-}
-
-/// Writes to stdout what was asked for.
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
 }

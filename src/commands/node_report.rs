@@ -11,8 +11,10 @@ use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use kcm_mount::mountpoint::{self, Status};
 use serde_json::{Value, json};
 
+use super::common::interval;
+use super::common::output::{json_text, print};
+use super::describe;
 use super::publish::Publisher;
-use super::{beat, describe};
 use crate::cli;
 use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
@@ -22,9 +24,9 @@ use crate::kubernetes::objects::reports::{self, Kind};
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::from_env();
     let mut publisher = Publisher::new(Kind::Node, &args.publish, args.interval)?;
-    beat::run(args.interval, || {
+    interval::run(args.interval, || {
         let report = report(&args.dir.conf_dir, &args.kubelet_dir, &host)?;
-        super::print(&describe::to_text(&report))?;
+        print(&json_text(&report))?;
         match &mut publisher {
             Some(publisher) => publisher.publish(&reports::node(&report)).map(|_| ()),
             None => Ok(()),

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Error, anyhow};
 use serde_json::Value;
 
-use super::discover;
+use super::common::cluster::connected;
+use super::common::node::node_name;
 use crate::backoff::Backoff;
-use crate::cli;
+use crate::cli::{self, Repeat};
 use crate::kubernetes::objects::CRDS;
 use crate::kubernetes::objects::reports::{self, Kind, Target};
 use crate::kubernetes::{Cluster, Failure};
@@ -47,14 +48,14 @@ impl Publisher {
     ///
     /// # Errors
     /// Nobody says which node this is.
-    pub(super) fn new(kind: Kind, args: &cli::Publish, interval: f64) -> Result<Option<Self>, Error> {
+    pub(super) fn new(kind: Kind, args: &cli::Publish, repeat: Repeat) -> Result<Option<Self>, Error> {
         if !args.publish {
             return Ok(None);
         }
         let target =
-            Target { kind, namespace: args.namespace.clone(), node: discover::node_name(&args.node)? };
+            Target { kind, namespace: args.namespace.clone(), node: node_name(&args.node)? };
         let (cluster, published, not_before) = (None, None, None);
-        let (runs_on, backoff) = (interval != 0.0, Backoff::new(PAUSES));
+        let (runs_on, backoff) = (repeat != Repeat::Once, Backoff::new(PAUSES));
         Ok(Some(Self { target, cluster, runs_on, published, beats: 0, not_before, backoff }))
     }
 
@@ -95,7 +96,7 @@ impl Publisher {
             return Ok(None);
         }
         let patience = if self.runs_on { PATIENCE_OF_A_BEAT } else { PATIENCE };
-        let done = discover::connected(&mut self.cluster, patience).and_then(work);
+        let done = connected(&mut self.cluster, patience).and_then(work);
         match done {
             Ok(done) => {
                 self.not_before = None;

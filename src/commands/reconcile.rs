@@ -17,9 +17,9 @@ use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::common::{interval, output};
 use super::publish::Publisher;
 use super::reclaims::{self, Reclaims};
-use super::{beat, describe};
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
@@ -96,7 +96,7 @@ pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let mut told = Vec::new();
     let publisher = Publisher::new(Kind::Reconcile, &args.publish, args.interval)?;
     let mut reclaims = publisher.map(Reclaims::new);
-    beat::run(args.interval, || {
+    interval::run(args.interval, || {
         let dir = ConfDir::open(&args.dir.conf_dir)?;
         if args.repair && host.own_pid()? != std::process::id() {
             bail!("cannot repair: KCM_PROC_FS shows another PID namespace than ours; run in the host's");
@@ -263,6 +263,6 @@ fn bring_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> 
 fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<Value, Error> {
     let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed };
     let report = serde_json::to_value(report)?;
-    super::print(&describe::to_text(&report))?;
+    output::print(&output::json_text(&report))?;
     Ok(report)
 }

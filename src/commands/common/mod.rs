@@ -1,0 +1,10 @@
+//! What several commands share.
+//!
+//! Owns what is not about one command: output, intervals, the node's name and the connection to the cluster.
+//! Does not know any command; a command does not import another one for such things.
+
+pub(super) mod cluster;
+pub(super) mod deadline;
+pub(super) mod interval;
+pub(super) mod node;
+pub(super) mod output;

@@ -1,0 +1,55 @@
+//! The name of the Kubernetes node that this machine is.
+//!
+//! Owns the precedence of `NODE_NAME` over `--node`. Does not know what a command does with the node.
+
+use anyhow::{Context as _, Error, bail};
+
+use crate::cli;
+use crate::kubernetes::objects::is_dns_name;
+
+/// Returns the name of this node.
+///
+/// # Errors
+/// Neither `NODE_NAME` nor `--node` is set, or the name is invalid.
+pub(crate) fn node_name(arg: &cli::NodeArg) -> Result<String, Error> {
+    node_name_if_any(arg)?.context("which node is this? set NODE_NAME, or give --node")
+}
+
+/// Returns the name of this node, or `None` if neither `NODE_NAME` nor `--node` is set.
+///
+/// # Errors
+/// The name is invalid.
+pub(crate) fn node_name_if_any(arg: &cli::NodeArg) -> Result<Option<String>, Error> {
+    let from_env = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    if let (Some(env), Some(flag)) = (&from_env, &arg.node)
+        && env != flag
+    {
+        log::warn!("NODE_NAME={env} takes precedence over --node={flag}");
+    }
+    choose(from_env, arg.node.clone())
+}
+
+/// Returns the name from the environment, else the one from the flag.
+fn choose(env: Option<String>, flag: Option<String>) -> Result<Option<String>, Error> {
+    let name = env.or(flag);
+    if let Some(name) = name.as_ref().filter(|name| !is_dns_name(name)) {
+        bail!("{name:?}: not the name of a node; look at NODE_NAME and --node");
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_takes_precedence() {
+        let choose = |env: Option<&str>, flag: Option<&str>| {
+            choose(env.map(String::from), flag.map(String::from)).map_err(|error| error.to_string())
+        };
+        assert_eq!(choose(None, None), Ok(None));
+        assert_eq!(choose(Some("a"), Some("b")), Ok(Some("a".into())));
+        assert_eq!(choose(None, Some("b")), Ok(Some("b".into())));
+        assert!(choose(Some("not/a node"), Some("b")).unwrap_err().contains("not/a node"));
+    }
+}
