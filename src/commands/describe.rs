@@ -49,7 +49,7 @@ fn table(pools: &Pools, online: &CpuSet) -> String {
         for (list, tasks) in pool.lists_by_cpu() {
             let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
             let tasks = if tasks.is_empty() { "-".into() } else { tasks.join(",") };
-            let note = match confdir::cpus(list).map(|cpus| cpus.difference(online)) {
+            let note = match confdir::parse_cpu_list(list).map(|cpus| cpus.difference(online)) {
                 None => "not a CPU list".into(),
                 Some(offline) if offline.is_empty() => String::new(),
                 Some(offline) => format!("offline: {offline}"),
@@ -73,7 +73,8 @@ fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
             (true, false) => "",
         };
         let home = pools.iter().find_map(|(name, pool)| {
-            let is_here = |list: &&str| confdir::cpus(list).is_some_and(|cpus| cpus.contains(cpu.id));
+            let is_here =
+                |list: &&str| confdir::parse_cpu_list(list).is_some_and(|cpus| cpus.contains(cpu.id));
             let (list, tasks) = pool.lists.iter().find(|(list, _)| is_here(&list.as_str()))?;
             Some((name, pool, list, tasks))
         });

@@ -16,8 +16,8 @@ use crate::backoff::Backoff;
 use crate::cli::{self, Repeat, ResourceName};
 use crate::confdir::{ConfDir, Pools};
 use crate::kubernetes::Cluster;
-use crate::kubernetes::objects::node::{self, Slots};
 use crate::kubernetes::objects::Request;
+use crate::kubernetes::objects::node::{self, Slots};
 
 /// How long a request is tried, and how long somebody else's changes are followed.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -56,7 +56,7 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     let topology = Host::from_env().topology()?;
     let plan = plan(&topology, counts)?;
     if is_new {
-        std::fs::create_dir_all(path).map_err(|error| confdir::refused(path, error))?;
+        std::fs::create_dir_all(path).map_err(|error| confdir::file_error(path, error))?;
     }
     let dir = ConfDir::open(path)?;
     let lock = dir.lock();
@@ -78,14 +78,14 @@ fn begins_from_nothing(dir: &ConfDir) -> Result<bool, Error> {
     if dir.is_mounted() {
         return Ok(dir.pools()?.is_empty());
     }
-    let entries = std::fs::read_dir(dir.path()).map_err(|error| confdir::refused(dir.path(), error))?;
+    let entries = std::fs::read_dir(dir.path()).map_err(|error| confdir::file_error(dir.path(), error))?;
     Ok(entries.filter_map(Result::ok).all(|entry| entry.file_name() == "lock"))
 }
 
 /// For whoever holds the lock: finishes what an interrupted init began, or says whether what is there is what
 /// is asked for.
 fn complete_or_check(dir: &ConfDir, counts: Counts) -> Result<ExitCode, Error> {
-    dir.sweep();
+    dir.remove_incomplete();
     let topology = Host::from_env().topology()?;
     let found = dir.pools()?;
     let is_whole = [DATAPLANE, CONTROLPLANE, INFRA].iter().all(|name| found.contains_key(*name))
@@ -134,7 +134,7 @@ fn check(found: &Pools, topology: &Topology, counts: Counts) -> Result<ExitCode,
 fn cores_of(pool: &Pool, topology: &Topology) -> usize {
     let cores = topology.cores();
     let of_list = |list: &String| {
-        let cpus = confdir::cpus(list).unwrap_or_default();
+        let cpus = confdir::parse_cpu_list(list).unwrap_or_default();
         cores.iter().filter(|core| !core.cpus.is_disjoint(&cpus)).count().max(1)
     };
     pool.lists.keys().map(of_list).sum()
@@ -145,7 +145,7 @@ fn make(dir: &ConfDir, plan: &[PlannedPool], found: &Pools) -> Result<(), Error>
     let mut made = Vec::new();
     let result = make_all(dir, plan, found, &mut made);
     if result.is_err() {
-        made.iter().rev().for_each(|directory| dir.unmake(directory));
+        made.iter().rev().for_each(|directory| dir.remove_created(directory));
     }
     result
 }
@@ -156,7 +156,7 @@ fn make_all(
     found: &Pools,
     made: &mut Vec<PathBuf>,
 ) -> Result<(), Error> {
-    if dir.make_pools()? {
+    if dir.create_pools_dir()? {
         made.push(dir.path().join("pools"));
     }
     for PlannedPool { name, exclusive, lists } in plan {
@@ -164,7 +164,7 @@ fn make_all(
         log::info!("Adding {name} pool.");
         if there.is_none() {
             made.push(dir.pool(name));
-            dir.make_pool(name)?;
+            dir.create_pool(name)?;
         }
         if there.is_none_or(|pool| pool.exclusive != *exclusive) {
             dir.set_exclusive(name, *exclusive)?;
@@ -175,7 +175,7 @@ fn make_all(
             }
             log::info!("Adding cpu list {list} to {name} pool.");
             made.push(dir.pool(name).join(&list));
-            dir.make_list(name, &list)?;
+            dir.create_list(name, &list)?;
         }
     }
     Ok(())

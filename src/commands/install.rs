@@ -63,7 +63,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
         match fs::remove_file(&file) {
             Ok(()) => log::info!("Removed {}.", file.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(confdir::refused(&file, error)),
+            Err(error) => return Err(confdir::file_error(&file, error)),
         }
     }
     if let Some(dir) = &dir {
@@ -105,18 +105,18 @@ fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
     }
     if !dir.is_mounted() {
         let pools = dir.path().join("pools");
-        fs::remove_dir(&pools).map_err(|error| confdir::refused(&pools, error))?;
+        fs::remove_dir(&pools).map_err(|error| confdir::file_error(&pools, error))?;
         let lock = dir.path().join("lock");
-        fs::remove_file(&lock).map_err(|error| confdir::refused(&lock, error))?;
+        fs::remove_file(&lock).map_err(|error| confdir::file_error(&lock, error))?;
     }
     Ok(())
 }
 
 fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
-    dir.unmake(directory);
+    dir.remove_created(directory);
     if directory.exists() {
         // Again, for its reason.
-        dir.explained(directory, || fs::remove_dir(directory))?;
+        dir.with_reason(directory, || fs::remove_dir(directory))?;
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
 /// Replaces a file atomically: whoever starts the program gets the old one or the new one.
 fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
     let directory = file.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(|error| confdir::refused(directory, error))?;
+    fs::create_dir_all(directory).map_err(|error| confdir::file_error(directory, error))?;
     let new = PathBuf::from(format!("{}.{}.new", file.display(), std::process::id()));
     let write = || {
         let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
@@ -139,7 +139,7 @@ fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> 
     let written: io::Result<()> = { write }();
     written.map_err(|error| {
         let _ = fs::remove_file(&new);
-        confdir::refused(file, error)
+        confdir::file_error(file, error)
     })
 }
 

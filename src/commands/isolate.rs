@@ -1,7 +1,7 @@
 //! `kcm isolate`: runs a command on a CPU list of a pool.
 //!
-//! Owns: what the command is told and how it is started. Must not know: how a list is chosen on a mount; that
-//! is the daemon's.
+//! Owns the command's arguments and environment, and its start. Does not know how a list is chosen on a mount: the
+//! daemon does that.
 
 mod plain;
 
@@ -11,79 +11,92 @@ use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Error, anyhow, bail};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
+use super::common::deadline::Deadline;
 use crate::cli::{self, Program, Wait};
 use crate::confdir::{self, ConfDir};
 
 /// The environment variable in which the command finds its CPU list.
 const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
-/// What a shell answers for a program that cannot be started, and for one that does not exist.
+/// The status of a shell if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
+/// The status of a shell if a program does not exist.
 const NOT_FOUND: u8 = 127;
 
-/// Claims, and becomes the command; or, on a plain directory, runs it.
+/// Claims a list and executes the command in this process; on a plain directory, runs it as a child.
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     let dir = ConfDir::open(&args.dir.conf_dir)?;
     let Some(program) = args.program() else { bail!("no command; give one") };
-    let flag = dir.pool(&args.pool).join("exclusive");
-    let is_name = !args.pool.contains('/');
-    if !is_name || !flag.try_exists().map_err(|error| confdir::refused(&flag, error))? {
-        // The directory itself may be what is missing; then that is the error.
-        dir.pools()?;
-        bail!("Requested pool {} does not exist", args.pool);
-    }
+    check_pool(&dir, &args.pool)?;
     if !dir.is_mounted() {
-        return plain::run(&dir, &args.pool, &program, args.wait);
+        return plain::run(&dir, &args.pool, &program, deadline(args.wait));
     }
-    let cpus = claim(&dir, &args.pool, args.wait)?;
-    let mut command = command(&program, &cpus);
-    let error = command.exec();
-    // Nothing stays claimed by a program that was none; ours ends here anyway.
+    let cpus = claim(&dir, &args.pool, deadline(args.wait))?;
+    log::debug!("claimed {} {cpus}; executing the command", args.pool);
+    let error = command(&program, &cpus).exec();
+    // A release is not needed, since this process ends, but it makes the list free before the error is shown.
     let _ = fs::write(dir.pool(&args.pool).join("tasks"), "-0");
     Ok(not_started(&program, &error))
 }
 
-/// Claims a list of the pool for this process; gives its name.
-fn claim(dir: &ConfDir, pool: &str, wait: Option<Wait>) -> Result<String, Error> {
+/// Checks that the pool exists.
+fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
+    let flag = dir.pool(pool).join("exclusive");
+    let is_name = !pool.contains('/');
+    if !is_name || !flag.try_exists().map_err(|error| confdir::file_error(&flag, error))? {
+        // If the directory has no pools at all, that error helps more.
+        dir.pools()?;
+        bail!("Requested pool {pool} does not exist");
+    }
+    Ok(())
+}
+
+/// Returns until when to wait for a free list; without `--wait`, that is over at once.
+fn deadline(wait: Option<Wait>) -> Deadline {
+    match wait {
+        None => Deadline::after(Duration::ZERO),
+        Some(None) => Deadline::NEVER,
+        Some(Some(wait)) => Deadline::after(wait),
+    }
+}
+
+/// Claims a list of the pool for this process, and returns the list's name.
+fn claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error> {
     let file = dir.pool(pool).join("tasks");
+    // For reading too, because poll(2) reports changes since the last read of this open file.
     let mut tasks = OpenOptions::new()
         .read(true)
         .write(true)
         .open(&file)
-        .map_err(|error| confdir::refused(&file, error))?;
-    let deadline = wait.flatten().and_then(|wait| Instant::now().checked_add(wait));
+        .map_err(|error| confdir::file_error(&file, error))?;
     loop {
+        // The newline makes this a command. Through a file that is open for reading and writing, a list without
+        // white space is a rewrite, as legacy clients make it; there "0" would not stand for the writer.
         match tasks.write(b"0\n") {
             Ok(_) => break,
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                if wait.is_none() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                if deadline.has_passed() {
                     bail!("No free cpu lists in pool {pool}");
                 }
-                wait_for_change(&mut tasks, deadline).map_err(|error| confdir::refused(&file, error))?;
+                log::debug!("{}: EBUSY; waiting for a change", file.display());
+                wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;
             }
-            Err(error) => return dir.explained(&file, || Err(error)),
+            Err(error) => return dir.with_reason(&file, || Err(error)),
         }
     }
     let cpus = dir.path().join("self/cpus");
-    let cpus = fs::read_to_string(&cpus).map_err(|error| confdir::refused(&cpus, error))?;
+    let cpus = fs::read_to_string(&cpus).map_err(|error| confdir::file_error(&cpus, error))?;
     Ok(cpus.trim_end().to_owned())
 }
 
-/// Returns when the file has changed since it was last read, and reads it.
-fn wait_for_change(tasks: &mut fs::File, deadline: Option<Instant>) -> io::Result<()> {
-    let timeout = match deadline {
-        None => PollTimeout::NONE,
-        Some(deadline) => {
-            let left = deadline.saturating_duration_since(Instant::now()).as_millis() + 1;
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        }
-    };
-    match poll(&mut [PollFd::new(tasks.as_fd(), PollFlags::POLLPRI)], timeout) {
+/// Waits until the file has changed since it was last read, and reads it.
+fn wait_for_change(tasks: &mut fs::File, deadline: Deadline) -> io::Result<()> {
+    match poll(&mut [PollFd::new(tasks.as_fd(), PollFlags::POLLPRI)], deadline.poll_timeout()) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }
@@ -91,7 +104,7 @@ fn wait_for_change(tasks: &mut fs::File, deadline: Option<Instant>) -> io::Resul
     io::Read::read_to_end(tasks, &mut Vec::new()).map(|_| ())
 }
 
-/// The command as it is to be started. Its arguments reach it as they were given.
+/// Returns the command to start. Its arguments are passed on unchanged.
 fn command(program: &Program, cpus: &str) -> Command {
     let mut command = match program {
         Program::Shell { line, args } => {
@@ -113,14 +126,14 @@ fn command(program: &Program, cpus: &str) -> Command {
     command
 }
 
-/// Says why the program did not start, and gives the status that a shell would.
+/// Logs why the program did not start, and returns the status that a shell would return.
 fn not_started(program: &Program, error: &io::Error) -> ExitCode {
     let name = match program {
         Program::Shell { .. } => Path::new("/bin/sh"),
         Program::Direct { program, .. } => Path::new(program),
     };
-    let absent = error.kind() == io::ErrorKind::NotFound;
-    let cure = match (program, absent) {
+    let not_found = error.kind() == io::ErrorKind::NotFound;
+    let cure = match (program, not_found) {
         (Program::Shell { .. }, true) => "; without a shell: kcm isolate --pool=<pool> -- <program> <args>",
         (Program::Direct { .. }, true) => "; look at its name and at PATH",
         _ => "; look at its mode",
@@ -129,5 +142,35 @@ fn not_started(program: &Program, error: &io::Error) -> ExitCode {
         "{:#}",
         anyhow!("{}: {}{cure}", name.display(), Errno::from_raw(error.raw_os_error().unwrap_or(0)).desc())
     );
-    ExitCode::from(if absent { NOT_FOUND } else { NOT_EXECUTABLE })
+    ExitCode::from(if not_found { NOT_FOUND } else { NOT_EXECUTABLE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(program: &Program) -> Vec<String> {
+        let command = command(program, "0-1");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn arguments_are_positional_parameters_of_a_shell() {
+        let shell = |args: &[&str]| Program::Shell {
+            line: "echo".into(),
+            args: args.iter().map(Into::into).collect(),
+        };
+        assert_eq!(words(&shell(&[])), ["/bin/sh", "-c", "echo", "sh"]);
+        assert_eq!(words(&shell(&["a  b"])), ["/bin/sh", "-c", "echo \"$@\"", "sh", "a  b"]);
+        let direct = Program::Direct { program: "prog".into(), args: vec!["$HOME".into()] };
+        assert_eq!(words(&direct), ["prog", "$HOME"]);
+    }
+
+    #[test]
+    fn without_wait_there_is_one_attempt() {
+        assert!(deadline(None).has_passed());
+        assert_eq!(deadline(Some(None)), Deadline::NEVER);
+        assert!(!deadline(Some(Some(Duration::from_secs(60)))).has_passed());
+    }
 }

@@ -70,7 +70,7 @@ fn check(errors: Vec<String>) -> Value {
 /// Every list as `pool:list` with its CPUs, in the order of describe.
 fn lists(pools: &Pools) -> impl Iterator<Item = (String, bool, &Vec<u32>, CpuSet)> {
     pools.iter().flat_map(|(name, pool)| {
-        let cpus = |list: &String| confdir::cpus(list).unwrap_or_default();
+        let cpus = |list: &String| confdir::parse_cpu_list(list).unwrap_or_default();
         pool.lists
             .iter()
             .map(move |(list, tasks)| (format!("{name}:{list}"), pool.exclusive, tasks, cpus(list)))

@@ -52,8 +52,7 @@ impl Publisher {
         if !args.publish {
             return Ok(None);
         }
-        let target =
-            Target { kind, namespace: args.namespace.clone(), node: node_name(&args.node)? };
+        let target = Target { kind, namespace: args.namespace.clone(), node: node_name(&args.node)? };
         let (cluster, published, not_before) = (None, None, None);
         let (runs_on, backoff) = (repeat != Repeat::Once, Backoff::new(PAUSES));
         Ok(Some(Self { target, cluster, runs_on, published, beats: 0, not_before, backoff }))

@@ -89,7 +89,7 @@ impl Reclaims {
     /// Takes what `info/events` tells of; gives the number of the last event of any kind.
     fn follow(&mut self, dir: &ConfDir) -> Result<Option<u64>, Error> {
         let file = dir.path().join("info/events");
-        let text = fs::read_to_string(&file).map_err(|error| confdir::refused(&file, error))?;
+        let text = fs::read_to_string(&file).map_err(|error| confdir::file_error(&file, error))?;
         let mut latest = None;
         for line in text.lines() {
             let event: Value =

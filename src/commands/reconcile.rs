@@ -119,12 +119,13 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
     let file = dir.path().join("info/reclaimed");
     let opened = OpenOptions::new().read(true).write(true).open(&file);
-    dir.still_there()?;
-    let opened = opened.map_err(|error| confdir::refused(&file, error))?;
+    dir.check_mounted()?;
+    let opened = opened.map_err(|error| confdir::file_error(&file, error))?;
     // Between reading and acknowledging nobody else may tell of the same claims.
-    let mut reclaimed = confdir::lock_file(&file, opened)?;
+    confdir::lock_file(&file, &opened)?;
+    let mut reclaimed = opened;
     let mut text = String::new();
-    reclaimed.read_to_string(&mut text).map_err(|error| confdir::refused(&file, error))?;
+    reclaimed.read_to_string(&mut text).map_err(|error| confdir::file_error(&file, error))?;
     let (mut lists, mut dated, mut last) = (Vec::new(), Vec::new(), None);
     for line in text.lines() {
         match serde_json::from_str(line).with_context(|| format!("{}: {line:?}", file.display()))? {
@@ -145,7 +146,7 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
     let report = print(mismatched, lists)?;
     if let Some(seq) = last {
         *told = text.lines().map(str::to_owned).collect();
-        reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::refused(&file, error))?;
+        reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::file_error(&file, error))?;
     }
     told.clear();
     Ok(Done { report, reclaimed: dated, repaired })
@@ -222,7 +223,7 @@ fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     let mut all = Vec::new();
     for (pool, content) in dir.pools()? {
         for (list, tasks) in content.lists {
-            let Some(cpus) = confdir::cpus(&list) else { continue };
+            let Some(cpus) = confdir::parse_cpu_list(&list) else { continue };
             for pid in tasks {
                 let masks = host.thread_masks(pid).into_iter();
                 let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
@@ -246,7 +247,7 @@ fn bring_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> 
     let what = || format!("{pid} cannot be brought back to {pool} {list}");
     if dir.is_mounted() {
         let file = dir.pool(pool).join("tasks");
-        let written = dir.explained(&file, || fs::write(&file, pid.to_string()));
+        let written = dir.with_reason(&file, || fs::write(&file, pid.to_string()));
         return written
             .or_else(|error| if host.is_alive(*pid) { Err(error) } else { Ok(()) })
             .with_context(what);

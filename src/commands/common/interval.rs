@@ -41,8 +41,7 @@ pub(crate) fn run(repeat: Repeat, mut work: impl FnMut() -> Result<(), Error>) -
         log::debug!("The next run is in {left:?}.");
         let next = Deadline::after(left);
         while !next.has_passed() {
-            if let Ok(1..) =
-                poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], next.poll_timeout())
+            if let Ok(1..) = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], next.poll_timeout())
             {
                 log::debug!("A signal ends the command.");
                 return Ok(ExitCode::SUCCESS);

@@ -1,13 +1,13 @@
-//! `kcm isolate` on a plain directory: the workflow of 2017, in which a program takes itself off the list.
+//! `kcm isolate` on a plain directory: the legacy workflow, in which a program removes its own PID.
 //!
-//! Owns: the steps, signals, and the command's status. Must not know: the mount. What is killed between its
-//! steps leaves its PID behind; this layout has nobody else to take it off but `kcm reconcile`.
+//! Owns the steps, the signals, and the command's status. Does not know the mount. If this process is killed, its PID
+//! stays in the file until `kcm reconcile` removes it.
 
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ExitCode, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, bail};
 use kcm_mount::model::cpuset::CpuSet;
@@ -19,14 +19,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use crate::cli::{Program, Wait};
+use crate::cli::Program;
+use crate::commands::common::deadline::Deadline;
 use crate::confdir::{self, ConfDir, Pool};
 use crate::host::Host;
 
-/// How often a free list is looked for: nobody tells of one here.
-const LOOKING: Duration = Duration::from_millis(100);
-/// The signals that are not caught: those that say that we ourselves are wrong, what a terminal does to somebody in
-/// the background, and SIGPIPE, which we ignore. All others are passed on to the command.
+/// The interval between attempts to find a free list: a plain directory has no notification.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// The signals that are not caught: faults of this program, signals of a terminal to background processes, and
+/// SIGPIPE, which is ignored. All others are forwarded to the command.
 const NOT_CAUGHT: [Signal; 10] = [
     Signal::SIGILL,
     Signal::SIGTRAP,
@@ -40,31 +41,32 @@ const NOT_CAUGHT: [Signal; 10] = [
     Signal::SIGPIPE,
 ];
 
-/// Claims under the lock, runs the command, and takes itself off.
+/// Claims a list under the lock, runs the command, and removes the claim.
 pub(super) fn run(
     dir: &ConfDir,
     pool: &str,
     program: &Program,
-    wait: Option<Wait>,
+    deadline: Deadline,
 ) -> Result<ExitCode, Error> {
     let pid = Host::from_env().own_pid()?;
-    let deadline = wait.flatten().and_then(|wait| Instant::now().checked_add(wait));
     let (list, signals) = loop {
         if let Some(claimed) = claim(dir, pool, pid)? {
             break claimed;
         }
-        if wait.is_none() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if deadline.has_passed() {
             bail!("No free cpu lists in pool {pool}");
         }
-        std::thread::sleep(LOOKING);
+        std::thread::sleep(RETRY_INTERVAL);
     };
+    log::debug!("claimed {pool} {list} for PID {pid}");
     let result = run_on(&list, program, &signals);
-    let left = leave(dir, pool, &list, pid);
+    let removed = remove_claim(dir, pool, &list, pid);
     let code = result?;
-    left.map(|()| code)
+    removed.map(|()| code)
 }
 
-/// Writes our PID into a list. From then on signals are caught: we must not end without taking it off.
+/// Writes `pid`, this process, into a free list. Signals are caught before, because the process must not end without
+/// removing its PID. Returns `None` if no list is free.
 fn claim(dir: &ConfDir, pool: &str, pid: u32) -> Result<Option<(String, SignalFd)>, Error> {
     let _lock = dir.lock()?;
     let found = dir.pools()?;
@@ -74,7 +76,7 @@ fn claim(dir: &ConfDir, pool: &str, pid: u32) -> Result<Option<(String, SignalFd
     Ok(Some((list, signals)))
 }
 
-/// The first free list of an exclusive pool, the one with the fewest tasks of a shared one.
+/// Returns the first free list of an exclusive pool, or the list with the fewest tasks of a shared pool.
 fn choose(pool: &Pool) -> Option<String> {
     let mut lists = pool.lists_by_cpu().into_iter();
     let list = if pool.exclusive {
@@ -85,7 +87,8 @@ fn choose(pool: &Pool) -> Option<String> {
     list.map(|(list, _)| list.to_owned())
 }
 
-fn leave(dir: &ConfDir, pool: &str, list: &str, pid: u32) -> Result<(), Error> {
+/// Removes `pid` from a list.
+fn remove_claim(dir: &ConfDir, pool: &str, list: &str, pid: u32) -> Result<(), Error> {
     let _lock = dir.lock()?;
     confdir::change_tasks(&dir.tasks(pool, list), |tasks| tasks.retain(|&task| task != pid))
 }
@@ -99,17 +102,17 @@ fn run_on(list: &str, program: &Program, signals: &SignalFd) -> Result<ExitCode,
         Ok(child) => child,
         Err(error) => return Ok(super::not_started(program, &error)),
     };
-    let result = attend(&mut child, signals);
+    let result = supervise(&mut child, signals);
     if result.is_err() {
         let _ = child.kill();
     }
     result
 }
 
-/// Our mask becomes the list; the command inherits it.
+/// Sets the affinity of this process, which the command inherits, and checks it.
 fn pin(cpus: &CpuSet) -> Result<(), Error> {
-    let refused = "the kernel refuses these CPUs; look at the cpuset cgroup and at offline CPUs";
-    affinity::set(std::process::id(), cpus).context(refused)?;
+    let rejected = "the kernel refuses these CPUs; look at the cpuset cgroup and at offline CPUs";
+    affinity::set(std::process::id(), cpus).context(rejected)?;
     match affinity::get(std::process::id())? {
         Some(got) if got == *cpus => Ok(()),
         got => bail!("the kernel narrows it to {}; look at the cpuset cgroup", got.unwrap_or_default()),
@@ -117,60 +120,86 @@ fn pin(cpus: &CpuSet) -> Result<(), Error> {
 }
 
 fn catch_signals() -> Result<SignalFd, Error> {
-    child::can_be_waited_for().context("the command could not be waited for")?;
+    child::can_be_waited_for().context("cannot wait for the command")?;
     let mut caught = SigSet::all();
     NOT_CAUGHT.into_iter().for_each(|signal| caught.remove(signal));
     let signals = caught.thread_block().and_then(|()| SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC));
-    signals.context("signals cannot be caught")
+    signals.context("cannot catch signals")
 }
 
-/// Passes signals on until the command ends; stops and goes on with it.
-fn attend(child: &mut Child, signals: &SignalFd) -> Result<ExitCode, Error> {
-    // What is there now may be older than the command.
-    let mut is_new = true;
+/// Forwards signals until the command ends, and stops and continues with it.
+fn supervise(child: &mut Child, signals: &SignalFd) -> Result<ExitCode, Error> {
+    // Signals that are already pending may be older than the command.
+    let mut maybe_older = true;
     loop {
-        is_new = is_new
+        maybe_older = maybe_older
             && poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
         let info = match signals.read_signal() {
             Err(Errno::EINTR) => continue,
-            info => info.context("signals cannot be read")?.context("no signal")?,
+            info => info.context("cannot read signals")?.context("no signal")?,
         };
-        // The terminal sends its signals to the whole foreground job: the command has them already.
-        let has_it = info.ssi_code == libc::SI_KERNEL && !is_new;
+        // A terminal sends its signals to the whole foreground process group, so the command has received it.
+        let has_received = info.ssi_code == libc::SI_KERNEL && !maybe_older;
         if info.ssi_signo == Signal::SIGCHLD as u32 {
-            if let Some(code) = look_after(child)? {
+            if let Some(code) = on_child_change(child)? {
                 return Ok(code);
             }
-        } else if !has_it {
+        } else if !has_received {
+            log::debug!("forwarding signal {} to PID {}", info.ssi_signo, child.id());
             let _ = child::send(child, info.ssi_signo);
         }
     }
 }
 
-/// The status of the command where it has ended. Where it has stopped, so do we.
-fn look_after(child: &mut Child) -> Result<Option<ExitCode>, Error> {
+/// Handles SIGCHLD. Returns the command's status if it has ended; stops this process if the command has stopped.
+fn on_child_change(child: &mut Child) -> Result<Option<ExitCode>, Error> {
     if let Some(status) = child.try_wait()? {
-        return Ok(Some(code_of(status)));
+        return Ok(Some(exit_code(status)));
     }
     let pid = Pid::from_raw(i32::try_from(child.id()).context("the command has no PID")?);
-    // As the first process of a container we are given those whose parent has ended. One who is the command has
-    // ended just now, and is told of by the next signal.
+    // The first process of a container becomes the parent of orphans, and has to collect them. If the command itself
+    // has ended since `try_wait`, its own SIGCHLD follows.
     let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     let next = || waitid(Id::All, ended).ok().and_then(|status| status.pid()).filter(|&other| other != pid);
     while let Some(other) = next() {
         let _ = waitpid(other, Some(WaitPidFlag::WNOHANG));
     }
     let stopped = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG);
-    // The first process of a container cannot be stopped by us. Whoever lets us go on has either meant the whole job,
-    // or sent us a signal to pass on; one of our own could undo a stop that has come since.
+    // The first process of a container cannot stop itself. Nothing is sent to the command when this process continues:
+    // either the whole job was continued, or the signal was forwarded already. One more SIGCONT could undo a later
+    // stop.
     if matches!(stopped, Ok(WaitStatus::Stopped(..))) && std::process::id() != 1 {
+        log::debug!("the command has stopped; stopping too");
         raise(Signal::SIGSTOP).map_err(io::Error::from)?;
     }
     Ok(None)
 }
 
-/// As a shell says it: 128 and the signal.
-fn code_of(status: ExitStatus) -> ExitCode {
+/// Returns the status as a shell does: 128 plus the number of a signal.
+fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     ExitCode::from(code as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(exclusive: bool, lists: &[(&str, &[u32])]) -> Pool {
+        let lists = lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec()));
+        Pool { exclusive, lists: lists.collect() }
+    }
+
+    #[test]
+    fn an_exclusive_pool_has_the_first_free_list() {
+        assert_eq!(choose(&pool(true, &[("10", &[]), ("2", &[]), ("1", &[7])])).as_deref(), Some("2"));
+        assert_eq!(choose(&pool(true, &[("1", &[7])])), None);
+        assert_eq!(choose(&pool(true, &[])), None);
+    }
+
+    #[test]
+    fn a_shared_pool_has_the_list_with_the_fewest_tasks() {
+        let lists: &[(&str, &[u32])] = &[("0", &[1, 2]), ("1", &[3]), ("2", &[4])];
+        assert_eq!(choose(&pool(false, lists)).as_deref(), Some("1"));
+    }
 }

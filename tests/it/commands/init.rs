@@ -234,7 +234,7 @@ fn an_init_that_the_disk_fails_leaves_nothing_behind() {
         command.env("KCM_DEV_LSCPU_SYSFS", &place.root).env("KCM_PROC_FS", place.root.join("proc"));
         let (out, err, status) = run(&mut command);
         assert_eq!((out.as_str(), status), ("", Some(0)), "{inodes} inodes: {err}");
-        assert!(err.contains("No space left on device; make room on the disk"), "{inodes} inodes: {err}");
+        assert!(err.contains("No space left on device; free some disk space"), "{inodes} inodes: {err}");
     }
 }
 
