@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::repeat::answered;
+use super::replay::answered;
 use super::{Caller, Engine};
 use crate::clock;
 use crate::failpoint::{Step, reached};

@@ -11,10 +11,10 @@
 mod changes;
 mod configure;
 mod events;
-mod explain;
+mod last_error;
 mod lookup;
 mod reap;
-mod repeat;
+mod replay;
 mod show;
 mod write;
 
@@ -41,8 +41,8 @@ use crate::process::{Facts, Process, Processes, Waiting, Watch};
 pub(crate) use changes::Changes;
 pub(crate) use configure::{Attributes, NODES_EACH};
 use events::{Event, Events};
-use explain::Refusals;
-pub(crate) use repeat::{Admission, number};
+use last_error::Refusals;
+pub(crate) use replay::{Admission, number};
 
 /// How many numbers of events are reserved in the log at a time.
 const RESERVED_EVENTS: u64 = 1 << 16;
@@ -195,7 +195,7 @@ impl Engine {
             return Ok(());
         }
         let seq: u64 = text.parse().map_err(|_| Refusal::NoSeq)?;
-        let records = std::iter::once(Record::Acknowledged { seq }).chain(repeat::answered(caller.request));
+        let records = std::iter::once(Record::Acknowledged { seq }).chain(replay::answered(caller.request));
         let mut events = self.events.lock();
         self.state.append(&Record::Batch(records.collect())).map_err(|_| Refusal::LogFull)?;
         reached(Step::AcknowledgementRecorded);

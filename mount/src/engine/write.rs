@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::repeat::answered;
+use super::replay::answered;
 use super::{Caller, Engine, PATIENCE};
 use crate::clock;
 use crate::failpoint::{Step, reached};
