@@ -18,7 +18,7 @@ use fuser::{
 use crate::engine::{Admission, Attributes, Caller, Engine, RESERVED_HANDLES, number};
 use crate::handles::OpenFiles;
 use crate::model::refusal::Refusal;
-use crate::tree::{Bytes, Node, Stat};
+use crate::tree::{Node, Stat, WriteRequest};
 
 /// Names, and what does not change behind the kernel's back, it may remember for good: whatever changes them
 /// goes through it.
@@ -88,7 +88,7 @@ impl Fs {
             blksize: 4096,
             flags: 0,
         };
-        (if stat.lasting { FOR_GOOD } else { Duration::ZERO }, attr)
+        (if stat.cacheable { FOR_GOOD } else { Duration::ZERO }, attr)
     }
 
     fn reply_entry(&self, req: &Request, node: Result<Node, Errno>, reply: ReplyEntry) {
@@ -113,7 +113,7 @@ impl Fs {
 
     /// Takes no more commands through the file.
     fn refuse(&self, fh: FileHandle) {
-        if self.files.refuse(fh.into()) {
+        if self.files.mark_truncated(fh.into()) {
             self.engine.note_rest(fh.into());
         }
     }
@@ -152,16 +152,16 @@ impl Fs {
         flags: OpenFlags,
     ) -> Result<(), Errno> {
         let (node, caller) = (self.opened(ino)?, caller(req));
-        if self.files.is_refused(fh.into()) {
+        if self.files.is_truncated(fh.into()) {
             self.engine.refused(caller, &Refusal::Rest);
             return Err(errno(&Refusal::Rest));
         }
-        let bytes = Bytes {
-            bytes: data,
+        let request = WriteRequest {
+            data,
             opener: OpenFiles::opener(fh.into()),
             read_write: flags.acc_mode() == OpenAccMode::O_RDWR,
         };
-        node.store(&self.engine, caller, &bytes).map_err(|refusal| {
+        node.store(&self.engine, caller, &request).map_err(|refusal| {
             if refusal == Refusal::TooLong {
                 self.refuse(fh);
             }
@@ -181,7 +181,7 @@ impl Fs {
             PollEvents::POLLIN | PollEvents::POLLOUT | PollEvents::POLLRDNORM | PollEvents::POLLWRNORM;
         let exceptional = ordinary | PollEvents::POLLERR | PollEvents::POLLPRI;
         let Ok(node) = self.opened(ino) else { return Ok(exceptional) };
-        if !(node.is_live() && node.is_writable()) {
+        if !(node.is_volatile() && node.is_writable()) {
             return Ok(ordinary);
         }
         self.engine.reap();

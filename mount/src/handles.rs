@@ -36,7 +36,7 @@ struct OpenFile {
     /// The version of the file when it was last read; 0 where it was not.
     seen: u64,
     /// A command through it was too long: what follows is a rest of it.
-    refused: bool,
+    truncated: bool,
     /// The kernel's handle under which it is polled, once that is recorded.
     polled: Option<u64>,
 }
@@ -44,7 +44,7 @@ struct OpenFile {
 impl OpenFile {
     /// Whether the journal knows of it.
     fn is_noted(&self) -> bool {
-        self.refused || self.polled.is_some()
+        self.truncated || self.polled.is_some()
     }
 }
 
@@ -54,14 +54,14 @@ pub(crate) struct Stale;
 
 impl OpenFiles {
     /// Handles are numbered from `first` on: beyond all that an earlier worker may have given out. `polls` and
-    /// `rests`: what is known of files that were opened through those.
-    pub(crate) fn new(first: u32, polls: &[(u64, u64)], rests: &[u64]) -> Self {
+    /// `truncated`: what is known of files that were opened through those.
+    pub(crate) fn new(first: u32, polls: &[(u64, u64)], truncated: &[u64]) -> Self {
         let mut files: HashMap<u64, OpenFile> = HashMap::new();
         for &(fh, kh) in polls {
             files.entry(fh).or_default().polled = Some(kh);
         }
-        for &fh in rests {
-            files.entry(fh).or_default().refused = true;
+        for &fh in truncated {
+            files.entry(fh).or_default().truncated = true;
         }
         let state = Mutex::new(State { files, kept: 0 });
         Self { first, next: AtomicU32::new(first), state }
@@ -142,12 +142,12 @@ impl OpenFiles {
     }
 
     /// No command is taken through this file any more; says whether that is new.
-    pub(crate) fn refuse(&self, fh: u64) -> bool {
-        !std::mem::replace(&mut self.state.lock().files.entry(fh).or_default().refused, true)
+    pub(crate) fn mark_truncated(&self, fh: u64) -> bool {
+        !std::mem::replace(&mut self.state.lock().files.entry(fh).or_default().truncated, true)
     }
 
-    pub(crate) fn is_refused(&self, fh: u64) -> bool {
-        self.state.lock().files.get(&fh).is_some_and(|file| file.refused)
+    pub(crate) fn is_truncated(&self, fh: u64) -> bool {
+        self.state.lock().files.get(&fh).is_some_and(|file| file.truncated)
     }
 
     fn is_ours(&self, fh: u64) -> bool {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn what_an_earlier_worker_knew_of_open_files_is_known() {
         let files = OpenFiles::new(7, &[(3, 30)], &[4]);
-        assert!(files.is_refused(4) && !files.is_refused(3));
+        assert!(files.is_truncated(4) && !files.is_truncated(3));
         assert!(!files.polled(3, 30) && files.polled(3, 31) && files.polled(5, 50));
         assert!(files.close(3) && files.close(4) && files.close(5) && !files.close(6));
     }
@@ -220,10 +220,10 @@ mod tests {
     fn a_refused_file_stays_refused_until_it_is_closed() {
         let files = OpenFiles::new(0, &[], &[]);
         let (fh, _) = files.open(0);
-        assert!(!files.is_refused(fh));
-        files.refuse(fh);
-        assert!(files.is_refused(fh));
+        assert!(!files.is_truncated(fh));
+        files.mark_truncated(fh);
+        assert!(files.is_truncated(fh));
         assert!(files.close(fh), "the journal knows of it");
-        assert!(!files.is_refused(fh));
+        assert!(!files.is_truncated(fh));
     }
 }

@@ -25,7 +25,7 @@ pub(crate) const FIRST_DYNAMIC: u64 = 64;
 
 /// Where a file of the table stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Location {
     /// Once, under this node id in the directory of that one.
     Fixed { node: u64, parent: u64 },
     /// In every pool, at this distance from the pool's node.
@@ -35,14 +35,14 @@ enum Place {
 }
 
 type Show = fn(&Engine, Context) -> Content;
-type Store = fn(&Engine, Context, &Bytes<'_>) -> Result<(), Refusal>;
+type Store = fn(&Engine, Context, &WriteRequest<'_>) -> Result<(), Refusal>;
 
 /// What is read from a file.
 pub(crate) type Content = Arc<[u8]>;
 
 /// One row: a file or a directory.
 struct Entry {
-    place: Place,
+    location: Location,
     name: &'static str,
     /// File type and permission bits.
     mode: u32,
@@ -51,7 +51,7 @@ struct Entry {
     /// None: a write is refused.
     store: Option<Store>,
     /// Whether size and content change behind the kernel's back.
-    live: bool,
+    volatile: bool,
 }
 
 /// For whom, and for which pool or list, a file is shown or written.
@@ -63,9 +63,9 @@ pub(crate) struct Context {
 
 /// What is written, and how the file was opened.
 #[derive(Debug)]
-pub(crate) struct Bytes<'a> {
+pub(crate) struct WriteRequest<'a> {
     /// All of it: one write(2) is one command.
-    pub(crate) bytes: &'a [u8],
+    pub(crate) data: &'a [u8],
     /// The user who opened the file.
     pub(crate) opener: u32,
     /// Whether it was opened for reading too.
@@ -75,23 +75,23 @@ pub(crate) struct Bytes<'a> {
 const DIR: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 
-const fn dir(place: Place, name: &'static str) -> Entry {
-    Entry { place, name, mode: DIR | 0o755, show: None, store: None, live: false }
+const fn dir(location: Location, name: &'static str) -> Entry {
+    Entry { location, name, mode: DIR | 0o755, show: None, store: None, volatile: false }
 }
 
 const fn file(
-    place: Place,
+    location: Location,
     name: &'static str,
     mode: u32,
     show: Show,
     store: Option<Store>,
-    live: bool,
+    volatile: bool,
 ) -> Entry {
-    Entry { place, name, mode: FILE | mode, show: Some(show), store, live }
+    Entry { location, name, mode: FILE | mode, show: Some(show), store, volatile }
 }
 
-const fn at(node: u64, parent: u64) -> Place {
-    Place::Fixed { node, parent }
+const fn at(node: u64, parent: u64) -> Location {
+    Location::Fixed { node, parent }
 }
 
 #[rustfmt::skip]
@@ -99,11 +99,11 @@ static TABLE: &[Entry] = &[
     dir (at(ROOT, ROOT),           ""),
     file(at(2, ROOT),              "lock",       0o600, show_nothing,    None,                 false),
     dir (at(POOLS, ROOT),          "pools"),
-    dir (Place::Pool { offset: 0 }, ""),
-    file(Place::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), false),
-    file(Place::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), true),
-    dir (Place::List { offset: 0 }, ""),
-    file(Place::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), true),
+    dir (Location::Pool { offset: 0 }, ""),
+    file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), false),
+    file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), true),
+    dir (Location::List { offset: 0 }, ""),
+    file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), true),
     dir (at(SELF, ROOT),           "self"),
     file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 true),
     file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 true),
@@ -174,26 +174,31 @@ fn show_metrics(engine: &Engine, _: Context) -> Content {
     engine.show_metrics().into_bytes().into()
 }
 
-fn store_exclusive(engine: &Engine, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
-    let result = engine.set_exclusive(context.caller, bytes.opener, PoolId(context.base), bytes.bytes);
+fn store_exclusive(engine: &Engine, context: Context, request: &WriteRequest<'_>) -> Result<(), Refusal> {
+    let result = engine.set_exclusive(context.caller, request.opener, PoolId(context.base), request.data);
     result.inspect_err(|refusal| engine.refused(context.caller, refusal))
 }
 
-fn store_pool_tasks(engine: &Engine, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
-    store_tasks(engine, Target::Pool(PoolId(context.base)), context, bytes)
+fn store_pool_tasks(engine: &Engine, context: Context, request: &WriteRequest<'_>) -> Result<(), Refusal> {
+    store_tasks(engine, Target::Pool(PoolId(context.base)), context, request)
 }
 
-fn store_list_tasks(engine: &Engine, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
-    store_tasks(engine, Target::List(ListId(context.base)), context, bytes)
+fn store_list_tasks(engine: &Engine, context: Context, request: &WriteRequest<'_>) -> Result<(), Refusal> {
+    store_tasks(engine, Target::List(ListId(context.base)), context, request)
 }
 
-fn store_tasks(engine: &Engine, target: Target, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
-    engine.write_tasks(target, context.caller, bytes.opener, bytes.bytes, bytes.read_write)
+fn store_tasks(
+    engine: &Engine,
+    target: Target,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refusal> {
+    engine.write_tasks(target, context.caller, request.opener, request.data, request.read_write)
 }
 
-fn store_reclaimed(engine: &Engine, context: Context, bytes: &Bytes<'_>) -> Result<(), Refusal> {
+fn store_reclaimed(engine: &Engine, context: Context, request: &WriteRequest<'_>) -> Result<(), Refusal> {
     engine
-        .acknowledge(context.caller, bytes.bytes)
+        .acknowledge(context.caller, request.data)
         .inspect_err(|refusal| engine.refused(context.caller, refusal))
 }
 
@@ -233,7 +238,7 @@ pub(crate) struct Stat {
     pub(crate) size: u64,
     pub(crate) links: u32,
     /// Whether the kernel may remember all this until it changes it itself.
-    pub(crate) lasting: bool,
+    pub(crate) cacheable: bool,
 }
 
 /// What a directory can hold beside its fixed files.
@@ -247,19 +252,19 @@ impl Node {
     /// The node of this id, if it exists.
     pub(crate) fn of(engine: &Engine, id: u64) -> Option<Self> {
         if id < FIRST_DYNAMIC {
-            let is = |entry: &&Entry| matches!(entry.place, Place::Fixed { node, .. } if node == id);
+            let is = |entry: &&Entry| matches!(entry.location, Location::Fixed { node, .. } if node == id);
             return TABLE.iter().find(is).map(|entry| Self { base: id, entry });
         }
         let (base, offset) = (id - id % NODES_EACH, id % NODES_EACH);
-        let place = engine.with_configuration(|claims| place(claims, base, offset))?;
-        TABLE.iter().find(|entry| entry.place == place).map(|entry| Self { base, entry })
+        let location = engine.with_configuration(|claims| location(claims, base, offset))?;
+        TABLE.iter().find(|entry| entry.location == location).map(|entry| Self { base, entry })
     }
 
     /// Its id.
     pub(crate) fn id(self) -> u64 {
-        match self.entry.place {
-            Place::Fixed { node, .. } => node,
-            Place::Pool { offset } | Place::List { offset } => self.base + offset,
+        match self.entry.location {
+            Location::Fixed { node, .. } => node,
+            Location::Pool { offset } | Location::List { offset } => self.base + offset,
         }
     }
 
@@ -268,8 +273,8 @@ impl Node {
     }
 
     /// Whether its content changes behind the kernel's back.
-    pub(crate) fn is_live(self) -> bool {
-        self.entry.live
+    pub(crate) fn is_volatile(self) -> bool {
+        self.entry.volatile
     }
 
     /// Whether writes mean something.
@@ -295,7 +300,7 @@ impl Node {
             } else {
                 1
             },
-            lasting: !self.is_live(),
+            cacheable: !self.is_volatile(),
         }
     }
 
@@ -305,9 +310,14 @@ impl Node {
     }
 
     /// One write(2).
-    pub(crate) fn store(self, engine: &Engine, caller: Caller, bytes: &Bytes<'_>) -> Result<(), Refusal> {
+    pub(crate) fn store(
+        self,
+        engine: &Engine,
+        caller: Caller,
+        request: &WriteRequest<'_>,
+    ) -> Result<(), Refusal> {
         let store = self.entry.store.ok_or(Refusal::NotWritable)?;
-        store(engine, Context { caller, base: self.base }, bytes)
+        store(engine, Context { caller, base: self.base }, request)
     }
 
     /// The child of this name.
@@ -352,14 +362,14 @@ impl Node {
 
     /// The directory above.
     pub(crate) fn parent(self, engine: &Engine) -> u64 {
-        match self.entry.place {
-            Place::Fixed { parent, .. } => parent,
-            Place::Pool { offset: 0 } => POOLS,
-            Place::Pool { .. } => self.base,
-            Place::List { offset: 0 } => engine.with_configuration(|claims| {
+        match self.entry.location {
+            Location::Fixed { parent, .. } => parent,
+            Location::Pool { offset: 0 } => POOLS,
+            Location::Pool { .. } => self.base,
+            Location::List { offset: 0 } => engine.with_configuration(|claims| {
                 claims.list(ListId(self.base)).map_or(POOLS, |list| list.pool().0)
             }),
-            Place::List { .. } => self.base,
+            Location::List { .. } => self.base,
         }
     }
 
@@ -384,9 +394,9 @@ impl Node {
 
     /// rmdir(2) of this node; None where it cannot be removed.
     pub(crate) fn remove(self, engine: &Engine, caller: Caller) -> Option<Result<(), Refusal>> {
-        let removed = match self.entry.place {
-            Place::Pool { offset: 0 } => engine.remove_pool(caller, PoolId(self.base)),
-            Place::List { offset: 0 } => engine.remove_list(caller, ListId(self.base)),
+        let removed = match self.entry.location {
+            Location::Pool { offset: 0 } => engine.remove_pool(caller, PoolId(self.base)),
+            Location::List { offset: 0 } => engine.remove_list(caller, ListId(self.base)),
             _ => return None,
         };
         Some(removed.inspect_err(|refusal| engine.refused(caller, refusal)))
@@ -394,10 +404,10 @@ impl Node {
 
     fn fixed_children(self) -> impl Iterator<Item = Self> {
         TABLE.iter().filter_map(move |entry| {
-            let base = match (entry.place, self.entry.place) {
-                (Place::Fixed { node, parent }, _) if parent == self.id() && node != parent => node,
-                (Place::Pool { offset: 1.. }, Place::Pool { offset: 0 }) => self.base,
-                (Place::List { offset: 1.. }, Place::List { offset: 0 }) => self.base,
+            let base = match (entry.location, self.entry.location) {
+                (Location::Fixed { node, parent }, _) if parent == self.id() && node != parent => node,
+                (Location::Pool { offset: 1.. }, Location::Pool { offset: 0 }) => self.base,
+                (Location::List { offset: 1.. }, Location::List { offset: 0 }) => self.base,
                 _ => return None,
             };
             Some(Self { base, entry })
@@ -405,20 +415,20 @@ impl Node {
     }
 
     fn directory(self) -> Directory {
-        match self.entry.place {
-            Place::Fixed { node: POOLS, .. } => Directory::Pools,
-            Place::Pool { offset: 0 } => Directory::Pool(PoolId(self.base)),
+        match self.entry.location {
+            Location::Fixed { node: POOLS, .. } => Directory::Pools,
+            Location::Pool { offset: 0 } => Directory::Pool(PoolId(self.base)),
             _ => Directory::Other,
         }
     }
 }
 
 /// Whether the node is a pool's or a list's.
-fn place(claims: &Claims, base: u64, offset: u64) -> Option<Place> {
+fn location(claims: &Claims, base: u64, offset: u64) -> Option<Location> {
     if claims.pool(PoolId(base)).is_some() {
-        Some(Place::Pool { offset })
+        Some(Location::Pool { offset })
     } else if claims.list(ListId(base)).is_some() {
-        Some(Place::List { offset })
+        Some(Location::List { offset })
     } else {
         None
     }

@@ -94,7 +94,7 @@ pub(crate) fn work(places: &Places) -> Result<(), MountError> {
             match start_keeper(places) {
                 Ok((new, pid)) => {
                     control = new;
-                    engine.set_keeper(pid);
+                    engine.set_supervisor(pid);
                 }
                 Err(error) => log::error!("no new keeper can be started: {error}"),
             }

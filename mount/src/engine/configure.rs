@@ -66,7 +66,7 @@ impl Engine {
         self.claims.lock().apply(Command::AddList { pool, id, name: name.to_owned(), cpus })?;
         self.store_or(&mut next, NODES_EACH, caller, || Command::RemoveList(id))?;
         self.claims.lock().apply(Command::OpenList(id))?;
-        self.mind_own_mask();
+        self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(id)
     }
@@ -103,7 +103,7 @@ impl Engine {
         self.store_or(&mut next, 0, caller, || Command::OpenList(id))?;
         self.claims.lock().apply(Command::RemoveList(id))?;
         self.forget(&[id.0, id.tasks_node()]);
-        self.mind_own_mask();
+        self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Engine {
             return Ok(());
         }
         self.store_or(&mut next, 0, caller, || Command::SetExclusivity { pool, exclusivity: was })?;
-        self.mind_own_mask();
+        self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Engine {
             lists: pool
                 .lists()
                 .filter_map(|id| Some((id, claims.list(id)?)))
-                .filter(|(_, list)| !list.is_leaving())
+                .filter(|(_, list)| !list.is_being_removed())
                 .map(|(id, list)| ListConfig {
                     id,
                     name: list.name().cpus.clone(),
@@ -241,7 +241,7 @@ impl Engine {
     }
 
     /// Takes up what the state directory remembers.
-    pub(super) fn take_up(&self, recovered: Recovered) {
+    pub(super) fn recover(&self, recovered: Recovered) {
         let Recovered { config, claims: recorded, intents, releasing, suspect, .. } = recovered;
         {
             let mut claims = self.claims.lock();
@@ -258,24 +258,24 @@ impl Engine {
                 .map(|a| (a.node, Attributes { uid: a.uid, gid: a.gid, mode: a.mode })),
         );
         let dead: Vec<TaskId> =
-            recorded.into_iter().filter_map(|claim| self.take_up_claim(claim, suspect)).collect();
-        self.bury_all(&dead);
+            recorded.into_iter().filter_map(|claim| self.recover_claim(claim, suspect)).collect();
+        self.reap_all(&dead);
         for claim in releasing {
             self.roll_back(&claim, &claim.saved.clone());
             self.record_or_owe(Record::Released { task: claim.task });
         }
         for intent in intents {
-            self.take_back_intent(&intent);
+            self.roll_back_intent(&intent);
         }
         self.reap();
     }
 
     /// A recorded claim is in force again; also that of a task that has died meanwhile, so that its heirs are
     /// looked for: it is watched where its parent has not collected it, and given back otherwise.
-    fn take_up_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
+    fn recover_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
         let task = claim.task;
         let process = self.processes.find(task).ok().flatten();
-        if process.as_ref().is_some_and(Process::is_alive) && !self.still_holds(&claim, suspect) {
+        if process.as_ref().is_some_and(Process::is_alive) && !self.mask_confirms(&claim, suspect) {
             log::warn!("the claim of {task} is dropped: its mask does not confirm it", task = task.pid);
             self.record_or_owe(Record::Ended { task, reclaimed: None });
             return None;
@@ -299,7 +299,7 @@ impl Engine {
     }
 
     /// Where the log or the kernel leaves a doubt about a claim, the mask of its task has to confirm it.
-    fn still_holds(&self, claim: &Claim, suspect: bool) -> bool {
+    fn mask_confirms(&self, claim: &Claim, suspect: bool) -> bool {
         if !suspect && self.processes.tells_reused_pids() {
             return true;
         }
@@ -310,18 +310,18 @@ impl Engine {
 
     /// An intent that never became a claim: the task gets back what it had, which is its old list where it was
     /// moving.
-    fn take_back_intent(&self, intent: &Claim) {
+    fn roll_back_intent(&self, intent: &Claim) {
         let old = {
             let claims = self.claims.lock();
             claims.claim(&intent.task).and_then(|old| claims.list(old.list)).map(|list| list.cpus().clone())
         };
-        self.roll_back(intent, &old.map_or_else(|| self.refined(intent), SavedMask::Cpus));
+        self.roll_back(intent, &old.map_or_else(|| self.probe_saved_mask(intent), SavedMask::Cpus));
         self.record_or_owe(Record::Abandoned { task: intent.task });
     }
 
     /// The saved mask of an intent, which was recorded before the task was touched: whether it was all that the
     /// task's cpuset allowed is only found out now.
-    fn refined(&self, intent: &Claim) -> SavedMask {
+    fn probe_saved_mask(&self, intent: &Claim) -> SavedMask {
         let process = self.processes.find(intent.task).ok().flatten();
         let refined = process.and_then(|it| self.processes.refine_saved(&it, intent.saved.clone()).ok());
         refined.unwrap_or_else(|| intent.saved.clone())

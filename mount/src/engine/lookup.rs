@@ -11,7 +11,7 @@ use super::{Caller, Engine};
 use crate::clock;
 use crate::engine::events::Event;
 use crate::failpoint::{Step, reached};
-use crate::engine::replay::hand;
+use crate::engine::replay::session_thread;
 use crate::journal::{Filed, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
@@ -20,7 +20,7 @@ use crate::model::task::{Pid, TaskId};
 use crate::process::Process;
 
 /// To how many of its ancestors a writer's refusal is told.
-const TOLD_ANCESTORS: usize = 4;
+const NOTIFIED_ANCESTORS: usize = 4;
 /// How far up a reader's ancestors are looked at: a chain that is longer is somebody's joke.
 const MAX_ANCESTORS: usize = 256;
 
@@ -63,7 +63,7 @@ impl Engine {
         });
         let mut concerned: Vec<TaskId> = writer.iter().map(|writer| writer.id()).collect();
         if let Some(writer) = writer {
-            self.walk_ancestors(writer, TOLD_ANCESTORS, |ancestor| {
+            self.walk_ancestors(writer, NOTIFIED_ANCESTORS, |ancestor| {
                 concerned.push(ancestor.id());
                 true
             });
@@ -73,7 +73,7 @@ impl Engine {
         // Before the answer, which may come again from the next worker.
         self.record_if_possible(Record::Refused {
             request: caller.request,
-            hand: hand(),
+            hand: session_thread(),
             filed: Arc::clone(&filed),
         });
         self.refusals.lock().file(filed);

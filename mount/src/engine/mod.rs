@@ -31,7 +31,7 @@ use crate::failpoint::{Step, reached};
 use crate::journal::{Record, Recovered, StateDir};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
-use crate::model::command::{Change, Claim, Effects, SavedMask, Subject};
+use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::{Pid, TaskId};
@@ -49,7 +49,7 @@ const RESERVED_EVENTS: u64 = 1 << 16;
 /// How many numbers of open files are reserved in the log at a time.
 pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
 /// How long an operation waits for another one on the same task. Setting masks takes microseconds a thread.
-const PATIENCE: Duration = Duration::from_secs(5);
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Who sends a request: a thread, as the kernel names it in our PID namespace, and its user.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ type Shown = (u64, Arc<[u8]>);
 pub(crate) struct Engine {
     claims: Mutex<Claims>,
     /// Told when a plan was settled or abandoned.
-    put_down: Condvar,
+    plan_finished: Condvar,
     /// Held while the dead are taken off, so that whoever comes second sees them gone.
     reaping: Mutex<()>,
     /// The next node id. Held for the whole of a change to the configuration: one at a time.
@@ -92,10 +92,10 @@ pub(crate) struct Engine {
     pub(crate) changes: Changes,
     pub(crate) metrics: Metrics,
     topology: Topology,
-    /// The daemon's own processes, which are never claimed: this one, and the keeper.
+    /// The daemon's own processes, which are never claimed: this one, and the supervisor.
     ours: Pid,
     /// 0 where there is none just now.
-    keeper: AtomicU32,
+    supervisor: AtomicU32,
     tick: u64,
 }
 
@@ -115,7 +115,7 @@ impl Engine {
         state: StateDir,
         recovered: Recovered,
         topology: Topology,
-        keeper: Option<u32>,
+        supervisor: Option<u32>,
     ) -> Result<(Self, u32), StartError> {
         let processes = Processes::new().map_err(StartError::Processes)?;
         let watch = Watch::new().map_err(StartError::Processes)?;
@@ -135,7 +135,7 @@ impl Engine {
         }
         let engine = Self {
             claims: Mutex::new(Claims::new(watch.limit())),
-            put_down: Condvar::new(),
+            plan_finished: Condvar::new(),
             reaping: Mutex::new(()),
             configuring: Mutex::new(recovered.config.next_node),
             attributes: RwLock::new(HashMap::new()),
@@ -151,7 +151,7 @@ impl Engine {
             topology,
             ours: Pid::new(std::process::id())
                 .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
-            keeper: AtomicU32::new(keeper.unwrap_or(0)),
+            supervisor: AtomicU32::new(supervisor.unwrap_or(0)),
             tick: clock::tick(),
         };
         let reserved = Record::Reserved {
@@ -164,8 +164,8 @@ impl Engine {
                 "the state directory cannot be written: {error}; claims are refused until there is room"
             );
         }
-        engine.take_up(recovered);
-        engine.mind_own_mask();
+        engine.recover(recovered);
+        engine.update_daemon_affinity();
         Ok((engine, handles))
     }
 
@@ -268,9 +268,9 @@ impl Engine {
     }
 
     /// What the model has to know of a process. None: it has gone.
-    fn subject(&self, process: &Process) -> Result<Option<Subject>, Refusal> {
+    fn task_info(&self, process: &Process) -> Result<Option<TaskInfo>, Refusal> {
         let facts = self.processes.facts(process).map_err(self.fault("looking at the process"))?;
-        Ok(facts.map(|facts| self.subject_of(process.id(), &facts)))
+        Ok(facts.map(|facts| self.task_info_of(process.id(), &facts)))
     }
 
     /// For what the kernel refuses us and has no business to.
@@ -283,12 +283,12 @@ impl Engine {
         }
     }
 
-    fn subject_of(&self, task: TaskId, facts: &Facts) -> Subject {
-        Subject {
+    fn task_info_of(&self, task: TaskId, facts: &Facts) -> TaskInfo {
+        TaskInfo {
             task,
             uids: facts.uids,
             kernel_thread: facts.kernel_thread,
-            ours: task.pid == self.ours || task.pid.get() == self.keeper.load(Ordering::Relaxed),
+            ours: task.pid == self.ours || task.pid.get() == self.supervisor.load(Ordering::Relaxed),
         }
     }
 
@@ -300,26 +300,27 @@ impl Engine {
     }
 
     /// A claim is over; the masks of its task are as they were before it.
-    fn give_back(&self, task: &TaskId, saved: &SavedMask, waiting: Waiting) {
+    fn restore_mask_of(&self, task: &TaskId, saved: &SavedMask, waiting: Waiting) {
         if let Some(process) = self.watch.get(task) {
             self.processes.restore_mask(&process, saved, waiting);
         }
     }
 
     /// Another process keeps the mount from now on.
-    pub(crate) fn set_keeper(&self, pid: u32) {
-        self.keeper.store(pid, Ordering::Relaxed);
-        self.mind_own_mask();
+    pub(crate) fn set_supervisor(&self, pid: u32) {
+        self.supervisor.store(pid, Ordering::Relaxed);
+        self.update_daemon_affinity();
     }
 
     /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
-    fn mind_own_mask(&self) {
+    fn update_daemon_affinity(&self) {
         // This thread is one of ours and makes no other meanwhile.
         let waiting = Waiting::thread(nix::unistd::gettid().as_raw() as u32);
         let exclusive = self.claims.lock().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
-        for pid in [Some(self.ours), Pid::new(self.keeper.load(Ordering::Relaxed))].into_iter().flatten() {
+        for pid in [Some(self.ours), Pid::new(self.supervisor.load(Ordering::Relaxed))].into_iter().flatten()
+        {
             match self.processes.open(pid) {
                 Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask, waiting),
                 _ => log::warn!("the daemon's own mask cannot be set"),

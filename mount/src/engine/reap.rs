@@ -11,13 +11,13 @@ use crate::failpoint::{Step, reached};
 use crate::journal::{Reclaimed, Record};
 use crate::metrics::Counter;
 use crate::model::claims::{Claims, heir};
-use crate::model::command::{Candidate, Change, Claim, Command, Subject};
+use crate::model::command::{Change, Claim, Command, HeirCandidate, TaskInfo};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::TaskId;
 use crate::process::{self, Ending, Process};
 
 /// A dead task and what it leaves.
-struct Estate {
+struct DeadClaim {
     claim: Arc<Claim>,
     cpus: CpuSet,
     /// Whether somebody may inherit.
@@ -32,42 +32,41 @@ impl Engine {
         }
         // Whoever comes second waits here until the first has taken them off.
         let _one = self.reaping.lock();
-        self.bury_all(&self.watch.dead());
+        self.reap_all(&self.watch.dead());
     }
 
     /// What the dead leave passes on or ends.
-    pub(super) fn bury_all(&self, dead: &[TaskId]) {
+    pub(super) fn reap_all(&self, dead: &[TaskId]) {
         if dead.is_empty() {
             return;
         }
-        let estates = estates(&self.claims.lock(), dead);
-        let candidates = self.candidates(&estates);
-        for estate in &estates {
-            let found =
-                heir(&estate.claim, &estate.cpus, self.tick, &candidates).filter(|_| estate.exclusive);
-            let heir = found.and_then(|subject| Some((self.reopen(subject)?, subject.clone())));
-            self.bury(estate, heir);
+        let dead_claims = dead_claims(&self.claims.lock(), dead);
+        let candidates = self.candidates(&dead_claims);
+        for dead in &dead_claims {
+            let found = heir(&dead.claim, &dead.cpus, self.tick, &candidates).filter(|_| dead.exclusive);
+            let heir = found.and_then(|info| Some((self.reopen(info)?, info.clone())));
+            self.reap_one(dead, heir);
         }
-        self.put_down.notify_all();
+        self.plan_finished.notify_all();
     }
 
     /// The claim passes to the heir or ends; the log first, so that no later daemon sees it otherwise.
-    fn bury(&self, estate: &Estate, heir: Option<(Process, Subject)>) {
-        let task = estate.claim.task;
+    fn reap_one(&self, dead: &DeadClaim, heir: Option<(Process, TaskInfo)>) {
+        let task = dead.claim.task;
         let by_signal = self
             .watch
             .get(&task)
             .is_none_or(|process| !matches!(self.processes.ended(&process), Ending::Exited(_)));
-        let (heir_process, heir_subject) = heir.unzip();
+        let (heir_process, heir_info) = heir.unzip();
         let mut claims = self.claims.lock();
         let Some(claim) = claims.claim(&task).cloned() else { return };
         let name = claims.list(claim.list).map(|list| list.name().clone());
         // Since the heir was looked for, it may have been claimed elsewhere, and the dead one's move settled:
         // then the heir is not on the list that is left.
-        let heir_subject = heir_subject
-            .filter(|heir| claim == estate.claim && claims.may_pass(&claim, &heir.task))
+        let heir_info = heir_info
+            .filter(|heir| claim == dead.claim && claims.can_inherit(&claim, &heir.task))
             .filter(|_| heir_process.is_some_and(|process| self.watch.add(Arc::new(process)).is_ok()));
-        let Ok(effects) = claims.apply(Command::End { task, heir: heir_subject }) else { return };
+        let Ok(effects) = claims.apply(Command::End { task, heir: heir_info }) else { return };
         self.watch.remove(&task);
         self.note(&claims, &effects);
         let record = match effects.changes.first() {
@@ -97,9 +96,9 @@ impl Engine {
     }
 
     /// Every process whose mask lies within a list that has to pass on. One look at the machine for all.
-    fn candidates(&self, estates: &[Estate]) -> Vec<Candidate> {
+    fn candidates(&self, dead_claims: &[DeadClaim]) -> Vec<HeirCandidate> {
         let lists: Vec<&CpuSet> =
-            estates.iter().filter(|estate| estate.exclusive).map(|estate| &estate.cpus).collect();
+            dead_claims.iter().filter(|dead| dead.exclusive).map(|dead| &dead.cpus).collect();
         if lists.is_empty() {
             return Vec::new();
         }
@@ -108,8 +107,8 @@ impl Engine {
             log::warn!("looking for heirs: {error}");
             Vec::new()
         });
-        let candidate = |found: process::Candidate| Candidate {
-            subject: self.subject_of(found.task, &found.facts),
+        let candidate = |found: process::Candidate| HeirCandidate {
+            info: self.task_info_of(found.task, &found.facts),
             cgroup: found.cgroup,
             started: found.started,
             mask: found.mask,
@@ -117,20 +116,20 @@ impl Engine {
         found.into_iter().map(candidate).collect()
     }
 
-    /// The process of the subject, if it still is the same one and lives.
-    fn reopen(&self, subject: &Subject) -> Option<Process> {
-        let process = self.processes.open(subject.task.pid).ok().flatten()?;
-        (process.id() == subject.task && process.is_alive()).then_some(process)
+    /// The process of the info, if it still is the same one and lives.
+    fn reopen(&self, info: &TaskInfo) -> Option<Process> {
+        let process = self.processes.open(info.task.pid).ok().flatten()?;
+        (process.id() == info.task && process.is_alive()).then_some(process)
     }
 }
 
 /// What those of the dead leave who have a claim. One whose first claim is still in hand has none: its plan
 /// ends by itself.
-fn estates(claims: &Claims, dead: &[TaskId]) -> Vec<Estate> {
-    let estate = |task: &TaskId| {
+fn dead_claims(claims: &Claims, dead: &[TaskId]) -> Vec<DeadClaim> {
+    let dead_claim = |task: &TaskId| {
         let claim = claims.claim(task)?.clone();
         let list = claims.list(claim.list)?;
-        Some(Estate { cpus: list.cpus().clone(), exclusive: claims.leaves_something(&claim), claim })
+        Some(DeadClaim { cpus: list.cpus().clone(), exclusive: claims.is_inheritable(&claim), claim })
     };
-    dead.iter().filter_map(estate).collect()
+    dead.iter().filter_map(dead_claim).collect()
 }

@@ -13,7 +13,7 @@ use crate::failpoint::hold_up_repeat;
 use crate::journal::Record;
 
 /// Set in the number of a request that is sent again (`FUSE_UNIQUE_RESEND`, include/uapi/linux/fuse.h).
-const AGAIN: u64 = 1 << 63;
+const FUSE_UNIQUE_RESEND: u64 = 1 << 63;
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +28,16 @@ pub(crate) enum Admission {
 
 /// The kernel's number of a request, the same when it comes again.
 pub(crate) fn number(unique: u64) -> u64 {
-    unique & !AGAIN
+    unique & !FUSE_UNIQUE_RESEND
 }
 
 /// That a request was carried out.
 pub(super) fn answered(request: u64) -> Option<Record> {
-    (request != 0).then(|| Record::Answered { request, errno: 0, hand: hand() })
+    (request != 0).then(|| Record::Answered { request, errno: 0, hand: session_thread() })
 }
 
 /// Which thread this is. Each answers one request before it takes the next.
-pub(super) fn hand() -> u32 {
+pub(super) fn session_thread() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     thread_local!(static HAND: u32 = NEXT.fetch_add(1, Ordering::Relaxed));
     HAND.with(|hand| *hand)
@@ -46,7 +46,7 @@ pub(super) fn hand() -> u32 {
 impl Engine {
     /// Looks whether the request is one that comes again. Costs nothing where it does not.
     pub(crate) fn admit(&self, unique: u64) -> Admission {
-        if unique & AGAIN == 0 {
+        if unique & FUSE_UNIQUE_RESEND == 0 {
             return Admission::New;
         }
         hold_up_repeat();

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::replay::answered;
-use super::{Caller, Engine, PATIENCE};
+use super::{Caller, Engine, IN_FLIGHT_TIMEOUT};
 use crate::clock;
 use crate::failpoint::{Step, reached};
 use crate::journal::Record;
-use crate::model::command::{Claim, Command, Plan, Request, Subject, Target, Way};
+use crate::model::command::{Claim, ClaimKind, Command, Plan, Request, Target, TaskInfo};
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
@@ -23,14 +23,14 @@ const LARGE: usize = 1000;
 
 /// A process that a write names.
 #[derive(Clone, Debug)]
-struct Party {
-    subject: Subject,
+struct ResolvedTask {
+    info: TaskInfo,
     process: Arc<Process>,
 }
 
-/// In whose name something is done.
+/// In whose name something is undo.
 #[derive(Clone, Copy, Debug)]
-struct By {
+struct Requester {
     /// Who opened the file, and who writes.
     users: [u32; 2],
     /// The kernel's request; 0 where it is none of the kernel's.
@@ -50,7 +50,7 @@ enum Failure {
 
 /// What was done for a plan so far, so that it can be undone.
 #[derive(Default)]
-struct Done {
+struct UndoLog {
     intents: Vec<TaskId>,
     masks: Vec<(TaskId, Previous)>,
 }
@@ -72,8 +72,8 @@ impl Engine {
         let writer = self.writer(caller);
         let mut number = None;
         let (users, waiting) = ([opener, caller.uid], caller.waiting());
-        let by = By { users, request: caller.request, waiting };
-        let result = self.try_write(target, writer.as_ref(), by, bytes, read_write, &mut number);
+        let requester = Requester { users, request: caller.request, waiting };
+        let result = self.try_write(target, writer.as_ref(), requester, bytes, read_write, &mut number);
         result.inspect_err(|refusal| {
             let number = number.unwrap_or_else(|| self.own_number(writer.as_ref(), caller));
             self.file_refusal(caller, writer.as_deref(), number, refusal);
@@ -84,7 +84,7 @@ impl Engine {
         &self,
         target: Target,
         writer: Option<&Arc<Process>>,
-        by: By,
+        requester: Requester,
         bytes: &[u8],
         read_write: bool,
         number: &mut Option<u32>,
@@ -104,33 +104,37 @@ impl Engine {
                 }
                 let (claim, release) = self.resolve(writer, &tokens)?;
                 let is_large = claim.len() + release.len() > LARGE;
-                let placed = self.place(target, claim, release, by);
+                let placed = self.place(target, claim, release, requester);
                 if is_large {
                     process::trim_heap();
                 }
                 placed
             }
-            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, by),
+            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, requester),
         }
     }
 
     /// The living processes that the tokens name, each once: those to claim for, those to release.
-    fn resolve(&self, writer: &Arc<Process>, tokens: &[Token]) -> Result<(Vec<Party>, Vec<Party>), Refusal> {
-        let (mut claim, mut release): (Vec<Party>, Vec<Party>) = (Vec::new(), Vec::new());
+    fn resolve(
+        &self,
+        writer: &Arc<Process>,
+        tokens: &[Token],
+    ) -> Result<(Vec<ResolvedTask>, Vec<ResolvedTask>), Refusal> {
+        let (mut claim, mut release): (Vec<ResolvedTask>, Vec<ResolvedTask>) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
         for token in tokens.iter().filter(|token| seen.insert(**token)) {
-            let (named, parties) = match token {
+            let (named, tasks) = match token {
                 Token::Claim(named) => (named, &mut claim),
                 Token::Release(named) => (named, &mut release),
             };
             let Some(process) = self.named(writer, *named)? else { continue };
             // Who is watched has a descriptor already.
             let process = self.watch.get(&process.id()).unwrap_or(process);
-            if parties.iter().any(|party| party.subject.task == process.id()) {
+            if tasks.iter().any(|task| task.info.task == process.id()) {
                 continue;
             }
-            if let Some(subject) = self.subject(&process)? {
-                parties.push(Party { subject, process });
+            if let Some(info) = self.task_info(&process)? {
+                tasks.push(ResolvedTask { info, process });
             }
             if claim.len() + release.len() > self.watch.limit() {
                 return Err(Refusal::TooMany { limit: self.watch.limit() });
@@ -158,26 +162,32 @@ impl Engine {
     }
 
     /// Of a rewrite only the writer's own PID counts: it is there, or it is not there any more.
-    fn rewrite(&self, target: Target, writer: &Arc<Process>, pids: &[Pid], by: By) -> Result<(), Refusal> {
-        let subject = self.subject(writer)?.ok_or(Refusal::NoSuchProcess)?;
-        let own = vec![Party { subject, process: Arc::clone(writer) }];
+    fn rewrite(
+        &self,
+        target: Target,
+        writer: &Arc<Process>,
+        pids: &[Pid],
+        requester: Requester,
+    ) -> Result<(), Refusal> {
+        let info = self.task_info(writer)?.ok_or(Refusal::NoSuchProcess)?;
+        let own = vec![ResolvedTask { info, process: Arc::clone(writer) }];
         if pids.contains(&writer.id().pid) {
-            self.place(target, own, Vec::new(), by)
+            self.place(target, own, Vec::new(), requester)
         } else {
-            self.place(target, Vec::new(), own, by)
+            self.place(target, Vec::new(), own, requester)
         }
     }
 
     /// Decides and carries out, again where the kernel has a word in it: it may refuse a list that the pool
-    /// offers, a task may die on the way, or be in another operation's hands.
+    /// offers, a task may die on the kind, or be in another operation's hands.
     fn place(
         &self,
         target: Target,
-        mut claim: Vec<Party>,
-        release: Vec<Party>,
-        by: By,
+        mut claim: Vec<ResolvedTask>,
+        release: Vec<ResolvedTask>,
+        requester: Requester,
     ) -> Result<(), Refusal> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + IN_FLIGHT_TIMEOUT;
         let mut unsuitable = Vec::new();
         loop {
             self.reap();
@@ -186,26 +196,26 @@ impl Engine {
             }
             let request = Request {
                 target: target.clone(),
-                claim: claim.iter().map(|party| party.subject.clone()).collect(),
-                release: release.iter().map(|party| party.subject.clone()).collect(),
-                users: by.users,
+                claim: claim.iter().map(|task| task.info.clone()).collect(),
+                release: release.iter().map(|task| task.info.clone()).collect(),
+                users: requester.users,
                 unsuitable: unsuitable.clone(),
                 now: clock::since_boot(),
             };
             let decided = {
                 let mut claims = self.claims.lock();
                 match claims.apply(Command::Write(request)) {
-                    Err(Refusal::InHand) if Instant::now() < deadline => {
-                        let _ = self.put_down.wait_until(&mut claims, deadline);
+                    Err(Refusal::TaskBusy) if Instant::now() < deadline => {
+                        let _ = self.plan_finished.wait_until(&mut claims, deadline);
                         continue;
                     }
                     decided => decided?,
                 }
             };
             reached(Step::WriteDecided);
-            match self.carry_out(decided.plan, &claim, by) {
+            match self.carry_out(decided.plan, &claim, requester) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Died(task)) => claim.retain(|party| party.subject.task != task),
+                Err(Failure::Died(task)) => claim.retain(|one| one.info.task != task),
                 Err(Failure::Unsuitable(task, list, refusal)) => match target {
                     Target::List(_) => return Err(refusal),
                     Target::Pool(_) => unsuitable.push((task, list)),
@@ -215,19 +225,19 @@ impl Engine {
         }
     }
 
-    fn carry_out(&self, mut plan: Plan, parties: &[Party], by: By) -> Result<(), Failure> {
-        let mut done = Done::default();
-        match self.try_carry_out(&mut plan, parties, by, &mut done) {
+    fn carry_out(&self, mut plan: Plan, tasks: &[ResolvedTask], requester: Requester) -> Result<(), Failure> {
+        let mut undo = UndoLog::default();
+        match self.try_carry_out(&mut plan, tasks, requester, &mut undo) {
             Ok(()) => {}
             Err(failure) => {
-                self.undo(plan, done, by.waiting);
+                self.undo(plan, undo, requester.waiting);
                 return Err(failure);
             }
         }
         reached(Step::WriteRecorded);
         // From here on the write has happened, whatever comes.
         for claim in &plan.releases {
-            self.give_back(&claim.task, &claim.saved, by.waiting);
+            self.restore_mask_of(&claim.task, &claim.saved, requester.waiting);
         }
         if !plan.releases.is_empty() {
             reached(Step::MasksBack);
@@ -235,26 +245,25 @@ impl Engine {
             self.record_or_owe(Record::Batch(records));
             reached(Step::ReleaseRecorded);
         }
-        let lost = self.settle(plan, parties);
+        let lost = self.settle(plan, tasks);
         reached(Step::WriteSettled);
         match lost {
-            Some(task) if parties.len() == 1 => Err(Failure::Died(task)),
+            Some(task) if tasks.len() == 1 => Err(Failure::Died(task)),
             _ => Ok(()),
         }
     }
 
-    /// Watches, records, sets masks and records again. `done` says how far it came.
+    /// Watches, records, sets masks and records again. `undo` says how far it came.
     fn try_carry_out(
         &self,
         plan: &mut Plan,
-        parties: &[Party],
-        by: By,
-        done: &mut Done,
+        tasks: &[ResolvedTask],
+        requester: Requester,
+        undo: &mut UndoLog,
     ) -> Result<(), Failure> {
-        let process = |task: TaskId| {
-            parties.iter().find(|party| party.subject.task == task).map(|party| &party.process)
-        };
-        for place in plan.places.iter_mut().filter(|place| place.way == Way::New) {
+        let process =
+            |task: TaskId| tasks.iter().find(|one| one.info.task == task).map(|one| &one.process);
+        for place in plan.placements.iter_mut().filter(|place| place.kind == ClaimKind::New) {
             let died = || Failure::Died(place.claim.task);
             let process = process(place.claim.task).ok_or_else(died)?;
             let cgroup = self.processes.cgroup(process).ok_or_else(died)?;
@@ -269,13 +278,13 @@ impl Engine {
         if plan.changing().next().is_some() {
             let intents = plan.changing().map(|place| Record::Intent(place.claim.clone())).collect();
             self.state.append(&Record::Batch(intents)).map_err(|_| Failure::Refused(Refusal::LogFull))?;
-            done.intents.extend(plan.changing().map(|place| place.claim.task));
+            undo.intents.extend(plan.changing().map(|place| place.claim.task));
             reached(Step::IntentRecorded);
         }
-        for place in &mut plan.places {
+        for place in &mut plan.placements {
             let task = place.claim.task;
             let process = process(task).ok_or(Failure::Died(task))?;
-            if place.way == Way::New {
+            if place.kind == ClaimKind::New {
                 let refined = self
                     .processes
                     .refine_saved(process, place.claim.saved.clone())
@@ -284,13 +293,13 @@ impl Engine {
                     Arc::make_mut(&mut place.claim).saved = refined;
                 }
             }
-            let (cpus, waiting) = (&place.cpus, by.waiting);
-            let previous = match place.way {
-                Way::New => self.processes.set_first_mask(process, cpus, &place.claim.saved, waiting),
-                Way::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
-                Way::Repeat => self.processes.set_mask(process, cpus, Threads::Outside, waiting),
+            let (cpus, waiting) = (&place.cpus, requester.waiting);
+            let previous = match place.kind {
+                ClaimKind::New => self.processes.set_first_mask(process, cpus, &place.claim.saved, waiting),
+                ClaimKind::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
+                ClaimKind::Repeat => self.processes.set_mask(process, cpus, Threads::Outside, waiting),
             };
-            done.masks.push((task, previous.map_err(|error| self.failed(error, &place.claim))?));
+            undo.masks.push((task, previous.map_err(|error| self.failed(error, &place.claim))?));
         }
         reached(Step::MasksSet);
         let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));
@@ -300,7 +309,7 @@ impl Engine {
             return Ok(());
         }
         // In one with what it answers to: a request that comes again finds both or neither.
-        records.extend(answered(by.request));
+        records.extend(answered(requester.request));
         if plan.changing().next().is_none() {
             self.record_or_owe(Record::Batch(records));
             return Ok(());
@@ -309,29 +318,33 @@ impl Engine {
     }
 
     /// Takes back what was done for a plan, the last thing first.
-    fn undo(&self, plan: Plan, done: Done, waiting: Waiting) {
-        for (task, previous) in done.masks.into_iter().rev() {
+    fn undo(&self, plan: Plan, undo: UndoLog, waiting: Waiting) {
+        for (task, previous) in undo.masks.into_iter().rev() {
             if let Some(process) = self.watch.get(&task) {
                 self.processes.undo(&process, previous, waiting);
             }
         }
-        if !done.intents.is_empty() {
-            let records = done.intents.iter().map(|&task| Record::Abandoned { task }).collect();
+        if !undo.intents.is_empty() {
+            let records = undo.intents.iter().map(|&task| Record::Abandoned { task }).collect();
             self.record_or_owe(Record::Batch(records));
         }
-        let new: Vec<TaskId> =
-            plan.places.iter().filter(|place| place.way == Way::New).map(|place| place.claim.task).collect();
+        let new: Vec<TaskId> = plan
+            .placements
+            .iter()
+            .filter(|place| place.kind == ClaimKind::New)
+            .map(|place| place.claim.task)
+            .collect();
         let mut claims = self.claims.lock();
         let _ = claims.apply(Command::Abandon(plan));
         for task in new {
             self.watch.remove(&task);
         }
         drop(claims);
-        self.put_down.notify_all();
+        self.plan_finished.notify_all();
     }
 
     /// Makes the plan a fact. Gives a task that has died meanwhile, if there is one.
-    fn settle(&self, plan: Plan, parties: &[Party]) -> Option<TaskId> {
+    fn settle(&self, plan: Plan, tasks: &[ResolvedTask]) -> Option<TaskId> {
         let released: Vec<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
         let mut claims = self.claims.lock();
         // Settling is never refused.
@@ -341,8 +354,8 @@ impl Engine {
             self.watch.remove(task);
         }
         drop(claims);
-        self.put_down.notify_all();
-        effects.lost.iter().find(|task| parties.iter().any(|party| party.subject.task == **task)).copied()
+        self.plan_finished.notify_all();
+        effects.lost.iter().find(|lost| tasks.iter().any(|one| one.info.task == **lost)).copied()
     }
 
     /// What keeps the claim's task off the claim's list.

@@ -16,7 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::command::{Candidate, Change, Claim, Command, Effects, Place, Plan, Request, Subject, Way};
+use super::command::{
+    Change, Claim, ClaimKind, Command, Effects, HeirCandidate, Placement, Plan, Request, TaskInfo,
+};
 use super::cpuset::{CpuId, CpuSet};
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::refusal::{Holder, ListName, Refusal};
@@ -31,10 +33,10 @@ mod tests;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// It is being stored; nobody gets on it yet.
-    Coming,
+    Creating,
     Open,
     /// Its removal is being stored; nobody gets on it any more.
-    Leaving,
+    Removing,
 }
 
 /// A CPU list and the tasks on it.
@@ -75,18 +77,18 @@ impl List {
 
     /// Whether its removal is under way.
     #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        self.stage == Stage::Leaving
+    pub fn is_being_removed(&self) -> bool {
+        self.stage == Stage::Removing
     }
 
-    /// Somebody on the list or on the way to it who is not in `but`.
-    fn occupant(&self, but: &BTreeSet<TaskId>) -> Option<TaskId> {
-        self.tasks.iter().chain(&self.reserved).find(|&task| !but.contains(task)).copied()
+    /// Somebody on the list or on the way to it who is not in `excluding`.
+    fn other_task(&self, excluding: &BTreeSet<TaskId>) -> Option<TaskId> {
+        self.tasks.iter().chain(&self.reserved).find(|&task| !excluding.contains(task)).copied()
     }
 
-    /// How many tasks are on the list or on the way to it, without those in `but`.
-    fn load(&self, but: &BTreeSet<TaskId>) -> usize {
-        let leaving = but.iter().filter(|task| self.tasks.contains(task)).count();
+    /// How many tasks are on the list or on the way to it, without those in `excluding`.
+    fn task_count(&self, excluding: &BTreeSet<TaskId>) -> usize {
+        let leaving = excluding.iter().filter(|task| self.tasks.contains(task)).count();
         let arriving = self.reserved.iter().filter(|task| !self.tasks.contains(task)).count();
         self.tasks.len() - leaving + arriving
     }
@@ -129,10 +131,10 @@ impl Pool {
 
 /// What a task has and what is being done with it.
 #[derive(Clone, Debug, Default)]
-struct Holding {
+struct TaskState {
     claim: Option<Arc<Claim>>,
     /// A plan that names the task has neither been settled nor abandoned.
-    in_hand: bool,
+    in_flight: bool,
     /// It died while it was in hand.
     dead: bool,
 }
@@ -142,7 +144,7 @@ struct Holding {
 pub struct Claims {
     pools: BTreeMap<PoolId, Pool>,
     lists: BTreeMap<ListId, List>,
-    tasks: HashMap<TaskId, Holding>,
+    tasks: HashMap<TaskId, TaskState>,
     /// How many claims somebody else than root asked for, with those on their way.
     not_by_root: usize,
     limit: usize,
@@ -180,29 +182,29 @@ impl Claims {
 
     /// Whether a plan that names the task has neither been settled nor abandoned.
     #[must_use]
-    pub fn is_in_hand(&self, task: &TaskId) -> bool {
-        self.tasks.get(task).is_some_and(|holding| holding.in_hand)
+    pub fn is_in_flight(&self, task: &TaskId) -> bool {
+        self.tasks.get(task).is_some_and(|state| state.in_flight)
     }
 
     /// All claims, in no order.
     pub fn claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
-        self.tasks.values().filter_map(|holding| holding.claim.as_ref())
+        self.tasks.values().filter_map(|state| state.claim.as_ref())
     }
 
     /// Whether the task's claim is on an exclusive list, so that its death leaves something to inherit.
     #[must_use]
-    pub fn leaves_something(&self, claim: &Claim) -> bool {
+    pub fn is_inheritable(&self, claim: &Claim) -> bool {
         self.exclusivity(claim.list) == Some(Exclusivity::Exclusive)
     }
 
     /// Whether the claim may pass to this task once its own has died; [`heir`] knows the rest. A list that is
-    /// already promised to somebody else does not.
+    /// already pending to somebody else does not.
     #[must_use]
-    pub fn may_pass(&self, claim: &Claim, heir: &TaskId) -> bool {
-        let but = BTreeSet::from([claim.task]);
+    pub fn can_inherit(&self, claim: &Claim, heir: &TaskId) -> bool {
+        let excluding = BTreeSet::from([claim.task]);
         let list = self.lists.get(&claim.list);
-        self.leaves_something(claim)
-            && list.is_some_and(|list| list.occupant(&but).is_none())
+        self.is_inheritable(claim)
+            && list.is_some_and(|list| list.other_task(&excluding).is_none())
             && !self.tasks.contains_key(heir)
     }
 
@@ -218,7 +220,7 @@ impl Claims {
     /// Decides one command, and changes the claims accordingly. Nothing else does.
     ///
     /// # Errors
-    /// A [`Refusal`]: then nothing has changed. [`Refusal::InHand`] asks for another try once the operation
+    /// A [`Refusal`]: then nothing has changed. [`Refusal::TaskBusy`] asks for another try once the operation
     /// that has one of the tasks in hand has ended.
     pub fn apply(&mut self, command: Command) -> Result<Effects, Refusal> {
         match command {
@@ -243,7 +245,7 @@ impl Claims {
     fn write(&mut self, request: Request) -> Result<Effects, Refusal> {
         let plan = self.decide(&request)?;
         for task in plan.tasks() {
-            self.tasks.entry(task).or_default().in_hand = true;
+            self.tasks.entry(task).or_default().in_flight = true;
         }
         for place in plan.changing() {
             self.list_mut(place.claim.list)?.reserved.insert(place.claim.task);
@@ -256,25 +258,25 @@ impl Claims {
         let mut effects = Effects::default();
         self.not_by_root -= new_not_by_root(&plan);
         for claim in plan.releases {
-            if self.put_down(&claim.task) {
+            if self.finish(&claim.task) {
                 self.drop_claim(&claim.task);
                 effects.changes.push(Change::Released(claim));
             }
         }
-        for Place { claim, way, .. } in plan.places {
+        for Placement { claim, kind, .. } in plan.placements {
             if let Some(list) = self.lists.get_mut(&claim.list) {
                 list.reserved.remove(&claim.task);
             }
-            if !self.put_down(&claim.task) {
+            if !self.finish(&claim.task) {
                 effects.lost.push(claim.task);
                 continue;
             }
-            match way {
-                Way::Repeat => {}
-                Way::New => effects.changes.push(Change::Claimed(claim.clone())),
-                Way::Move { from } => effects.changes.push(Change::Moved { from, to: claim.clone() }),
+            match kind {
+                ClaimKind::Repeat => {}
+                ClaimKind::New => effects.changes.push(Change::Claimed(claim.clone())),
+                ClaimKind::Move { from } => effects.changes.push(Change::Moved { from, to: claim.clone() }),
             }
-            if way != Way::Repeat {
+            if kind != ClaimKind::Repeat {
                 self.drop_claim(&claim.task);
                 self.hold(claim);
             }
@@ -284,12 +286,12 @@ impl Claims {
 
     fn abandon(&mut self, plan: &Plan) -> Effects {
         self.not_by_root -= new_not_by_root(plan);
-        for place in &plan.places {
+        for place in &plan.placements {
             if let Some(list) = self.lists.get_mut(&place.claim.list) {
                 list.reserved.remove(&place.claim.task);
             }
         }
-        let lost = plan.tasks().filter(|task| !self.put_down(task)).collect();
+        let lost = plan.tasks().filter(|task| !self.finish(task)).collect();
         for task in plan.tasks() {
             if self.claim(&task).is_none() {
                 self.tasks.remove(&task);
@@ -299,14 +301,14 @@ impl Claims {
     }
 
     /// The task is no longer in hand. False where it died while it was; then it has nothing left.
-    fn put_down(&mut self, task: &TaskId) -> bool {
+    fn finish(&mut self, task: &TaskId) -> bool {
         match self.tasks.get_mut(task) {
-            Some(holding) if holding.dead => {
+            Some(state) if state.dead => {
                 self.tasks.remove(task);
                 false
             }
-            Some(holding) => {
-                holding.in_hand = false;
+            Some(state) => {
+                state.in_flight = false;
                 true
             }
             None => false,
@@ -323,7 +325,7 @@ impl Claims {
         if !claim.by_root {
             self.not_by_root += 1;
         }
-        self.tasks.insert(claim.task, Holding { claim: Some(claim), ..Holding::default() });
+        self.tasks.insert(claim.task, TaskState { claim: Some(claim), ..TaskState::default() });
     }
 
     fn drop_claim(&mut self, task: &TaskId) -> Option<Arc<Claim>> {
@@ -342,14 +344,14 @@ impl Claims {
         Some(claim)
     }
 
-    fn end(&mut self, task: TaskId, heir: Option<Subject>) -> Effects {
-        let in_hand = self.is_in_hand(&task);
+    fn end(&mut self, task: TaskId, heir: Option<TaskInfo>) -> Effects {
+        let in_flight = self.is_in_flight(&task);
         let claim = self.drop_claim(&task);
-        if in_hand {
-            self.tasks.insert(task, Holding { claim: None, in_hand, dead: true });
+        if in_flight {
+            self.tasks.insert(task, TaskState { claim: None, in_flight, dead: true });
         }
         let Some(claim) = claim else { return Effects::default() };
-        let heir = heir.filter(|heir| self.may_pass(&claim, &heir.task));
+        let heir = heir.filter(|heir| self.can_inherit(&claim, &heir.task));
         let change = match heir {
             None => Change::Ended(claim),
             Some(heir) => {
@@ -389,14 +391,14 @@ impl Claims {
         let nobody = BTreeSet::new();
         let mut lists = pool.lists().filter_map(|id| self.lists.get(&id));
         lists
-            .find(|list| list.stage == Stage::Open && list.occupant(&nobody).is_none())
+            .find(|list| list.stage == Stage::Open && list.other_task(&nobody).is_none())
             .map(|list| list.name.cpus.clone())
     }
 }
 
 /// How many first claims of the plan somebody else than root asks for.
 fn new_not_by_root(plan: &Plan) -> usize {
-    plan.places.iter().filter(|place| place.way == Way::New && !place.claim.by_root).count()
+    plan.placements.iter().filter(|place| place.kind == ClaimKind::New && !place.claim.by_root).count()
 }
 
 /// The one of `candidates` to which the claim of a dead task passes: the oldest that started after the
@@ -404,19 +406,22 @@ fn new_not_by_root(plan: &Plan) -> usize {
 ///
 /// `tick` is the length of a clock tick in nanoseconds: start times are only known in whole ticks.
 #[must_use]
-pub fn heir<'a>(claim: &Claim, cpus: &CpuSet, tick: u64, candidates: &'a [Candidate]) -> Option<&'a Subject> {
-    let may_inherit = |Candidate { subject, cgroup, started, mask }: &&Candidate| {
-        subject.task != claim.task
-            && !subject.kernel_thread
-            && !subject.ours
+pub fn heir<'a>(
+    claim: &Claim,
+    cpus: &CpuSet,
+    tick: u64,
+    candidates: &'a [HeirCandidate],
+) -> Option<&'a TaskInfo> {
+    let may_inherit = |HeirCandidate { info, cgroup, started, mask }: &&HeirCandidate| {
+        info.task != claim.task
+            && !info.kernel_thread
+            && !info.ours
             && *started >= claim.since / tick
             && *cgroup == claim.cgroup
-            && (subject.uids.real == claim.uid || subject.uids.real == 0)
+            && (info.uids.real == claim.uid || info.uids.real == 0)
             && !mask.is_empty()
             && mask.is_subset(cpus)
     };
     let heirs = candidates.iter().filter(may_inherit);
-    heirs
-        .min_by_key(|candidate| (candidate.started, candidate.subject.task))
-        .map(|candidate| &candidate.subject)
+    heirs.min_by_key(|candidate| (candidate.started, candidate.info.task)).map(|candidate| &candidate.info)
 }

@@ -52,7 +52,7 @@ pub struct Uids {
 
 /// A living process that a write names.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct TaskInfo {
     /// Which.
     pub task: TaskId,
     /// Whose.
@@ -65,9 +65,9 @@ pub struct Subject {
 
 /// A living process that may be the heir of a dead one.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct HeirCandidate {
     /// Who.
-    pub subject: Subject,
+    pub info: TaskInfo,
     /// A number for its cgroup.
     pub cgroup: u64,
     /// When it started, in clock ticks since boot.
@@ -91,9 +91,9 @@ pub struct Request {
     /// The file.
     pub target: Target,
     /// The processes to claim for, each once.
-    pub claim: Vec<Subject>,
+    pub claim: Vec<TaskInfo>,
     /// The processes whose claim is to end, each once.
-    pub release: Vec<Subject>,
+    pub release: Vec<TaskInfo>,
     /// The users who must have the right: who opened the file, and who writes.
     pub users: [u32; 2],
     /// Lists on which the kernel has let a task not be, in an earlier try of the same write.
@@ -116,7 +116,7 @@ pub enum Command {
         /// The dead one.
         task: TaskId,
         /// The process that inherits, where there is one.
-        heir: Option<Subject>,
+        heir: Option<TaskInfo>,
     },
     /// A claim that an earlier daemon recorded is taken up again.
     Restore(Arc<Claim>),
@@ -164,7 +164,7 @@ pub enum Command {
 
 /// How a task gets onto a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum ClaimKind {
     /// It had no claim.
     New,
     /// It leaves another list.
@@ -178,14 +178,14 @@ pub enum Way {
 
 /// One task that is to be put onto one list.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Placement {
     /// The claim as it will be. What has to be asked of the task itself, `saved` and `cgroup`, is not known of a
     /// new one yet: who carries out the plan fills it in.
     pub claim: Arc<Claim>,
     /// The CPUs of the list.
     pub cpus: CpuSet,
     /// From where.
-    pub way: Way,
+    pub kind: ClaimKind,
 }
 
 /// What has to be done before a write can be answered: masks set for each place, masks given back for each
@@ -193,7 +193,7 @@ pub struct Place {
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Who goes where.
-    pub places: Vec<Place>,
+    pub placements: Vec<Placement>,
     /// Claims that end.
     pub releases: Vec<Arc<Claim>>,
 }
@@ -236,12 +236,15 @@ pub struct Effects {
 
 impl Plan {
     /// The places that bring a task onto a list on which it is not yet.
-    pub fn changing(&self) -> impl Iterator<Item = &Place> {
-        self.places.iter().filter(|place| place.way != Way::Repeat)
+    pub fn changing(&self) -> impl Iterator<Item = &Placement> {
+        self.placements.iter().filter(|place| place.kind != ClaimKind::Repeat)
     }
 
     /// Everyone in it.
     pub fn tasks(&self) -> impl Iterator<Item = TaskId> + '_ {
-        self.places.iter().map(|place| place.claim.task).chain(self.releases.iter().map(|claim| claim.task))
+        self.placements
+            .iter()
+            .map(|place| place.claim.task)
+            .chain(self.releases.iter().map(|claim| claim.task))
     }
 }

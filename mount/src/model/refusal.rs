@@ -104,7 +104,7 @@ pub enum Refusal {
     /// The log of claims cannot be written.
     LogFull,
     /// Another operation on the same task has not ended in time.
-    InHand,
+    TaskBusy,
     /// The list or pool has been removed while its file was open.
     Removed,
     /// Configuring needs root.
@@ -194,7 +194,7 @@ impl Refusal {
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. } => Errno::EBUSY,
-            Self::KeepsChanging | Self::InHand => Errno::EAGAIN,
+            Self::KeepsChanging | Self::TaskBusy => Errno::EAGAIN,
             Self::TooMany { .. } | Self::LogFull => Errno::ENOSPC,
             Self::Removed => Errno::ENODEV,
             Self::Exists => Errno::EEXIST,
@@ -284,7 +284,7 @@ impl Refusal {
                 )
             }
             Self::LogFull => "the log of claims cannot be written; make room for the state directory".into(),
-            Self::InHand => "another operation on the same task has not ended; write again".into(),
+            Self::TaskBusy => "another operation on the same task has not ended; write again".into(),
             Self::Removed => "this CPU list or pool has been removed; open another".into(),
             Self::NotRoot => "configuring needs root, whatever the modes say; do it as root".into(),
             Self::BadPoolName(why) => format!("{why}; choose another name"),

@@ -53,7 +53,7 @@ impl Claims {
             pool,
             name,
             cpus,
-            stage: Stage::Coming,
+            stage: Stage::Creating,
             tasks: BTreeSet::new(),
             reserved: BTreeSet::new(),
         };
@@ -63,10 +63,10 @@ impl Claims {
 
     pub(super) fn close_list(&mut self, id: ListId, now: u64) -> Result<Effects, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        if let Some(task) = list.occupant(&BTreeSet::new()) {
+        if let Some(task) = list.other_task(&BTreeSet::new()) {
             return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, id, now) });
         }
-        self.list_mut(id)?.stage = Stage::Leaving;
+        self.list_mut(id)?.stage = Stage::Removing;
         Ok(Effects::default())
     }
 
@@ -88,7 +88,7 @@ impl Claims {
         if exclusivity == Exclusivity::Exclusive {
             let lists = pool.lists().filter_map(|id| self.lists.get(&id));
             if let Some((list, tasks)) =
-                lists.map(|list| (list, list.load(&BTreeSet::new()))).find(|(_, tasks)| *tasks > 1)
+                lists.map(|list| (list, list.task_count(&BTreeSet::new()))).find(|(_, tasks)| *tasks > 1)
             {
                 return Err(Refusal::SharedByMany { list: list.name.clone(), tasks });
             }

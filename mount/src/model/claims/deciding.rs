@@ -6,22 +6,22 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Claims, Stage, new_not_by_root};
-use crate::model::command::{Claim, Place, Plan, Request, SavedMask, Subject, Target, Way};
+use crate::model::command::{Claim, ClaimKind, Placement, Plan, Request, SavedMask, Target, TaskInfo};
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
 
 impl Claims {
     pub(super) fn decide(&self, request: &Request) -> Result<Plan, Refusal> {
-        for subject in request.claim.iter().chain(&request.release) {
-            may(subject, &request.users)?;
+        for info in request.claim.iter().chain(&request.release) {
+            may(info, &request.users)?;
         }
-        let leaving: BTreeSet<TaskId> = request.release.iter().map(|subject| subject.task).collect();
-        if request.claim.iter().any(|subject| leaving.contains(&subject.task)) {
+        let leaving: BTreeSet<TaskId> = request.release.iter().map(|info| info.task).collect();
+        if request.claim.iter().any(|info| leaving.contains(&info.task)) {
             return Err(Refusal::Contradiction);
         }
-        if request.claim.iter().chain(&request.release).any(|subject| self.is_in_hand(&subject.task)) {
-            return Err(Refusal::InHand);
+        if request.claim.iter().chain(&request.release).any(|info| self.is_in_flight(&info.task)) {
+            return Err(Refusal::TaskBusy);
         }
         self.check_target(request)?;
         let mut plan = Plan::default();
@@ -33,12 +33,12 @@ impl Claims {
                 .cloned(),
         );
         let leaving: BTreeSet<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
-        for subject in &request.claim {
+        for info in &request.claim {
             let list = match &request.target {
-                Target::List(id) => self.check_list(*id, subject.task, &leaving, request.now)?,
-                Target::Pool(pool) => self.choose(*pool, subject.task, &leaving, &plan, request)?,
+                Target::List(id) => self.check_list(*id, info.task, &leaving, request.now)?,
+                Target::Pool(pool) => self.choose(*pool, info.task, &leaving, &plan, request)?,
             };
-            plan.places.push(self.place(subject, list, request)?);
+            plan.placements.push(self.place(info, list, request)?);
         }
         self.check_room(&plan)?;
         Ok(plan)
@@ -75,9 +75,9 @@ impl Claims {
     ) -> Result<ListId, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
         if self.exclusivity(id) == Some(Exclusivity::Exclusive) {
-            let mut but = leaving.clone();
-            but.insert(task);
-            if let Some(holder) = list.occupant(&but) {
+            let mut excluding = leaving.clone();
+            excluding.insert(task);
+            if let Some(holder) = list.other_task(&excluding) {
                 let free = self.pools.get(&list.pool).and_then(|pool| self.free_list(pool));
                 return Err(Refusal::Held {
                     list: list.name.clone(),
@@ -105,8 +105,11 @@ impl Claims {
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
             return Some(claim.list).filter(suits).ok_or_else(refused);
         }
-        let promised = |id: ListId| {
-            plan.places.iter().filter(|place| place.claim.list == id && place.way != Way::Repeat).count()
+        let pending = |id: ListId| {
+            plan.placements
+                .iter()
+                .filter(|place| place.claim.list == id && place.kind != ClaimKind::Repeat)
+                .count()
         };
         let open = pool
             .lists()
@@ -114,7 +117,7 @@ impl Claims {
         let (found, any) = match pool.exclusivity {
             Exclusivity::Exclusive => {
                 let mut free = open
-                    .filter(|(id, list)| list.occupant(leaving).is_none() && promised(*id) == 0)
+                    .filter(|(id, list)| list.other_task(leaving).is_none() && pending(*id) == 0)
                     .peekable();
                 let any = free.peek().is_some();
                 (free.map(|(id, _)| id).find(suits), any)
@@ -124,7 +127,7 @@ impl Claims {
                 let any = all.peek().is_some();
                 let least = all
                     .filter(|(id, _)| suits(id))
-                    .min_by_key(|(id, list)| list.load(leaving) + promised(*id));
+                    .min_by_key(|(id, list)| list.task_count(leaving) + pending(*id));
                 (least.map(|(id, _)| id), any)
             }
         };
@@ -138,31 +141,31 @@ impl Claims {
         })
     }
 
-    fn place(&self, subject: &Subject, id: ListId, request: &Request) -> Result<Place, Refusal> {
+    fn place(&self, info: &TaskInfo, id: ListId, request: &Request) -> Result<Placement, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        let old = self.claim(&subject.task);
-        let way = match old {
-            None => Way::New,
-            Some(old) if old.list == id => Way::Repeat,
-            Some(old) => Way::Move { from: old.list },
+        let old = self.claim(&info.task);
+        let kind = match old {
+            None => ClaimKind::New,
+            Some(old) if old.list == id => ClaimKind::Repeat,
+            Some(old) => ClaimKind::Move { from: old.list },
         };
-        let claim = match (old, way) {
-            (Some(old), Way::Repeat) => old.clone(),
+        let claim = match (old, kind) {
+            (Some(old), ClaimKind::Repeat) => old.clone(),
             _ => Arc::new(Claim {
-                task: subject.task,
+                task: info.task,
                 list: id,
                 saved: old.map_or(SavedMask::All, |old| old.saved.clone()),
                 since: request.now,
-                uid: subject.uids.real,
+                uid: info.uids.real,
                 cgroup: old.map_or(0, |old| old.cgroup),
                 by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
             }),
         };
-        Ok(Place { claim, cpus: list.cpus.clone(), way })
+        Ok(Placement { claim, cpus: list.cpus.clone(), kind })
     }
 
     fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
-        let new = plan.places.iter().filter(|place| place.way == Way::New).count();
+        let new = plan.placements.iter().filter(|place| place.kind == ClaimKind::New).count();
         let not_by_root = new_not_by_root(plan);
         if new > 0 && self.tasks.len() + new > self.limit {
             return Err(Refusal::TooMany { limit: self.limit });
@@ -177,15 +180,15 @@ impl Claims {
 /// The rule of cgroup v1: root, or a user whose effective uid is the task's real or saved one. The file's
 /// opener has to pass as well as the writer: else a program with more rights could be made to write for
 /// somebody with fewer (CVE-2021-4197).
-fn may(subject: &Subject, users: &[u32]) -> Result<(), Refusal> {
-    let owns = |uid: u32| uid == 0 || uid == subject.uids.real || uid == subject.uids.saved;
+fn may(info: &TaskInfo, users: &[u32]) -> Result<(), Refusal> {
+    let owns = |uid: u32| uid == 0 || uid == info.uids.real || uid == info.uids.saved;
     if let Some(&uid) = users.iter().find(|&&uid| !owns(uid)) {
         return Err(Refusal::NotPermitted { uid });
     }
-    if subject.kernel_thread {
+    if info.kernel_thread {
         return Err(Refusal::KernelThread);
     }
-    if subject.ours {
+    if info.ours {
         return Err(Refusal::OwnProcess);
     }
     Ok(())

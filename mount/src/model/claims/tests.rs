@@ -42,9 +42,9 @@ fn root_or_the_owner_has_the_right_and_the_opener_needs_it_too() {
     ] {
         let ask = |target, releases: bool| {
             let mut claims = machine();
-            let subject = Subject { uids: of, ..subject(1) };
+            let info = TaskInfo { uids: of, ..info(1) };
             let mut request = Request { users: [opener, writer], ..request(target, &[], &[]) };
-            if releases { &mut request.release } else { &mut request.claim }.push(subject);
+            if releases { &mut request.release } else { &mut request.claim }.push(info);
             claims.apply(Command::Write(request)).map(|_| ())
         };
         let expected = refused.map_or(Ok(()), |uid| Err(Refusal::NotPermitted { uid }));
@@ -62,7 +62,7 @@ fn one_task_without_the_right_refuses_the_whole_write() {
     let mut request = Request { users: [USER, USER], ..request(pool(INFRA), &[1, 2, 3], &[]) };
     request.claim[2].uids = Uids { real: 0, effective: 0, saved: 0 };
     assert_eq!(refusal(claims.apply(Command::Write(request))), Refusal::NotPermitted { uid: USER });
-    assert!((1..=3).all(|n| !claims.is_in_hand(&task(n))));
+    assert!((1..=3).all(|n| !claims.is_in_flight(&task(n))));
 }
 
 #[test]
@@ -73,9 +73,9 @@ fn kernel_threads_and_the_daemon_are_never_claimed_nor_released() {
         (true, false, [7, 7], Refusal::NotPermitted { uid: 7 }),
     ] {
         for releases in [false, true] {
-            let subject = Subject { kernel_thread, ours, ..subject(1) };
+            let info = TaskInfo { kernel_thread, ours, ..info(1) };
             let mut request = Request { users, ..request(list(INFRA_8), &[], &[]) };
-            if releases { &mut request.release } else { &mut request.claim }.push(subject);
+            if releases { &mut request.release } else { &mut request.claim }.push(info);
             assert_eq!(refusal(machine().apply(Command::Write(request))), expected);
         }
     }
@@ -102,7 +102,7 @@ fn a_task_on_its_way_to_an_exclusive_list_keeps_others_off() {
     let mut claims = machine();
     let plan = write(&mut claims, request(list(DATA_01), &[1], &[])).unwrap().plan;
     assert_eq!(refusal(write(&mut claims, request(list(DATA_01), &[2], &[]))).errno(), Errno::EBUSY);
-    assert_eq!(places(&mut claims, request(pool(DATA), &[3], &[])), [(3, DATA_23, Way::New)]);
+    assert_eq!(places(&mut claims, request(pool(DATA), &[3], &[])), [(3, DATA_23, ClaimKind::New)]);
     claims.apply(Command::Abandon(plan)).unwrap();
     take(&mut claims, list(DATA_01), &[2]);
 }
@@ -165,12 +165,15 @@ fn an_exclusive_pool_gives_the_free_list_with_the_lowest_first_cpu() {
 fn several_tasks_get_as_many_lists_of_an_exclusive_pool_or_none() {
     let mut claims = machine();
     let found = places(&mut claims, request(pool(DATA), &[1, 2, 3], &[]));
-    assert_eq!(found, [(1, DATA_01, Way::New), (2, DATA_23, Way::New), (3, DATA_45, Way::New)]);
+    assert_eq!(
+        found,
+        [(1, DATA_01, ClaimKind::New), (2, DATA_23, ClaimKind::New), (3, DATA_45, ClaimKind::New)]
+    );
     let mut claims = machine();
     let refused = refusal(write(&mut claims, request(pool(DATA), &[1, 2, 3, 4], &[])));
     assert_eq!(refused.errno(), Errno::EBUSY);
-    assert!((1..=4).all(|n| !claims.is_in_hand(&task(n))));
-    assert!(places(&mut claims, request(pool(DATA), &[5], &[])) == [(5, DATA_01, Way::New)]);
+    assert!((1..=4).all(|n| !claims.is_in_flight(&task(n))));
+    assert!(places(&mut claims, request(pool(DATA), &[5], &[])) == [(5, DATA_01, ClaimKind::New)]);
 }
 
 #[test]
@@ -181,9 +184,12 @@ fn a_shared_pool_gives_the_list_with_the_fewest_tasks() {
     assert_eq!(on(&claims, INFRA_8), [2]);
     // One each: the lower CPUs. One of three leaves: one again.
     let found = places(&mut claims, request(pool(INFRA), &[3, 4, 5], &[1]));
-    assert_eq!(found, [(3, INFRA_67, Way::New), (4, INFRA_67, Way::New), (5, INFRA_8, Way::New)]);
+    assert_eq!(
+        found,
+        [(3, INFRA_67, ClaimKind::New), (4, INFRA_67, ClaimKind::New), (5, INFRA_8, ClaimKind::New)]
+    );
     // Those on their way count.
-    assert_eq!(places(&mut claims, request(pool(INFRA), &[6], &[])), [(6, INFRA_8, Way::New)]);
+    assert_eq!(places(&mut claims, request(pool(INFRA), &[6], &[])), [(6, INFRA_8, ClaimKind::New)]);
 }
 
 #[test]
@@ -194,8 +200,11 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
         Request { unsuitable, ..request(target, &[1], &[]) }
     };
     let unsuitable = [DATA_01];
-    assert_eq!(places(&mut claims.clone(), without(pool(DATA), &unsuitable)), [(1, DATA_23, Way::New)]);
-    assert_eq!(places(&mut claims.clone(), without(pool(INFRA), &[INFRA_67])), [(1, INFRA_8, Way::New)]);
+    assert_eq!(places(&mut claims.clone(), without(pool(DATA), &unsuitable)), [(1, DATA_23, ClaimKind::New)]);
+    assert_eq!(
+        places(&mut claims.clone(), without(pool(INFRA), &[INFRA_67])),
+        [(1, INFRA_8, ClaimKind::New)]
+    );
     let all = without(pool(DATA), &[DATA_01, DATA_23, DATA_45]);
     let none = refusal(write(&mut claims, all.clone()));
     assert_eq!(none, Refusal::NoneSuits { pool: name("dataplane") });
@@ -203,8 +212,8 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
     let none = refusal(write(&mut claims, without(pool(INFRA), &[INFRA_67, INFRA_8])));
     assert_eq!(none, Refusal::NoneSuits { pool: name("infra") });
     // What another task may not have says nothing of this one.
-    let other = Request { claim: vec![subject(2)], ..without(pool(DATA), &unsuitable) };
-    assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, Way::New)]);
+    let other = Request { claim: vec![info(2)], ..without(pool(DATA), &unsuitable) };
+    assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, ClaimKind::New)]);
     // Where none is free, it does not matter which ones would suit.
     take(&mut claims, pool(DATA), &[5, 6, 7]);
     assert_eq!(refusal(write(&mut claims, all)), Refusal::NoneFree { pool: name("dataplane"), lists: 3 });
@@ -237,7 +246,7 @@ fn a_claim_that_is_repeated_stays_as_it_is() {
         let later = Request { now: NOW + 1, ..request(target, &[1], &[]) };
         let plan = write(&mut claims, later).unwrap().plan;
         assert_eq!(plan.changing().count(), 0);
-        assert_eq!(plan.places[0].way, Way::Repeat);
+        assert_eq!(plan.placements[0].kind, ClaimKind::Repeat);
         assert!(claims.apply(Command::Settle(plan)).unwrap().changes.is_empty());
         assert_eq!(claims.claim(&task(1)).cloned(), before);
     }
@@ -249,7 +258,7 @@ fn a_move_drops_the_old_claim_in_the_same_step_and_keeps_the_first_saved_mask() 
     take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let second = Request { now: NOW + 1, ..request(pool(INFRA), &[1], &[]) };
     let plan = write(&mut claims, second).unwrap().plan;
-    assert_eq!(plan.places[0].way, Way::Move { from: DATA_01 });
+    assert_eq!(plan.placements[0].kind, ClaimKind::Move { from: DATA_01 });
     assert_eq!((on(&claims, DATA_01), on(&claims, INFRA_67)), (vec![1], vec![]));
     let changes = claims.apply(Command::Settle(plan)).unwrap().changes;
     let [Change::Moved { from: DATA_01, to }] = changes.as_slice() else { panic!("{changes:?}") };
@@ -299,12 +308,12 @@ fn a_task_in_hand_waits_for_its_plan_to_end() {
     let plan = write(&mut claims, request(list(INFRA_8), &[1], &[])).unwrap().plan;
     for again in [request(list(INFRA_8), &[1], &[]), request(pool(DATA), &[2], &[1])] {
         let refused = refusal(write(&mut claims, again));
-        assert_eq!((refused.errno(), refused), (Errno::EAGAIN, Refusal::InHand));
+        assert_eq!((refused.errno(), refused), (Errno::EAGAIN, Refusal::TaskBusy));
     }
-    assert!(claims.is_in_hand(&task(1)) && !claims.is_in_hand(&task(2)));
+    assert!(claims.is_in_flight(&task(1)) && !claims.is_in_flight(&task(2)));
     take(&mut claims, list(INFRA_8), &[2]);
     claims.apply(Command::Settle(plan)).unwrap();
-    assert!(!claims.is_in_hand(&task(1)));
+    assert!(!claims.is_in_flight(&task(1)));
     take(&mut claims, list(DATA_01), &[1]);
 }
 
@@ -390,15 +399,15 @@ fn a_task_that_dies_in_hand_gets_nothing() {
             let changes = claims.apply(Command::End { task: task(1), heir: None }).unwrap().changes;
             assert_eq!(changes.len(), usize::from(first.is_some()), "{changes:?}");
             assert_eq!(claims.claim(&task(1)), None);
-            assert!(claims.is_in_hand(&task(1)), "until its plan has ended");
-            let is_release = plan.places.is_empty();
+            assert!(claims.is_in_flight(&task(1)), "until its plan has ended");
+            let is_release = plan.placements.is_empty();
             let end = if abandoned { Command::Abandon(plan) } else { Command::Settle(plan) };
             let effects = claims.apply(end).unwrap();
             assert!(effects.changes.is_empty(), "{effects:?}");
             if !is_release {
                 assert_eq!(effects.lost, [task(1)]);
             }
-            assert!(!claims.is_in_hand(&task(1)));
+            assert!(!claims.is_in_flight(&task(1)));
             take(&mut claims, list(DATA_01), &[2]);
             take(&mut claims, list(DATA_23), &[3]);
         }
@@ -419,7 +428,7 @@ fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
     let mut claims = machine();
     take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let old = claims.claim(&task(1)).cloned().unwrap();
-    let heir = Subject { uids: root(), ..subject(2) };
+    let heir = TaskInfo { uids: root(), ..info(2) };
     let changes = claims.apply(Command::End { task: task(1), heir: Some(heir) }).unwrap().changes;
     let expected = Arc::new(Claim { task: task(2), uid: 0, ..Claim::clone(&old) });
     assert_eq!(changes, [Change::Inherited { from: task(1), to: expected.clone() }]);
@@ -427,7 +436,7 @@ fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
     let changes = claims.apply(Command::End { task: task(2), heir: None }).unwrap().changes;
     assert_eq!(changes, [Change::Ended(expected)]);
     assert!(on(&claims, DATA_01).is_empty());
-    let again = claims.apply(Command::End { task: task(2), heir: Some(subject(3)) }).unwrap();
+    let again = claims.apply(Command::End { task: task(2), heir: Some(info(3)) }).unwrap();
     assert!(again.changes.is_empty(), "who has no claim leaves none");
 }
 
@@ -435,22 +444,22 @@ fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
 fn nobody_inherits_a_shared_list() {
     let mut claims = machine();
     take(&mut claims, list(INFRA_8), &[1]);
-    assert!(!claims.leaves_something(claims.claim(&task(1)).unwrap()));
-    let effects = claims.apply(Command::End { task: task(1), heir: Some(subject(2)) }).unwrap();
+    assert!(!claims.is_inheritable(claims.claim(&task(1)).unwrap()));
+    let effects = claims.apply(Command::End { task: task(1), heir: Some(info(2)) }).unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
     assert!(on(&claims, INFRA_8).is_empty());
 }
 
 #[test]
 fn who_has_a_claim_or_is_getting_one_inherits_nothing() {
-    for in_hand in [false, true] {
+    for in_flight in [false, true] {
         let mut claims = machine();
         take(&mut claims, list(DATA_01), &[1]);
         let plan = write(&mut claims, request(list(DATA_23), &[2], &[])).unwrap().plan;
-        if !in_hand {
+        if !in_flight {
             claims.apply(Command::Settle(plan)).unwrap();
         }
-        let effects = claims.apply(Command::End { task: task(1), heir: Some(subject(2)) }).unwrap();
+        let effects = claims.apply(Command::End { task: task(1), heir: Some(info(2)) }).unwrap();
         assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
         assert!(on(&claims, DATA_01).is_empty());
     }
@@ -461,7 +470,7 @@ fn nobody_inherits_a_list_that_a_write_in_hand_gives_to_another() {
     let mut claims = machine();
     take(&mut claims, list(DATA_01), &[1]);
     let plan = write(&mut claims, request(list(DATA_01), &[2], &[1])).unwrap().plan;
-    let effects = claims.apply(Command::End { task: task(1), heir: Some(subject(3)) }).unwrap();
+    let effects = claims.apply(Command::End { task: task(1), heir: Some(info(3)) }).unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
     claims.apply(Command::Settle(plan)).unwrap();
     assert_eq!(on(&claims, DATA_01), [2]);
@@ -472,26 +481,26 @@ fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() 
     let held = claim(1, DATA_01.0);
     let tick = 10_000_000;
     let born = held.since / tick;
-    let good = Candidate { subject: subject(2), cgroup: held.cgroup, started: born, mask: cpus("0-1") };
-    let find = |candidate: &Candidate| {
+    let good = HeirCandidate { info: info(2), cgroup: held.cgroup, started: born, mask: cpus("0-1") };
+    let find = |candidate: &HeirCandidate| {
         heir(&held, &cpus("0-1"), tick, std::slice::from_ref(candidate)).map(|heir| heir.task)
     };
     assert_eq!(find(&good), Some(task(2)), "in the same tick as the claim");
-    let with = |subject: Subject| Candidate { subject, ..good.clone() };
+    let with = |info: TaskInfo| HeirCandidate { info, ..good.clone() };
     let uids = |real| Uids { real, effective: USER, saved: USER };
     for (candidate, may, why) in [
-        (Candidate { mask: cpus("1"), ..good.clone() }, true, "a part of the list"),
-        (Candidate { started: born + 1000, ..good.clone() }, true, "much later"),
-        (with(Subject { uids: uids(0), ..subject(2) }), true, "of root"),
-        (Candidate { started: born - 1, ..good.clone() }, false, "before the claim"),
-        (Candidate { mask: cpus("0-2"), ..good.clone() }, false, "also elsewhere"),
-        (Candidate { mask: cpus("2"), ..good.clone() }, false, "elsewhere"),
-        (Candidate { mask: CpuSet::new(), ..good.clone() }, false, "nowhere"),
-        (Candidate { cgroup: held.cgroup + 1, ..good.clone() }, false, "in another cgroup"),
-        (with(Subject { uids: uids(7), ..subject(2) }), false, "of another user"),
-        (with(Subject { kernel_thread: true, ..subject(2) }), false, "a kernel thread"),
-        (with(Subject { ours: true, ..subject(2) }), false, "the daemon"),
-        (with(subject(1)), false, "the dead one itself"),
+        (HeirCandidate { mask: cpus("1"), ..good.clone() }, true, "a part of the list"),
+        (HeirCandidate { started: born + 1000, ..good.clone() }, true, "much later"),
+        (with(TaskInfo { uids: uids(0), ..info(2) }), true, "of root"),
+        (HeirCandidate { started: born - 1, ..good.clone() }, false, "before the claim"),
+        (HeirCandidate { mask: cpus("0-2"), ..good.clone() }, false, "also elsewhere"),
+        (HeirCandidate { mask: cpus("2"), ..good.clone() }, false, "elsewhere"),
+        (HeirCandidate { mask: CpuSet::new(), ..good.clone() }, false, "nowhere"),
+        (HeirCandidate { cgroup: held.cgroup + 1, ..good.clone() }, false, "in another cgroup"),
+        (with(TaskInfo { uids: uids(7), ..info(2) }), false, "of another user"),
+        (with(TaskInfo { kernel_thread: true, ..info(2) }), false, "a kernel thread"),
+        (with(TaskInfo { ours: true, ..info(2) }), false, "the daemon"),
+        (with(info(1)), false, "the dead one itself"),
     ] {
         assert_eq!(find(&candidate), may.then_some(task(2)), "{why}");
     }
@@ -501,7 +510,7 @@ fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() 
 fn the_oldest_heir_is_taken_and_of_those_the_lowest_pid() {
     let held = claim(1, DATA_01.0);
     let candidate =
-        |n, started| Candidate { subject: subject(n), cgroup: held.cgroup, started, mask: cpus("0") };
+        |n, started| HeirCandidate { info: info(n), cgroup: held.cgroup, started, mask: cpus("0") };
     let candidates = [candidate(9, 6_000), candidate(8, 5_500), candidate(7, 5_500), candidate(2, 4_000)];
     let found = heir(&held, &cpus("0-1"), 10_000_000, &candidates);
     assert_eq!(found.map(|heir| heir.task), Some(task(7)));
@@ -525,7 +534,7 @@ fn a_list_takes_nobody_before_it_is_open_nor_after_it_was_closed() {
     claims.apply(Command::OpenList(id)).unwrap();
     take(&mut claims.clone(), list(id), &[1]);
     claims.apply(Command::CloseList { id, now: NOW }).unwrap();
-    assert!(claims.list(id).unwrap().is_leaving());
+    assert!(claims.list(id).unwrap().is_being_removed());
     nobody_gets_on(&mut claims);
     // Its removal could not be stored: it is there again.
     claims.apply(Command::OpenList(id)).unwrap();
@@ -668,9 +677,9 @@ fn write(claims: &mut Claims, request: Request) -> Result<Effects, Refusal> {
 }
 
 /// Where a write would put whom; it stays in hand.
-fn places(claims: &mut Claims, request: Request) -> Vec<(u32, ListId, Way)> {
+fn places(claims: &mut Claims, request: Request) -> Vec<(u32, ListId, ClaimKind)> {
     let plan = write(claims, request).unwrap().plan;
-    plan.places.iter().map(|place| (place.claim.task.pid.get(), place.claim.list, place.way)).collect()
+    plan.placements.iter().map(|place| (place.claim.task.pid.get(), place.claim.list, place.kind)).collect()
 }
 
 /// Decides a write and carries it out.
@@ -686,13 +695,13 @@ fn take(claims: &mut Claims, target: Target, tasks: &[u32]) {
 /// The leader had this mask before.
 fn take_with_mask(claims: &mut Claims, target: Target, task: u32, mask: &str) {
     let mut plan = write(claims, request(target, &[task], &[])).unwrap().plan;
-    Arc::make_mut(&mut plan.places[0].claim).saved = SavedMask::Cpus(cpus(mask));
+    Arc::make_mut(&mut plan.placements[0].claim).saved = SavedMask::Cpus(cpus(mask));
     claims.apply(Command::Settle(plan)).unwrap();
 }
 
 /// By root.
 fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
-    let subjects = |numbers: &[u32]| numbers.iter().map(|&n| subject(n)).collect();
+    let subjects = |numbers: &[u32]| numbers.iter().map(|&n| info(n)).collect();
     Request {
         target,
         claim: subjects(claim),
@@ -735,12 +744,12 @@ fn root() -> Uids {
     Uids { real: 0, effective: 0, saved: 0 }
 }
 
-fn subject(n: u32) -> Subject {
-    subject_of(n, USER)
+fn info(n: u32) -> TaskInfo {
+    info_of(n, USER)
 }
 
-fn subject_of(n: u32, uid: u32) -> Subject {
-    Subject {
+fn info_of(n: u32, uid: u32) -> TaskInfo {
+    TaskInfo {
         task: task(n),
         uids: Uids { real: uid, effective: uid, saved: uid },
         kernel_thread: false,

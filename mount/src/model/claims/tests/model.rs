@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::super::{Claims, Stage};
-use super::{NOW, cpus, subject_of, task};
-use crate::model::command::{Change, Command, Effects, Plan, Request, Target, Way};
+use super::{NOW, cpus, info_of, task};
+use crate::model::command::{Change, ClaimKind, Command, Effects, Plan, Request, Target};
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
@@ -102,7 +102,7 @@ proptest! {
             both.check()?;
         }
         prop_assert!(both.claims.lists.values().all(|list| list.reserved.is_empty()));
-        prop_assert!(both.claims.tasks.values().all(|holding| holding.claim.is_some() && !holding.in_hand));
+        prop_assert!(both.claims.tasks.values().all(|state| state.claim.is_some() && !state.in_flight));
     }
 }
 
@@ -147,7 +147,7 @@ impl Both {
                 };
                 let unsuitable: Vec<u64> = unsuitable.iter().map(|&index| at(&self.lists, index)).collect();
                 let expected = self.naive.write(&target, claim, release, users, &unsuitable);
-                let owned = |n: &u32| subject_of(*n, owner(*n));
+                let owned = |n: &u32| info_of(*n, owner(*n));
                 let request = Request {
                     target,
                     claim: claim.iter().map(owned).collect(),
@@ -177,8 +177,8 @@ impl Both {
             Op::End { task: dead, heir } => {
                 // The dead inherit nothing.
                 let heir = heir.filter(|heir| *heir != dead);
-                let subject = heir.map(|heir| subject_of(heir, owner(heir)));
-                let command = Command::End { task: task(dead), heir: subject };
+                let info = heir.map(|heir| info_of(heir, owner(heir)));
+                let command = Command::End { task: task(dead), heir: info };
                 (answer(&self.claims.apply(command)), self.naive.end(dead, heir))
             }
             Op::Restore { task, list } => {
@@ -259,7 +259,7 @@ impl Both {
         expected.sort_unstable();
         prop_assert_eq!(&found, &expected);
         for n in TASKS {
-            prop_assert_eq!(self.claims.is_in_hand(&task(n)), self.naive.is_in_hand(n), "task {}", n);
+            prop_assert_eq!(self.claims.is_in_flight(&task(n)), self.naive.is_in_flight(n), "task {}", n);
         }
         let by_list = self.claims.lists.iter().flat_map(|(id, list)| {
             list.tasks.iter().map(|task| (task.pid.get(), id.0)).collect::<Vec<(u32, u64)>>()
@@ -301,11 +301,11 @@ fn owner(task: u32) -> u32 {
 fn answer(result: &Result<Effects, Refusal>) -> Answer {
     let effects = result.as_ref().map_err(Refusal::errno)?;
     let mut all: Vec<String> = effects.plan.releases.iter().map(|c| is_to_leave(c.task.pid.get())).collect();
-    all.extend(effects.plan.places.iter().map(|place| {
-        let from = match place.way {
-            Way::New => None,
-            Way::Move { from } => Some(from.0),
-            Way::Repeat => Some(place.claim.list.0),
+    all.extend(effects.plan.placements.iter().map(|place| {
+        let from = match place.kind {
+            ClaimKind::New => None,
+            ClaimKind::Move { from } => Some(from.0),
+            ClaimKind::Repeat => Some(place.claim.list.0),
         };
         goes(place.claim.task.pid.get(), from, place.claim.list.0)
     }));
@@ -378,13 +378,13 @@ struct NaivePlace {
 
 #[derive(Default)]
 struct NaivePlan {
-    places: Vec<NaivePlace>,
+    placements: Vec<NaivePlace>,
     releases: Vec<u32>,
 }
 
 impl NaivePlan {
     fn names(&self, task: u32) -> bool {
-        self.releases.contains(&task) || self.places.iter().any(|place| place.task == task)
+        self.releases.contains(&task) || self.placements.iter().any(|place| place.task == task)
     }
 }
 
@@ -422,14 +422,14 @@ impl Naive {
         self.claims.iter().find(|claim| claim.task == task).copied()
     }
 
-    fn is_in_hand(&self, task: u32) -> bool {
+    fn is_in_flight(&self, task: u32) -> bool {
         self.plans.iter().any(|plan| plan.names(task))
     }
 
     /// Those on a list and those on the way to it.
     fn around(&self, list: u64) -> Vec<u32> {
         let on = self.claims.iter().filter(|claim| claim.list == list).map(|claim| claim.task);
-        let coming = self.plans.iter().flat_map(|plan| &plan.places);
+        let coming = self.plans.iter().flat_map(|plan| &plan.placements);
         let coming = coming.filter(|place| place.to == list && place.from != Some(list));
         on.chain(coming.map(|place| place.task)).collect()
     }
@@ -449,7 +449,7 @@ impl Naive {
         if claim.iter().any(|task| release.contains(task)) {
             return Err(Errno::EINVAL);
         }
-        if named.iter().any(|&task| self.is_in_hand(task)) {
+        if named.iter().any(|&task| self.is_in_flight(task)) {
             return Err(Errno::EAGAIN);
         }
         let is_target = |list: u64| match *target {
@@ -469,7 +469,7 @@ impl Naive {
         }
         let leaves = |task: &u32| self.claim(*task).is_some_and(|claim| is_target(claim.list));
         let mut plan =
-            NaivePlan { releases: release.iter().copied().filter(leaves).collect(), places: Vec::new() };
+            NaivePlan { releases: release.iter().copied().filter(leaves).collect(), placements: Vec::new() };
         for &task in claim {
             let from = self.claim(task).map(|claim| claim.list);
             let to = match *target {
@@ -488,11 +488,11 @@ impl Naive {
                 },
             };
             let by_root = users == [0, 0];
-            plan.places.push(NaivePlace { task, from, to, by_root });
+            plan.placements.push(NaivePlace { task, from, to, by_root });
         }
         self.check_room(&plan)?;
         let mut all: Vec<String> = plan.releases.iter().map(|&task| is_to_leave(task)).collect();
-        all.extend(plan.places.iter().map(|place| goes(place.task, place.from, place.to)));
+        all.extend(plan.placements.iter().map(|place| goes(place.task, place.from, place.to)));
         all.sort();
         self.plans.push(plan);
         Ok(all)
@@ -503,7 +503,8 @@ impl Naive {
         let load = |list: &NaiveList| {
             let staying =
                 self.around(list.id).into_iter().filter(|task| !plan.releases.contains(task)).count();
-            let coming = plan.places.iter().filter(|p| p.to == list.id && p.from != Some(list.id)).count();
+            let coming =
+                plan.placements.iter().filter(|p| p.to == list.id && p.from != Some(list.id)).count();
             staying + coming
         };
         let open = self.lists.iter().filter(|list| list.pool == pool && list.stage == Stage::Open);
@@ -518,10 +519,11 @@ impl Naive {
     }
 
     fn check_room(&self, plan: &NaivePlan) -> Result<(), Errno> {
-        let new = |plan: &NaivePlan| plan.places.iter().filter(|place| place.from.is_none()).count();
+        let new = |plan: &NaivePlan| plan.placements.iter().filter(|place| place.from.is_none()).count();
         let new_by_users =
-            |plan: &NaivePlan| plan.places.iter().filter(|p| p.from.is_none() && !p.by_root).count();
-        let known = TASKS.iter().filter(|&&task| self.claim(task).is_some() || self.is_in_hand(task)).count();
+            |plan: &NaivePlan| plan.placements.iter().filter(|p| p.from.is_none() && !p.by_root).count();
+        let known =
+            TASKS.iter().filter(|&&task| self.claim(task).is_some() || self.is_in_flight(task)).count();
         let users = self.claims.iter().filter(|claim| !claim.by_root).count()
             + self.plans.iter().map(new_by_users).sum::<usize>();
         let full = new(plan) > 0 && known + new(plan) > LIMIT;
@@ -543,7 +545,7 @@ impl Naive {
             self.claims.retain(|claim| claim.task != task);
             all.push(released(task, list));
         }
-        for NaivePlace { task, from, to, by_root } in plan.places {
+        for NaivePlace { task, from, to, by_root } in plan.placements {
             if dead.contains(&task) {
                 all.push(lost(task));
             } else if from != Some(to) {
@@ -558,12 +560,12 @@ impl Naive {
     }
 
     fn end(&mut self, dead: u32, heir: Option<u32>) -> Answer {
-        if self.is_in_hand(dead) && !self.dead.contains(&dead) {
+        if self.is_in_flight(dead) && !self.dead.contains(&dead) {
             self.dead.push(dead);
         }
         let Some(old) = self.claim(dead) else { return nothing() };
         self.claims.retain(|claim| claim.task != dead);
-        let free = |heir: &u32| self.claim(*heir).is_none() && !self.is_in_hand(*heir);
+        let free = |heir: &u32| self.claim(*heir).is_none() && !self.is_in_flight(*heir);
         let inherits = self.is_on_exclusive(old.list) && self.around(old.list).is_empty();
         match heir.filter(free).filter(|_| inherits) {
             Some(heir) => {
@@ -575,7 +577,7 @@ impl Naive {
     }
 
     fn restore(&mut self, task: u32, list: u64) -> Answer {
-        if self.claim(task).is_some() || self.is_in_hand(task) {
+        if self.claim(task).is_some() || self.is_in_flight(task) {
             return Err(Errno::EEXIST);
         }
         self.list(list).ok_or(Errno::ENODEV)?;
@@ -611,7 +613,7 @@ impl Naive {
         if self.lists.iter().any(|list| !cpus(list.cpus).is_disjoint(&cpus(name))) {
             return Err(Errno::EBUSY);
         }
-        self.lists.push(NaiveList { id, pool, cpus: name, stage: Stage::Coming });
+        self.lists.push(NaiveList { id, pool, cpus: name, stage: Stage::Creating });
         nothing()
     }
 
@@ -625,7 +627,7 @@ impl Naive {
         if !self.around(id).is_empty() {
             return Err(Errno::EBUSY);
         }
-        self.lists.iter_mut().find(|list| list.id == id).unwrap().stage = Stage::Leaving;
+        self.lists.iter_mut().find(|list| list.id == id).unwrap().stage = Stage::Removing;
         nothing()
     }
 
