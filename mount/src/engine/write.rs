@@ -261,8 +261,7 @@ impl Engine {
         requester: Requester,
         undo: &mut UndoLog,
     ) -> Result<(), Failure> {
-        let process =
-            |task: TaskId| tasks.iter().find(|one| one.info.task == task).map(|one| &one.process);
+        let process = |task: TaskId| tasks.iter().find(|one| one.info.task == task).map(|one| &one.process);
         for place in plan.placements.iter_mut().filter(|place| place.kind == ClaimKind::New) {
             let died = || Failure::Died(place.claim.task);
             let process = process(place.claim.task).ok_or_else(died)?;
