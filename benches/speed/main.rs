@@ -114,15 +114,15 @@ fn document(rows: &[Row], words: &str) -> String {
 const HEAD: &str = "\
 # Performance
 
-Written by `scripts/bench`, which measures everything side by side in one run: kcm as it is shipped (keeper, journal
-and all checks on), real clients, contenders in turn over several rounds. Times are medians, with the slowest in a
-hundred behind them; a ratio is that of the medians, in the middle of all rounds. Absolute figures are worth as
-much as the machine that they are from; ratios travel. `scripts/bench --check` compares ratios with these.
+`scripts/bench` writes this page. It measures everything in one run: kcm as shipped (supervisor, claims log and all
+checks on), real clients, and the baselines in turn over several rounds. Times are medians, followed by the 99th
+percentile. A ratio is the median over all rounds of the ratio of medians. Absolute figures depend on the machine;
+ratios carry over to others. `scripts/bench --check` compares ratios with the ones below.
 
-Where one client is measured, it and the daemon are on one CPU, so that neither waits until another CPU has woken
-up: in a virtual machine that takes longer than the work. On a machine with more CPUs the daemon is elsewhere than
-those who have claimed, and that wake-up comes to the figures of kcm and of the empty filesystem alike.
+If one client is measured, it and the daemon run on one CPU, so that neither waits for another CPU to wake up; in a
+virtual machine that takes longer than the work. On a machine with more CPUs the daemon runs on other CPUs than the
+claimed tasks, and the wake-up adds the same time to kcm and to the empty filesystem.
 
-*Empty FUSE* is a filesystem that does nothing: the same fuser, the same number of threads, mounted with the same
-options, a file at the same depth. It is the floor of anything that is a file and no part of the kernel.
+*Empty FUSE* is a filesystem that does nothing: the same fuser, the same number of threads, the same mount options, a
+file at the same depth. It is the lower bound for a file that is not part of the kernel.
 ";
