@@ -9,11 +9,14 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::fuse::abi;
+use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::process;
 
@@ -30,6 +33,17 @@ pub(crate) const WORKER: RawFd = 7;
 /// All of them.
 const NUMBERS: std::ops::RangeInclusive<RawFd> = DEVICE..=WORKER;
 
+/// How long a worker that is told to end may take.
+pub(crate) const ENDING: Duration = Duration::from_secs(2);
+
+/// What a keeper holds.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) device: OwnedFd,
+    pub(crate) letters: LetterBox,
+    pub(crate) lock: StateLock,
+}
+
 /// What a worker has to know of the mount beside what is in the state directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Letter {
@@ -43,18 +57,10 @@ pub(crate) struct Letter {
     pub(crate) init: Option<Vec<u8>>,
 }
 
-/// Where the upper half of the kernel's capabilities stands in its first request: behind a header of 40 bytes,
-/// two version numbers, the read-ahead and the lower half.
-const UPPER_CAPABILITIES: std::ops::Range<usize> = 56..60;
-/// `FUSE_HAS_RESEND` in the upper half.
-const HAS_RESEND: u32 = 1 << (39 - 32);
-
 impl Letter {
     /// Whether the kernel (6.9 and newer) gives unanswered requests to the next worker.
     pub(crate) fn resends(&self) -> bool {
-        let upper = self.init.as_ref().and_then(|init| init.get(UPPER_CAPABILITIES));
-        let upper = upper.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-        upper.is_some_and(|upper| upper & HAS_RESEND != 0)
+        self.init.as_deref().is_some_and(abi::offers_resend)
     }
 }
 

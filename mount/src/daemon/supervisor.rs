@@ -4,11 +4,9 @@
 //! state but the descriptors of `handover`, allocates nothing while nothing happens, and starts no thread.
 //! Must not know: what is served, or anything in the state directory but its lock and the wish for an upgrade.
 
-mod doubt;
-
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,32 +18,23 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::WaitStatus;
 
-use doubt::Doubt;
-
-use crate::daemon::{self, MountError, Places};
+use super::error::{MountError, at};
+use super::fds::{self, Control, Held, Letter, Message};
+use super::mount::{mount_device, new_mount_id};
+use super::paths::Places;
+use super::upgrade::{self, Proof};
+use super::watchdog::Doubt;
 use crate::failpoint;
-use crate::handover::{self, Control, Letter, LetterBox, Message};
 use crate::journal::StateLock;
 use crate::mountpoint;
 use crate::process::{self, Handle};
-use crate::upgrade::{self, Proof};
 
 /// How long a worker may take until it serves.
 const STARTING: Duration = Duration::from_secs(60);
-/// How long a worker that is told to end may take.
-const ENDING: Duration = Duration::from_secs(2);
 /// A worker that dies within this time has died at once.
 const AT_ONCE: Duration = Duration::from_millis(50);
 /// Between workers that die at once, at first and at most.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(1);
-
-/// What a keeper holds.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) device: OwnedFd,
-    pub(crate) letters: LetterBox,
-    pub(crate) lock: StateLock,
-}
 
 /// The present worker.
 #[derive(Debug)]
@@ -108,11 +97,11 @@ impl Keeper {
     /// # Errors
     /// No descriptors are left, or the mount table cannot be read.
     pub(crate) fn new(places: Places, held: Held, signals: SignalFd) -> Result<Self, MountError> {
-        let failed = |source| daemon::at(&places.conf_dir, "cannot be kept", source);
+        let failed = |source| at(&places.conf_dir, "cannot be kept", source);
         let held = Held {
-            device: handover::place(held.device, handover::DEVICE).map_err(failed)?,
+            device: fds::place(held.device, fds::DEVICE).map_err(failed)?,
             letters: held.letters.place().map_err(failed)?,
-            lock: held.lock.place().map_err(failed)?,
+            lock: fds::place(held.lock.into_fd(), fds::LOCK).map(StateLock::from_fd).map_err(failed)?,
         };
         held.lock.sign();
         let mut start = places.command(Command::new("/proc/self/exe"));
@@ -232,7 +221,7 @@ impl Keeper {
         let Some(worker) = self.worker.take() else { return };
         // It has nothing to tidy: what it knows is in the state directory.
         worker.handle.kill();
-        worker.handle.wait(ENDING);
+        worker.handle.wait(fds::ENDING);
     }
 
     fn start_worker(&mut self) -> io::Result<()> {
@@ -240,7 +229,7 @@ impl Keeper {
         let control = its.place()?;
         let spawned = self.start.spawn();
         drop(control);
-        handover::reserve(handover::CONTROL)?;
+        fds::reserve(fds::CONTROL)?;
         let mut child = spawned?;
         let handle = Handle::open(child.id()).inspect_err(|_| {
             // One that is not watched must not serve.
@@ -371,13 +360,13 @@ impl Keeper {
             "{}: this kernel (before 6.9) cannot go on with the mount; it is made anew",
             self.places.conf_dir.display()
         );
-        let failed = |source| daemon::at(&self.places.conf_dir, "cannot be mounted anew", source);
+        let failed = |source| at(&self.places.conf_dir, "cannot be mounted anew", source);
         let letter = self.held.letters.read().map_err(failed)?;
         // The old connection ends with its descriptor, which the new one replaces.
         let _ = umount2(&self.places.conf_dir, MntFlags::MNT_DETACH);
-        let device = daemon::mount_device(&self.places.conf_dir)?;
+        let device = mount_device(&self.places.conf_dir)?;
         process::replace(device.as_fd(), self.held.device.as_fd()).map_err(failed)?;
-        let letter = Letter { mount: daemon::new_mount_id(), init: None, ..letter };
+        let letter = Letter { mount: new_mount_id(), init: None, ..letter };
         self.held.letters.write(&letter).map_err(failed)
     }
 
@@ -426,10 +415,10 @@ impl Keeper {
             // Where there is no worker just now, the new keeper starts one.
             if let Some(worker) = &self.worker {
                 let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
-                handover::leave(handover::place(pidfd, handover::WORKER)?);
+                fds::leave(fds::place(pidfd, fds::WORKER)?);
                 if let Some(control) = &worker.control {
                     let control = control.as_fd().try_clone_to_owned()?;
-                    handover::leave(handover::place(control, handover::CONTROL)?);
+                    fds::leave(fds::place(control, fds::CONTROL)?);
                 }
             }
             Ok(())
@@ -438,8 +427,8 @@ impl Keeper {
             log::info!("upgrading to {}", program.display());
             self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
         });
-        for number in [handover::WORKER, handover::CONTROL] {
-            if let Err(error) = handover::reserve(number) {
+        for number in [fds::WORKER, fds::CONTROL] {
+            if let Err(error) = fds::reserve(number) {
                 log::error!("no descriptor: {error}");
             }
         }
@@ -454,29 +443,4 @@ fn told(status: Option<WaitStatus>) -> String {
         Some(WaitStatus::Exited(_, code)) => format!("ended with status {code}"),
         _ => "in a way that only its parent was told".into(),
     }
-}
-
-/// Whether the mount that belongs to the device still exists.
-pub(crate) fn is_connected(device: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-    let _ = poll(&mut fds, PollTimeout::ZERO);
-    let [fd] = fds;
-    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
-}
-
-/// The processes that hold the mount's descriptor although they do not answer, and what they hold.
-pub(crate) fn take_from_others(conf_dir: &Path) -> Option<Held> {
-    let others: Vec<Handle> =
-        daemon::processes_of(conf_dir).into_iter().filter_map(|pid| Handle::open(pid).ok()).collect();
-    let held = others.iter().find_map(|other| {
-        Some(Held {
-            device: other.descriptor(handover::DEVICE).ok()?,
-            letters: LetterBox::from_fd(other.descriptor(handover::LETTER).ok()?),
-            lock: StateLock::from_fd(other.descriptor(handover::LOCK).ok()?),
-        })
-    })?;
-    for other in &others {
-        other.kill();
-    }
-    others.iter().all(|other| other.wait(ENDING)).then_some(held)
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use sd_notify::NotifyState;
 
-use crate::keeper::{Held, Keeper};
+use super::fds::Held;
 use crate::process;
 
 /// The names of our descriptors in the service manager's store.
@@ -14,8 +14,8 @@ const STORED_DEVICE: &str = "kcm-device";
 const STORED_LETTER: &str = "kcm-letter";
 
 /// Says that the mount is served, and gives away a copy of what must outlive us.
-pub(super) fn say_ready(keeper: &Keeper) {
-    let Held { device, letters, .. } = keeper.held();
+pub(super) fn say_ready(held: &Held) {
+    let Held { device, letters, .. } = held;
     let hold = |name, fd| {
         let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
         sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])

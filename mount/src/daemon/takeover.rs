@@ -2,21 +2,21 @@
 //!
 //! Owns: mount(2), and the decision whether a mount is made, taken over, or refused. Must not know: who keeps it.
 
-use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{MountError, Places, at};
-use crate::clock;
-use crate::handover::{Letter, LetterBox};
+use super::error::{MountError, at};
+use super::fds::{self, Held, Letter, LetterBox};
+use super::mount::{mount_device, new_mount_id};
+use super::paths::{Places, processes_of};
 use crate::import;
 use crate::journal::StateLock;
-use crate::keeper::{self, Held};
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Status};
+use crate::process::Handle;
 
 /// What was there when we came.
 pub(super) enum Found {
@@ -33,7 +33,7 @@ pub(super) fn find(places: &Places, import: bool, stored: [Option<OwnedFd>; 2]) 
     }
     if let [Some(device), Some(letters)] = stored
         && mountpoint::is_mounted(conf_dir).unwrap_or(false)
-        && keeper::is_connected(&device)
+        && is_connected(&device)
     {
         log::info!("{}: going on with the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
@@ -45,7 +45,7 @@ pub(super) fn find(places: &Places, import: bool, stored: [Option<OwnedFd>; 2]) 
         match status {
             Status::Live => return Err(MountError::AlreadyMounted(conf_dir.clone())),
             Status::NotAnswering => {
-                let held = keeper::take_from_others(&mountpoint::resolved(conf_dir));
+                let held = take_from_others(&mountpoint::resolved(conf_dir));
                 log::warn!("{}: taking over a mount whose daemon does not answer", conf_dir.display());
                 return held.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
             }
@@ -97,27 +97,6 @@ pub(super) fn mount_fresh(
     Ok(Held { device: mount_device(conf_dir)?, letters, lock })
 }
 
-/// Tells a mount from every other one of this boot.
-pub(crate) fn new_mount_id() -> u64 {
-    clock::since_boot()
-}
-
-pub(crate) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(MountError::NoFuse)?;
-    let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
-    );
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    match mount(Some("kcm"), conf_dir, Some("fuse.kcm"), flags, Some(data.as_str())) {
-        Ok(()) => Ok(device.into()),
-        Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.to_path_buf())),
-        // What we opened is something else, or the kernel has no such filesystem.
-        Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
-        Err(errno) => Err(at(conf_dir, "cannot be mounted", errno.into())),
-    }
-}
-
 /// An absolute path without `.` and `..`, links resolved as far as it exists.
 fn absolute(path: &Path) -> PathBuf {
     let mut known = PathBuf::from("/");
@@ -134,4 +113,29 @@ fn absolute(path: &Path) -> PathBuf {
         }
     }
     known
+}
+
+/// Whether the mount that belongs to the device still exists.
+fn is_connected(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
+}
+
+/// The processes that hold the mount's descriptor although they do not answer, and what they hold.
+fn take_from_others(conf_dir: &Path) -> Option<Held> {
+    let others: Vec<Handle> =
+        processes_of(conf_dir).into_iter().filter_map(|pid| Handle::open(pid).ok()).collect();
+    let held = others.iter().find_map(|other| {
+        Some(Held {
+            device: other.descriptor(fds::DEVICE).ok()?,
+            letters: LetterBox::from_fd(other.descriptor(fds::LETTER).ok()?),
+            lock: StateLock::from_fd(other.descriptor(fds::LOCK).ok()?),
+        })
+    })?;
+    for other in &others {
+        other.kill();
+    }
+    others.iter().all(|other| other.wait(fds::ENDING)).then_some(held)
 }

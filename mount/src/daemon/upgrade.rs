@@ -15,7 +15,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::daemon::{self, MountError, Places};
+use super::error::MountError;
+use super::paths::{Places, processes_of};
 use crate::journal::{StateDir, StateLock};
 use crate::mountpoint;
 use crate::process::Handle;
@@ -36,7 +37,7 @@ pub fn upgrade(places: &Places) -> Result<(), MountError> {
     let failed = |reason: String| MountError::NotUpgraded(reason);
     let keeper = StateLock::holder(&places.state_dir)
         .ok_or_else(|| MountError::NotMounted(places.conf_dir.clone()))?;
-    let daemons = daemon::processes_of(&mountpoint::resolved(&places.conf_dir));
+    let daemons = processes_of(&mountpoint::resolved(&places.conf_dir));
     if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(keeper)) {
         return Err(failed(format!("{keeper} does not keep {}; try again", places.conf_dir.display())));
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::daemon::Places;
+use super::paths::Places;
 use crate::process::Handle;
 
 /// How often a look is taken whether requests are left lying.

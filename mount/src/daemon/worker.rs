@@ -2,59 +2,47 @@
 //!
 //! Owns: the engine and the session with the kernel, and how both begin where an earlier worker was cut off.
 //! Must not know: mount(2), or when it is started again.
-//!
-//! The kernel shakes hands once for each mount. fuser wants to shake hands for each session, on whatever
-//! descriptor it is given: so it is given one end of a socket pair, on whose other end the kernel's first
-//! request is passed on (by the first worker) or said again (by every later one). Then the device takes the
-//! place of fuser's end.
 
 use std::fs;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, PollHandle, Session, SessionACL};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use crate::daemon::{self, MountError, Places};
+use super::error::{MountError, at};
+use super::fds::{self, Control, Letter, LetterBox, Message};
+use super::paths::Places;
+use super::setup;
 use crate::engine::Engine;
-use crate::fs::Fs;
+use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
-use crate::handover::{self, Control, Letter, LetterBox, Message};
 use crate::import;
 use crate::journal::{StateDir, StateLock};
 use crate::process::{self, Handle};
 
-/// How many requests are worked on at a time: a slow one must not stall the others.
-const THREADS: usize = 4;
 /// How long a worker without a keeper waits before it makes itself a new one: whoever kills both means it.
 const GRACE: Duration = Duration::from_millis(100);
-/// The kernel gives no request to a smaller buffer (include/uapi/linux/fuse.h, `FUSE_MIN_READ_BUFFER`).
-const MIN_READ_BUFFER: usize = 8192;
-/// `struct fuse_out_header`: length 16, code `FUSE_NOTIFY_RESEND`, and 0 for the request that it answers.
-const RESEND: [u8; 16] = [16, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
 /// Serves until the mount is gone or the keeper says so.
 ///
 /// # Errors
 /// [`MountError::Background`]: the keeper has been told what keeps it from serving.
 pub(crate) fn work(places: &Places) -> Result<(), MountError> {
     process::keep_heap_small();
-    let failed = |source| daemon::at(&places.conf_dir, "no keeper has left its descriptors", source);
-    let device = process::inherited(handover::DEVICE).map_err(failed)?;
+    let failed = |source| at(&places.conf_dir, "no keeper has left its descriptors", source);
+    let device = process::inherited(fds::DEVICE).map_err(failed)?;
     // Ours alone: its number is needed again for a keeper that we start.
-    let control = process::inherited(handover::CONTROL).and_then(process::move_away);
+    let control = process::inherited(fds::CONTROL).and_then(process::move_away);
     let control = Control::from_fd(control.map_err(failed)?);
-    [handover::CONTROL, handover::WORKER].into_iter().try_for_each(handover::reserve).map_err(failed)?;
-    let letters = LetterBox::from_fd(process::inherited(handover::LETTER).map_err(failed)?);
-    let lock = StateLock::from_fd(process::inherited(handover::LOCK).map_err(failed)?);
-    let signals = daemon::catch_signals()?;
-    daemon::log_with_time();
+    [fds::CONTROL, fds::WORKER].into_iter().try_for_each(fds::reserve).map_err(failed)?;
+    let letters = LetterBox::from_fd(process::inherited(fds::LETTER).map_err(failed)?);
+    let lock = StateLock::from_fd(process::inherited(fds::LOCK).map_err(failed)?);
+    let signals = setup::catch_signals()?;
+    setup::log_with_time();
     // Not simply our parent: where the keeper has died already, that is somebody else.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let keeper = control.maker().filter(|maker| *maker == parent);
@@ -114,53 +102,50 @@ fn begin(
     keeper: Option<u32>,
 ) -> Result<Serving, MountError> {
     let conf_dir = &places.conf_dir;
-    let letter = letters.read().map_err(|source| daemon::at(conf_dir, "the keeper's letter", source))?;
-    let (state, recovered) = StateDir::open(lock, &places.state_dir, &daemon::boot_id(), letter.mount)?;
+    let letter = letters.read().map_err(|source| at(conf_dir, "the keeper's letter", source))?;
+    let (state, recovered) = StateDir::open(lock, &places.state_dir, &setup::boot_id(), letter.mount)?;
     let polls = recovered.polls.clone();
     let rests = recovered.rests.clone();
     let (engine, first_handle) = Engine::start(state, recovered, letter.topology.clone(), keeper)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);
     if let Some(layout) = &letter.import {
-        import::take_over(&engine, layout)
-            .map_err(|source| daemon::at(layout, "cannot be taken over", source))?;
+        import::take_over(&engine, layout).map_err(|source| at(layout, "cannot be taken over", source))?;
     }
     let files = OpenFiles::new(first_handle, &polls, &rests);
-    let filesystem = Fs::new(Arc::clone(&engine), files);
     let is_first = letter.init.is_none();
-    let (session, init) = open_session(filesystem, device, letter.init.clone())
-        .map_err(|source| daemon::at(conf_dir, "the kernel does not talk FUSE with us", source))?;
+    let (session, init) = Session::open(Arc::clone(&engine), files, device, letter.init.clone())
+        .map_err(|source| at(conf_dir, "the kernel does not talk FUSE with us", source))?;
     let letter = Letter { init: Some(init), import: None, ..letter };
     let resends = letter.resends();
     if is_first {
-        letters.write(&letter).map_err(|source| daemon::at(conf_dir, "the keeper's letter", source))?;
+        letters.write(&letter).map_err(|source| at(conf_dir, "the keeper's letter", source))?;
     }
-    let ended = EventFd::new().map_err(|errno| daemon::at(conf_dir, "no eventfd", errno.into()))?;
+    let ended = EventFd::new().map_err(|errno| at(conf_dir, "no eventfd", errno.into()))?;
     let ended = Arc::new(ended);
-    let notifier = session.notifier();
+    let waker = session.poll_waker();
     if !is_first {
         // Before anything is read here: what has been read and not answered is sent again.
-        nix::unistd::write(device, &RESEND)
-            .map_err(|errno| daemon::at(conf_dir, "requests are not sent again", errno.into()))?;
+        request_resend(device).map_err(|source| at(conf_dir, "requests are not sent again", source))?;
     }
     start_threads(&engine, session, &ended)
-        .map_err(|source| daemon::at(conf_dir, "cannot start a thread", source))?;
+        .map_err(|source| at(conf_dir, "cannot start a thread", source))?;
     if is_first {
         // By our own hand, so that "ready" is never said of a mount that does not answer.
         fs::symlink_metadata(conf_dir.join("self/claim"))
-            .map_err(|source| daemon::at(conf_dir, "does not answer", source))?;
+            .map_err(|source| at(conf_dir, "does not answer", source))?;
     } else {
         // Whoever waited in poll(2) through the worker that died is told to ask again. Those that have gone
         // the kernel does not know any more.
         for (_, kh) in polls {
-            let _ = notifier.poll(PollHandle(kh));
+            waker.wake(kh);
         }
     }
     log::info!("{}: served by {}", conf_dir.display(), std::process::id());
     Ok((engine, ended, resends))
 }
 
-fn start_threads(engine: &Arc<Engine>, session: Session<Fs>, ended: &Arc<EventFd>) -> io::Result<()> {
+fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -> io::Result<()> {
     let (notifier, tell) = (Arc::clone(engine), Arc::clone(ended));
     std::thread::Builder::new().name("kcm-notify".into()).spawn(move || notifier.notify_forever())?;
     std::thread::Builder::new().name("kcm-session".into()).spawn(move || {
@@ -172,46 +157,15 @@ fn start_threads(engine: &Arc<Engine>, session: Session<Fs>, ended: &Arc<EventFd
     Ok(())
 }
 
-/// A session on the device. Gives the kernel's first request beside it.
-fn open_session(
-    filesystem: Fs,
-    device: &OwnedFd,
-    known_init: Option<Vec<u8>>,
-) -> io::Result<(Session<Fs>, Vec<u8>)> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    let is_first = known_init.is_none();
-    let init = match known_init {
-        Some(init) => init,
-        None => {
-            let mut buffer = vec![0; MIN_READ_BUFFER];
-            let length = nix::unistd::read(device, &mut buffer)?;
-            buffer.truncate(length);
-            buffer
-        }
-    };
-    nix::unistd::write(&ours, &init)?;
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    let session = Session::from_fd(filesystem, theirs, SessionACL::All, config)?;
-    let mut reply = vec![0; MIN_READ_BUFFER];
-    let length = nix::unistd::read(&ours, &mut reply)?;
-    if is_first {
-        let reply = reply.get(..length).unwrap_or_default();
-        nix::sys::uio::writev(device, &[IoSlice::new(reply)])?;
-    }
-    process::replace(device.as_fd(), session.as_fd())?;
-    Ok((session, init))
-}
-
 /// A keeper that takes the place of the one that has died. Gives our end of its control, and its PID.
 fn start_keeper(places: &Places) -> io::Result<(Control, u32)> {
     log::warn!("the keeper has died; a new one takes its place");
     let (ours, its) = Control::pair()?;
     let control = its.place()?;
-    let worker = handover::place(Handle::open(std::process::id())?.into_fd(), handover::WORKER)?;
+    let worker = fds::place(Handle::open(std::process::id())?.into_fd(), fds::WORKER)?;
     let started = places.command(Command::new("/proc/self/exe")).arg("--adopt").stdin(Stdio::null()).spawn();
     drop((control, worker));
-    handover::reserve(handover::CONTROL)?;
-    handover::reserve(handover::WORKER)?;
+    fds::reserve(fds::CONTROL)?;
+    fds::reserve(fds::WORKER)?;
     Ok((ours, started?.id()))
 }

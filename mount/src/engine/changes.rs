@@ -5,10 +5,16 @@
 //! what is in a file.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use fuser::PollNotifier;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
+
+/// Wakes one client that waits in poll(2).
+pub(crate) trait Notify: fmt::Debug + Send {
+    /// Wakes the client, once.
+    fn notify(self: Box<Self>);
+}
 
 /// Versions and armed polls.
 #[derive(Debug)]
@@ -23,8 +29,8 @@ struct State {
     /// By node id; a file that is not here has version 1.
     versions: HashMap<u64, u64>,
     /// By file handle: the kernel waits for one thing per open file.
-    armed: HashMap<u64, (u64, PollNotifier)>,
-    due: Vec<PollNotifier>,
+    armed: HashMap<u64, (u64, Box<dyn Notify>)>,
+    due: Vec<Box<dyn Notify>>,
 }
 
 impl Changes {
@@ -65,7 +71,7 @@ impl Changes {
 
     /// Whoever polls the open file is to be told when it changes from version `seen`. Gives the version that
     /// it has now; where that is another one, nothing is armed.
-    pub(crate) fn arm(&self, fh: u64, node: u64, seen: u64, notifier: PollNotifier) -> u64 {
+    pub(crate) fn arm(&self, fh: u64, node: u64, seen: u64, notifier: Box<dyn Notify>) -> u64 {
         let mut state = self.state.lock();
         let version = state.versions.get(&node).copied().unwrap_or(1);
         if version == seen {
@@ -84,7 +90,7 @@ impl Changes {
     }
 
     /// The polls to be answered now, and whether others are still waiting.
-    pub(crate) fn take_due(&self) -> (Vec<PollNotifier>, bool) {
+    pub(crate) fn take_due(&self) -> (Vec<Box<dyn Notify>>, bool) {
         let _ = self.doorbell.read();
         let mut state = self.state.lock();
         (std::mem::take(&mut state.due), !state.armed.is_empty())

@@ -38,11 +38,11 @@ use crate::model::task::{Pid, TaskId};
 use crate::model::topology::Topology;
 use crate::process::{Facts, Process, Processes, Waiting, Watch};
 
-pub(crate) use changes::Changes;
+pub(crate) use changes::{Changes, Notify};
 pub(crate) use configure::{Attributes, NODES_EACH};
 use events::{Event, Events};
 use last_error::Refusals;
-pub(crate) use replay::{Admission, number};
+pub(crate) use replay::{Admission, RequestId};
 
 /// How many numbers of events are reserved in the log at a time.
 const RESERVED_EVENTS: u64 = 1 << 16;
@@ -57,8 +57,8 @@ pub(crate) struct Caller {
     /// 0 where it has no number in our PID namespace.
     pub(crate) tid: u32,
     pub(crate) uid: u32,
-    /// The kernel's number for the request, the same when it comes again; 0 where it is none of the kernel's.
-    pub(crate) request: u64,
+    /// The same if the request comes again; 0 if the request does not come from a client.
+    pub(crate) request: RequestId,
 }
 
 impl Caller {
@@ -211,8 +211,7 @@ impl Engine {
         loop {
             let (due, waiting) = self.changes.take_due();
             for notifier in due {
-                // An error means that the poller has gone.
-                let _ = notifier.notify();
+                notifier.notify();
             }
             let mut fds = vec![PollFd::new(self.changes.doorbell().as_fd(), PollFlags::POLLIN)];
             if waiting {

@@ -12,8 +12,8 @@ use super::{Engine, RESERVED_HANDLES};
 use crate::failpoint::hold_up_repeat;
 use crate::journal::Record;
 
-/// Set in the number of a request that is sent again (`FUSE_UNIQUE_RESEND`, include/uapi/linux/fuse.h).
-const FUSE_UNIQUE_RESEND: u64 = 1 << 63;
+/// Identifies a request of this mount; the same if it comes again.
+pub(crate) type RequestId = u64;
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +26,8 @@ pub(crate) enum Admission {
     Deadly,
 }
 
-/// The kernel's number of a request, the same when it comes again.
-pub(crate) fn number(unique: u64) -> u64 {
-    unique & !FUSE_UNIQUE_RESEND
-}
-
 /// That a request was carried out.
-pub(super) fn answered(request: u64) -> Option<Record> {
+pub(super) fn answered(request: RequestId) -> Option<Record> {
     (request != 0).then(|| Record::Answered { request, errno: 0, hand: session_thread() })
 }
 
@@ -44,13 +39,12 @@ pub(super) fn session_thread() -> u32 {
 }
 
 impl Engine {
-    /// Looks whether the request is one that comes again. Costs nothing where it does not.
-    pub(crate) fn admit(&self, unique: u64) -> Admission {
-        if unique & FUSE_UNIQUE_RESEND == 0 {
+    /// Decides whether a request is carried out. A request that does not come again costs nothing.
+    pub(crate) fn admit(&self, request: RequestId, is_replay: bool) -> Admission {
+        if !is_replay {
             return Admission::New;
         }
         hold_up_repeat();
-        let request = number(unique);
         let (answer, is_deadly) =
             self.state.with_requests(|requests| (requests.answer(request), requests.is_deadly(request)));
         match answer {

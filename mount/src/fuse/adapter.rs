@@ -15,7 +15,8 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::engine::{Admission, Attributes, Caller, Engine, RESERVED_HANDLES, number};
+use super::abi::split_unique;
+use crate::engine::{Admission, Attributes, Caller, Engine, RESERVED_HANDLES};
 use crate::handles::OpenFiles;
 use crate::model::refusal::Refusal;
 use crate::tree::{Node, Stat, WriteRequest};
@@ -40,6 +41,11 @@ impl Fs {
         Self { engine, files, born: SystemTime::now() }
     }
 
+    fn admit(&self, req: &Request) -> Admission {
+        let (request, is_replay) = split_unique(req.unique().0);
+        self.engine.admit(request, is_replay)
+    }
+
     /// Carries out a request that changes something, unless that has been done; then `repeat` gives what is
     /// answered again.
     fn once<T>(
@@ -48,7 +54,7 @@ impl Fs {
         change: impl FnOnce() -> Result<T, Errno>,
         repeat: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        match self.engine.admit(req.unique().0) {
+        match self.admit(req) {
             Admission::New => change(),
             Admission::Answered(None) => repeat(),
             Admission::Answered(Some(errno)) => Err(Errno::from_i32(errno as i32)),
@@ -187,7 +193,7 @@ impl Fs {
         self.engine.reap();
         let seen = self.files.seen(fh.into());
         let version = match notifier {
-            Some(notifier) => self.engine.changes.arm(fh.into(), ino.into(), seen, notifier),
+            Some(notifier) => self.engine.changes.arm(fh.into(), ino.into(), seen, Box::new(notifier)),
             None => self.engine.changes.version(ino.into()),
         };
         Ok(if version == seen { ordinary } else { exceptional })
@@ -197,14 +203,14 @@ impl Fs {
 /// Answers a request that killed two workers; it changes nothing, so otherwise it is carried out again.
 macro_rules! admit {
     ($fs:expr, $req:expr, $reply:expr) => {
-        if $fs.engine.admit($req.unique().0) == Admission::Deadly {
+        if $fs.admit($req) == Admission::Deadly {
             return $reply.error(Errno::EIO);
         }
     };
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { tid: req.pid(), uid: req.uid(), request: number(req.unique().0) }
+    Caller { tid: req.pid(), uid: req.uid(), request: split_unique(req.unique().0).0 }
 }
 
 fn errno(refusal: &Refusal) -> Errno {

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{StateError, failed};
-use crate::handover;
 
 /// How long a directory may be in use by a daemon that is just dying.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,9 +50,9 @@ impl StateLock {
         Self(fd)
     }
 
-    /// Lays it under its number, where workers inherit it.
-    pub(crate) fn place(self) -> io::Result<Self> {
-        handover::place(self.0, handover::LOCK).map(Self)
+    /// The descriptor that holds the lock.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
     }
 
     /// Says that this process keeps the mount.
