@@ -148,6 +148,8 @@ fn begin(
 fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -> io::Result<()> {
     let (notifier, tell) = (Arc::clone(engine), Arc::clone(ended));
     std::thread::Builder::new().name("kcm-notify".into()).spawn(move || notifier.notify_forever())?;
+    let flusher = Arc::clone(engine);
+    std::thread::Builder::new().name("kcm-flush".into()).spawn(move || flusher.flush_forever())?;
     std::thread::Builder::new().name("kcm-session".into()).spawn(move || {
         if let Err(error) = session.run() {
             log::error!("the session ended: {error}");

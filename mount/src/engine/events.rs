@@ -75,7 +75,7 @@ impl Events {
         if self.lines.len() > EVENTS_KEPT {
             self.lines.pop_front();
         }
-        state.note_event(&text, || self.lines.iter().map(|(_, line)| line.as_str()));
+        state.note_event(&text);
         seq
     }
 

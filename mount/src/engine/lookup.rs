@@ -76,6 +76,7 @@ impl Engine {
             hand: session_thread(),
             filed: Arc::clone(&filed),
         });
+        self.state.flush_deferred();
         self.refusals.lock().file(filed);
         reached(Step::RefusalRecorded);
     }

@@ -166,6 +166,7 @@ impl Engine {
         }
         engine.recover(recovered);
         engine.update_daemon_affinity();
+        engine.state.flush_deferred();
         Ok((engine, handles))
     }
 
@@ -220,6 +221,11 @@ impl Engine {
             let _ = poll(&mut fds, PollTimeout::NONE);
             self.reap();
         }
+    }
+
+    /// Writes deferred records whenever that is asked for; for a thread of its own, which sleeps otherwise.
+    pub(crate) fn flush_forever(&self) {
+        self.state.flush_forever();
     }
 
     /// Notes what has changed: events, counters, versions of files. For whoever holds the lock on the claims,

@@ -90,8 +90,9 @@ impl Engine {
             _ => return,
         };
         // Under the lock: the next claim of this list must come after it in the log.
-        self.record_or_owe(record);
+        self.state.defer(record);
         drop(claims);
+        let _ = self.state.flush();
         reached(Step::DeathRecorded);
     }
 

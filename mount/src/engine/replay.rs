@@ -59,6 +59,7 @@ impl Engine {
                     reason: Some(reason),
                     ..Event::default()
                 });
+                self.state.flush_deferred();
                 Admission::Deadly
             }
             None => {

@@ -354,6 +354,7 @@ impl Engine {
         }
         drop(claims);
         self.plan_finished.notify_all();
+        self.state.flush_deferred();
         effects.lost.iter().find(|lost| tasks.iter().any(|one| one.info.task == **lost)).copied()
     }
 
@@ -373,18 +374,13 @@ impl Engine {
 
     /// For what is of use to the next worker, and no more than that.
     pub(super) fn record_if_possible(&self, record: Record) {
-        log_is_full(self.state.append(&record));
+        let _ = self.state.append(&record);
     }
 
     /// For what goes on when the log cannot be written.
     pub(super) fn record_or_owe(&self, record: Record) {
-        log_is_full(self.state.append_or_owe(record));
-    }
-}
-
-fn log_is_full(result: std::io::Result<()>) {
-    if let Err(error) = result {
-        log::warn!("the log of claims cannot be written: {error}; make room for the state directory");
+        self.state.defer(record);
+        let _ = self.state.flush();
     }
 }
 

@@ -3,14 +3,13 @@
 //! Owns: its records. Replaced as a whole and durably. Each list's record names its pool with all that is to
 //! be known of it, so that a damaged record loses nothing but itself.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, VERSION};
+use super::disk::{self, Disk, Durability};
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolName};
 
@@ -156,7 +155,7 @@ fn pool_of(config: &mut Config, pool: PoolConfig) -> &mut PoolConfig {
 ///
 /// # Errors
 /// The old file is still there, and nothing else.
-pub(super) fn store(directory: &Path, config: &Config) -> io::Result<()> {
+pub(super) fn store(disk: &dyn Disk, directory: &Path, config: &Config) -> io::Result<()> {
     let mut lines =
         vec![Line::Header { kcm: "config".into(), version: VERSION }, Line::Next { node: config.next_node }];
     for pool in &config.pools {
@@ -173,27 +172,5 @@ pub(super) fn store(directory: &Path, config: &Config) -> io::Result<()> {
     for line in &lines {
         bytes.extend(codec::encode("", line)?);
     }
-    replace(directory, "config", &bytes, true).map(|_| ())
-}
-
-/// Replaces a file of the directory atomically; `durable`: also over a loss of power. Gives the new file, to
-/// append to: to open it afterwards could fail, when the old one has gone already.
-pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<File> {
-    let new = directory.join(format!("{name}.new"));
-    let write = || {
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&new)?;
-        file.set_len(0)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&new, directory.join(name))?;
-        if durable {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(file)
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&new);
-    })
+    disk::replace(disk, directory, "config", &bytes, Durability::Power).map(|_| ())
 }

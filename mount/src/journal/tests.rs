@@ -5,14 +5,20 @@
 
 mod damage;
 
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::append::COMPACTED_FROM;
+use super::claims_log::LogState;
+use super::recovery::Damage;
 use super::*;
-use crate::model::command::SavedMask;
+use crate::model::command::{Claim, SavedMask};
 use crate::model::pool::{Exclusivity, ListId};
 use crate::model::task::{Pid, TaskId};
 
@@ -265,6 +271,7 @@ fn a_full_disk_refuses_records_whole_until_there_is_room() {
                 records.push(record);
                 continue;
             };
+            let AppendError::Io(error) = error else { panic!("{error}") };
             assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
             break;
         }
@@ -335,12 +342,12 @@ fn any_record() -> impl Strategy<Value = Record> {
 proptest! {
     #[test]
     fn a_compacted_log_says_the_same(records in prop::collection::vec(any_record(), 0..40)) {
-        let mut live = Live::default();
-        for (number, record) in records.into_iter().enumerate() {
-            live.add(number as u64, record);
+        let mut live = LogState::default();
+        for record in records {
+            live.add(record);
         }
         let said = State::of_live(&live);
-        let compacted = live.records();
+        let compacted = live.clone().into_records();
         prop_assert_eq!(State::after(&compacted), said);
         // And in no more records than there are things to say.
         let things = live.claims.len() + live.intents.len() + live.releasing.len() + live.reclaimed.len();
@@ -378,7 +385,7 @@ impl State {
         }
     }
 
-    fn of_live(live: &Live) -> Self {
+    fn of_live(live: &LogState) -> Self {
         let mut claims: Vec<(u64, Arc<Claim>)> = live.claims.values().cloned().collect();
         // Those of one batch contradict each other in nothing.
         claims.sort_by_key(|(number, claim)| std::cmp::Reverse((*number, claim.task)));
@@ -396,9 +403,9 @@ impl State {
 
     /// What a log with these records says.
     fn after(records: &[Record]) -> Self {
-        let mut live = Live::default();
-        for (number, record) in records.iter().enumerate() {
-            live.add(number as u64, record.clone());
+        let mut live = LogState::default();
+        for record in records {
+            live.add(record.clone());
         }
         Self::of_live(&live)
     }

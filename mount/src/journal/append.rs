@@ -1,0 +1,338 @@
+//! Writing to the claims log and to the events file.
+//!
+//! Owns the lock of the two files, and the rule that no thread waits for a disk without bound: at most one thread is
+//! in a system call on these files; every other one gives up after [`IO_TIMEOUT`]. Does not know what a record means.
+//!
+//! Lock order: `files`, then `memory` or `events`, which are leaves. `memory` and `events` are never held during I/O.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::claims_log::{LogState, Record};
+use super::codec::{self, VERSION};
+use super::disk::{self, AppendFile, Disk, Durability};
+use super::events::EventFile;
+use super::memory::Memory;
+use super::{Header, Numbered, StateDir};
+use crate::clock;
+
+/// How long a request waits for the files before it is refused. A write to the page cache takes microseconds, a slow
+/// disk may hold it up for some hundred milliseconds; longer means that the disk does not answer. Clients and the
+/// watchdog wait longer than this.
+pub(super) const IO_TIMEOUT: Duration = Duration::from_secs(1);
+/// The claims log is compacted when it is larger than this, in bytes, and four times as large as after the last time.
+pub(super) const COMPACTED_FROM: u64 = 64 * 1024;
+
+/// Why a record was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppendError {
+    #[error("the disk of the state directory does not answer")]
+    Stalled,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The files that records and events are appended to.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) claims: ClaimsFile,
+    pub(super) events: EventFile,
+}
+
+/// The claims log.
+#[derive(Debug)]
+pub(super) struct ClaimsFile {
+    /// `None` if the file could not be written when the daemon started; every append tries again.
+    pub(super) file: Option<AppendFile>,
+    /// The length in bytes from which the file is compacted.
+    pub(super) compact_at: u64,
+    /// The number of the next record.
+    pub(super) next: u64,
+}
+
+impl ClaimsFile {
+    /// Writes the records with one write(2): all of them or none.
+    pub(super) fn append<'a>(
+        &mut self,
+        disk: &dyn Disk,
+        boot: &str,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> io::Result<()> {
+        let file = self.file.as_mut().ok_or(Errno::ENOSPC)?;
+        let (mut bytes, mut next) = (Vec::new(), self.next);
+        for record in records {
+            bytes.extend(codec::encode(boot, &Numbered { n: next, r: record })?);
+            next += 1;
+        }
+        if !bytes.is_empty() {
+            file.append(disk, &bytes)?;
+        }
+        self.next = next;
+        Ok(())
+    }
+
+    fn is_large(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.len() > self.compact_at)
+    }
+}
+
+/// Returns the length in bytes at which a file is compacted that was so long after the last time.
+pub(super) fn compaction_threshold(length: u64) -> u64 {
+    COMPACTED_FROM.max(length * 4)
+}
+
+/// Writes a new claims log that says what `log` says.
+///
+/// # Errors
+/// The old file is unchanged.
+pub(super) fn rewrite(
+    disk: &dyn Disk,
+    directory: &Path,
+    boot: &str,
+    log: LogState,
+) -> io::Result<ClaimsFile> {
+    let header = Header { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
+    let mut bytes = codec::encode("", &header)?;
+    let records = log.into_records();
+    for (n, r) in (0..).zip(&records) {
+        bytes.extend(codec::encode(boot, &Numbered { n, r })?);
+    }
+    let length = bytes.len() as u64;
+    let file = disk::replace(disk, directory, "claims", &bytes, Durability::Process)?;
+    Ok(ClaimsFile {
+        file: Some(AppendFile::new(file, length)),
+        compact_at: compaction_threshold(length),
+        next: records.len() as u64,
+    })
+}
+
+/// What other threads ask of the thread of [`StateDir::flush_forever`].
+#[derive(Debug, Default)]
+pub(super) struct Flusher {
+    requests: Mutex<Requests>,
+    wake: Condvar,
+    /// Whether the last write failed.
+    failing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    flush: bool,
+    /// A line for the daemon log.
+    log: Option<String>,
+}
+
+impl Flusher {
+    fn wait(&self) -> Requests {
+        let mut requests = self.requests.lock();
+        while !requests.flush && requests.log.is_none() {
+            self.wake.wait(&mut requests);
+        }
+        std::mem::take(&mut requests)
+    }
+
+    fn log(&self, line: String) {
+        self.requests.lock().log = Some(line);
+        self.wake.notify_one();
+    }
+}
+
+/// The files, for the thread that does I/O on them.
+struct FilesGuard<'a> {
+    files: MutexGuard<'a, Files>,
+    since: &'a AtomicU64,
+}
+
+impl<'a> FilesGuard<'a> {
+    fn new(files: MutexGuard<'a, Files>, since: &'a AtomicU64) -> Self {
+        since.store(clock::since_boot().max(1), Ordering::Relaxed);
+        Self { files, since }
+    }
+}
+
+impl Drop for FilesGuard<'_> {
+    fn drop(&mut self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Deref for FilesGuard<'_> {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
+    }
+}
+
+impl DerefMut for FilesGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Files {
+        &mut self.files
+    }
+}
+
+impl StateDir {
+    /// Writes a record, after everything that was deferred before. When this returns the record survives the death
+    /// of this process (not a loss of power, which no claim survives).
+    ///
+    /// # Errors
+    /// Nothing of the record is in the file or in the state. [`AppendError::Stalled`] after at most [`IO_TIMEOUT`];
+    /// at once if the disk has not answered for as long already.
+    pub(crate) fn append(&self, record: &Record) -> Result<(), AppendError> {
+        let appended = self.files_in_time().and_then(|mut files| self.append_to(&mut files.claims, record));
+        self.report(appended)
+    }
+
+    /// Adds a record of something that has happened already. Does no I/O and never fails: the record is written
+    /// by the next [`Self::append`] or flush, in the order in which records were deferred.
+    pub(crate) fn defer(&self, record: Record) {
+        self.memory.lock().defer(record);
+    }
+
+    /// Keeps an event for the next daemon; it is written by the next flush.
+    pub(crate) fn note_event(&self, line: &str) {
+        self.events.lock().push(line);
+    }
+
+    /// Writes what is deferred, for a request whose answer should not be lost. Waits no longer than
+    /// [`Self::append`].
+    ///
+    /// # Errors
+    /// Records are still deferred; a later flush or append writes them.
+    pub(crate) fn flush(&self) -> Result<(), AppendError> {
+        if !self.has_unwritten() {
+            return Ok(());
+        }
+        let flushed = self.files_in_time().and_then(|mut files| self.write_deferred(&mut files));
+        self.report(flushed)
+    }
+
+    /// Writes what is deferred if no other thread is writing, else leaves it to [`Self::flush_forever`]. Never waits
+    /// for another thread.
+    pub(crate) fn flush_deferred(&self) {
+        if !self.has_unwritten() {
+            return;
+        }
+        match self.files.try_lock() {
+            Some(files) => {
+                let mut files = FilesGuard::new(files, &self.io_since);
+                let _ = self.report(self.write_deferred(&mut files));
+            }
+            None => self.request_flush(),
+        }
+    }
+
+    /// Has the thread of [`Self::flush_forever`] write what is deferred. Does no I/O.
+    pub(crate) fn request_flush(&self) {
+        self.flusher.requests.lock().flush = true;
+        self.flusher.wake.notify_one();
+    }
+
+    /// Writes what is deferred whenever [`Self::request_flush`] asks for it; for a thread of its own, which sleeps
+    /// otherwise. It also logs why the files cannot be written: the daemon log may be on the same disk, so no thread
+    /// of a request should.
+    pub(crate) fn flush_forever(&self) {
+        loop {
+            let requests = self.flusher.wait();
+            if let Some(failure) = requests.log {
+                log::warn!("{}: {failure}; claims are refused until it can be written", self.path.display());
+            }
+            if requests.flush {
+                let mut files = FilesGuard::new(self.files.lock(), &self.io_since);
+                let _ = self.report(self.write_deferred(&mut files));
+            }
+        }
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.memory.lock().has_deferred() || self.events.lock().has_unwritten()
+    }
+
+    /// Returns the files, unless the thread that has them does not come back.
+    fn files_in_time(&self) -> Result<FilesGuard<'_>, AppendError> {
+        let age = match self.io_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_nanos(clock::since_boot().saturating_sub(since)),
+        };
+        // With a timeout of 0 the lock is only tried: requests do not queue up behind a write that is stuck.
+        let files = self.files.try_lock_for(IO_TIMEOUT.saturating_sub(age)).ok_or(AppendError::Stalled)?;
+        Ok(FilesGuard::new(files, &self.io_since))
+    }
+
+    fn append_to(&self, claims: &mut ClaimsFile, record: &Record) -> Result<(), AppendError> {
+        let (deferred, covered) = self.when_appendable(claims, |memory| memory.begin_append(record))?;
+        let written = claims.append(&*self.disk, &self.boot, deferred.iter().chain([record]));
+        self.memory.lock().end_append(covered, written.is_ok());
+        written?;
+        self.compact_if_large(claims);
+        Ok(())
+    }
+
+    pub(super) fn write_deferred(&self, files: &mut Files) -> Result<(), AppendError> {
+        let claims = &mut files.claims;
+        let (deferred, covered) = self.when_appendable(claims, |memory| memory.deferred())?;
+        claims.append(&*self.disk, &self.boot, deferred.iter())?;
+        self.memory.lock().flushed(covered);
+        self.compact_if_large(claims);
+        self.write_events(&mut files.events);
+        Ok(())
+    }
+
+    fn write_events(&self, file: &mut EventFile) {
+        let Some(unwritten) = self.events.lock().unwritten(file.room()) else { return };
+        if file.write(&*self.disk, &unwritten) {
+            self.events.lock().written(&unwritten);
+        }
+    }
+
+    /// Runs `begin` on the memory once the file can be appended to, which may need a rewrite first.
+    fn when_appendable<T>(
+        &self,
+        claims: &mut ClaimsFile,
+        begin: impl Fn(&mut Memory) -> Option<T>,
+    ) -> io::Result<T> {
+        loop {
+            if claims.file.is_some()
+                && let Some(begun) = begin(&mut self.memory.lock())
+            {
+                return Ok(begun);
+            }
+            self.rewrite(claims)?;
+        }
+    }
+
+    /// Compacts the file if it is large. If that fails, the file keeps growing.
+    fn compact_if_large(&self, claims: &mut ClaimsFile) {
+        if !claims.is_large() {
+            return;
+        }
+        if let Err(error) = self.rewrite(claims) {
+            self.flusher.log(format!("the claims log cannot be compacted: {error}"));
+            claims.compact_at = claims.file.as_ref().map_or(0, AppendFile::len) * 2;
+        }
+    }
+
+    /// Replaces the claims log by a short one with the same meaning, deferred records included.
+    fn rewrite(&self, claims: &mut ClaimsFile) -> io::Result<()> {
+        let (log, covered) = self.memory.lock().snapshot();
+        *claims = rewrite(&*self.disk, &self.path, &self.boot, log)?;
+        self.memory.lock().rewritten(covered);
+        Ok(())
+    }
+
+    /// Has a failure logged, the first in a row only.
+    fn report<T>(&self, result: Result<T, AppendError>) -> Result<T, AppendError> {
+        let failing = result.is_err();
+        if self.flusher.failing.swap(failing, Ordering::Relaxed) != failing
+            && let Err(error) = &result
+        {
+            self.flusher.log(format!("the claims log cannot be written: {error}"));
+        }
+        result
+    }
+}

@@ -1,0 +1,257 @@
+//! Reading what an earlier daemon left in a state directory.
+//!
+//! Owns what becomes of files that are damaged, unreadable, or of another boot. Does not know what happens to the
+//! claims that it finds.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::warn;
+
+use super::append::{self, ClaimsFile, compaction_threshold};
+use super::claims_log::LogState;
+use super::codec::{self, VERSION};
+use super::config::{self, Config};
+use super::disk::{AppendFile, Disk};
+use super::records::{Filed, Reclaimed};
+use super::{Header, Numbered, StateError, failed};
+use crate::clock;
+use crate::model::command::Claim;
+
+/// What an earlier daemon left.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) config: Config,
+    /// The newest first.
+    pub(crate) claims: Vec<Arc<Claim>>,
+    /// Claims for which masks may have been set, and nothing else was done. If one was meant to replace a claim, that
+    /// one is in `claims`.
+    pub(crate) intents: Vec<Arc<Claim>>,
+    /// Claims that are over, and whose masks may not have been restored.
+    pub(crate) releasing: Vec<Arc<Claim>>,
+    pub(crate) reclaimed: VecDeque<Reclaimed>,
+    pub(crate) reclaimed_dropped: u64,
+    /// The newest events, with their numbers.
+    pub(crate) events: VecDeque<(u64, String)>,
+    pub(crate) next_event: u64,
+    pub(crate) next_handle: u32,
+    /// Open files that are polled, with the kernel's handles for that.
+    pub(crate) polls: Vec<(u64, u64)>,
+    /// Open files through which no command is accepted.
+    pub(crate) rests: Vec<u64>,
+    pub(crate) refusals: Vec<Arc<Filed>>,
+    pub(crate) damage: Vec<Damage>,
+    /// Records are missing: what is recorded as a claim may have been released.
+    pub(crate) suspect: bool,
+}
+
+impl Recovered {
+    pub(super) fn new(
+        config: Config,
+        log: &LogState,
+        events: VecDeque<(u64, String)>,
+        damage: Vec<Damage>,
+        suspect: bool,
+    ) -> Self {
+        let mut claims: Vec<&(u64, Arc<Claim>)> = log.claims.values().collect();
+        claims.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+        Self {
+            config,
+            claims: claims.into_iter().map(|(_, claim)| claim.clone()).collect(),
+            intents: log.intents.values().cloned().collect(),
+            releasing: log.releasing.values().cloned().collect(),
+            reclaimed: log.reclaimed.clone(),
+            reclaimed_dropped: log.dropped,
+            events,
+            next_event: log.events.max(1),
+            next_handle: log.handles.max(1),
+            polls: log.requests.polls.iter().map(|(&fh, &kh)| (fh, kh)).collect(),
+            rests: log.requests.rests.iter().copied().collect(),
+            refusals: log.refusals.iter().cloned().collect(),
+            damage,
+            suspect,
+        }
+    }
+}
+
+/// What was lost of a file, and where the damaged file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(super) file: PathBuf,
+    what: String,
+    pub(super) kept_as: PathBuf,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; it is kept as {}", self.file.display(), self.what, self.kept_as.display())
+    }
+}
+
+fn bytes_of(file: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(file)?.is_file() {
+        fs::read(file)
+    } else {
+        // Opening a pipe would block.
+        Err(io::Error::other("not a regular file"))
+    }
+}
+
+/// Returns the bytes of a file; `None` if it does not exist, or if it cannot be read and was set aside.
+fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateError> {
+    match bytes_of(file) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A lack of resources says nothing about the file.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+            Err(failed(file, "cannot be read")(error))
+        }
+        Err(error) => {
+            set_aside(file, format!("cannot be read: {error}"), damage)?;
+            Ok(None)
+        }
+    }
+}
+
+fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), StateError> {
+    let name = |suffix: String| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".damaged-{}{suffix}", clock::wall_ms() / 1000));
+        PathBuf::from(name)
+    };
+    let free =
+        (0..).map(|n| name(if n == 0 { String::new() } else { format!("-{n}") })).find(|path| !path.exists());
+    let kept_as = free.unwrap_or_else(|| name(String::new()));
+    // The file keeps its name as well until a sound one replaces it, because that may fail. A directory cannot have
+    // two names.
+    fs::hard_link(file, &kept_as)
+        .or_else(|_| fs::rename(file, &kept_as))
+        .map_err(failed(file, "is damaged and cannot be set aside"))?;
+    damage.push(Damage { file: file.to_path_buf(), what, kept_as });
+    Ok(())
+}
+
+/// Checks whether this program can read the files. Changes nothing.
+pub(super) fn check(path: &Path) -> Result<(), StateError> {
+    for (name, newer) in
+        [("config", config::newer as fn(&[u8]) -> Option<u32>), ("claims", newer_claims as fn(&[u8]) -> _)]
+    {
+        let file = path.join(name);
+        match bytes_of(&file) {
+            Ok(bytes) => {
+                if let Some(found) = newer(&bytes) {
+                    return Err(StateError::NewerVersion { file, found });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&file, "cannot be read")(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Reads the configuration, and repairs its file if it is damaged.
+pub(super) fn open_config(
+    disk: &dyn Disk,
+    path: &Path,
+    damage: &mut Vec<Damage>,
+) -> Result<Config, StateError> {
+    let file = path.join("config");
+    let config = match read(&file, damage)?.as_deref().map(config::read) {
+        None if was_set_aside(&file, damage) => Config::after_loss(),
+        None => Config::default(),
+        Some(config::Read::Newer(found)) => return Err(StateError::NewerVersion { file, found }),
+        Some(config::Read::Config { config, damage: None }) => return Ok(config),
+        Some(config::Read::Config { config, damage: Some(what) }) => {
+            set_aside(&file, what, damage)?;
+            config
+        }
+    };
+    if let Err(error) = config::store(disk, path, &config) {
+        // A full disk must not prevent the mount. The next change is refused, or stores everything.
+        warn!("{}: cannot be written: {error}; make room for the state directory", file.display());
+    }
+    Ok(config)
+}
+
+/// Returns the version of a claims log if a newer kcm wrote it.
+fn newer_claims(bytes: &[u8]) -> Option<u32> {
+    codec::decode_first::<Header>("", bytes).map(|header| header.version).filter(|version| *version > VERSION)
+}
+
+/// Opens the claims log. Returns it, what it says, and whether records are missing in it.
+pub(super) fn open_claims(
+    disk: &dyn Disk,
+    path: &Path,
+    boot: &str,
+    damage: &mut Vec<Damage>,
+) -> Result<(ClaimsFile, LogState, bool), StateError> {
+    let file = path.join("claims");
+    let found = read(&file, damage)?;
+    let unreadable = found.is_none() && was_set_aside(&file, damage);
+    let existed = found.is_some();
+    let bytes = found.unwrap_or_default();
+    if let Some(found) = newer_claims(&bytes) {
+        return Err(StateError::NewerVersion { file, found });
+    }
+    let header = codec::decode_first::<Header>("", &bytes);
+    // If the header is lost, only records with the checksum of this boot are believed.
+    let seed = header.as_ref().map_or(boot, |header| header.boot.as_str());
+    let headed =
+        if header.is_some() { bytes.iter().position(|&b| b == b'\n').map_or(0, |end| end + 1) } else { 0 };
+    // A log that has lost its beginning has a gap before its first record.
+    let (mut log, mut next, mut gaps) = (LogState::default(), 0, false);
+    let decoded = codec::decode(seed, bytes.get(headed..).unwrap_or_default(), |Numbered { n, r }| {
+        gaps |= n != next;
+        next = n.wrapping_add(1);
+        log.add(r);
+    });
+    let damaged = decoded.bad > 0 || gaps || existed && header.is_none();
+    if seed != boot {
+        log.end_of_boot();
+    }
+    if damaged {
+        let what = format!("{} of its records cannot be read, others may be missing", decoded.bad);
+        set_aside(&file, what, damage)?;
+    }
+    let sound = !damaged && header.is_some() && seed == boot;
+    let whole = headed + decoded.whole;
+    let claims = if sound {
+        resume(disk, &file, whole, whole < bytes.len(), next)?
+    } else {
+        begin(disk, path, boot, &log)
+    };
+    Ok((claims, log, damaged || unreadable))
+}
+
+fn was_set_aside(file: &Path, damage: &[Damage]) -> bool {
+    damage.iter().any(|damage| damage.file == *file)
+}
+
+/// Continues a sound claims log; a torn line at its end is cut off.
+fn resume(
+    disk: &dyn Disk,
+    file: &Path,
+    length: usize,
+    torn: bool,
+    next: u64,
+) -> Result<ClaimsFile, StateError> {
+    let handle = disk.open(file).map_err(failed(file, "cannot be opened"))?;
+    let mut append = AppendFile::new(handle, length as u64);
+    if torn {
+        append.cut(disk).map_err(failed(file, "cannot be cut"))?;
+    }
+    Ok(ClaimsFile { file: Some(append), compact_at: compaction_threshold(0), next })
+}
+
+/// Begins a new claims log. If it cannot be written, its content stays in memory: a full disk must not prevent the
+/// mount.
+fn begin(disk: &dyn Disk, path: &Path, boot: &str, log: &LogState) -> ClaimsFile {
+    append::rewrite(disk, path, boot, log.clone()).unwrap_or_else(|error| {
+        warn!("{}: the claims log cannot be written: {error}; make room for it", path.display());
+        ClaimsFile { file: None, compact_at: compaction_threshold(0), next: 0 }
+    })
+}
