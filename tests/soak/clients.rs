@@ -304,7 +304,7 @@ fn whatever_dies_no_client_sees_an_error_and_nothing_is_lost_or_done_twice() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
     mount.make_pool("shared", false, &["1"]);
-    let cgroup = Cgroup::new("/sys/fs/cgroup/pids");
+    let cgroup = Cgroup::new();
     let tasks: Vec<Sleeper> = (0..5).map(|_| Sleeper::new()).collect();
     tasks.iter().for_each(|task| cgroup.add(task.pid()));
     let books = Books::default();

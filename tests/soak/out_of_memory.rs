@@ -7,17 +7,17 @@ use crate::harness::{Cgroup, Mount, Sleeper, until, write};
 
 #[test]
 fn a_worker_that_the_kernel_kills_for_memory_comes_back_and_its_clients_go_on() {
-    let cgroup = Cgroup::new("/sys/fs/cgroup/memory");
-    cgroup.write("memory.limit_in_bytes", "32M");
+    let cgroup = Cgroup::with("memory");
+    cgroup.limit_memory(32 << 20);
     let mount = Mount::not_mounted();
-    let procs = cgroup.0.join("cgroup.procs");
+    let procs = cgroup.path.join("cgroup.procs");
     let line = "echo $$ > $PROCS && exec $KCM mount --conf-dir=$C --state-dir=$S";
     assert!(mount.bash(line).env("PROCS", &procs).status().unwrap().success());
     mount.make_pool("shared", false, &["0", "1"]);
     let task = Sleeper::new();
     write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
     let keeper = mount.keeper();
-    let killed = || killed_for_memory(&cgroup);
+    let killed = || cgroup.oom_kills();
     // Each open file keeps what was read from it: some 200 KiB each.
     for _ in 0..1100 {
         write(&mount.tasks("shared", "1"), "nonsense that makes a long line of events ".repeat(3))
@@ -41,11 +41,4 @@ fn a_worker_that_the_kernel_kills_for_memory_comes_back_and_its_clients_go_on() 
     file.write_all(task.pid().to_string().as_bytes()).expect("a move");
     assert_eq!(mount.keeper(), keeper);
     mount.kill_daemon();
-}
-
-/// How many processes the kernel has killed for the cgroup's limit.
-fn killed_for_memory(cgroup: &Cgroup) -> u64 {
-    let text = fs::read_to_string(cgroup.0.join("memory.oom_control")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    line.expect("oom_kill").parse().unwrap()
 }

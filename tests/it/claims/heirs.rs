@@ -3,9 +3,8 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use crate::harness::cpuset::Cpuset;
 use crate::harness::{
-    Mount, NOBODY, Shell, Sleeper, Stray, errno, free, held, let_a_tick_pass, masks, pin, run,
+    Cpuset, Mount, NOBODY, Shell, Sleeper, Stray, errno, free, held, let_a_tick_pass, masks, pin, run,
     sleeper_of_nobody, write,
 };
 use nix::errno::Errno;
@@ -200,7 +199,7 @@ fn one_of_another_cgroup_is_no_heir() {
     let cpuset = Cpuset::new("0");
     let holder = holder(&mount);
     let outside = pinned(&mut sleep());
-    cpuset.take(outside.pid());
+    cpuset.add(outside.pid());
     holder.end();
     assert_eq!(held(&mount.tasks("dataplane", "0")), [0_u32; 0]);
 }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::cpuset::Cpuset;
 use crate::harness::program::{self, Program};
-use crate::harness::{Machine, Mount, Sleeper, errno, free, held, masks, pin, threads, until, write};
+use crate::harness::{Cpuset, Machine, Mount, Sleeper, errno, free, held, masks, pin, threads, until, write};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -83,7 +82,7 @@ fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let cpuset = Cpuset::new("1");
     let task = Sleeper::new();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     let pid = task.pid().to_string();
     assert_eq!(errno(write(&lists[0], &pid)), Errno::EINVAL);
     assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
@@ -107,7 +106,7 @@ fn a_claim_that_a_dying_daemon_has_begun_leaves_a_task_following_its_cpuset() {
     mount.make_pool("dataplane", true, &["1"]);
     let cpuset = Cpuset::new("1");
     let task = Sleeper::new();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).expect_err("the daemon has died");
     mount.kill_daemon();
     mount.start();
@@ -123,7 +122,7 @@ fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let cpuset = Cpuset::new("1");
     let (confined, holder) = (Sleeper::new(), Sleeper::new());
-    cpuset.take(confined.pid());
+    cpuset.add(confined.pid());
     write(&lists[0], holder.pid().to_string()).unwrap();
     let instead = format!("-{} {}", holder.pid(), confined.pid());
     assert_eq!(errno(write(&lists[0], instead)), Errno::EINVAL);
@@ -140,7 +139,7 @@ fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
     assert_eq!((held(&lists[0]), held(&lists[1])), (vec![holder.pid()], vec![b.pid()]));
     assert_eq!((masks_of_a(), masks(b.pid())), ([free(), "1".to_owned()], vec!["1".to_owned()]));
     assert!(all_have(confined.pid(), "1"));
-    cpuset.take(a.pid());
+    cpuset.add(a.pid());
     cpuset.set("0-1");
     assert_eq!(masks_of_a(), ["0-1", "1"], "one that followed its cpuset still does");
 }
@@ -154,8 +153,8 @@ fn a_pool_passes_over_lists_that_cannot_serve_the_task() {
         let lists = ["0", "1"].map(|list| mount.tasks("pool", list));
         let cpuset = Cpuset::new("1");
         let (confined, also, holder) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
-        cpuset.take(confined.pid());
-        cpuset.take(also.pid());
+        cpuset.add(confined.pid());
+        cpuset.add(also.pid());
         write(&pool, confined.pid().to_string()).unwrap();
         assert_eq!((held(&lists[0]), held(&lists[1])), (vec![], vec![confined.pid()]));
         if exclusive {
@@ -182,7 +181,7 @@ fn a_list_that_the_kernel_narrows_is_refused() {
     let list = mount.tasks("wide", "0-1");
     let cpuset = Cpuset::new("1");
     let (confined, free_one) = (Sleeper::new(), Sleeper::new());
-    cpuset.take(confined.pid());
+    cpuset.add(confined.pid());
     assert_eq!(errno(write(&list, confined.pid().to_string())), Errno::EINVAL);
     assert!(mount.read("self/last_error").contains("wide 0-1"), "{}", mount.read("self/last_error"));
     assert!(is_empty(&mount, "wide") && all_have(confined.pid(), "1"));
@@ -261,7 +260,7 @@ fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0");
     let task = Sleeper::new();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     let list = mount.tasks("dataplane", "0");
     write(&list, task.pid().to_string()).unwrap();
     write(&list, format!("-{}", task.pid())).unwrap();
@@ -274,7 +273,7 @@ fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
     let task = Sleeper::new();
     write(&list, task.pid().to_string()).unwrap();
     write(&list, format!("-{}", task.pid())).unwrap();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     assert_eq!(masks(task.pid()), ["1"]);
     cpuset.set("0-1");
     assert_eq!(masks(task.pid()), ["0-1"]);
@@ -285,7 +284,7 @@ fn where_the_mask_from_before_is_no_longer_possible_a_release_gives_all_cpus() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0-1");
     let task = Sleeper::new();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     pin(task.pid(), &[0]);
     let list = mount.tasks("dataplane", "1");
     write(&list, task.pid().to_string()).unwrap();
@@ -335,7 +334,7 @@ fn a_repeated_claim_that_the_kernel_refuses_leaves_the_claim_as_it_was() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0-1");
     let task = Sleeper::new();
-    cpuset.take(task.pid());
+    cpuset.add(task.pid());
     let list = mount.tasks("dataplane", "0");
     write(&list, task.pid().to_string()).unwrap();
     // As kubelets do: the kernel moves the task, and nobody is told.

@@ -36,7 +36,7 @@ impl Scene {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         tasks.push(Sleeper::spawn(&mut shell));
-        let cgroup = Cgroup::new("/sys/fs/cgroup/pids");
+        let cgroup = Cgroup::new();
         tasks.iter().for_each(|task| cgroup.add(task.pid()));
         Self { mount, tasks, _cgroup: cgroup }
     }

@@ -1,107 +1,223 @@
-//! A cgroup for all that a test starts.
+//! Cgroups for tests, on cgroup v1, on the hybrid layout and on cgroup v2.
 //!
-//! Tests run side by side and pin their processes to the same few CPUs, so that one test's process would pass
-//! for the heir of another test's that has died; but an heir is in the cgroup of the dead one. Each thread that
-//! has a mount is therefore put into a (threaded) cgroup of its own, where all that it starts is, too.
+//! Owns the question which hierarchies this machine has and where they are mounted. Nothing else in the tests names a
+//! path of cgroupfs. A test that needs a controller that this machine does not have fails and names the controller.
 
-use std::cell::RefCell;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, gettid};
+use nix::sys::signal::Signal;
 
-/// How many threads have one, and where the process was before the first of them.
-static USERS: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
+use super::signal;
 
-thread_local! {
-    static OURS: RefCell<Weak<Cgroup>> = const { RefCell::new(Weak::new()) };
+/// A mounted hierarchy; see `cgroups(7)`.
+#[derive(Clone, Debug)]
+pub struct Hierarchy {
+    /// Where it is mounted.
+    pub root: PathBuf,
+    pub is_v2: bool,
+    /// The controllers that it can have.
+    controllers: Vec<String>,
 }
 
-/// Left, emptied and removed when dropped.
+impl Hierarchy {
+    /// All that are mounted, by `/proc/self/mountinfo`; the same one may be mounted twice.
+    fn all() -> Vec<Self> {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        table.lines().filter_map(Self::of_line).collect()
+    }
+
+    /// The fields, by proc(5): the mount point is the fifth; behind ` - ` stand the type, the source and the options
+    /// of the file system, which on v1 name the controllers.
+    fn of_line(line: &str) -> Option<Self> {
+        let (before, behind) = line.split_once(" - ")?;
+        let root = PathBuf::from(before.split(' ').nth(4)?);
+        let mut fields = behind.split(' ');
+        let is_v2 = match fields.next()? {
+            "cgroup" => false,
+            "cgroup2" => true,
+            _ => return None,
+        };
+        let controllers = if is_v2 {
+            fs::read_to_string(root.join("cgroup.controllers"))
+                .ok()?
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect()
+        } else {
+            fields.nth(1)?.split(',').map(str::to_owned).collect()
+        };
+        Some(Self { root, is_v2, controllers })
+    }
+
+    pub fn v2() -> Option<Self> {
+        Self::all().into_iter().find(|hierarchy| hierarchy.is_v2)
+    }
+
+    /// One to make cgroups in that need no controller: v2 if there is one.
+    pub fn any() -> Self {
+        let v1 = || Self::find("pids").or_else(|| Self::find("cpuset"));
+        Self::v2()
+            .or_else(v1)
+            .expect("a test needs cgroup v2, or cgroup v1 with the controller pids or cpuset")
+    }
+
+    /// The one that has this controller.
+    pub fn with(controller: &str) -> Self {
+        let found = Self::find(controller);
+        let found = found.unwrap_or_else(|| {
+            panic!("this test needs the cgroup controller {controller}; mounted are {:?}", Self::all())
+        });
+        if found.is_v2 {
+            let enable = fs::write(found.root.join("cgroup.subtree_control"), format!("+{controller}"));
+            enable.unwrap_or_else(|error| {
+                let root = found.root.display();
+                panic!("this test needs the cgroup controller {controller}; it cannot be enabled below {root}: {error}")
+            });
+        }
+        found
+    }
+
+    fn find(controller: &str) -> Option<Self> {
+        Self::all().into_iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
+    }
+
+    /// The cgroup of this process.
+    pub fn own_path(&self) -> std::io::Result<PathBuf> {
+        let table = fs::read_to_string("/proc/self/cgroup")?;
+        // `number:controllers:path`; v2 has the number 0 and no controllers.
+        let is_this = |names: &str| {
+            let mut names = names.split(',');
+            if self.is_v2 {
+                names.next() == Some("")
+            } else {
+                names.any(|name| self.controllers.iter().any(|c| c == name))
+            }
+        };
+        let path = table.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            is_this(names).then_some(path)
+        });
+        Ok(self.root.join(path.unwrap_or("/").trim_start_matches('/')))
+    }
+
+    /// The file of a cgroup here that takes single threads.
+    pub fn threads_file(&self) -> &'static str {
+        if self.is_v2 { "cgroup.threads" } else { "tasks" }
+    }
+}
+
+/// Where cgroup v2 is mounted.
+pub fn root() -> Option<PathBuf> {
+    Some(Hierarchy::v2()?.root)
+}
+
+/// A cgroup; when dropped, its processes are killed and it is removed.
 pub struct Cgroup {
-    thread: Pid,
-    path: PathBuf,
-    /// That of the whole process, meanwhile.
-    top: PathBuf,
+    pub path: PathBuf,
+    pub hierarchy: Hierarchy,
 }
 
 impl Cgroup {
-    /// That of this thread; None where there is no cgroup2 to write to.
-    pub fn of_this_thread() -> Option<Arc<Self>> {
-        OURS.with_borrow_mut(|ours| {
-            let cgroup = ours.upgrade().or_else(|| Self::enter().ok().map(Arc::new))?;
-            *ours = Arc::downgrade(&cgroup);
-            Some(cgroup)
-        })
+    /// One without a controller: a group of processes.
+    pub fn new() -> Self {
+        Self::below(Hierarchy::any())
     }
 
-    fn enter() -> io::Result<Self> {
-        let root = root().ok_or(io::ErrorKind::NotFound)?;
-        let own = fs::read_to_string("/proc/self/cgroup")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
-        let pid = std::process::id();
-        let top = root.join(format!("kcm-tests-{pid}"));
-        let thread = gettid();
-        let mut users = users();
-        if users.0 == 0 {
-            fs::create_dir_all(&top)?;
-            fs::write(top.join("cgroup.procs"), pid.to_string())?;
-            users.1 = Some(root.join(own));
-        }
-        users.0 += 1;
-        drop(users);
-        let cgroup = Self { thread, path: top.join(thread.to_string()), top };
-        fs::create_dir(&cgroup.path)?;
-        fs::write(cgroup.path.join("cgroup.type"), "threaded")?;
-        fs::write(cgroup.path.join("cgroup.threads"), thread.to_string())?;
-        Ok(cgroup)
+    /// One whose controller is `controller`, such as `memory`.
+    pub fn with(controller: &str) -> Self {
+        Self::below(Hierarchy::with(controller))
     }
 
-    /// Kills what a test has left.
-    fn empty(&self) {
-        let threads = fs::read_to_string(self.path.join("cgroup.threads")).unwrap_or_default();
-        for thread in threads.lines().filter_map(|thread| thread.parse().ok()) {
-            if !Path::new(&format!("/proc/self/task/{thread}")).exists() {
-                let _ = kill(Pid::from_raw(thread), Signal::SIGKILL);
-            }
-        }
+    fn below(hierarchy: Hierarchy) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kcm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = hierarchy.root.join(name);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { path, hierarchy }
+    }
+
+    /// Moves a process into it.
+    pub fn add(&self, pid: u32) {
+        self.write("cgroup.procs", &pid.to_string());
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        let path = self.path.join(file);
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// One of its files that nobody may write to.
+    pub fn read_only_file(&self) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let entries = fs::read_dir(&self.path).expect("a cgroup").map(|entry| entry.expect("an entry"));
+        let is_read_only = |file: &fs::DirEntry| {
+            file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o777 == 0o444)
+        };
+        entries.filter(is_read_only).map(|file| file.path()).min().expect("a file that is only read")
+    }
+
+    /// For a cgroup with the controller `memory`.
+    pub fn limit_memory(&self, bytes: u64) {
+        let file = if self.hierarchy.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        self.write(file, &bytes.to_string());
+    }
+
+    /// How many processes the kernel has killed for the limit of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let file = if self.hierarchy.is_v2 { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(self.path.join(file)).expect(file);
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.expect("oom_kill").parse().expect("a number")
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = fs::write(self.top.join("cgroup.threads"), self.thread.to_string());
-        remove(&self.path, || self.empty());
-        let mut users = users();
-        users.0 -= 1;
-        if users.0 == 0 {
-            let home = users.1.take().unwrap_or_default();
-            let _ = fs::write(home.join("cgroup.procs"), std::process::id().to_string());
-            remove(&self.top, || {});
+        // Those below it, which have no processes.
+        let below = fs::read_dir(&self.path).into_iter().flatten().filter_map(Result::ok);
+        below.for_each(|entry| drop(fs::remove_dir(entry.path())));
+        // A process that has just been killed is in it for a moment.
+        for _ in 0..1000 {
+            let procs = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+            procs.lines().filter_map(|pid| pid.parse().ok()).for_each(|pid| signal(pid, Signal::SIGKILL));
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
-/// Removes the cgroup once it is empty, which it becomes a moment after its last thread has ended.
-fn remove(cgroup: &Path, hurry: impl Fn()) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while cgroup.exists() && fs::remove_dir(cgroup).is_err() && Instant::now() < deadline {
-        hurry();
-        std::thread::sleep(Duration::from_millis(1));
+/// A cgroup with the controller `cpuset`.
+pub struct Cpuset(Cgroup);
+
+impl Cpuset {
+    /// One that allows these CPUs.
+    pub fn new(cpus: &str) -> Self {
+        let cpuset = Self(Cgroup::with("cpuset"));
+        cpuset.set(cpus);
+        if !cpuset.0.hierarchy.is_v2 {
+            // A v1 cpuset takes no process before it has memory nodes; one of v2 inherits them.
+            let nodes = read(&cpuset.0.hierarchy.root.join("cpuset.mems"));
+            cpuset.0.write("cpuset.mems", &nodes);
+        }
+        cpuset
+    }
+
+    /// Allows these CPUs instead.
+    pub fn set(&self, cpus: &str) {
+        self.0.write("cpuset.cpus", cpus);
+    }
+
+    /// Moves a process into it.
+    pub fn add(&self, pid: u32) {
+        self.0.add(pid);
     }
 }
 
-fn users() -> MutexGuard<'static, (usize, Option<PathBuf>)> {
-    USERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where cgroup2 is mounted.
-pub fn root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").ok()?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }

@@ -5,13 +5,12 @@
 
 pub mod both;
 pub mod cgroup;
-mod cgroup_v1;
-pub mod cpuset;
 pub mod enclosure;
 pub mod looking;
 mod machine;
 mod mount;
 mod outputs;
+mod own_cgroup;
 mod plain;
 mod processes;
 pub mod program;
@@ -22,7 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub use cgroup_v1::Cgroup;
+pub use cgroup::{Cgroup, Cpuset};
 pub use machine::Machine;
 pub use mount::Mount;
 pub use outputs::{data, events, fails, report, run, says, text, told_of};

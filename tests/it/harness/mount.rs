@@ -8,15 +8,16 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use super::own_cgroup::OwnCgroup;
 use super::processes::heed_signals;
 use super::{
-    KCM, Machine, NOBODY, Shell, both, cgroup, events, has_died, kcm_for, pids, set_mode, signal, text, until,
+    KCM, Machine, NOBODY, Shell, both, events, has_died, kcm_for, pids, set_mode, signal, text, until,
 };
 
 /// A mount in a temporary place; unmounted when dropped.
 pub struct Mount {
     home: TempDir,
-    _cgroup: Option<Arc<cgroup::Cgroup>>,
+    _cgroup: Arc<OwnCgroup>,
 }
 
 impl Mount {
@@ -36,7 +37,7 @@ impl Mount {
     pub fn not_mounted_in(directory: &Path) -> Self {
         heed_signals();
         let home = tempfile::tempdir_in(directory).expect("a temporary directory");
-        Self { home, _cgroup: cgroup::Cgroup::of_this_thread() }
+        Self { home, _cgroup: OwnCgroup::of_this_thread() }
     }
 
     /// `dataplane`, which is exclusive, with the lists 0 and 1: all CPUs of a small machine.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Mount, NOBODY, Sleeper, as_nobody, errno, write};
+use crate::harness::{Cgroup, Mount, NOBODY, Sleeper, as_nobody, errno, write};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
@@ -24,31 +24,19 @@ struct Place {
     sub: PathBuf,
 }
 
-/// A cgroup of our own; removed when dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let root = crate::harness::cgroup::root().expect("cgroup2 is mounted");
-        let cgroup = Self(root.join(format!("kcm-{name}-{}", std::process::id())));
-        fs::create_dir_all(cgroup.0.join("sub")).expect("a cgroup");
-        cgroup
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            dir: self.0.clone(),
-            control: self.0.join("cgroup.procs"),
-            other: self.0.join("cgroup.controllers"),
-            sub: self.0.join("sub"),
-        }
-    }
+/// A cgroup with one below it.
+fn with_sub() -> Cgroup {
+    let cgroup = Cgroup::new();
+    fs::create_dir(cgroup.path.join("sub")).unwrap();
+    cgroup
 }
 
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(self.0.join("sub"));
-        let _ = fs::remove_dir(&self.0);
+fn place_in(cgroup: &Cgroup) -> Place {
+    Place {
+        dir: cgroup.path.clone(),
+        control: cgroup.path.join("cgroup.procs"),
+        other: cgroup.read_only_file(),
+        sub: cgroup.path.join("sub"),
     }
 }
 
@@ -193,8 +181,8 @@ fn tree(mount: &Mount) -> Vec<(String, u64, u32, u32)> {
 
 #[test]
 fn every_call_gets_the_answer_of_cgroupfs() {
-    let (mount, cgroup) = (Mount::with_dataplane(), Cgroup::new("root"));
-    let (ours, theirs) = (place(&mount), cgroup.place());
+    let (mount, cgroup) = (Mount::with_dataplane(), with_sub());
+    let (ours, theirs) = (place(&mount), place_in(&cgroup));
     let (daemons, before) = (mount.daemons(), tree(&mount));
     for (name, call) in CALLS {
         assert_eq!(outcome(*call, &ours), outcome(*call, &theirs), "{name}");
@@ -206,9 +194,9 @@ fn every_call_gets_the_answer_of_cgroupfs() {
 
 #[test]
 fn every_call_gets_the_answer_of_cgroupfs_also_for_another_user() {
-    let (mount, cgroup) = (Mount::with_dataplane(), Cgroup::new("nobody"));
+    let (mount, cgroup) = (Mount::with_dataplane(), with_sub());
     mount.let_everybody_in();
-    let (ours, theirs) = (place(&mount), cgroup.place());
+    let (ours, theirs) = (place(&mount), place_in(&cgroup));
     let before = tree(&mount);
     as_nobody(|| {
         for (name, call) in CALLS {
