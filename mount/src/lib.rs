@@ -30,4 +30,5 @@ mod metrics;
 pub mod model;
 pub mod mountpoint;
 mod process;
+pub mod procfs;
 mod tree;

@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use super::sys;
+use crate::procfs::ProcFs;
 
 /// What is started by the command is killed when we die, and has no signals blocked.
 pub(crate) fn tie_to_parent(command: &mut Command) {
@@ -62,14 +63,12 @@ impl Handle {
 
     /// Whether it is stopped, by a signal or a debugger.
     pub(crate) fn is_stopped(&self) -> bool {
-        let read = |file: String| std::fs::read_to_string(file).ok();
-        let pid = read(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())).and_then(|info| {
-            Some(info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().to_owned())
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()));
+        let pid = info.ok().and_then(|info| {
+            info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse::<u32>().ok()
         });
-        // Behind the name, which may hold anything (proc(5), `/proc/PID/stat`).
-        let stat = pid.and_then(|pid| read(format!("/proc/{pid}/stat")));
-        stat.and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
-            .is_some_and(|state| matches!(state, 'T' | 't'))
+        let stat = pid.and_then(|pid| ProcFs::new().and_then(|proc| proc.stat(pid)).ok().flatten());
+        stat.is_some_and(|stat| stat.is_stopped())
     }
 
     /// How the process ended, if it is a child of ours that has.

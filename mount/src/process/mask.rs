@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::procfs::{self, ProcFs};
 use super::{Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
 use crate::model::task::Pid;
+use crate::procfs;
 
 /// How often the threads of a task are gone through before it is given up.
 const PASSES: u32 = 16;
@@ -71,7 +71,7 @@ impl Listing {
             Self::Alone(tid) => Ok(vec![*tid]),
             Self::Directory(tasks) => {
                 let mut tids = Vec::new();
-                ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
+                procfs::each_number(tasks.as_fd(), |tid| tids.push(tid))?;
                 Ok(tids)
             }
         }
@@ -272,7 +272,7 @@ impl Processes {
             None => return Ok(()),
             Some(Set::Done) => {}
             // A thread that works for the kernel inside the process (io_uring) is not the program's.
-            Some(Set::Refused) if tid != leader && self.is_pinned_by_the_kernel(tid) => return Ok(()),
+            Some(Set::Refused) if tid != leader && self.is_pinned_by_kernel(tid) => return Ok(()),
             Some(Set::Refused) => return Err(MaskError::Refused),
         }
         if !read_back {
@@ -333,14 +333,14 @@ impl Processes {
     fn listing(&self, process: &Process, waiting: Waiting) -> io::Result<Option<Listing>> {
         let leader = process.id().pid.get();
         let tasks = format!("{leader}/task");
-        if waiting.is(leader) && self.proc.directories(&tasks)? == Some(1) {
+        if waiting.is(leader) && self.proc.count_subdirectories(&tasks)? == Some(1) {
             return Ok(Some(Listing::Alone(leader)));
         }
         Ok(self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.map(Listing::Directory))
     }
 
-    fn is_pinned_by_the_kernel(&self, tid: u32) -> bool {
-        self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_the_kernel())
+    fn is_pinned_by_kernel(&self, tid: u32) -> bool {
+        self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_kernel())
     }
 
     /// The online CPUs, as the mask of a task without any limit has them.

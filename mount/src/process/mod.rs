@@ -8,7 +8,6 @@ mod child;
 mod fds;
 mod mask;
 mod namespace;
-mod procfs;
 mod scan;
 mod sys;
 #[cfg(test)]
@@ -26,12 +25,12 @@ use nix::sys::stat::fstat;
 use crate::model::command::Uids;
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
+use crate::procfs::ProcFs;
 
 pub(crate) use child::{Handle, collect_children, heed_children, send_signal, tie_to_parent};
 pub(crate) use fds::{close_inherited, duplicate_to, inherited, keep_on_exec, move_away, replace};
 pub(crate) use mask::{MaskError, Previous, Threads, Waiting, mask_of};
 use namespace::Namespace;
-use procfs::ProcFs;
 pub(crate) use scan::Candidate;
 pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
@@ -235,12 +234,12 @@ impl Processes {
                 Err(error) => return Err(error),
             }
         } else {
-            let Some(lines) = self.proc.status(pid.get(), &["PPid", "Uid"])? else { return Ok(None) };
-            let [parent, uids] = lines.as_slice() else { return Ok(None) };
-            let (Some(&parent), [real, effective, saved, _]) = (parent.first(), uids.as_slice()) else {
+            let Some(status) = self.proc.status(pid.get())? else { return Ok(None) };
+            let (parent, uids) = (status.numbers("PPid"), status.numbers("Uid"));
+            let (&[parent], &[real, effective, saved, _]) = (parent.as_slice(), uids.as_slice()) else {
                 return Ok(None);
             };
-            let uids = Uids { real: *real, effective: *effective, saved: *saved };
+            let uids = Uids { real, effective, saved };
             Facts { parent: Pid::new(parent), uids, kernel_thread: self.is_kernel_thread(pid)? }
         };
         // What was read by number was another's if this one has died.
@@ -252,10 +251,9 @@ impl Processes {
     /// # Errors
     /// No descriptors are left, and the like.
     pub(crate) fn groups(&self, tid: u32) -> io::Result<Vec<u32>> {
-        let Some(lines) = self.proc.status(tid, &["Gid", "Groups"])? else { return Ok(Vec::new()) };
-        let [own, others] = lines.as_slice() else { return Ok(Vec::new()) };
-        // The last of its own is the one for files.
-        Ok(own.last().into_iter().chain(others).copied().collect())
+        let Some(status) = self.proc.status(tid)? else { return Ok(Vec::new()) };
+        // The last of the four group ids is the one for files.
+        Ok(status.numbers("Gid").into_iter().last().into_iter().chain(status.numbers("Groups")).collect())
     }
 
     /// When it started, in clock ticks since boot. None: it has died.
@@ -276,10 +274,8 @@ impl Processes {
 
     /// The name of its program, with nothing in it that a terminal would act on.
     pub(crate) fn comm(&self, process: &Process) -> Option<String> {
-        let text = self.proc.read(&format!("{}/comm", process.id.pid)).ok().flatten()?;
-        let text = String::from_utf8_lossy(text.trim_ascii_end());
-        let shown = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        process.is_alive().then_some(shown)
+        let name = self.proc.program_name(process.id.pid.get())?;
+        process.is_alive().then_some(name)
     }
 
     /// How a dead process ended.
@@ -290,7 +286,7 @@ impl Processes {
         let zombie = || {
             let stat = self.proc.stat(process.id.pid.get()).ok().flatten()?;
             let same = self.features.pidfs || process.id.ino == stat.started | IS_START_TIME;
-            (same && matches!(stat.state, b'Z' | b'X')).then_some(stat.exit_code)
+            (same && stat.has_exited()).then_some(stat.exit_code)
         };
         match collected.or_else(zombie) {
             Some(code) if code & 0x7f == 0 => Ending::Exited(code >> 8),

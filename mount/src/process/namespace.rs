@@ -3,15 +3,15 @@
 //! Owns: translation, through the kernel's ioctls where it has them and `NSpid:` of /proc where not.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
-use super::procfs::ProcFs;
 use super::{Process, Processes, Watch, sys};
 use crate::model::task::{Pid, WrittenPid};
+use crate::procfs::ProcFs;
 
 /// A PID namespace.
 #[derive(Debug)]
@@ -61,8 +61,8 @@ impl Processes {
         if self.features.translation {
             return self.own.tgid(tid.get());
         }
-        let lines = self.proc.status(tid.get(), &["Tgid"])?;
-        Ok(lines.and_then(|lines| Pid::new(*lines.first()?.first()?)))
+        let status = self.proc.status(tid.get())?;
+        Ok(status.and_then(|status| Pid::new(*status.numbers("Tgid").first()?)))
     }
 
     /// Whether numbers mean to the process what they mean to us.
@@ -154,15 +154,9 @@ impl Processes {
     /// `level` below ours.
     fn search(&self, namespace: &Namespace, level: usize, number: u32) -> io::Result<Option<Pid>> {
         let mut pids = Vec::new();
-        ProcFs::numbers(self.proc.root(), |pid| pids.push(pid))?;
+        self.proc.each_pid(|pid| pids.push(pid))?;
         for pid in pids {
-            let Some(tasks) = self.proc.open(&format!("{pid}/task"), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?
-            else {
-                continue;
-            };
-            let mut tids = Vec::new();
-            ProcFs::numbers(tasks.as_fd(), |tid| tids.push(tid))?;
-            for tid in tids {
+            for tid in self.proc.threads(pid)? {
                 let Some(numbers) = self.numbers(tid)? else { continue };
                 if numbers.get(level) == Some(&number)
                     && self.is_below(pid, numbers.len() - 1 - level, namespace)?
@@ -187,7 +181,6 @@ impl Processes {
 
     /// The numbers of a thread, from our namespace down to its own.
     fn numbers(&self, tid: u32) -> io::Result<Option<Vec<u32>>> {
-        let lines = self.proc.status(tid, &["NSpid"])?;
-        Ok(lines.and_then(|lines| lines.into_iter().next()))
+        Ok(self.proc.status(tid)?.map(|status| status.numbers("NSpid")))
     }
 }

@@ -3,7 +3,6 @@
 use std::io;
 
 use super::mask::mask_of;
-use super::procfs::ProcFs;
 use super::{Facts, Processes};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
@@ -28,7 +27,7 @@ impl Processes {
     /// /proc cannot be read.
     pub(crate) fn scan(&self, wanted: impl Fn(&CpuSet) -> bool) -> io::Result<Vec<Candidate>> {
         let mut found = Vec::new();
-        ProcFs::numbers(self.proc.root(), |pid| {
+        self.proc.each_pid(|pid| {
             if let Ok(Some(mask)) = mask_of(pid)
                 && wanted(&mask)
             {

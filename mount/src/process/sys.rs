@@ -119,15 +119,6 @@ pub(crate) fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Raw directory entries (getdents64(2)); how many bytes of the buffer are filled.
-pub(super) fn getdents(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the length is that of the buffer.
-    let bytes = check(unsafe {
-        libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
-    })?;
-    Ok(bytes as usize)
-}
-
 /// Runs `work` in the child, between fork and exec.
 pub(super) fn before_exec(
     command: &mut std::process::Command,
