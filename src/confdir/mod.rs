@@ -140,7 +140,7 @@ pub(crate) fn file_error(file: &Path, error: io::Error) -> Error {
         return anyhow!("{file}: kcm mount is not running; start it");
     }
     let cure = match error.kind() {
-        ErrorKind::PermissionDenied => "; run as root, or let root grant access with chown or chmod",
+        ErrorKind::PermissionDenied => "; run it as root, or let root grant access with chown or chmod",
         ErrorKind::StorageFull => "; free some disk space",
         ErrorKind::ReadOnlyFilesystem => "; mount it for writing",
         _ => "",

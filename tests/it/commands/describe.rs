@@ -91,7 +91,7 @@ fn what_cannot_be_described_is_one_line() {
             assert!(line.starts_with(conf.join("pools/p").to_str().unwrap()), "{line}");
             assert!(
                 line.ends_with(
-                    "Permission denied; run as root, or let root grant access with chown or chmod"
+                    "Permission denied; run it as root, or let root grant access with chown or chmod"
                 ),
                 "{line}"
             );

@@ -168,7 +168,7 @@ fn what_cannot_be_is_one_line_and_the_command_is_never_started() {
             assert_eq!(failure(&mut dir.kcm(&["isolate", "--pool", pool, &touch])), message);
         }
         let line = failure(&mut dir.kcm_as_nobody(&["isolate", "--pool=p", &touch]));
-        assert!(line.contains("Permission denied; run as root, or let root grant access"), "{line}");
+        assert!(line.contains("Permission denied; run it as root, or let root grant access"), "{line}");
         assert!(!witness.exists());
         assert_eq!(dir.tasks_of("p", "0"), "");
         assert_eq!(status_of(&mut dir.kcm(&["isolate", "--pool=p", &touch])), 0);

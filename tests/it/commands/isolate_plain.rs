@@ -362,7 +362,7 @@ fn what_is_missing_or_forbidden_is_one_line_and_the_command_is_never_started() {
     fs::write(plain.conf(), "").unwrap();
     says(&plain, ": not a directory", "");
 
-    let cure = "run as root, or let root grant access with chown or chmod";
+    let cure = "run it as root, or let root grant access with chown or chmod";
     for (closed, mode) in [("lock", 0o600), ("pools/p/0/tasks", 0o644), ("pools/p", 0o700), ("pools", 0o700)]
     {
         let plain = with_list("");
