@@ -89,18 +89,6 @@ impl Request {
 pub(crate) const RBAC: &str = "deploy/rbac.yaml";
 pub(crate) const CRDS: &str = "deploy/crds.yaml";
 
-/// Whether a node can have this name: a DNS subdomain (RFC 1123).
-pub(crate) fn is_dns_name(name: &str) -> bool {
-    let is_label = |label: &str| {
-        let alphanumeric = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let bytes = label.as_bytes();
-        alphanumeric(bytes.first().copied())
-            && alphanumeric(bytes.last().copied())
-            && bytes.iter().all(|&b| alphanumeric(Some(b)) || b == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(is_label)
-}
-
 /// A value as YAML, keys in order of their names.
 pub(crate) fn yaml(value: &Value) -> String {
     // Fails for nothing that JSON can say.
@@ -116,17 +104,6 @@ pub(crate) fn yaml_stream<'a>(objects: impl IntoIterator<Item = &'a Value>) -> S
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn names_of_nodes() {
-        for name in ["n", "kcm-02-zzwt7w", "a.b-c.d", "10"] {
-            assert!(is_dns_name(name), "{name}");
-        }
-        let long = "a".repeat(254);
-        for name in ["", "-a", "a-", "A", "a_b", "a..b", ".a", "a/b", "a b", &long] {
-            assert!(!is_dns_name(name), "{name:?}");
-        }
-    }
 
     #[test]
     fn yaml_means_what_the_json_means() {

@@ -4,8 +4,7 @@
 
 use anyhow::{Context as _, Error, bail};
 
-use crate::cli;
-use crate::kubernetes::objects::is_dns_name;
+use crate::cli::{self, is_dns_name};
 
 /// Returns the name of this node.
 ///

@@ -24,9 +24,6 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Init, Self::Discover, Self::Install, Self::Reconcile, Self::NodeReport];
-
     /// As the document lists it.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -1,15 +1,20 @@
-//! What was typed, turned into domain values at once.
+//! The command line: commands, flags, defaults and help texts.
 //!
-//! Owns: names, flags, defaults and help of every command. Must not know: what they do.
+//! Owns the definitions; `validate` parses values into domain types, so that a command gets no unchecked text and a
+//! wrong value is a usage error. Does not know what the commands do. Help, man pages and completion scripts come from
+//! these definitions.
+//!
+//! Longer than 400 lines because the definitions of all commands are one table.
+
+mod validate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use crate::kubernetes::objects::{is_dns_name, pods};
+pub(crate) use validate::{HostCommand, HostCommands, Repeat, Wait, is_dns_name};
 
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
@@ -17,14 +22,20 @@ use crate::kubernetes::objects::{is_dns_name, pods};
 #[command(after_help = "\
 A session:
   kcm mount                                        serve /etc/kcm
-  kcm init --num-dp-cores=2 --num-cp-cores=1       make the three pools
-  kcm isolate --pool=dataplane -- ./forwarder      run it on CPUs of its own
-  echo $$ > /etc/kcm/pools/dataplane/tasks         the same, by hand
-  cat /etc/kcm/self/last_error                     why that was refused
+  kcm init --num-dp-cores=2 --num-cp-cores=1       create the three pools
+  kcm isolate --pool=dataplane -- ./forwarder      run a program on a CPU list of its own
+  echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
+  cat /etc/kcm/self/last_error                     show why the last operation was refused
 
-Environment: KCM_LOG_LEVEL (CRITICAL, ERROR, WARNING, INFO, DEBUG), KCM_PROC_FS (a procfs, /proc),
-KCM_LOCK_TIMEOUT (seconds, 30), KCM_DEV_LSCPU_SYSFS (a system root for lscpu); NODE_NAME, KUBECONFIG.
-Exit status: 0 done, 1 failed, 2 usage.")]
+Environment:
+  KCM_LOG_LEVEL        CRITICAL (no messages), ERROR, WARNING, INFO (the default) or DEBUG
+  KCM_PROC_FS          the procfs to read instead of /proc, such as the host's in a container
+  KCM_LOCK_TIMEOUT     seconds to wait for the lock of a plain directory, and to hold it (30)
+  KCM_DEV_LSCPU_SYSFS  for tests: the system root that lscpu describes
+  NODE_NAME            the name of this Kubernetes node
+  KUBECONFIG           the configuration of the Kubernetes client
+
+Exit status: 0 success, 1 failure, 2 wrong usage.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -56,27 +67,27 @@ pub(crate) struct ConfDirArg {
 
 /// Serve the configuration directory as a live filesystem
 ///
-/// Returns once the mount answers. What an earlier daemon recorded in the state directory is in force again:
-/// pools, CPU lists, owners and modes, and the claims of tasks that still live.
+/// Returns when the mount answers. Restores what an earlier daemon recorded in the state directory: pools, CPU lists,
+/// owners and modes, and the claims of tasks that still run.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm mount
   kcm mount --conf-dir=/run/kcm/conf --foreground
-  kcm mount --import        take over the plain directory of an older kcm")]
+  kcm mount --import        take over a plain directory of the legacy kcm")]
 pub(crate) struct Mount {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Where configuration and claims are kept; not inside the configuration directory
+    /// Directory for configuration and claims; must be outside the configuration directory
     #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
     pub(crate) state_dir: PathBuf,
-    /// Serve in this process, for service managers; readiness is told by sd_notify(3)
+    /// Serve in this process, for service managers; readiness is reported with sd_notify(3)
     #[arg(long)]
     pub(crate) foreground: bool,
-    /// Take over the pools, lists and living PIDs of a plain directory, and move it aside
+    /// Import the pools, lists and running tasks of a plain directory, and rename that directory
     #[arg(long)]
     pub(crate) import: bool,
-    /// Make this program the one that serves, on the mount as it is: nobody notices but by a pause
+    /// Replace the running daemon with this binary without unmounting (clients see a short pause)
     #[arg(long, conflicts_with_all = ["foreground", "import"])]
     pub(crate) upgrade: bool,
     #[command(flatten)]
@@ -98,7 +109,7 @@ pub(crate) struct Part {
     pub(crate) probe: bool,
 }
 
-/// End the mount cleanly; claims live on in the state directory
+/// Unmount and end the daemon; the state directory keeps the claims
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  kcm unmount")]
 pub(crate) struct Unmount {
@@ -106,10 +117,10 @@ pub(crate) struct Unmount {
     pub(crate) dir: ConfDirArg,
 }
 
-/// Make the pools dataplane (exclusive), controlplane and infra (shared)
+/// Create the pools dataplane (exclusive), controlplane and infra (shared)
 ///
-/// Cores are taken socket by socket, core by core; from those that isolcpus= isolates completely, if there are
-/// any. Does nothing where the pools are there as asked for.
+/// Cores are assigned in order of sockets and cores. If isolcpus= isolates whole cores, dataplane and controlplane get
+/// only those. Changes nothing if the pools exist and have the requested number of cores.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  kcm init --num-dp-cores=4 --num-cp-cores=1")]
 pub(crate) struct Init {
@@ -123,31 +134,31 @@ pub(crate) struct Init {
     pub(crate) num_cp_cores: usize,
 }
 
-/// Prepare Kubernetes nodes: pods on each that mount, make pools, install, discover and report
+/// Prepare Kubernetes nodes: create pods that mount, create pools, install, discover and report
 ///
-/// Three pods a node at most, each made once the one before has done its work. What is there already and right
-/// is left alone, so that a second run goes on where the first one ended.
+/// Creates at most three pods per node, each when the one before it has done its work. Pods that exist and are right
+/// stay as they are, so that a second run continues an interrupted first one.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("hosts").required(true).args(["host_list", "all_hosts"])))]
 #[command(after_help = "\
 Examples:
   kcm cluster-init --all-hosts
   kcm cluster-init --host-list=node1,node2 --kcm-img=registry/kcm:1 --num-dp-cores=8
-  kcm cluster-init --host-list=node1 --dry-run       the pods as YAML")]
+  kcm cluster-init --host-list=node1 --dry-run       print the pods as YAML")]
 pub(crate) struct ClusterInit {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
     /// Comma separated list of Kubernetes nodes to prepare
-    #[arg(long, value_name = "list", value_delimiter = ',', value_parser = host)]
+    #[arg(long, value_name = "list", value_delimiter = ',', value_parser = validate::host)]
     pub(crate) host_list: Vec<String>,
     /// Prepare all Kubernetes nodes
     #[arg(long)]
     pub(crate) all_hosts: bool,
     /// Comma separated list of commands to run on each host: init (first), discover, install, reconcile,
     /// nodereport
-    #[arg(long, value_name = "list", value_parser = commands)]
+    #[arg(long, value_name = "list", value_parser = validate::host_commands)]
     #[arg(default_value = "init,reconcile,install,discover,nodereport")]
-    pub(crate) kcm_cmd_list: Commands,
+    pub(crate) kcm_cmd_list: HostCommands,
     /// KCM image
     #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) kcm_img: String,
@@ -157,7 +168,7 @@ pub(crate) struct ClusterInit {
     pub(crate) kcm_img_pol: String,
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
-    /// Where each node keeps configuration and claims
+    /// Directory for configuration and claims on each node
     #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
     pub(crate) state_dir: PathBuf,
     /// Number of data plane cores
@@ -166,60 +177,32 @@ pub(crate) struct ClusterInit {
     /// Number of control plane cores
     #[arg(long, value_name = "num", default_value_t = 1)]
     pub(crate) num_cp_cores: usize,
-    /// The namespace of the pods and of what they report
-    #[arg(long, value_name = "name", default_value = "default", value_parser = namespace)]
+    /// Namespace of the pods and of their reports
+    #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
     pub(crate) namespace: String,
-    /// The service account of the pods, which discover and the reports need the rights of
-    #[arg(long, value_name = "name", value_parser = host)]
+    /// Service account of the pods; discover and the reports need its rights
+    #[arg(long, value_name = "name", value_parser = validate::host)]
     pub(crate) service_account: Option<String>,
-    /// Seconds that a pod may take for its part
-    #[arg(long, value_name = "seconds", default_value = "300", value_parser = seconds)]
+    /// Seconds to wait for each pod, or inf
+    #[arg(long, value_name = "seconds", default_value = "300", value_parser = validate::wait)]
     pub(crate) timeout: Wait,
-    /// Print the pods as YAML, and make none
+    /// Print the pods as YAML, and create none
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
-/// What runs on each host.
-#[derive(Clone, Debug)]
-pub(crate) struct Commands(pub(crate) Vec<pods::Command>);
-
-fn host(text: &str) -> Result<String, String> {
-    let name = text.trim();
-    if is_dns_name(name) { Ok(name.into()) } else { Err("not a name that Kubernetes allows".into()) }
-}
-
-fn commands(text: &str) -> Result<Commands, String> {
-    let mut commands = Vec::new();
-    for (index, word) in text.split(',').map(str::trim).enumerate() {
-        let known = pods::Command::ALL.into_iter().find(|command| command.name() == word);
-        let Some(command) = known else {
-            let all = pods::Command::ALL.map(pods::Command::name).join(", ");
-            return Err(format!("{word:?}: KCM command should be one of {all}"));
-        };
-        if command == pods::Command::Init && index > 0 {
-            return Err("init command should be run and listed first".into());
-        }
-        if commands.contains(&command) {
-            return Err(format!("{word} is listed twice"));
-        }
-        commands.push(command);
-    }
-    Ok(Commands(commands))
-}
-
 /// Run a command on a CPU list of a pool
 ///
-/// On a mount, kcm claims and then becomes the command: same PID, signals, terminal and status. On a plain
-/// directory it waits for the command and takes itself off the list.
+/// On a mount, kcm claims a list and then executes the command in the same process, so that PID, signals, terminal and
+/// status are the command's own. On a plain directory it waits for the command and then removes itself from the list.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kcm isolate --pool=dataplane make                  in a shell
+  kcm isolate --pool=dataplane make                  run a line in a shell
   kcm isolate --pool=dataplane 'cd /src && make' -- -j2
-  kcm isolate --pool=dataplane -- /bin/prog 'a  b'   without a shell
-  kcm isolate --pool=dataplane --wait=30 -- prog     wait for a free list
-The command finds its CPU list in $KCM_CPUS_ASSIGNED.")]
+  kcm isolate --pool=dataplane -- /bin/prog 'a  b'   run a program without a shell
+  kcm isolate --pool=dataplane --wait=30 -- prog     wait up to 30 seconds for a free list
+The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list.")]
 #[command(override_usage = "\
 kcm isolate [OPTIONS] --pool=<pool> <command> [-- <args>...]
        kcm isolate [OPTIONS] --pool=<pool> -- <program> [<args>...]")]
@@ -229,34 +212,31 @@ pub(crate) struct Isolate {
     /// Pool name: dataplane, controlplane, infra, or any other pool
     #[arg(long, value_name = "pool")]
     pub(crate) pool: String,
-    /// Wait for a free CPU list, for so many seconds or without end
+    /// Wait for a free CPU list: as many seconds as given, else without limit
     #[arg(long, value_name = "seconds", num_args = 0..=1, require_equals = true, default_missing_value = "inf")]
-    #[arg(value_parser = seconds)]
+    #[arg(value_parser = validate::wait)]
     pub(crate) wait: Option<Wait>,
-    /// A line for the shell
+    /// Command line for the shell
     #[arg(value_name = "command", required_unless_present = "rest")]
     command: Option<OsString>,
     #[arg(hide = true)]
     args: Vec<OsString>,
-    /// The command's arguments, exactly as they stand; without a command, a program and its arguments
+    /// Arguments of the command, passed on unchanged; without a command, a program and its arguments
     #[arg(last = true, value_name = "args")]
     rest: Vec<OsString>,
 }
 
-/// How long something is waited for; `None`: without end.
-pub(crate) type Wait = Option<Duration>;
-
-/// What `isolate` runs.
+/// The program that `isolate` runs.
 #[derive(Debug)]
 pub(crate) enum Program {
-    /// A line for `/bin/sh` and its `$@`.
+    /// A line for `/bin/sh`, and its `$@`.
     Shell { line: OsString, args: Vec<OsString> },
     /// A program and its arguments.
     Direct { program: OsString, args: Vec<OsString> },
 }
 
 impl Isolate {
-    /// What is to be run. `None` where nothing was given, which clap does not let through.
+    /// Returns the program to run. `None` if no words were given, which clap refuses.
     pub(crate) fn program(&self) -> Option<Program> {
         let mut words = self.args.iter().chain(&self.rest).cloned();
         Some(match &self.command {
@@ -266,25 +246,17 @@ impl Isolate {
     }
 }
 
-fn seconds(text: &str) -> Result<Wait, String> {
-    if text == "inf" {
-        return Ok(None);
-    }
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| "not a number of seconds".to_owned())
-}
-
-/// Print the configuration directory
+/// Print the pools, their CPU lists and tasks
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm describe
   kcm describe --format=table
-  kcm describe --format=map      who is on which CPU")]
+  kcm describe --format=map      one line per CPU, with its tasks")]
 pub(crate) struct Describe {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// json for programs; table and map for people
+    /// json for programs; table or map for people
     #[arg(long, value_enum, value_name = "format", default_value_t = Format::Json)]
     pub(crate) format: Format,
 }
@@ -298,14 +270,14 @@ pub(crate) enum Format {
 
 /// Advertise this node's exclusive CPU lists to Kubernetes
 ///
-/// One slot for each list, a label, and a taint that keeps other pods away. What others have set on the node
-/// stays. Run again, it changes nothing.
+/// Sets one slot per list, a label, and a taint that keeps other pods away. Keeps everything that others have set on the
+/// node. A second run changes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kcm discover                                       2017's resource, for dataplane
+  kcm discover                                       the legacy resource, for dataplane
   kcm discover --resource-name=extended --interval=60
-  kcm discover --dry-run                             show the patches")]
+  kcm discover --dry-run                             print the patches")]
 pub(crate) struct Discover {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
@@ -315,22 +287,22 @@ pub(crate) struct Discover {
     /// extended: kcm.intel.com/POOL for every exclusive pool
     #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
     pub(crate) resource_name: ResourceName,
-    /// Number of seconds to wait between rerunning; 0 runs once
-    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    /// Seconds between runs; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
-    /// Print what would be changed, and change nothing
+    /// Print the changes instead of making them
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
-/// Under which name slots are sold: under one alone, or they would be sold twice.
+/// The resource name of the slots. Only one of them: under two names, Kubernetes would give every slot away twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ResourceName {
     Opaque,
     Extended,
 }
 
-/// Whether a report is sent to the Kubernetes API server, and where it lies there.
+/// The flags of commands that publish a report.
 #[derive(Args, Debug)]
 pub(crate) struct Publish {
     /// Publish reports to the Kubernetes API server
@@ -338,73 +310,73 @@ pub(crate) struct Publish {
     pub(crate) publish: bool,
     #[command(flatten)]
     pub(crate) node: NodeArg,
-    /// The namespace of published reports
-    #[arg(long, value_name = "name", default_value = "default", value_parser = namespace)]
+    /// Namespace of published reports
+    #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
     pub(crate) namespace: String,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct NodeArg {
-    /// The Kubernetes node that this machine is, where NODE_NAME does not say it
+    /// Name of this Kubernetes node, if NODE_NAME is not set
     #[arg(long, value_name = "name")]
     pub(crate) node: Option<String>,
 }
 
-/// Report claims taken back from the dead, and threads that have left their list
+/// Report reclaimed claims of killed tasks, and threads that have left their list
 ///
-/// On a mount the daemon takes claims back at once, and each is told here once, whoever asks. On a plain
-/// directory this command does it: run it often.
+/// On a mount the daemon reclaims immediately; each reclaim is reported once, to whichever reconcile runs first. On a
+/// plain directory this command removes dead tasks itself: run it often.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm reconcile
   kcm reconcile --interval=60
-  kcm reconcile --repair        bring strayed threads back to their list
+  kcm reconcile --repair        move strayed threads back to their list
   kcm reconcile --interval=60 --publish
-                                as the object ReconcileReport of this node")]
+                                publish it as the ReconcileReport of this node")]
 pub(crate) struct Reconcile {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Number of seconds to wait between rerunning; 0 runs once
-    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    /// Seconds between runs; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
-    /// Bring threads back that have left their list
+    /// Move threads back that have left their list
     #[arg(long)]
     pub(crate) repair: bool,
     #[command(flatten)]
     pub(crate) publish: Publish,
 }
 
-/// Check the node: configuration, CPUs, intruders on exclusive lists, the kubelet, the mount
+/// Check the node: configuration, CPUs, intruders on exclusive lists, the kubelet and the mount
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm node-report
   kcm node-report --interval=60
-  kcm node-report --publish     as the object NodeReport of this node")]
+  kcm node-report --publish     publish it as the NodeReport of this node")]
 pub(crate) struct NodeReport {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Number of seconds to wait between rerunning; 0 runs once
-    #[arg(long, value_name = "seconds", default_value = "0", value_parser = interval)]
+    /// Seconds between runs; 0 runs once
+    #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
-    /// Where the kubelet keeps cpu_manager_state
+    /// Directory of the kubelet's cpu_manager_state
     #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet_dir: PathBuf,
     #[command(flatten)]
     pub(crate) publish: Publish,
 }
 
-/// Put kcm, one static file, into a directory
+/// Copy kcm, one static file, to a directory
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm install --install-dir=/opt/bin
-  kcm install --systemd         the unit that starts kcm mount at boot, too")]
+  kcm install --systemd         install a systemd unit too, which runs kcm mount at boot")]
 pub(crate) struct Install {
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
-    /// Put kcm.service into this directory, too
+    /// Install kcm.service too, in this directory
     #[arg(long, value_name = "dir", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "/etc/systemd/system")]
     pub(crate) systemd: Option<PathBuf>,
@@ -419,13 +391,12 @@ pub(crate) struct InstallDirArg {
 
 /// Undo discover, install and init on this node
 ///
-/// Refuses while claims are live. What discover has set is taken back where NODE_NAME or --node says which node
-/// this is.
+/// Refuses while any list has tasks. Removes what discover has set if NODE_NAME or --node names this node.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm uninstall
-  kcm uninstall --force         release what is claimed")]
+  kcm uninstall --force         release the claims first")]
 pub(crate) struct Uninstall {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
@@ -433,10 +404,10 @@ pub(crate) struct Uninstall {
     pub(crate) target: InstallDirArg,
     #[command(flatten)]
     pub(crate) node: NodeArg,
-    /// Where the unit is
+    /// Directory of the systemd unit
     #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
     pub(crate) systemd: PathBuf,
-    /// Although claims are live: they are released
+    /// Release live claims instead of refusing
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -455,40 +426,17 @@ Examples:
   kcm man > /usr/share/man/man1/kcm.1
   kcm man isolate | man -l -")]
 pub(crate) struct Man {
-    /// The page of this command
+    /// Command whose page to print; without it, the page of kcm
     pub(crate) command: Option<String>,
-}
-
-/// A DNS label (RFC 1123).
-fn namespace(text: &str) -> Result<String, String> {
-    let is_label = is_dns_name(text) && text.len() <= 63 && !text.contains('.');
-    if is_label { Ok(text.into()) } else { Err("not the name of a namespace".into()) }
-}
-
-/// How often a command runs (`--interval`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Repeat {
-    Once,
-    Every(Duration),
-}
-
-/// Seconds; 0 means once.
-fn interval(text: &str) -> Result<Repeat, String> {
-    let invalid = || "not a number of seconds".to_owned();
-    let seconds: f64 = text.parse().map_err(|_| invalid())?;
-    let interval = Duration::try_from_secs_f64(seconds).map_err(|_| invalid())?;
-    match interval.is_zero() {
-        false => Ok(Repeat::Every(interval)),
-        true if seconds == 0.0 => Ok(Repeat::Once),
-        // Less than a nanosecond is not "once".
-        true => Err(invalid()),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
     use clap::CommandFactory as _;
+
+    use super::*;
 
     #[test]
     fn the_definitions_are_consistent() {
@@ -504,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_reach_the_command_as_they_stand() {
+    fn arguments_of_isolate_are_passed_on_unchanged() {
         match program(&["echo", "--", "a  b", "*", "$HOME", "--flag"]).unwrap() {
             Program::Shell { line, args } => {
                 assert_eq!(line, "echo");
@@ -528,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting() {
+    fn wait_is_optional_and_takes_optional_seconds() {
         let wait = |words: &[&str]| match Cli::try_parse_from(
             ["kcm", "isolate", "--pool=p", "true"].iter().chain(words),
         ) {

@@ -1,0 +1,164 @@
+//! Parses values of the command line into domain types.
+//!
+//! Owns the checks that need only the text. Does not know the machine or the cluster. clap prints the errors with the
+//! name of the flag, and the program exits with the status for wrong usage.
+
+use std::time::Duration;
+
+/// How long to wait; `None` means without limit.
+pub(crate) type Wait = Option<Duration>;
+
+/// How often a command runs (`--interval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Once,
+    Every(Duration),
+}
+
+/// A command that `cluster-init` runs on each host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostCommand {
+    Init,
+    Discover,
+    Install,
+    Reconcile,
+    NodeReport,
+}
+
+/// The commands that `cluster-init` runs on each host, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostCommands(pub(crate) Vec<HostCommand>);
+
+impl HostCommand {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Init, Self::Discover, Self::Install, Self::Reconcile, Self::NodeReport];
+
+    /// Returns the legacy name, which for `node-report` has no hyphen.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Discover => "discover",
+            Self::Install => "install",
+            Self::Reconcile => "reconcile",
+            Self::NodeReport => "nodereport",
+        }
+    }
+}
+
+/// Parses `--kcm-cmd-list`.
+pub(super) fn host_commands(text: &str) -> Result<HostCommands, String> {
+    let mut commands = Vec::new();
+    for (index, word) in text.split(',').map(str::trim).enumerate() {
+        let known = HostCommand::ALL.into_iter().find(|command| command.name() == word);
+        let Some(command) = known else {
+            let all = HostCommand::ALL.map(HostCommand::name).join(", ");
+            return Err(format!("{word:?}: KCM command should be one of {all}"));
+        };
+        if command == HostCommand::Init && index > 0 {
+            return Err("init command should be run and listed first".into());
+        }
+        if commands.contains(&command) {
+            return Err(format!("{word} is listed twice"));
+        }
+        commands.push(command);
+    }
+    Ok(HostCommands(commands))
+}
+
+/// Parses the name of a node or of a service account.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if is_dns_name(name) { Ok(name.into()) } else { Err("not a name that Kubernetes allows".into()) }
+}
+
+/// Parses the name of a namespace, a DNS label (RFC 1123).
+pub(super) fn namespace(text: &str) -> Result<String, String> {
+    let is_label = is_dns_name(text) && text.len() <= 63 && !text.contains('.');
+    if is_label { Ok(text.into()) } else { Err("not the name of a namespace".into()) }
+}
+
+/// Whether a Kubernetes node can have this name: a DNS subdomain (RFC 1123).
+pub(crate) fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let alphanumeric = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let bytes = label.as_bytes();
+        alphanumeric(bytes.first().copied())
+            && alphanumeric(bytes.last().copied())
+            && bytes.iter().all(|&b| alphanumeric(Some(b)) || b == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// Parses a number of seconds, or `inf`.
+pub(super) fn wait(text: &str) -> Result<Wait, String> {
+    if text == "inf" { Ok(None) } else { seconds(text).map(|(_, wait)| Some(wait)) }
+}
+
+/// Parses `--interval`: a number of seconds, where 0 means once.
+pub(super) fn repeat(text: &str) -> Result<Repeat, String> {
+    match seconds(text)? {
+        (0.0, _) => Ok(Repeat::Once),
+        // Less than a nanosecond is not "once", and nothing can run so often.
+        (_, interval) if interval.is_zero() => Err("not a number of seconds".into()),
+        (_, interval) => Ok(Repeat::Every(interval)),
+    }
+}
+
+/// Parses a number of seconds that a `Duration` can hold; also returns the number itself.
+fn seconds(text: &str) -> Result<(f64, Duration), String> {
+    let number: Option<f64> = text.parse().ok();
+    let seconds = number.and_then(|number| Some((number, Duration::try_from_secs_f64(number).ok()?)));
+    seconds.ok_or_else(|| "not a number of seconds".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nodes() {
+        for name in ["n", "kcm-02-zzwt7w", "a.b-c.d", "10"] {
+            assert!(is_dns_name(name), "{name}");
+        }
+        let long = "a".repeat(254);
+        for name in ["", "-a", "a-", "A", "a_b", "a..b", ".a", "a/b", "a b", &long] {
+            assert!(!is_dns_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_one_label() {
+        assert!(namespace("kube-system").is_ok());
+        assert!(namespace("a.b").is_err());
+        assert!(namespace(&"a".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn an_interval_is_zero_or_a_duration() {
+        assert_eq!(repeat("0"), Ok(Repeat::Once));
+        assert_eq!(repeat("0.5"), Ok(Repeat::Every(Duration::from_millis(500))));
+        for text in ["-1", "soon", "inf", "nan", "1e-12", "1e30", ""] {
+            assert!(repeat(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_may_be_without_limit() {
+        assert_eq!(wait("inf"), Ok(None));
+        assert_eq!(wait("1.5"), Ok(Some(Duration::from_millis(1500))));
+        assert!(wait("-1").is_err());
+    }
+
+    #[test]
+    fn host_commands_are_known_distinct_and_begin_with_init() {
+        use HostCommand::{Init, Install};
+        assert_eq!(host_commands("init, install"), Ok(HostCommands(vec![Init, Install])));
+        for (text, error) in [
+            ("", "KCM command should be one of"),
+            ("install,init", "init command should be run and listed first"),
+            ("install,install", "install is listed twice"),
+        ] {
+            assert!(host_commands(text).unwrap_err().contains(error), "{text:?}");
+        }
+    }
+}
