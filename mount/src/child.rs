@@ -8,16 +8,16 @@ use std::process::{Child, Command};
 use crate::process;
 
 /// The command, once started, is killed when the thread that started it dies, and has no signals blocked.
-pub fn tie_to_parent(command: &mut Command) {
-    process::tie_to_parent(command);
+pub fn set_pdeathsig(command: &mut Command) {
+    process::set_pdeathsig(command);
 }
 
 /// How our children end can be waited for, also where whoever started us ignores SIGCHLD.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn can_be_waited_for() -> io::Result<()> {
-    process::heed_children()
+pub fn reset_sigchld() -> io::Result<()> {
+    process::reset_sigchld()
 }
 
 /// Sends a signal, which may be one of those that have no name, to a child that has not been collected.

@@ -179,10 +179,10 @@ impl AsFd for Control {
 /// Lays a descriptor under a number, where programs that are started inherit it. What was there is closed.
 pub(crate) fn place(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() == number {
-        process::keep_on_exec(fd.as_fd())?;
+        process::clear_cloexec(fd.as_fd())?;
         return Ok(fd);
     }
-    process::duplicate_to(fd.as_fd(), number)
+    process::dup_to(fd.as_fd(), number)
 }
 
 /// It stays open under its number, for a program that this one becomes.
@@ -193,9 +193,9 @@ pub(crate) fn leave(placed: OwnedFd) {
 /// Occupies a number, so that nothing else gets it by chance.
 pub(crate) fn reserve(number: RawFd) -> io::Result<()> {
     // It may have got just this number, if that was free.
-    let null = process::move_away(std::fs::File::open("/dev/null")?.into())?;
+    let null = process::dup_above(std::fs::File::open("/dev/null")?.into())?;
     // Never closed, only replaced.
-    leave(process::duplicate_to(null.as_fd(), number)?);
+    leave(process::dup_to(null.as_fd(), number)?);
     Ok(())
 }
 

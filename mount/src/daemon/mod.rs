@@ -28,7 +28,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::mountpoint;
-use crate::process::{self, Handle};
+use crate::process::{self, PidFd};
 use error::at;
 use fds::{Control, Held, LetterBox};
 use setup::BACKGROUND;
@@ -167,16 +167,16 @@ fn keep(
 fn adopt(places: &Places, replace: bool) -> Result<(), MountError> {
     let failed = |source| at(&places.conf_dir, "no keeper has left its descriptors", source);
     let signals = setup::catch_signals()?;
-    let take = |number| process::inherited(number).map_err(failed);
+    let take = |number| process::inherited_fd(number).map_err(failed);
     let held = Held {
         device: take(fds::DEVICE)?,
         letters: LetterBox::from_fd(take(fds::LETTER)?),
         lock: StateLock::from_fd(take(fds::LOCK)?),
     };
     // What workers are to inherit lies under its number already; these two are ours alone.
-    let mine = |number| take(number).and_then(|fd| process::move_away(fd).map_err(failed));
+    let mine = |number| take(number).and_then(|fd| process::dup_above(fd).map_err(failed));
     let control = Control::from_fd(mine(fds::CONTROL)?);
-    let worker = Handle::from_fd(mine(fds::WORKER)?);
+    let worker = PidFd::from_fd(mine(fds::WORKER)?);
     fds::reserve(fds::CONTROL).map_err(failed)?;
     fds::reserve(fds::WORKER).map_err(failed)?;
     if std::env::var_os(BACKGROUND).is_some() {
@@ -220,9 +220,9 @@ pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
     if !mountpoint::is_mounted(conf_dir).map_err(|source| at(conf_dir, "cannot be looked at", source))? {
         return Err(MountError::NotMounted(conf_dir.to_path_buf()));
     }
-    let daemons: Vec<Handle> = paths::processes_of(&mountpoint::resolved(conf_dir))
+    let daemons: Vec<PidFd> = paths::processes_of(&mountpoint::resolved(conf_dir))
         .into_iter()
-        .filter_map(|pid| Handle::open(pid).ok())
+        .filter_map(|pid| PidFd::open(pid).ok())
         .collect();
     while mountpoint::is_mounted(conf_dir).unwrap_or(false) {
         match umount2(conf_dir, MntFlags::MNT_DETACH) {

@@ -27,7 +27,7 @@ use super::watchdog::Doubt;
 use crate::failpoint;
 use crate::journal::StateLock;
 use crate::mountpoint;
-use crate::process::{self, Handle};
+use crate::process::{self, PidFd};
 
 /// How long a worker may take until it serves.
 const STARTING: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Dur
 /// The present worker.
 #[derive(Debug)]
 struct Worker {
-    handle: Handle,
+    handle: PidFd,
     control: Option<Control>,
     started: Instant,
     is_ready: bool,
@@ -137,7 +137,7 @@ impl Keeper {
     ///
     /// # Errors
     /// What the other one has left cannot be read.
-    pub(crate) fn adopt(&mut self, handle: Handle, control: Control) -> io::Result<()> {
+    pub(crate) fn adopt(&mut self, handle: PidFd, control: Control) -> io::Result<()> {
         self.resends = self.held.letters.read()?.resends();
         self.has_served = true;
         if handle.is_of_process() {
@@ -231,7 +231,7 @@ impl Keeper {
         drop(control);
         fds::reserve(fds::CONTROL)?;
         let mut child = spawned?;
-        let handle = Handle::open(child.id()).inspect_err(|_| {
+        let handle = PidFd::open(child.id()).inspect_err(|_| {
             // One that is not watched must not serve.
             let _ = child.kill().and_then(|()| child.wait());
         })?;
@@ -365,7 +365,7 @@ impl Keeper {
         // The old connection ends with its descriptor, which the new one replaces.
         let _ = umount2(&self.places.conf_dir, MntFlags::MNT_DETACH);
         let device = mount_device(&self.places.conf_dir)?;
-        process::replace(device.as_fd(), self.held.device.as_fd()).map_err(failed)?;
+        process::replace_fd(device.as_fd(), self.held.device.as_fd()).map_err(failed)?;
         let letter = Letter { mount: new_mount_id(), init: None, ..letter };
         self.held.letters.write(&letter).map_err(failed)
     }

@@ -33,10 +33,10 @@ pub(super) fn take_stored() -> [Option<OwnedFd>; 2] {
     let (mut device, mut letter) = (None, None);
     let Ok(stored) = sd_notify::listen_fds_with_names(true) else { return [None, None] };
     for (number, name) in stored {
-        let Ok(fd) = process::inherited(number) else { continue };
+        let Ok(fd) = process::inherited_fd(number) else { continue };
         match name.as_str() {
-            STORED_DEVICE => device = process::move_away(fd).ok(),
-            STORED_LETTER => letter = process::move_away(fd).ok(),
+            STORED_DEVICE => device = process::dup_above(fd).ok(),
+            STORED_LETTER => letter = process::dup_above(fd).ok(),
             _ => {}
         }
     }

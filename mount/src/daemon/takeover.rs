@@ -16,7 +16,7 @@ use crate::import;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Status};
-use crate::process::Handle;
+use crate::process::PidFd;
 
 /// What was there when we came.
 pub(super) enum Found {
@@ -125,8 +125,8 @@ fn is_connected(device: &OwnedFd) -> bool {
 
 /// The processes that hold the mount's descriptor although they do not answer, and what they hold.
 fn take_from_others(conf_dir: &Path) -> Option<Held> {
-    let others: Vec<Handle> =
-        processes_of(conf_dir).into_iter().filter_map(|pid| Handle::open(pid).ok()).collect();
+    let others: Vec<PidFd> =
+        processes_of(conf_dir).into_iter().filter_map(|pid| PidFd::open(pid).ok()).collect();
     let held = others.iter().find_map(|other| {
         Some(Held {
             device: other.descriptor(fds::DEVICE).ok()?,

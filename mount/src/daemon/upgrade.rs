@@ -19,7 +19,7 @@ use super::error::MountError;
 use super::paths::{Places, processes_of};
 use crate::journal::{StateDir, StateLock};
 use crate::mountpoint;
-use crate::process::Handle;
+use crate::process::PidFd;
 
 /// In the state directory: the path of the program that is wanted; or, in answer, `failed: <reason>`. Gone
 /// when the upgrade is done.
@@ -92,7 +92,7 @@ pub(crate) fn give_proof(state_dir: &Path) -> Result<(), MountError> {
 pub(crate) struct Proof {
     program: PathBuf,
     child: Child,
-    handle: Handle,
+    handle: PidFd,
     /// When it has had time enough.
     pub(crate) deadline: Instant,
 }
@@ -107,7 +107,7 @@ impl Proof {
         let mut command = places.command(Command::new(&program));
         command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|error| named(&program, &error))?;
-        let handle = Handle::open(child.id())?;
+        let handle = PidFd::open(child.id())?;
         Ok(Self { program, child, handle, deadline: Instant::now() + PROOF })
     }
 

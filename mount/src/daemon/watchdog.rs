@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::paths::Places;
-use crate::process::Handle;
+use crate::process::PidFd;
 
 /// How often a look is taken whether requests are left lying.
 const LOOK: Duration = Duration::from_secs(6);
@@ -28,7 +28,7 @@ pub(super) enum Doubt {
     /// Requests lay there; a second look at this time.
     Some(Instant),
     /// This process has asked the mount something, and is answered before this time.
-    Asking(Handle, Instant),
+    Asking(PidFd, Instant),
 }
 
 impl Doubt {
@@ -81,11 +81,11 @@ impl Doubt {
     }
 }
 
-fn ask(places: &Places) -> io::Result<Handle> {
+fn ask(places: &Places) -> io::Result<PidFd> {
     let mut command = places.command(Command::new("/proc/self/exe"));
     command.arg("--probe").stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.spawn()?;
-    Handle::open(child.id()).inspect_err(|_| {
+    PidFd::open(child.id()).inspect_err(|_| {
         let _ = child.kill();
     })
 }

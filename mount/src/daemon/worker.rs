@@ -23,7 +23,7 @@ use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
 use crate::import;
 use crate::journal::{StateDir, StateLock};
-use crate::process::{self, Handle};
+use crate::process::{self, PidFd};
 
 /// How long a worker without a keeper waits before it makes itself a new one: whoever kills both means it.
 const GRACE: Duration = Duration::from_millis(100);
@@ -34,13 +34,13 @@ const GRACE: Duration = Duration::from_millis(100);
 pub(crate) fn work(places: &Places) -> Result<(), MountError> {
     process::keep_heap_small();
     let failed = |source| at(&places.conf_dir, "no keeper has left its descriptors", source);
-    let device = process::inherited(fds::DEVICE).map_err(failed)?;
+    let device = process::inherited_fd(fds::DEVICE).map_err(failed)?;
     // Ours alone: its number is needed again for a keeper that we start.
-    let control = process::inherited(fds::CONTROL).and_then(process::move_away);
+    let control = process::inherited_fd(fds::CONTROL).and_then(process::dup_above);
     let control = Control::from_fd(control.map_err(failed)?);
     [fds::CONTROL, fds::WORKER].into_iter().try_for_each(fds::reserve).map_err(failed)?;
-    let letters = LetterBox::from_fd(process::inherited(fds::LETTER).map_err(failed)?);
-    let lock = StateLock::from_fd(process::inherited(fds::LOCK).map_err(failed)?);
+    let letters = LetterBox::from_fd(process::inherited_fd(fds::LETTER).map_err(failed)?);
+    let lock = StateLock::from_fd(process::inherited_fd(fds::LOCK).map_err(failed)?);
     let signals = setup::catch_signals()?;
     setup::log_with_time();
     // Not simply our parent: where the keeper has died already, that is somebody else.
@@ -164,7 +164,7 @@ fn start_keeper(places: &Places) -> io::Result<(Control, u32)> {
     log::warn!("the keeper has died; a new one takes its place");
     let (ours, its) = Control::pair()?;
     let control = its.place()?;
-    let worker = fds::place(Handle::open(std::process::id())?.into_fd(), fds::WORKER)?;
+    let worker = fds::place(PidFd::open(std::process::id())?.into_fd(), fds::WORKER)?;
     let started = places.command(Command::new("/proc/self/exe")).arg("--adopt").stdin(Stdio::null()).spawn();
     drop((control, worker));
     fds::reserve(fds::CONTROL)?;

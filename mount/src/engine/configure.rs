@@ -18,7 +18,7 @@ use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
-use crate::process::{Process, Waiting};
+use crate::process::{BlockedWriter, Process};
 
 /// Node ids are given out in steps of this: a pool has three nodes, a list two.
 pub(crate) const NODES_EACH: u64 = 4;
@@ -323,14 +323,14 @@ impl Engine {
     /// task's cpuset allowed is only found out now.
     fn probe_saved_mask(&self, intent: &Claim) -> SavedMask {
         let process = self.processes.find(intent.task).ok().flatten();
-        let refined = process.and_then(|it| self.processes.refine_saved(&it, intent.saved.clone()).ok());
+        let refined = process.and_then(|it| self.processes.probe_saved_mask(&it, intent.saved.clone()).ok());
         refined.unwrap_or_else(|| intent.saved.clone())
     }
 
     fn roll_back(&self, claim: &Claim, mask: &SavedMask) {
         let process = self.processes.open(claim.task.pid).ok().flatten();
         if let Some(process) = process.filter(|process| process.id() == claim.task) {
-            self.processes.restore_mask(&process, mask, Waiting::NOBODY);
+            self.processes.restore_mask(&process, mask, BlockedWriter::NONE);
         }
     }
 }

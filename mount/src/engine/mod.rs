@@ -36,7 +36,7 @@ use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::{Pid, TaskId};
 use crate::model::topology::Topology;
-use crate::process::{Facts, Process, Processes, Waiting, Watch};
+use crate::process::{BlockedWriter, Facts, Process, Processes, Watch};
 
 pub(crate) use changes::{Changes, Notify};
 pub(crate) use configure::{Attributes, NODES_EACH};
@@ -62,8 +62,8 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    fn waiting(&self) -> Waiting {
-        if self.request == 0 { Waiting::NOBODY } else { Waiting::thread(self.tid) }
+    fn waiting(&self) -> BlockedWriter {
+        if self.request == 0 { BlockedWriter::NONE } else { BlockedWriter::thread(self.tid) }
     }
 }
 
@@ -305,7 +305,7 @@ impl Engine {
     }
 
     /// A claim is over; the masks of its task are as they were before it.
-    fn restore_mask_of(&self, task: &TaskId, saved: &SavedMask, waiting: Waiting) {
+    fn restore_mask_of(&self, task: &TaskId, saved: &SavedMask, waiting: BlockedWriter) {
         if let Some(process) = self.watch.get(task) {
             self.processes.restore_mask(&process, saved, waiting);
         }
@@ -320,7 +320,7 @@ impl Engine {
     /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
     fn update_daemon_affinity(&self) {
         // This thread is one of ours and makes no other meanwhile.
-        let waiting = Waiting::thread(nix::unistd::gettid().as_raw() as u32);
+        let waiting = BlockedWriter::thread(nix::unistd::gettid().as_raw() as u32);
         let exclusive = self.claims.lock().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };

@@ -108,7 +108,7 @@ impl Engine {
             log::warn!("looking for heirs: {error}");
             Vec::new()
         });
-        let candidate = |found: process::Candidate| HeirCandidate {
+        let candidate = |found: process::ScannedProcess| HeirCandidate {
             info: self.task_info_of(found.task, &found.facts),
             cgroup: found.cgroup,
             started: found.started,

@@ -16,7 +16,7 @@ use crate::model::command::{Claim, ClaimKind, Command, Plan, Request, Target, Ta
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
-use crate::process::{self, MaskError, Previous, Process, Threads, Waiting};
+use crate::process::{self, BlockedWriter, MaskError, Process, SavedMasks, Threads};
 
 /// What a command for more tasks than this needs for a moment is worth giving back.
 const LARGE: usize = 1000;
@@ -36,7 +36,7 @@ struct Requester {
     /// The kernel's request; 0 where it is none of the kernel's.
     request: u64,
     /// The thread that writes.
-    waiting: Waiting,
+    waiting: BlockedWriter,
 }
 
 /// Why a plan could not be carried out.
@@ -52,7 +52,7 @@ enum Failure {
 #[derive(Default)]
 struct UndoLog {
     intents: Vec<TaskId>,
-    masks: Vec<(TaskId, Previous)>,
+    masks: Vec<(TaskId, SavedMasks)>,
 }
 
 impl Engine {
@@ -286,7 +286,7 @@ impl Engine {
             if place.kind == ClaimKind::New {
                 let refined = self
                     .processes
-                    .refine_saved(process, place.claim.saved.clone())
+                    .probe_saved_mask(process, place.claim.saved.clone())
                     .map_err(|error| self.failed(error, &place.claim))?;
                 if refined != place.claim.saved {
                     Arc::make_mut(&mut place.claim).saved = refined;
@@ -296,7 +296,7 @@ impl Engine {
             let previous = match place.kind {
                 ClaimKind::New => self.processes.set_first_mask(process, cpus, &place.claim.saved, waiting),
                 ClaimKind::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
-                ClaimKind::Repeat => self.processes.set_mask(process, cpus, Threads::Outside, waiting),
+                ClaimKind::Repeat => self.processes.set_mask(process, cpus, Threads::OnlyStrays, waiting),
             };
             undo.masks.push((task, previous.map_err(|error| self.failed(error, &place.claim))?));
         }
@@ -317,7 +317,7 @@ impl Engine {
     }
 
     /// Takes back what was done for a plan, the last thing first.
-    fn undo(&self, plan: Plan, undo: UndoLog, waiting: Waiting) {
+    fn undo(&self, plan: Plan, undo: UndoLog, waiting: BlockedWriter) {
         for (task, previous) in undo.masks.into_iter().rev() {
             if let Some(process) = self.watch.get(&task) {
                 self.processes.undo(&process, previous, waiting);

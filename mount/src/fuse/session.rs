@@ -62,7 +62,7 @@ impl Session {
             let reply = reply.get(..length).unwrap_or_default();
             nix::sys::uio::writev(device, &[IoSlice::new(reply)])?;
         }
-        process::replace(device.as_fd(), session.as_fd())?;
+        process::replace_fd(device.as_fd(), session.as_fd())?;
         Ok((Self(session), init))
     }
 

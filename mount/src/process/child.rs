@@ -15,7 +15,7 @@ use super::sys;
 use crate::procfs::ProcFs;
 
 /// What is started by the command is killed when we die, and has no signals blocked.
-pub(crate) fn tie_to_parent(command: &mut Command) {
+pub(crate) fn set_pdeathsig(command: &mut Command) {
     let parent = nix::unistd::getpid();
     sys::before_exec(command, move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -28,7 +28,7 @@ pub(crate) fn tie_to_parent(command: &mut Command) {
 }
 
 /// SIGCHLD is what it is by default.
-pub(crate) fn heed_children() -> io::Result<()> {
+pub(crate) fn reset_sigchld() -> io::Result<()> {
     sys::default_sigchld()
 }
 
@@ -39,9 +39,9 @@ pub(crate) fn send_signal(pid: u32, signal: u32) -> io::Result<()> {
 
 /// A process by its pidfd alone, watched and signalled by whoever is responsible for it.
 #[derive(Debug)]
-pub(crate) struct Handle(OwnedFd);
+pub(crate) struct PidFd(OwnedFd);
 
-impl Handle {
+impl PidFd {
     /// Of the process that has this number now: for children that have not been collected, and for oneself.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
         sys::pidfd_open(pid).map(Self)
@@ -93,7 +93,7 @@ impl Handle {
     }
 }
 
-impl AsFd for Handle {
+impl AsFd for PidFd {
     /// Readable when the process has died.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

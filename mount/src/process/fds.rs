@@ -8,22 +8,22 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use super::sys;
 
 /// The descriptor that was inherited under this number.
-pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    sys::inherited(number)
+pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    sys::inherited_fd(number)
 }
 
 /// A copy of the descriptor under this number; programs that are started inherit it.
-pub(crate) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    sys::duplicate_to(fd, number)
+pub(crate) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    sys::dup_to(fd, number)
 }
 
 /// Makes `other` a copy of the descriptor.
-pub(crate) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
-    sys::replace(fd, other)
+pub(crate) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    sys::replace_fd(fd, other)
 }
 
 /// Programs that are started inherit the descriptor.
-pub(crate) fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn clear_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
     Ok(())
 }
@@ -45,6 +45,6 @@ pub(crate) fn close_inherited(kept: &[Option<&OwnedFd>]) {
 }
 
 /// The same descriptor under a number that nobody has agreed upon; programs that are started do not get it.
-pub(crate) fn move_away(fd: OwnedFd) -> io::Result<OwnedFd> {
+pub(crate) fn dup_above(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 16)?)
 }

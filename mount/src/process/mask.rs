@@ -25,7 +25,7 @@ const QUIET_PASSES: u32 = 4;
 const PAUSE: Duration = Duration::from_micros(50);
 /// Of more threads than this it is not asked whether they are asleep, as so many answers take longer than all
 /// pauses, nor are they listed more often than has to be: they get all pauses in one.
-const ASKED: usize = 100;
+const MAX_STATE_CHECKS: usize = 100;
 const LONG_PAUSE: Duration = PAUSE.saturating_mul(2_u32.pow(QUIET_PASSES) - 1);
 
 /// Which threads are given the mask.
@@ -34,18 +34,18 @@ pub(crate) enum Threads {
     /// All of them.
     All,
     /// Those whose mask is not within it: a program may pin its own threads.
-    Outside,
+    OnlyStrays,
 }
 
 /// The thread, if any, that waits in a write(2) for our answer. Until it has that it makes no threads and sets no
 /// masks, whatever /proc says of it: once any client of the mount was interrupted, all wait in state `D`. (No write
 /// comes from a thread that goes on: `FUSE_ASYNC_DIO` is not asked for.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting(Option<u32>);
+pub(crate) struct BlockedWriter(Option<u32>);
 
-impl Waiting {
+impl BlockedWriter {
     /// Nobody is known to wait.
-    pub(crate) const NOBODY: Self = Self(None);
+    pub(crate) const NONE: Self = Self(None);
 
     /// The thread with this number in our PID namespace.
     pub(crate) const fn thread(tid: u32) -> Self {
@@ -60,7 +60,7 @@ impl Waiting {
 /// Where the threads of a task are found.
 enum Listing {
     /// There is this one alone, which waits for our answer and so makes no other.
-    Alone(u32),
+    SingleThread(u32),
     /// `/proc/PID/task`.
     Directory(OwnedFd),
 }
@@ -68,7 +68,7 @@ enum Listing {
 impl Listing {
     fn tids(&self) -> io::Result<Vec<u32>> {
         match self {
-            Self::Alone(tid) => Ok(vec![*tid]),
+            Self::SingleThread(tid) => Ok(vec![*tid]),
             Self::Directory(tasks) => {
                 let mut tids = Vec::new();
                 procfs::each_number(tasks.as_fd(), |tid| tids.push(tid))?;
@@ -79,9 +79,9 @@ impl Listing {
 
     /// Whether no thread can be just making another that nobody sees yet: all wait for something, or were given
     /// time enough. Where that cannot be said, they are given a moment.
-    fn is_complete_or_pause(&self, tids: &[u32], waiting: Waiting, quiet: u32) -> bool {
+    fn is_complete_or_pause(&self, tids: &[u32], waiting: BlockedWriter, quiet: u32) -> bool {
         let Self::Directory(tasks) = self else { return true };
-        if tids.len() > ASKED {
+        if tids.len() > MAX_STATE_CHECKS {
             std::thread::sleep(LONG_PAUSE);
             return true;
         }
@@ -100,7 +100,7 @@ impl Listing {
 
 /// The masks that threads had, the leader's first.
 #[derive(Debug, Default)]
-pub(crate) struct Previous {
+pub(crate) struct SavedMasks {
     masks: Vec<(u32, CpuSet)>,
     /// The leader's was all that its cpuset allowed: it gets all CPUs back, and so does who had the same.
     all: bool,
@@ -147,7 +147,11 @@ impl Processes {
     ///
     /// # Errors
     /// [`MaskError::Gone`], or what the kernel says.
-    pub(crate) fn refine_saved(&self, process: &Process, saved: SavedMask) -> Result<SavedMask, MaskError> {
+    pub(crate) fn probe_saved_mask(
+        &self,
+        process: &Process,
+        saved: SavedMask,
+    ) -> Result<SavedMask, MaskError> {
         let SavedMask::Cpus(mask) = &saved else { return Ok(saved) };
         let pid = process.id().pid;
         if !process.is_alive() {
@@ -174,9 +178,9 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
-        waiting: Waiting,
-    ) -> Result<Previous, MaskError> {
-        self.set_or_undo(process, cpus, threads, waiting, Previous::default())
+        waiting: BlockedWriter,
+    ) -> Result<SavedMasks, MaskError> {
+        self.set_or_undo(process, cpus, threads, waiting, SavedMasks::default())
     }
 
     /// The same for a task that has no claim yet and will get `saved` back.
@@ -188,9 +192,9 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         saved: &SavedMask,
-        waiting: Waiting,
-    ) -> Result<Previous, MaskError> {
-        let previous = Previous { all: *saved == SavedMask::All, ..Previous::default() };
+        waiting: BlockedWriter,
+    ) -> Result<SavedMasks, MaskError> {
+        let previous = SavedMasks { all: *saved == SavedMask::All, ..SavedMasks::default() };
         self.set_or_undo(process, cpus, Threads::All, waiting, previous)
     }
 
@@ -199,9 +203,9 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
-        waiting: Waiting,
-        mut previous: Previous,
-    ) -> Result<Previous, MaskError> {
+        waiting: BlockedWriter,
+        mut previous: SavedMasks,
+    ) -> Result<SavedMasks, MaskError> {
         match self.set_all(process, cpus, threads, waiting, &mut previous) {
             Ok(()) => Ok(previous),
             Err(error) => {
@@ -216,8 +220,8 @@ impl Processes {
         process: &Process,
         cpus: &CpuSet,
         threads: Threads,
-        waiting: Waiting,
-        previous: &mut Previous,
+        waiting: BlockedWriter,
+        previous: &mut SavedMasks,
     ) -> Result<(), MaskError> {
         let leader = process.id().pid.get();
         let listing = self.listing(process, waiting)?.ok_or(MaskError::Gone)?;
@@ -232,7 +236,7 @@ impl Processes {
                 // On the first pass it is set even where it looks right: it may only look so because of
                 // the cpuset, which can change.
                 Threads::All => mask == cpus && pass > 0,
-                Threads::Outside => !mask.is_empty() && mask.is_subset(cpus),
+                Threads::OnlyStrays => !mask.is_empty() && mask.is_subset(cpus),
             };
             let mut wrong = Vec::new();
             // All are looked at before one is touched, so that undoing gives each what it had. One that has
@@ -286,11 +290,11 @@ impl Processes {
     }
 
     /// Gives threads back what they had. Threads that have come since have what the leader had.
-    pub(crate) fn undo(&self, process: &Process, previous: Previous, waiting: Waiting) {
-        let Previous { masks, all } = previous;
+    pub(crate) fn undo(&self, process: &Process, previous: SavedMasks, waiting: BlockedWriter) {
+        let SavedMasks { masks, all } = previous;
         let Some((_, first)) = masks.first() else { return };
         let was = |tid: u32| masks.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
-        self.give_all(process, waiting, |tid| match was(tid) {
+        self.apply_all(process, waiting, |tid| match was(tid) {
             mask if all && mask == first => ALL.to_vec(),
             mask => mask.words().to_vec(),
         });
@@ -298,15 +302,15 @@ impl Processes {
 
     /// Gives all threads the mask, or all CPUs where that is not possible. Never fails: a task that has died
     /// needs none.
-    pub(crate) fn restore_mask(&self, process: &Process, mask: &SavedMask, waiting: Waiting) {
+    pub(crate) fn restore_mask(&self, process: &Process, mask: &SavedMask, waiting: BlockedWriter) {
         let words = match mask {
             SavedMask::All => ALL.to_vec(),
             SavedMask::Cpus(cpus) => cpus.words().to_vec(),
         };
-        self.give_all(process, waiting, |_| words.clone());
+        self.apply_all(process, waiting, |_| words.clone());
     }
 
-    fn give_all(&self, process: &Process, waiting: Waiting, mask: impl Fn(u32) -> Vec<u64>) {
+    fn apply_all(&self, process: &Process, waiting: BlockedWriter, mask: impl Fn(u32) -> Vec<u64>) {
         let Ok(Some(listing)) = self.listing(process, waiting) else { return };
         let mut known = HashSet::new();
         let (mut quiet, mut complete) = (0, false);
@@ -322,7 +326,7 @@ impl Processes {
                     let _ = set(tid, &ALL);
                 }
             }
-            if matches!(listing, Listing::Alone(_)) {
+            if matches!(listing, Listing::SingleThread(_)) {
                 return;
             }
             complete = listing.is_complete_or_pause(&tids, waiting, quiet);
@@ -330,11 +334,11 @@ impl Processes {
     }
 
     /// None: it has gone.
-    fn listing(&self, process: &Process, waiting: Waiting) -> io::Result<Option<Listing>> {
+    fn listing(&self, process: &Process, waiting: BlockedWriter) -> io::Result<Option<Listing>> {
         let leader = process.id().pid.get();
         let tasks = format!("{leader}/task");
         if waiting.is(leader) && self.proc.count_subdirectories(&tasks)? == Some(1) {
-            return Ok(Some(Listing::Alone(leader)));
+            return Ok(Some(Listing::SingleThread(leader)));
         }
         Ok(self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.map(Listing::Directory))
     }

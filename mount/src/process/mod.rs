@@ -27,11 +27,11 @@ use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 use crate::procfs::ProcFs;
 
-pub(crate) use child::{Handle, collect_children, heed_children, send_signal, tie_to_parent};
-pub(crate) use fds::{close_inherited, duplicate_to, inherited, keep_on_exec, move_away, replace};
-pub(crate) use mask::{MaskError, Previous, Threads, Waiting, mask_of};
+pub(crate) use child::{PidFd, collect_children, reset_sigchld, send_signal, set_pdeathsig};
+pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, replace_fd};
+pub(crate) use mask::{BlockedWriter, MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
-pub(crate) use scan::Candidate;
+pub(crate) use scan::ScannedProcess;
 pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 

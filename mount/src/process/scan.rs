@@ -9,7 +9,7 @@ use crate::model::task::{Pid, TaskId};
 
 /// A process that was looked for.
 #[derive(Debug)]
-pub(crate) struct Candidate {
+pub(crate) struct ScannedProcess {
     pub(crate) task: TaskId,
     pub(crate) facts: Facts,
     /// A number for its cgroup.
@@ -25,7 +25,7 @@ impl Processes {
     ///
     /// # Errors
     /// /proc cannot be read.
-    pub(crate) fn scan(&self, wanted: impl Fn(&CpuSet) -> bool) -> io::Result<Vec<Candidate>> {
+    pub(crate) fn scan(&self, wanted: impl Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
         let mut found = Vec::new();
         self.proc.each_pid(|pid| {
             if let Ok(Some(mask)) = mask_of(pid)
@@ -41,7 +41,7 @@ impl Processes {
             let facts = self.facts(&process).ok().flatten().filter(|facts| !facts.kernel_thread)?;
             let cgroup = self.cgroup(&process)?;
             let started = self.started(&process)?;
-            Some(Candidate { task: process.id(), facts, cgroup, started, mask })
+            Some(ScannedProcess { task: process.id(), facts, cgroup, started, mask })
         };
         Ok(found.into_iter().filter_map(candidate).collect())
     }

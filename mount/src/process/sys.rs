@@ -143,7 +143,7 @@ pub(super) fn end_first_thread_on_sigusr1() -> io::Result<()> {
 }
 
 /// The descriptor that has this number and that nothing here owns yet.
-pub(super) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+pub(super) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the number is open, and by agreement (see `handover`) nobody else's.
     unsafe {
         check(libc::fcntl(number, libc::F_GETFD).into())?;
@@ -153,7 +153,7 @@ pub(super) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 
 /// A copy of the descriptor under this number, which programs that are started inherit. What was there is
 /// closed.
-pub(super) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+pub(super) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: by agreement (see `handover`) the number is nobody else's.
     unsafe {
         check(libc::dup2(fd.as_raw_fd(), number).into())?;
@@ -162,7 +162,7 @@ pub(super) fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<Owne
 }
 
 /// What the other descriptor was is closed, and it becomes a copy of the first.
-pub(super) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: both stay open; whoever owns the other one owns it still.
     check(unsafe { libc::dup2(fd.as_raw_fd(), other.as_raw_fd()) }.into()).map(|_| ())
 }

@@ -140,7 +140,7 @@ fn a_recycled_pid_is_never_taken_for_the_old_task() {
     for processes in both() {
         let mut child = start(Command::new("sleep").arg("1000"));
         let old = open(&processes, child.pid());
-        let previous = processes.set_mask(&old, &one, Threads::All, Waiting::NOBODY).unwrap();
+        let previous = processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE).unwrap();
         child.0.kill().unwrap();
         child.0.wait().unwrap();
         let again = start_with_pid(child.pid());
@@ -155,18 +155,18 @@ fn a_recycled_pid_is_never_taken_for_the_old_task() {
         let mask = masks::of(again.pid());
         assert!(!mask.contains(&one));
         assert!(matches!(
-            processes.set_mask(&old, &one, Threads::All, Waiting::NOBODY),
+            processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE),
             Err(MaskError::Gone)
         ));
         assert!(matches!(
-            processes.set_mask(&old, &one, Threads::Outside, Waiting::NOBODY),
+            processes.set_mask(&old, &one, Threads::OnlyStrays, BlockedWriter::NONE),
             Err(MaskError::Gone)
         ));
-        processes.restore_mask(&old, &SavedMask::Cpus(one.clone()), Waiting::NOBODY);
-        processes.undo(&old, previous, Waiting::NOBODY);
+        processes.restore_mask(&old, &SavedMask::Cpus(one.clone()), BlockedWriter::NONE);
+        processes.undo(&old, previous, BlockedWriter::NONE);
         assert_eq!(masks::of(again.pid()), mask);
-        processes.restore_mask(&new, &SavedMask::Cpus(one.clone()), Waiting::NOBODY);
-        let refined = processes.refine_saved(&old, SavedMask::Cpus(one.clone()));
+        processes.restore_mask(&new, &SavedMask::Cpus(one.clone()), BlockedWriter::NONE);
+        let refined = processes.probe_saved_mask(&old, SavedMask::Cpus(one.clone()));
         assert!(matches!(refined, Err(MaskError::Gone)), "{refined:?}");
         assert_eq!(masks::of(again.pid()), std::slice::from_ref(&one));
     }
@@ -187,7 +187,7 @@ fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
         let facts = processes.facts(&process).unwrap().unwrap();
         assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
         let [one, _] = masks::two_cpus();
-        processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
+        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
         assert!(masks::of(child.pid()).iter().all(|mask| *mask == one));
         // Its last thread ends, by exit(3), when its input does.
         drop(child.0.stdin.take());
@@ -349,9 +349,9 @@ fn one_look_at_the_machine_finds_the_processes_within_a_list() {
             assert!(all.iter().all(|candidate| candidate.mask.is_subset(&one)));
             all.into_iter().find(|candidate| candidate.task == process.id())
         };
-        processes.restore_mask(&process, &SavedMask::All, Waiting::NOBODY);
+        processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
         assert!(found(&processes).is_none());
-        processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
+        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
         let found = found(&processes).unwrap();
         assert_eq!(found.mask, one);
         assert_eq!(Some(found.started), processes.started(&process));

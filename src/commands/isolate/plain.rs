@@ -97,7 +97,7 @@ fn run_on(list: &str, program: &Program, signals: &SignalFd) -> Result<ExitCode,
     let cpus = list.parse().with_context(|| format!("{list}: not a CPU list; rename its directory"))?;
     pin(&cpus).with_context(|| format!("CPU list {list}"))?;
     let mut command = super::command(program, list);
-    child::tie_to_parent(&mut command);
+    child::set_pdeathsig(&mut command);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return Ok(super::not_started(program, &error)),
@@ -120,7 +120,7 @@ fn pin(cpus: &CpuSet) -> Result<(), Error> {
 }
 
 fn catch_signals() -> Result<SignalFd, Error> {
-    child::can_be_waited_for().context("cannot wait for the command")?;
+    child::reset_sigchld().context("cannot wait for the command")?;
     let mut caught = SigSet::all();
     NOT_CAUGHT.into_iter().for_each(|signal| caught.remove(signal));
     let signals = caught.thread_block().and_then(|()| SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC));

@@ -16,12 +16,12 @@ fn a_mask_is_set_on_all_threads_and_each_gets_back_what_it_had() {
             let (first, last) = (tids[0], tids[tids.len() - 1]);
             pin(last, &other);
             let before = of(child.pid());
-            let previous = processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
+            let previous = processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
             assert!(of(child.pid()).iter().all(|mask| *mask == one));
-            processes.undo(&process, previous, Waiting::NOBODY);
+            processes.undo(&process, previous, BlockedWriter::NONE);
             assert_eq!(of(child.pid()), before);
             assert_eq!(processes.leader_mask(first).unwrap(), before[0]);
-            processes.restore_mask(&process, &SavedMask::All, Waiting::NOBODY);
+            processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
             assert!(of(child.pid()).iter().all(|mask| all.is_subset(mask)));
         }
         child.0.kill().unwrap();
@@ -37,19 +37,19 @@ fn threads_that_are_within_the_list_are_left_as_they_are() {
         let process = open(&processes, child.pid());
         let tids = tids(child.pid());
         let of_tid = |n: usize| of(child.pid())[n].clone();
-        processes.set_mask(&process, &all, Threads::All, Waiting::NOBODY).unwrap();
+        processes.set_mask(&process, &all, Threads::All, BlockedWriter::NONE).unwrap();
         pin(tids[1], &one);
         pin(tids[2], &other);
-        let previous = processes.set_mask(&process, &all, Threads::Outside, Waiting::NOBODY).unwrap();
+        let previous = processes.set_mask(&process, &all, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
-        processes.undo(&process, previous, Waiting::NOBODY);
+        processes.undo(&process, previous, BlockedWriter::NONE);
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
         // Those that have left are brought back, also where it is a part of them that is outside.
-        let previous = processes.set_mask(&process, &one, Threads::Outside, Waiting::NOBODY).unwrap();
+        let previous = processes.set_mask(&process, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
-        processes.undo(&process, previous, Waiting::NOBODY);
+        processes.undo(&process, previous, BlockedWriter::NONE);
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
-        processes.set_mask(&process, &all, Threads::All, Waiting::NOBODY).unwrap();
+        processes.set_mask(&process, &all, Threads::All, BlockedWriter::NONE).unwrap();
         assert!(of(child.pid()).iter().all(|mask| *mask == all));
     }
 }
@@ -62,11 +62,11 @@ fn no_thread_is_outside_however_fast_the_program_makes_new_ones() {
         let child = program(kind);
         let process = open(processes, child.pid());
         for n in 0..tries {
-            processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
+            processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
             for _ in 0..3 {
                 assert!(of(child.pid()).iter().all(|mask| *mask == one), "{kind}: try {n}");
             }
-            processes.restore_mask(&process, &SavedMask::All, Waiting::NOBODY);
+            processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
         }
     }
 }
@@ -79,12 +79,12 @@ fn a_thread_that_waits_for_our_answer_is_taken_for_asleep() {
         for processes in both() {
             let process = open(&processes, child.pid());
             for tid in tids(child.pid()) {
-                let waiting = Waiting::thread(tid.get());
+                let waiting = BlockedWriter::thread(tid.get());
                 let previous = processes.set_mask(&process, &one, Threads::All, waiting).unwrap();
                 assert!(of(child.pid()).iter().all(|mask| *mask == one));
                 processes.undo(&process, previous, waiting);
                 assert!(of(child.pid()).iter().all(|mask| all.is_subset(mask)));
-                processes.set_mask(&process, &one, Threads::Outside, waiting).unwrap();
+                processes.set_mask(&process, &one, Threads::OnlyStrays, waiting).unwrap();
                 processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), waiting);
                 assert!(of(child.pid()).iter().all(|mask| *mask == other));
                 processes.restore_mask(&process, &SavedMask::All, waiting);
@@ -93,7 +93,7 @@ fn a_thread_that_waits_for_our_answer_is_taken_for_asleep() {
                 &process,
                 &"500".parse().unwrap(),
                 Threads::All,
-                Waiting::thread(child.pid().get()),
+                BlockedWriter::thread(child.pid().get()),
             );
             assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
         }
@@ -106,7 +106,7 @@ fn a_task_that_widens_its_masks_all_the_time_is_given_up_after_some_passes() {
     let [processes, _] = both();
     let child = program("willful");
     let process = open(&processes, child.pid());
-    until("it is given up", || match processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY) {
+    until("it is given up", || match processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE) {
         // The program may just not have got to it.
         Ok(_) => false,
         Err(MaskError::KeepsChanging) => true,
@@ -123,12 +123,12 @@ fn a_mask_without_a_usable_cpu_is_refused_and_the_task_has_what_it_had() {
         let process = open(&processes, child.pid());
         pin(tids(child.pid())[1], &one);
         let before = of(child.pid());
-        for threads in [Threads::All, Threads::Outside] {
-            let refused = processes.set_mask(&process, &unknown, threads, Waiting::NOBODY);
+        for threads in [Threads::All, Threads::OnlyStrays] {
+            let refused = processes.set_mask(&process, &unknown, threads, BlockedWriter::NONE);
             assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
             assert_eq!(of(child.pid()), before);
         }
-        let partly = processes.set_mask(&process, &one.union(&unknown), Threads::All, Waiting::NOBODY);
+        let partly = processes.set_mask(&process, &one.union(&unknown), Threads::All, BlockedWriter::NONE);
         assert!(matches!(&partly, Err(MaskError::Narrowed { got }) if *got == one), "{partly:?}");
         assert_eq!(of(child.pid()), before);
     }
@@ -146,7 +146,7 @@ fn what_is_given_back_is_the_mask_of_before_or_all_where_that_is_no_longer_possi
             (SavedMask::Cpus(other.clone()), other.clone()),
             (SavedMask::Cpus("500".parse().unwrap()), online()),
         ] {
-            processes.restore_mask(&process, &saved, Waiting::NOBODY);
+            processes.restore_mask(&process, &saved, BlockedWriter::NONE);
             assert!(of(child.pid()).iter().all(|mask| *mask == expected), "{saved:?}");
         }
     }
@@ -158,13 +158,13 @@ fn a_mask_of_all_cpus_is_saved_as_all_and_another_as_it_is() {
     let child = start(Command::new("sleep").arg("1000"));
     for processes in both() {
         let process = open(&processes, child.pid());
-        processes.restore_mask(&process, &SavedMask::All, Waiting::NOBODY);
+        processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
         assert_eq!(processes.saved_mask(&process).unwrap(), SavedMask::All);
-        assert_eq!(processes.refine_saved(&process, SavedMask::All).unwrap(), SavedMask::All);
+        assert_eq!(processes.probe_saved_mask(&process, SavedMask::All).unwrap(), SavedMask::All);
         pin(child.pid(), &one);
         let saved = processes.saved_mask(&process).unwrap();
         assert_eq!(saved, SavedMask::Cpus(one.clone()));
-        assert_eq!(processes.refine_saved(&process, saved.clone()).unwrap(), saved);
+        assert_eq!(processes.probe_saved_mask(&process, saved.clone()).unwrap(), saved);
         assert_eq!(of(child.pid()), std::slice::from_ref(&one), "it was touched and has what it had");
     }
 }
@@ -179,17 +179,17 @@ fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() 
         let outside = processes.cgroup(&process);
         cgroup.take(child.pid());
         assert_ne!(processes.cgroup(&process), outside, "it is in another cgroup");
-        let refused = processes.set_mask(&process, &other, Threads::All, Waiting::NOBODY);
+        let refused = processes.set_mask(&process, &other, Threads::All, BlockedWriter::NONE);
         assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
-        let narrowed = processes.set_mask(&process, &one.union(&other), Threads::All, Waiting::NOBODY);
+        let narrowed = processes.set_mask(&process, &one.union(&other), Threads::All, BlockedWriter::NONE);
         assert!(matches!(&narrowed, Err(MaskError::Narrowed { got }) if *got == one), "{narrowed:?}");
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         let saved = processes.saved_mask(&process).unwrap();
         assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it can be told without touching it");
-        assert_eq!(processes.refine_saved(&process, saved).unwrap(), SavedMask::All);
-        processes.set_mask(&process, &one, Threads::All, Waiting::NOBODY).unwrap();
+        assert_eq!(processes.probe_saved_mask(&process, saved).unwrap(), SavedMask::All);
+        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
         // A mask that is no longer possible: all, which follows the cpuset when that grows.
-        processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), Waiting::NOBODY);
+        processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), BlockedWriter::NONE);
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         cgroup.give_back(child.pid());
         until("it follows its cpuset", || of(child.pid()).iter().all(|mask| *mask == online()));
