@@ -1,4 +1,6 @@
 //! The documents and the test list agree.
 
+pub mod compatibility;
 pub mod pages;
+pub mod reference;
 pub mod semantics;
