@@ -105,7 +105,7 @@ fn begin(
     let letter = letters.read().map_err(|source| at(conf_dir, "the keeper's letter", source))?;
     let (state, recovered) = StateDir::open(lock, &places.state_dir, &setup::boot_id(), letter.mount)?;
     let polls = recovered.polls.clone();
-    let rests = recovered.rests.clone();
+    let rests = recovered.truncated.clone();
     let (engine, first_handle) = Engine::start(state, recovered, letter.topology.clone(), keeper)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);

@@ -6,26 +6,26 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::journal::{Filed, REFUSALS_KEPT};
+use crate::journal::{REFUSALS_KEPT, RefusalRecord};
 use crate::model::task::TaskId;
 
 /// The newest refusals.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    filed: VecDeque<Arc<Filed>>,
-    by_task: HashMap<TaskId, Arc<Filed>>,
+    filed: VecDeque<Arc<RefusalRecord>>,
+    by_task: HashMap<TaskId, Arc<RefusalRecord>>,
 }
 
 impl Refusals {
-    pub(crate) fn file(&mut self, filed: Arc<Filed>) {
-        for task in &filed.concerned {
+    pub(crate) fn file(&mut self, filed: Arc<RefusalRecord>) {
+        for task in &filed.subjects {
             self.by_task.insert(*task, Arc::clone(&filed));
         }
         self.filed.push_back(filed);
         if self.filed.len() > REFUSALS_KEPT
             && let Some(oldest) = self.filed.pop_front()
         {
-            for task in &oldest.concerned {
+            for task in &oldest.subjects {
                 if self.by_task.get(task).is_some_and(|filed| Arc::ptr_eq(filed, &oldest)) {
                     self.by_task.remove(task);
                 }
@@ -34,7 +34,7 @@ impl Refusals {
     }
 
     /// The newest refusal that concerns the task.
-    pub(crate) fn of(&self, task: &TaskId) -> Option<Arc<Filed>> {
+    pub(crate) fn of(&self, task: &TaskId) -> Option<Arc<RefusalRecord>> {
         self.by_task.get(task).cloned()
     }
 }

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::engine::events::Event;
 use crate::engine::replay::session_thread;
 use crate::failpoint::{Step, reached};
-use crate::journal::{Filed, HOLDER, Record};
+use crate::journal::{HOLDER, Record, RefusalRecord};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
 use crate::model::refusal::{Holder, ListName, Refusal};
@@ -61,20 +61,20 @@ impl Engine {
             reason: Some(named(&text, &self.name_of_holder(holder, false))),
             ..Event::default()
         });
-        let mut concerned: Vec<TaskId> = writer.iter().map(|writer| writer.id()).collect();
+        let mut subjects: Vec<TaskId> = writer.iter().map(|writer| writer.id()).collect();
         if let Some(writer) = writer {
             self.walk_ancestors(writer, NOTIFIED_ANCESTORS, |ancestor| {
-                concerned.push(ancestor.id());
+                subjects.push(ancestor.id());
                 true
             });
         }
         let (time, errno) = (clock::wall_ms(), refusal.errno() as i32);
-        let filed = Arc::new(Filed { time, number, errno, text, holder, concerned });
+        let filed = Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects });
         // Before the answer, which may come again from the next worker.
         self.record_if_possible(Record::Refused {
             request: caller.request,
-            hand: session_thread(),
-            filed: Arc::clone(&filed),
+            session_thread: session_thread(),
+            refusal: Arc::clone(&filed),
         });
         self.state.flush_deferred();
         self.refusals.lock().file(filed);
@@ -125,7 +125,7 @@ impl Engine {
             holder => self.name_of_holder(holder, self.may_know_name(caller, holder)),
         };
         let errno = Errno::from_raw(filed.errno);
-        let (time, number) = (clock::rfc3339(filed.time), filed.number);
+        let (time, number) = (clock::rfc3339(filed.time), filed.pid);
         format!("{time} {number}: {errno:?}: {}\n", named(&filed.text, &name))
     }
 

@@ -28,7 +28,7 @@ pub(crate) enum Admission {
 
 /// That a request was carried out.
 pub(super) fn answered(request: RequestId) -> Option<Record> {
-    (request != 0).then(|| Record::Answered { request, errno: 0, hand: session_thread() })
+    (request != 0).then(|| Record::Answered { request, errno: 0, session_thread: session_thread() })
 }
 
 /// Which thread this is. Each answers one request before it takes the next.
@@ -45,12 +45,12 @@ impl Engine {
             return Admission::New;
         }
         hold_up_repeat();
-        let (answer, is_deadly) =
-            self.state.with_requests(|requests| (requests.answer(request), requests.is_deadly(request)));
+        let (answer, is_poisoned) =
+            self.state.with_requests(|requests| (requests.answer(request), requests.is_poisoned(request)));
         match answer {
             Some(0) => Admission::Answered(None),
             Some(errno) => Admission::Answered(Some(Errno::from_raw(errno))),
-            None if is_deadly => {
+            None if is_poisoned => {
                 log::error!("request {request} was in hand at two deaths of a worker; it is answered EIO");
                 let reason = format!("request {request} was in hand at two deaths of a worker");
                 self.event(Event {
@@ -63,7 +63,7 @@ impl Engine {
                 Admission::Deadly
             }
             None => {
-                self.record_if_possible(Record::Tried { request });
+                self.record_if_possible(Record::Retried { request });
                 Admission::New
             }
         }
@@ -76,7 +76,7 @@ impl Engine {
 
     /// No command is taken through the open file any more, by the next worker neither.
     pub(crate) fn note_rest(&self, fh: u64) {
-        self.record_if_possible(Record::Rest { fh });
+        self.record_if_possible(Record::Truncated { fh });
     }
 
     /// An open file of which something was noted is closed.

@@ -14,12 +14,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::StateDir;
 use super::claims_log::{LogState, Record};
-use super::codec::{self, VERSION};
+use super::codec;
 use super::disk::{self, AppendFile, Disk, Durability};
 use super::events::EventFile;
+use super::format::{VERSION, v1};
 use super::memory::Memory;
-use super::{Header, Numbered, StateDir};
 use crate::clock;
 
 /// How long a request waits for the files before it is refused. A write to the page cache takes microseconds, a slow
@@ -67,7 +68,7 @@ impl ClaimsFile {
         let file = self.file.as_mut().ok_or(Errno::ENOSPC)?;
         let (mut bytes, mut next) = (Vec::new(), self.next);
         for record in records {
-            bytes.extend(codec::encode(boot, &Numbered { n: next, r: record })?);
+            bytes.extend(codec::encode(boot, &v1::ClaimsLine { n: next, r: record.into() })?);
             next += 1;
         }
         if !bytes.is_empty() {
@@ -97,11 +98,11 @@ pub(super) fn rewrite(
     boot: &str,
     log: LogState,
 ) -> io::Result<ClaimsFile> {
-    let header = Header { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
+    let header = v1::ClaimsHeader { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
     let mut bytes = codec::encode("", &header)?;
     let records = log.into_records();
     for (n, r) in (0..).zip(&records) {
-        bytes.extend(codec::encode(boot, &Numbered { n, r })?);
+        bytes.extend(codec::encode(boot, &v1::ClaimsLine { n, r: r.into() })?);
     }
     let length = bytes.len() as u64;
     let file = disk::replace(disk, directory, "claims", &bytes, Durability::Process)?;

@@ -7,17 +7,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub(super) use super::records::Record;
-use super::records::{Filed, Reclaimed};
+use super::records::{Reclaimed, RefusalRecord};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::model::command::Claim;
 use crate::model::task::TaskId;
 
-/// What the records add up to.
+/// The state of claims, requests and open files after all records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogState {
     /// How many records were added.
     added: u64,
-    /// Each with the number of its record: where two claims contradict each other, the later one is right.
+    /// Each with the number of its record: if two claims contradict each other, the later one is right.
     pub(crate) claims: BTreeMap<TaskId, (u64, Arc<Claim>)>,
     pub(crate) intents: BTreeMap<TaskId, Arc<Claim>>,
     pub(crate) releasing: BTreeMap<TaskId, Arc<Claim>>,
@@ -27,53 +27,53 @@ pub(crate) struct LogState {
     pub(crate) handles: u32,
     pub(crate) requests: Requests,
     /// The newest ones.
-    pub(crate) refusals: VecDeque<Arc<Filed>>,
+    pub(crate) refusals: VecDeque<Arc<RefusalRecord>>,
 }
 
-/// What is remembered of requests and open files, for as long as the mount lives.
+/// What is remembered of requests and open files, until the mount ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Requests {
     mount: u64,
-    /// The last one that each hand of this worker has decided: only of those the answer may not have reached
-    /// the kernel.
+    /// The last request that each session thread of this worker decided, with its errno. Only the answers to these may
+    /// not have reached the kernel.
     answered: BTreeMap<u32, (u64, i32)>,
-    /// The same of earlier workers, the newest [`KEPT`]: what did not reach the kernel comes again before
-    /// anything new does.
+    /// The same of earlier workers, the newest [`REQUESTS_KEPT`]. A request whose answer did not reach the kernel is
+    /// resent before any new one.
     answered_before: VecDeque<(u64, i32)>,
-    /// In hand when a worker died, and taken in hand again since; the newest [`KEPT`].
-    tried: VecDeque<u64>,
-    /// By open file.
+    /// Requests that were in flight when a worker died and were carried out again, the newest [`REQUESTS_KEPT`].
+    retried: VecDeque<u64>,
+    /// The kernel's poll handle of each open file.
     pub(crate) polls: BTreeMap<u64, u64>,
-    pub(crate) rests: BTreeSet<u64>,
+    pub(crate) truncated: BTreeSet<u64>,
 }
 
-/// How many requests of earlier workers are remembered: one dies with a few in its hands, and the next one
-/// gets those before all others.
-const KEPT: usize = 64;
+/// How many requests of earlier workers are remembered. A worker dies with a few in flight, and the next one gets those
+/// before all others.
+const REQUESTS_KEPT: usize = 64;
 
 fn shorten<T>(newest: &mut VecDeque<T>) {
-    newest.drain(..newest.len().saturating_sub(KEPT));
+    newest.drain(..newest.len().saturating_sub(REQUESTS_KEPT));
 }
 
 impl Requests {
-    /// The answer to a request that comes again.
+    /// Returns the errno with which a request was answered that is resent.
     pub(crate) fn answer(&self, request: u64) -> Option<i32> {
         let mut all = self.answered.values().chain(self.answered_before.iter().rev());
         all.find(|(answered, _)| *answered == request).map(|(_, errno)| *errno)
     }
 
-    /// Whether the request was in hand at two deaths.
-    pub(crate) fn is_deadly(&self, request: u64) -> bool {
-        self.tried.contains(&request)
+    /// Whether the request was in flight at the death of two workers.
+    pub(crate) fn is_poisoned(&self, request: u64) -> bool {
+        self.retried.contains(&request)
     }
 
-    /// Another worker begins, on the same mount.
+    /// Another worker begins on the same mount.
     fn pass_on(&mut self) {
         self.answered_before.extend(std::mem::take(&mut self.answered).into_values());
         shorten(&mut self.answered_before);
     }
 
-    /// The request that the configuration names was carried out, in case that was not recorded here.
+    /// Marks the request that the configuration names as carried out, in case its record was lost.
     pub(crate) fn carried_out(&mut self, request: u64) {
         if self.answer(request).is_none() {
             self.answered_before.push_back((request, 0));
@@ -82,18 +82,22 @@ impl Requests {
     }
 
     fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let answer = |hand: u32, (request, errno)| Record::Answered { request, errno, hand };
+        let answer =
+            |session_thread: u32, (request, errno)| Record::Answered { request, errno, session_thread };
         let mounted = || std::iter::once(Record::Mounted { mount: self.mount });
-        // As if each had been answered by a hand of its own.
-        let before = (0..).zip(&self.answered_before).map(move |(hand, answered)| answer(hand, *answered));
-        let answers = self.answered.iter().map(move |(hand, answered)| answer(*hand, *answered));
+        // As if each had been answered by a different session thread.
+        let before = (0..)
+            .zip(&self.answered_before)
+            .map(move |(session_thread, answered)| answer(session_thread, *answered));
+        let answers =
+            self.answered.iter().map(move |(session_thread, answered)| answer(*session_thread, *answered));
         mounted()
             .chain(before)
             .chain(mounted())
             .chain(answers)
-            .chain(self.tried.iter().map(|&request| Record::Tried { request }))
+            .chain(self.retried.iter().map(|&request| Record::Retried { request }))
             .chain(self.polls.iter().map(|(&fh, &kh)| Record::Polled { fh, kh }))
-            .chain(self.rests.iter().map(|&fh| Record::Rest { fh }))
+            .chain(self.truncated.iter().map(|&fh| Record::Truncated { fh }))
     }
 }
 
@@ -131,10 +135,10 @@ impl LogState {
                 self.forget(&task);
                 self.keep(reclaimed);
             }
-            Record::Kept(reclaimed) => self.keep(Some(reclaimed)),
+            Record::RetainedReclaim(reclaimed) => self.keep(Some(reclaimed)),
             Record::Dropped { count } => self.dropped = count,
             Record::Acknowledged { seq } => {
-                // Those dropped are older than all that are kept.
+                // The dropped ones are older than all that are kept.
                 if self.reclaimed.front().is_none_or(|oldest| oldest.seq <= seq) {
                     self.dropped = 0;
                 }
@@ -147,31 +151,31 @@ impl LogState {
                     self.requests = Requests { mount, ..Requests::default() };
                 }
             }
-            Record::Answered { request, errno, hand } => {
-                self.requests.answered.insert(hand, (request, errno));
+            Record::Answered { request, errno, session_thread } => {
+                self.requests.answered.insert(session_thread, (request, errno));
             }
-            Record::Refused { request, hand, filed } => {
+            Record::Refused { request, session_thread, refusal } => {
                 if request != 0 {
-                    self.requests.answered.insert(hand, (request, filed.errno));
+                    self.requests.answered.insert(session_thread, (request, refusal.errno));
                 }
-                self.refusals.push_back(filed);
+                self.refusals.push_back(refusal);
                 if self.refusals.len() > REFUSALS_KEPT {
                     self.refusals.pop_front();
                 }
             }
-            Record::Tried { request } => {
-                self.requests.tried.push_back(request);
-                shorten(&mut self.requests.tried);
+            Record::Retried { request } => {
+                self.requests.retried.push_back(request);
+                shorten(&mut self.requests.retried);
             }
             Record::Polled { fh, kh } => {
                 self.requests.polls.insert(fh, kh);
             }
-            Record::Rest { fh } => {
-                self.requests.rests.insert(fh);
+            Record::Truncated { fh } => {
+                self.requests.truncated.insert(fh);
             }
             Record::Closed { fh } => {
                 self.requests.polls.remove(&fh);
-                self.requests.rests.remove(&fh);
+                self.requests.truncated.remove(&fh);
             }
             Record::Reserved { events, handles } => {
                 self.events = self.events.max(events);
@@ -190,14 +194,18 @@ impl LogState {
         self.releasing.clear();
     }
 
-    /// The records that say the same again, as short as can be.
+    /// Returns the shortest list of records with the same meaning.
     pub(crate) fn into_records(mut self) -> Vec<Record> {
         self.forget_repeated_refusals();
         let mut records = vec![Record::Reserved { events: self.events, handles: self.handles }];
         records.extend(self.requests.records());
-        let told = |filed: &Arc<Filed>| Record::Refused { request: 0, hand: 0, filed: Arc::clone(filed) };
-        records.extend(self.refusals.iter().map(told));
-        records.extend(self.reclaimed.iter().cloned().map(Record::Kept));
+        let retained = |refusal: &Arc<RefusalRecord>| Record::Refused {
+            request: 0,
+            session_thread: 0,
+            refusal: Arc::clone(refusal),
+        };
+        records.extend(self.refusals.iter().map(retained));
+        records.extend(self.reclaimed.iter().cloned().map(Record::RetainedReclaim));
         if self.dropped > 0 {
             records.push(Record::Dropped { count: self.dropped });
         }
@@ -212,13 +220,13 @@ impl LogState {
         records
     }
 
-    /// Those that have been followed by one that concerns the same tasks say nothing any more.
+    /// Drops each refusal that was followed by another one with the same subjects: only the last one is shown.
     fn forget_repeated_refusals(&mut self) {
-        let (mut seen, mut counting) = (BTreeSet::new(), VecDeque::new());
-        for filed in self.refusals.iter().rev().filter(|filed| seen.insert(&filed.concerned)) {
-            counting.push_front(Arc::clone(filed));
+        let (mut seen, mut latest) = (BTreeSet::new(), VecDeque::new());
+        for refusal in self.refusals.iter().rev().filter(|refusal| seen.insert(&refusal.subjects)) {
+            latest.push_front(Arc::clone(refusal));
         }
-        self.refusals = counting;
+        self.refusals = latest;
     }
 
     fn forget(&mut self, task: &TaskId) {

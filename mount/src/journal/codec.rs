@@ -1,17 +1,15 @@
-//! One record a line: its checksum, a space, JSON.
+//! One record per line: its checksum, a space, JSON.
 //!
-//! Owns: how a record is told from what is left of one. Must not know: what records say.
+//! Owns the way in which a complete record is distinguished from a damaged or interrupted one. Does not know what
+//! records say.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The newest version of the formats that is known here.
-pub(super) const VERSION: u32 = 1;
-
-/// Bytes of a checksum and the space behind it.
+/// The length in bytes of a checksum and the space after it.
 const CHECKSUM: usize = 9;
 
-/// A record as a line. `seed`: what else the checksum covers, so that a record of another seed is none.
+/// Returns a record as a line. `seed` is mixed into the checksum, so records written with another seed are rejected.
 pub(super) fn encode(seed: &str, record: &impl Serialize) -> std::io::Result<Vec<u8>> {
     let mut line = vec![b' '; CHECKSUM];
     serde_json::to_writer(&mut line, record)?;
@@ -21,35 +19,30 @@ pub(super) fn encode(seed: &str, record: &impl Serialize) -> std::io::Result<Vec
     Ok(line)
 }
 
-/// How sound a file of records is.
+/// How much of a file of records could be read.
 #[derive(Debug)]
 pub(super) struct Decoded {
-    /// How many lines are none.
+    /// The number of lines that are not records.
     pub(super) bad: usize,
-    /// How many bytes there are up to the end of the last line that has one: a tail that has none was
-    /// interrupted while it was written.
+    /// The length in bytes up to the last newline. What follows was interrupted while it was written.
     pub(super) whole: usize,
 }
 
-/// Reads all lines; `each` gets the records that are whole, one by one: all together may be many times what they
-/// add up to.
-pub(super) fn decode<T: DeserializeOwned>(seed: &str, bytes: &[u8], mut each: impl FnMut(T)) -> Decoded {
+/// Reads all lines. Each record that can be read is passed to `accept`, which returns whether it makes sense. One by
+/// one, because all records together may need many times the memory of what they add up to.
+pub(super) fn decode<T: DeserializeOwned>(
+    seed: &str,
+    bytes: &[u8],
+    mut accept: impl FnMut(T) -> bool,
+) -> Decoded {
     let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
-    let mut decoded = Decoded { bad: 0, whole };
     let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|&b| b == b'\n');
-    for line in lines {
-        match record(seed, line) {
-            Some(record) => each(record),
-            None => decoded.bad += 1,
-        }
-    }
-    if has_lost_its_end::<T>(seed, bytes.get(whole..).unwrap_or_default()) {
-        decoded.bad += 1;
-    }
-    decoded
+    let bad = lines.filter(|line| !record(seed, line).is_some_and(&mut accept)).count();
+    let is_tail_damaged = has_lost_its_end::<T>(seed, bytes.get(whole..).unwrap_or_default());
+    Decoded { bad: bad + usize::from(is_tail_damaged), whole }
 }
 
-/// The first line alone, with whatever seed: for headers, which say the seed of the rest.
+/// Reads only the first line: the header, which has a seed of its own and names that of the other lines.
 pub(super) fn decode_first<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Option<T> {
     record(seed, bytes.split_inclusive(|&b| b == b'\n').next()?)
 }
@@ -63,7 +56,7 @@ fn record<T: DeserializeOwned>(seed: &str, line: &[u8]) -> Option<T> {
     (checksum(seed, json) == expected).then(|| serde_json::from_slice(json).ok())?
 }
 
-/// Whether a tail is a record but for its last byte: then it was not interrupted, it is damaged.
+/// Whether a tail is a record except for its last byte. Then it was not interrupted but damaged.
 fn has_lost_its_end<T: DeserializeOwned>(seed: &str, tail: &[u8]) -> bool {
     tail.split_last().is_some_and(|(_, rest)| record::<T>(seed, &[rest, b"\n"].concat()).is_some())
 }
@@ -81,7 +74,10 @@ mod tests {
 
     fn records<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Vec<T> {
         let mut records = Vec::new();
-        decode(seed, bytes, |record| records.push(record));
+        decode(seed, bytes, |record| {
+            records.push(record);
+            true
+        });
         records
     }
 
@@ -103,7 +99,7 @@ mod tests {
         for bit in 0..8 {
             let mut flipped = line.clone();
             *flipped.last_mut().unwrap() ^= 1 << bit;
-            assert_eq!(decode("", &flipped, |_: u32| ()).bad, 1, "bit {bit}");
+            assert_eq!(decode("", &flipped, |_: u32| true).bad, 1, "bit {bit}");
         }
     }
 
@@ -114,7 +110,10 @@ mod tests {
         file.extend(encode("", &2).unwrap());
         for cut in whole..file.len() - 1 {
             let mut records = Vec::new();
-            let decoded = decode("", &file[..cut], |record: u32| records.push(record));
+            let decoded = decode("", &file[..cut], |record: u32| {
+                records.push(record);
+                true
+            });
             assert_eq!((records, decoded.bad, decoded.whole), (vec![1], 0, whole), "cut {cut}");
         }
     }

@@ -1,36 +1,35 @@
 //! The configuration file: pools, lists, owners and modes.
 //!
-//! Owns: its records. Replaced as a whole and durably. Each list's record names its pool with all that is to
-//! be known of it, so that a damaged record loses nothing but itself.
+//! Owns its lines. The file is replaced as a whole, durably. The line of each list contains all that there is to know of
+//! its pool, so that a damaged line loses only itself.
 
 use std::io;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-use super::codec::{self, VERSION};
+use super::codec;
 use super::disk::{self, Disk, Durability};
+use super::format::VERSION;
+use super::format::v1::ConfigLine as Line;
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolName};
 
-/// The first node id that is given to a pool or list.
+/// The first node id that is given to a pool or list. Lower ones belong to files that always exist.
 const FIRST_NODE: u64 = 64;
-/// How far the numbering jumps where the count of given node ids is lost: further than anybody got.
+/// How far node ids jump if the next one is lost, so that none is given out twice: more than any daemon ever used.
 const JUMP: u64 = 1 << 32;
 
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PoolConfig {
     pub(crate) name: PoolName,
     pub(crate) exclusivity: Exclusivity,
     /// The id of its directory.
     pub(crate) node: u64,
-    #[serde(skip)]
     pub(crate) lists: Vec<ListConfig>,
 }
 
 /// A CPU list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListConfig {
     pub(crate) id: ListId,
     /// The name of its directory.
@@ -38,8 +37,8 @@ pub(crate) struct ListConfig {
     pub(crate) cpus: CpuSet,
 }
 
-/// Owner and mode of a node, where somebody changed them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Owner and mode of a node, if they were changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeAttributes {
     pub(crate) node: u64,
     pub(crate) uid: u32,
@@ -48,19 +47,19 @@ pub(crate) struct NodeAttributes {
     pub(crate) mode: u16,
 }
 
-/// What the state directory keeps over reboots.
+/// What the state directory keeps across reboots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) pools: Vec<PoolConfig>,
     pub(crate) attributes: Vec<NodeAttributes>,
-    /// The next node id. Never goes back.
+    /// The next node id. Never decreases.
     pub(crate) next_node: u64,
-    /// The request that made it what it is, in case that comes again.
+    /// The request that changed the configuration last, in case the kernel sends it again.
     pub(crate) last: Option<LastRequest>,
 }
 
-/// A request of the kernel's, and the mount in which its number means something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A request of the kernel, and the mount in which its number is unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LastRequest {
     pub(crate) mount: u64,
     pub(crate) request: u64,
@@ -73,37 +72,25 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Nothing, where there was something: the node ids that are given now must mean nothing to anybody.
+    /// Returns an empty configuration in place of one that was lost. Its new node ids were never given out before.
     pub(super) fn after_loss() -> Self {
         Self { next_node: FIRST_NODE + JUMP, ..Self::default() }
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    Header { kcm: String, version: u32 },
-    Next { node: u64 },
-    Last(LastRequest),
-    Pool(PoolConfig),
-    List { pool: PoolConfig, list: ListConfig },
-    Attributes(NodeAttributes),
-    End { lines: usize },
-}
-
-/// What a configuration file says.
+/// The content of a configuration file.
 #[derive(Debug)]
 pub(super) enum Read {
-    /// A newer kcm has written it.
+    /// A newer kcm wrote it; its version.
     Newer(u32),
     Config {
         config: Config,
-        /// What is missing, in words.
+        /// A description of what is missing.
         damage: Option<String>,
     },
 }
 
-/// The version of a file that a newer kcm has written.
+/// Returns the version of a file if a newer kcm wrote it.
 pub(super) fn newer(bytes: &[u8]) -> Option<u32> {
     match read(bytes) {
         Read::Newer(version) => Some(version),
@@ -113,59 +100,66 @@ pub(super) fn newer(bytes: &[u8]) -> Option<u32> {
 
 /// Reads a file's bytes.
 pub(super) fn read(bytes: &[u8]) -> Read {
-    let mut lines = Vec::new();
-    let decoded = codec::decode("", bytes, |line: Line| lines.push(line));
-    let (mut config, mut next, mut expected, mut header) = (Config::default(), None, None, false);
-    let count = lines.len();
-    for line in lines {
+    let (mut config, mut next, mut expected) = (Config::default(), None, None);
+    let (mut has_header, mut newer, mut count) = (false, None, 0);
+    let decoded = codec::decode("", bytes, |line: Line| {
+        count += 1;
         match line {
-            Line::Header { version, .. } if version > VERSION => return Read::Newer(version),
-            Line::Header { kcm, .. } => header = kcm == "config",
+            Line::Header { version, .. } if version > VERSION => newer = newer.or(Some(version)),
+            Line::Header { kcm, .. } => has_header = kcm == "config",
             Line::Next { node } => next = next.max(Some(node)),
-            Line::Last(last) => config.last = Some(last),
+            Line::Last(last) => config.last = Some(last.into()),
             Line::Pool(pool) => {
+                let Ok(pool) = pool.try_into() else { return false };
                 pool_of(&mut config, pool);
             }
-            Line::List { pool, list } => pool_of(&mut config, pool).lists.push(list),
-            Line::Attributes(attributes) => config.attributes.push(attributes),
+            Line::List { pool, list } => {
+                let (Ok(pool), Ok(list)) = (pool.try_into(), list.try_into()) else { return false };
+                pool_of(&mut config, pool).lists.push(list);
+            }
+            Line::Attributes(attributes) => config.attributes.push(attributes.into()),
             Line::End { lines } => expected = Some(lines),
         }
+        true
+    });
+    if let Some(newer) = newer {
+        return Read::Newer(newer);
     }
     let nodes =
         config.pools.iter().flat_map(|pool| pool.lists.iter().map(|list| list.id.0).chain([pool.node]));
     let after_all = nodes.max().map_or(Config::after_loss().next_node, |node| node + JUMP);
-    let whole = header && decoded.bad == 0 && decoded.whole == bytes.len() && expected == Some(count);
+    let whole = has_header && decoded.bad == 0 && decoded.whole == bytes.len() && expected == Some(count);
     config.next_node = next.unwrap_or(after_all);
     let lost = decoded.bad.max(expected.map_or(1, |expected| expected.saturating_sub(count)));
     let damage = (!whole).then(|| format!("{lost} of its records cannot be read"));
     Read::Config { config, damage }
 }
 
+/// Returns the pool of this node, which is added if it is not there yet.
 fn pool_of(config: &mut Config, pool: PoolConfig) -> &mut PoolConfig {
     let known = config.pools.iter().position(|known| known.node == pool.node);
     let at = known.unwrap_or_else(|| {
         config.pools.push(pool);
         config.pools.len() - 1
     });
-    #[allow(clippy::indexing_slicing, reason = "it was just found or put there")]
+    #[allow(clippy::indexing_slicing, reason = "the index was just found or added")]
     &mut config.pools[at]
 }
 
-/// Replaces the file by one that says this. Durable when it returns.
+/// Replaces the file; durable when this returns.
 ///
 /// # Errors
-/// The old file is still there, and nothing else.
+/// The old file is unchanged.
 pub(super) fn store(disk: &dyn Disk, directory: &Path, config: &Config) -> io::Result<()> {
     let mut lines =
         vec![Line::Header { kcm: "config".into(), version: VERSION }, Line::Next { node: config.next_node }];
     for pool in &config.pools {
-        let bare = PoolConfig { lists: Vec::new(), ..pool.clone() };
-        lines.push(Line::Pool(bare.clone()));
-        lines.extend(pool.lists.iter().map(|list| Line::List { pool: bare.clone(), list: list.clone() }));
+        lines.push(Line::Pool(pool.into()));
+        lines.extend(pool.lists.iter().map(|list| Line::List { pool: pool.into(), list: list.into() }));
     }
-    lines.extend(config.attributes.iter().cloned().map(Line::Attributes));
-    lines.extend(config.last.map(Line::Last));
-    // Twice: without it, numbers would have to jump.
+    lines.extend(config.attributes.iter().map(|attributes| Line::Attributes(attributes.into())));
+    lines.extend(config.last.map(|last| Line::Last(last.into())));
+    // For the second time: if both were lost, node ids would have to jump.
     lines.push(Line::Next { node: config.next_node });
     lines.push(Line::End { lines: lines.len() + 1 });
     let mut bytes = Vec::new();

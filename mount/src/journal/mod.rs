@@ -21,6 +21,7 @@ mod codec;
 mod config;
 mod disk;
 mod events;
+mod format;
 mod lock;
 mod memory;
 mod records;
@@ -34,19 +35,18 @@ use std::sync::atomic::AtomicU64;
 
 use log::warn;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 #[allow(unused_imports, reason = "the engine names it once it tells a stalled disk from a full one")]
 pub(crate) use append::AppendError;
 use append::{Files, Flusher};
 use claims_log::Requests;
-use codec::VERSION;
 pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
 use disk::{Disk, RealDisk};
 use events::{EventFile, EventQueue};
+use format::VERSION;
 pub(crate) use lock::StateLock;
 use memory::Memory;
-pub(crate) use records::{Filed, HOLDER, Reclaimed, Record};
+pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord};
 pub(crate) use recovery::Recovered;
 
 /// How many reclaimed claims are kept until they are acknowledged.
@@ -85,21 +85,6 @@ pub enum StateError {
     // The cause stands before the cure. As `#[source]` it would be printed again after it.
     #[error("{file}: {what}: {cause}; look at its owner, mode and disk")]
     Io { file: PathBuf, what: &'static str, cause: io::Error },
-}
-
-/// The first line of the claims log.
-#[derive(Serialize, Deserialize)]
-struct Header {
-    kcm: String,
-    version: u32,
-    boot: String,
-}
-
-/// A record in the claims log. Numbers are consecutive, so that a missing record is noticed.
-#[derive(Serialize, Deserialize)]
-struct Numbered<R> {
-    n: u64,
-    r: R,
 }
 
 impl StateDir {

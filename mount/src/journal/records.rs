@@ -5,14 +5,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::model::command::Claim;
 use crate::model::refusal::Holder;
 use crate::model::task::TaskId;
 
-/// A claim that was taken back from a task that was killed, or of which nobody can tell how it ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A claim that ended because its task was killed, or because nobody can tell how the task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reclaimed {
     /// The number of its event.
     pub(crate) seq: u64,
@@ -23,65 +21,64 @@ pub(crate) struct Reclaimed {
     pub(crate) cpus: String,
 }
 
-/// A refusal, for those whom it concerns.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Filed {
+/// A refusal, for `self/last_error` of the processes that it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusalRecord {
     /// Wall time in milliseconds.
     pub(crate) time: u64,
     /// The PID that was refused, as it was written.
-    pub(crate) number: u32,
+    pub(crate) pid: u32,
     pub(crate) errno: i32,
-    /// What happened and what to do, with [`HOLDER`] where the holder is named.
+    /// What happened and what to do, with [`HOLDER`] in place of the holder's name.
     pub(crate) text: String,
     pub(crate) holder: Option<Holder>,
     /// The writer and some of its ancestors.
-    pub(crate) concerned: Vec<TaskId>,
+    pub(crate) subjects: Vec<TaskId>,
 }
 
-/// Stands for a holder whose name depends on the reader.
+/// The placeholder for a holder, whose name depends on the reader.
 pub(crate) const HOLDER: &str = "\u{0}";
 
-/// One thing that happened to a claim, or to a request of the kernel's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// One thing that happened to a claim, a request or an open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
     /// Masks are about to be set for this claim.
     Intent(Arc<Claim>),
-    /// The claim is a fact; it replaces any other of the task.
+    /// The claim is made; it replaces any other claim of the task.
     Claimed(Arc<Claim>),
     /// The intent was undone.
     Abandoned { task: TaskId },
-    /// The claim is over; the masks are about to be given back.
+    /// The claim is over; the masks are about to be restored.
     Releasing { task: TaskId },
-    /// They are back.
+    /// The masks are restored.
     Released { task: TaskId },
-    /// The claim of a dead task has passed on.
+    /// The claim of a dead task passed to its heir.
     Inherited { from: TaskId, heir: Arc<Claim> },
-    /// The task died, and its claim with it.
+    /// The task died, and its claim ended.
     Ended { task: TaskId, reclaimed: Option<Reclaimed> },
-    /// A reclaimed claim, told again when the log is compacted.
-    Kept(Reclaimed),
-    /// How many reclaimed claims have had to make room.
+    /// A reclaimed claim that is still unacknowledged. Written by compaction only.
+    RetainedReclaim(Reclaimed),
+    /// How many reclaimed claims were dropped because there were too many. Written by compaction only.
     Dropped { count: u64 },
-    /// Somebody has read of reclaimed claims up to this event.
+    /// The reclaimed claims up to this event were acknowledged.
     Acknowledged { seq: u64 },
-    /// What follows belongs to this mount: requests and open files of another one mean nothing any more.
+    /// The following records belong to this mount; requests and open files of another mount mean nothing.
     Mounted { mount: u64 },
-    /// The request has been decided by this hand: 0, or the error number. A hand answers the kernel before it
-    /// takes the next request.
-    Answered { request: u64, errno: i32, hand: u32 },
-    /// A request has been refused; 0 where it was none of the kernel's.
-    Refused { request: u64, hand: u32, filed: Arc<Filed> },
-    /// A request that was in hand when a worker died is taken in hand again.
-    Tried { request: u64 },
-    /// The open file is polled under this handle of the kernel's.
+    /// The session thread has decided the request with this errno; 0 for success. A session thread answers a request
+    /// before it reads the next one.
+    Answered { request: u64, errno: i32, session_thread: u32 },
+    /// A request was refused. `request` is 0 if the kernel did not send it.
+    Refused { request: u64, session_thread: u32, refusal: Arc<RefusalRecord> },
+    /// A request that was in flight when a worker died is carried out again.
+    Retried { request: u64 },
+    /// The open file is polled under this handle of the kernel.
     Polled { fh: u64, kh: u64 },
-    /// No command is taken through the open file any more.
-    Rest { fh: u64 },
-    /// The open file, of which something was noted, is closed.
+    /// A command through the open file was truncated; no other command is accepted through it.
+    Truncated { fh: u64 },
+    /// An open file that an earlier record names was closed.
     Closed { fh: u64 },
-    /// Numbers below these may have been given out. 0: says nothing.
+    /// Numbers below these may have been given out. 0 for no change.
     Reserved { events: u64, handles: u32 },
-    /// All of it or nothing.
+    /// All of these or none.
     Batch(Vec<Record>),
 }

@@ -13,11 +13,12 @@ use log::warn;
 
 use super::append::{self, ClaimsFile, compaction_threshold};
 use super::claims_log::LogState;
-use super::codec::{self, VERSION};
+use super::codec;
 use super::config::{self, Config};
 use super::disk::{AppendFile, Disk};
-use super::records::{Filed, Reclaimed};
-use super::{Header, Numbered, StateError, failed};
+use super::format::{VERSION, v1};
+use super::records::{Reclaimed, RefusalRecord};
+use super::{StateError, failed};
 use crate::clock;
 use crate::model::command::Claim;
 
@@ -41,8 +42,8 @@ pub(crate) struct Recovered {
     /// Open files that are polled, with the kernel's handles for that.
     pub(crate) polls: Vec<(u64, u64)>,
     /// Open files through which no command is accepted.
-    pub(crate) rests: Vec<u64>,
-    pub(crate) refusals: Vec<Arc<Filed>>,
+    pub(crate) truncated: Vec<u64>,
+    pub(crate) refusals: Vec<Arc<RefusalRecord>>,
     pub(crate) damage: Vec<Damage>,
     /// Records are missing: what is recorded as a claim may have been released.
     pub(crate) suspect: bool,
@@ -69,7 +70,7 @@ impl Recovered {
             next_event: log.events.max(1),
             next_handle: log.handles.max(1),
             polls: log.requests.polls.iter().map(|(&fh, &kh)| (fh, kh)).collect(),
-            rests: log.requests.rests.iter().copied().collect(),
+            truncated: log.requests.truncated.iter().copied().collect(),
             refusals: log.refusals.iter().cloned().collect(),
             damage,
             suspect,
@@ -179,7 +180,9 @@ pub(super) fn open_config(
 
 /// Returns the version of a claims log if a newer kcm wrote it.
 fn newer_claims(bytes: &[u8]) -> Option<u32> {
-    codec::decode_first::<Header>("", bytes).map(|header| header.version).filter(|version| *version > VERSION)
+    codec::decode_first::<v1::ClaimsHeader>("", bytes)
+        .map(|header| header.version)
+        .filter(|version| *version > VERSION)
 }
 
 /// Opens the claims log. Returns it, what it says, and whether records are missing in it.
@@ -197,17 +200,19 @@ pub(super) fn open_claims(
     if let Some(found) = newer_claims(&bytes) {
         return Err(StateError::NewerVersion { file, found });
     }
-    let header = codec::decode_first::<Header>("", &bytes);
+    let header = codec::decode_first::<v1::ClaimsHeader>("", &bytes);
     // If the header is lost, only records with the checksum of this boot are believed.
     let seed = header.as_ref().map_or(boot, |header| header.boot.as_str());
     let headed =
         if header.is_some() { bytes.iter().position(|&b| b == b'\n').map_or(0, |end| end + 1) } else { 0 };
     // A log that has lost its beginning has a gap before its first record.
     let (mut log, mut next, mut gaps) = (LogState::default(), 0, false);
-    let decoded = codec::decode(seed, bytes.get(headed..).unwrap_or_default(), |Numbered { n, r }| {
+    let decoded = codec::decode(seed, bytes.get(headed..).unwrap_or_default(), |v1::ClaimsLine { n, r }| {
+        let Ok(record) = r.try_into() else { return false };
         gaps |= n != next;
         next = n.wrapping_add(1);
-        log.add(r);
+        log.add(record);
+        true
     });
     let damaged = decoded.bad > 0 || gaps || existed && header.is_none();
     if seed != boot {

@@ -4,6 +4,7 @@
 //! They are kept in memory, where an fsync costs nothing.
 
 mod damage;
+mod golden;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,6 +21,7 @@ use super::recovery::Damage;
 use super::*;
 use crate::model::command::{Claim, SavedMask};
 use crate::model::pool::{Exclusivity, ListId};
+use crate::model::refusal::Holder;
 use crate::model::task::{Pid, TaskId};
 
 const BOOT: &str = "4b5f4e3c-0000-4000-8000-000000000001";
@@ -43,13 +45,14 @@ fn a_new_directory_is_empty_and_for_its_owner_alone() {
 #[test]
 fn of_requests_the_last_of_each_hand_is_remembered_for_the_next_workers() {
     let directory = directory();
-    let answered = |request, hand| Record::Answered { request, errno: request as i32, hand };
+    let answered =
+        |request, session_thread| Record::Answered { request, errno: request as i32, session_thread };
     for worker in 0..100 {
         let (state, _) = open(&directory);
         for n in 0..500 {
             state.append(&answered(worker * 1000 + n, (n % 4) as u32)).unwrap();
         }
-        state.append(&Record::Tried { request: worker }).unwrap();
+        state.append(&Record::Retried { request: worker }).unwrap();
     }
     let (state, _) = open(&directory);
     state.with_requests(|requests| {
@@ -57,7 +60,7 @@ fn of_requests_the_last_of_each_hand_is_remembered_for_the_next_workers() {
         assert_eq!(requests.answer(99_496), Some(99_496));
         assert_eq!(requests.answer(90_499), Some(90_499), "of an earlier worker");
         assert_eq!(requests.answer(1_499), None, "of a worker that is long gone");
-        assert!(requests.is_deadly(99) && !requests.is_deadly(9));
+        assert!(requests.is_poisoned(99) && !requests.is_poisoned(9));
     });
     assert!(fs::metadata(directory.path().join("claims")).unwrap().len() < 2 * COMPACTED_FROM);
 }

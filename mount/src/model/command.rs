@@ -4,15 +4,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::task::TaskId;
 
 /// The affinity that a task gets back when its claim is released.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SavedMask {
     /// All CPUs: it had all that its cpuset allowed, and so follows its cpuset again.
     All,
@@ -21,7 +18,7 @@ pub enum SavedMask {
 }
 
 /// The fact that one task is on one CPU list. Shared by the machine and the log, both of which keep it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Who.
     pub task: TaskId,

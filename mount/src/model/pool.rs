@@ -6,12 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 /// The name of a pool: `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, at most 63 bytes (an RFC 1123 label, so that it can
 /// be a part of a Kubernetes resource name). Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolName(Arc<str>);
 
 /// Why a text is no pool name.
@@ -42,20 +39,6 @@ impl FromStr for PoolName {
     }
 }
 
-impl TryFrom<String> for PoolName {
-    type Error = InvalidPoolName;
-
-    fn try_from(text: String) -> Result<Self, InvalidPoolName> {
-        text.parse()
-    }
-}
-
-impl From<PoolName> for String {
-    fn from(name: PoolName) -> Self {
-        name.as_str().to_owned()
-    }
-}
-
 impl fmt::Display for PoolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -63,8 +46,7 @@ impl fmt::Display for PoolName {
 }
 
 /// How many living tasks a CPU list of a pool may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusivity {
     /// At most one.
     Exclusive,
@@ -73,13 +55,11 @@ pub enum Exclusivity {
 }
 
 /// A pool for as long as it exists: the node id of its directory, never given to another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub u64);
 
 /// A CPU list for as long as it exists: the node id of its directory, never given to another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListId(pub u64);
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! refusal reaches anybody, or the names of processes (they are told to it, where the reader may know them).
 
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
 
 use super::cpuset::{CpuSet, ParseCpuSetError};
 use super::pool::{InvalidPoolName, ListId, PoolName};
@@ -26,7 +25,7 @@ impl std::fmt::Display for ListName {
 }
 
 /// Who holds what somebody else wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The task.
     pub task: TaskId,

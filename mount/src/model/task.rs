@@ -6,11 +6,8 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
-use serde::{Deserialize, Serialize};
-
 /// A process (thread group) by its number in the daemon's PID namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pid(NonZeroU32);
 
 impl Pid {
@@ -49,7 +46,7 @@ impl fmt::Display for WrittenPid {
 /// What tells a task from every other one of this boot, also from one that later gets its PID.
 ///
 /// Ordered by PID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId {
     /// Its number.
     pub pid: Pid,

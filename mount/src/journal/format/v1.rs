@@ -1,0 +1,449 @@
+//! Version 1 of the files `config` and `claims`.
+//!
+//! Owns what is on disk, apart from the types that the program works with: renaming a field of those changes nothing
+//! here. The names and the order of fields and variants here are the format.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::config;
+use super::super::records;
+use crate::model::command;
+use crate::model::cpuset::ParseCpuSetError;
+use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
+use crate::model::refusal;
+use crate::model::task::{Pid, TaskId};
+
+/// Why a line that is well-formed JSON of this format means nothing.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::journal) enum Invalid {
+    #[error("{0} is not a PID")]
+    Pid(u32),
+    #[error("{0}")]
+    CpuList(#[from] ParseCpuSetError),
+    #[error("{0}")]
+    PoolName(#[from] InvalidPoolName),
+}
+
+/// The first line of `claims`. The checksum of every other line covers the boot id as well.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct ClaimsHeader {
+    pub(in crate::journal) kcm: String,
+    pub(in crate::journal) version: u32,
+    pub(in crate::journal) boot: String,
+}
+
+/// Every other line of `claims`. Numbers are consecutive, so that a missing line is noticed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct ClaimsLine {
+    pub(in crate::journal) n: u64,
+    pub(in crate::journal) r: Record,
+}
+
+/// See [`records::Record`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::journal) enum Record {
+    Intent(Claim),
+    Claimed(Claim),
+    Abandoned {
+        task: Task,
+    },
+    Releasing {
+        task: Task,
+    },
+    Released {
+        task: Task,
+    },
+    Inherited {
+        from: Task,
+        heir: Claim,
+    },
+    Ended {
+        task: Task,
+        reclaimed: Option<Reclaimed>,
+    },
+    Kept(Reclaimed),
+    Dropped {
+        count: u64,
+    },
+    Acknowledged {
+        seq: u64,
+    },
+    Mounted {
+        mount: u64,
+    },
+    Answered {
+        request: u64,
+        errno: i32,
+        /// The session thread.
+        hand: u32,
+    },
+    Refused {
+        request: u64,
+        hand: u32,
+        filed: Refusal,
+    },
+    /// A request was retried.
+    Tried {
+        request: u64,
+    },
+    Polled {
+        fh: u64,
+        kh: u64,
+    },
+    /// An open file was poisoned by a truncated command.
+    Rest {
+        fh: u64,
+    },
+    Closed {
+        fh: u64,
+    },
+    Reserved {
+        events: u64,
+        handles: u32,
+    },
+    Batch(Vec<Record>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Claim {
+    task: Task,
+    list: u64,
+    saved: SavedMask,
+    since: u64,
+    uid: u32,
+    cgroup: u64,
+    by_root: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Task {
+    pid: u32,
+    ino: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SavedMask {
+    All,
+    Cpus(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Reclaimed {
+    seq: u64,
+    time: u64,
+    pid: u32,
+    pool: String,
+    cpus: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Refusal {
+    time: u64,
+    number: u32,
+    errno: i32,
+    text: String,
+    holder: Option<Holder>,
+    concerned: Vec<Task>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    task: Task,
+    list: u64,
+    held: u64,
+}
+
+/// A line of `config`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::journal) enum ConfigLine {
+    Header { kcm: String, version: u32 },
+    Next { node: u64 },
+    Last(Request),
+    Pool(Pool),
+    List { pool: Pool, list: List },
+    Attributes(Attributes),
+    End { lines: usize },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Request {
+    mount: u64,
+    request: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Pool {
+    name: String,
+    exclusivity: Exclusivity,
+    node: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Exclusivity {
+    Exclusive,
+    Shared,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct List {
+    id: u64,
+    name: String,
+    cpus: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Attributes {
+    node: u64,
+    uid: u32,
+    gid: u32,
+    mode: u16,
+}
+
+impl From<&records::Record> for Record {
+    fn from(record: &records::Record) -> Self {
+        use records::Record as R;
+        match record {
+            R::Intent(claim) => Self::Intent((&**claim).into()),
+            R::Claimed(claim) => Self::Claimed((&**claim).into()),
+            R::Abandoned { task } => Self::Abandoned { task: task.into() },
+            R::Releasing { task } => Self::Releasing { task: task.into() },
+            R::Released { task } => Self::Released { task: task.into() },
+            R::Inherited { from, heir } => Self::Inherited { from: from.into(), heir: (&**heir).into() },
+            R::Ended { task, reclaimed } => {
+                Self::Ended { task: task.into(), reclaimed: reclaimed.as_ref().map(Into::into) }
+            }
+            R::RetainedReclaim(reclaimed) => Self::Kept(reclaimed.into()),
+            &R::Dropped { count } => Self::Dropped { count },
+            &R::Acknowledged { seq } => Self::Acknowledged { seq },
+            &R::Mounted { mount } => Self::Mounted { mount },
+            &R::Answered { request, errno, session_thread } => {
+                Self::Answered { request, errno, hand: session_thread }
+            }
+            R::Refused { request, session_thread, refusal } => {
+                Self::Refused { request: *request, hand: *session_thread, filed: (&**refusal).into() }
+            }
+            &R::Retried { request } => Self::Tried { request },
+            &R::Polled { fh, kh } => Self::Polled { fh, kh },
+            &R::Truncated { fh } => Self::Rest { fh },
+            &R::Closed { fh } => Self::Closed { fh },
+            &R::Reserved { events, handles } => Self::Reserved { events, handles },
+            R::Batch(records) => Self::Batch(records.iter().map(Into::into).collect()),
+        }
+    }
+}
+
+impl TryFrom<Record> for records::Record {
+    type Error = Invalid;
+
+    fn try_from(record: Record) -> Result<Self, Invalid> {
+        use Record as R;
+        Ok(match record {
+            R::Intent(claim) => Self::Intent(Arc::new(claim.try_into()?)),
+            R::Claimed(claim) => Self::Claimed(Arc::new(claim.try_into()?)),
+            R::Abandoned { task } => Self::Abandoned { task: task.try_into()? },
+            R::Releasing { task } => Self::Releasing { task: task.try_into()? },
+            R::Released { task } => Self::Released { task: task.try_into()? },
+            R::Inherited { from, heir } => {
+                Self::Inherited { from: from.try_into()?, heir: Arc::new(heir.try_into()?) }
+            }
+            R::Ended { task, reclaimed } => {
+                Self::Ended { task: task.try_into()?, reclaimed: reclaimed.map(Into::into) }
+            }
+            R::Kept(reclaimed) => Self::RetainedReclaim(reclaimed.into()),
+            R::Dropped { count } => Self::Dropped { count },
+            R::Acknowledged { seq } => Self::Acknowledged { seq },
+            R::Mounted { mount } => Self::Mounted { mount },
+            R::Answered { request, errno, hand } => Self::Answered { request, errno, session_thread: hand },
+            R::Refused { request, hand, filed } => {
+                Self::Refused { request, session_thread: hand, refusal: Arc::new(filed.try_into()?) }
+            }
+            R::Tried { request } => Self::Retried { request },
+            R::Polled { fh, kh } => Self::Polled { fh, kh },
+            R::Rest { fh } => Self::Truncated { fh },
+            R::Closed { fh } => Self::Closed { fh },
+            R::Reserved { events, handles } => Self::Reserved { events, handles },
+            R::Batch(records) => {
+                Self::Batch(records.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+            }
+        })
+    }
+}
+
+impl From<&command::Claim> for Claim {
+    fn from(claim: &command::Claim) -> Self {
+        Self {
+            task: (&claim.task).into(),
+            list: claim.list.0,
+            saved: match &claim.saved {
+                command::SavedMask::All => SavedMask::All,
+                command::SavedMask::Cpus(cpus) => SavedMask::Cpus(cpus.to_string()),
+            },
+            since: claim.since,
+            uid: claim.uid,
+            cgroup: claim.cgroup,
+            by_root: claim.by_root,
+        }
+    }
+}
+
+impl TryFrom<Claim> for command::Claim {
+    type Error = Invalid;
+
+    fn try_from(claim: Claim) -> Result<Self, Invalid> {
+        Ok(Self {
+            task: claim.task.try_into()?,
+            list: ListId(claim.list),
+            saved: match claim.saved {
+                SavedMask::All => command::SavedMask::All,
+                SavedMask::Cpus(cpus) => command::SavedMask::Cpus(cpus.parse()?),
+            },
+            since: claim.since,
+            uid: claim.uid,
+            cgroup: claim.cgroup,
+            by_root: claim.by_root,
+        })
+    }
+}
+
+impl From<&TaskId> for Task {
+    fn from(task: &TaskId) -> Self {
+        Self { pid: task.pid.get(), ino: task.ino }
+    }
+}
+
+impl TryFrom<Task> for TaskId {
+    type Error = Invalid;
+
+    fn try_from(task: Task) -> Result<Self, Invalid> {
+        Ok(Self { pid: Pid::new(task.pid).ok_or(Invalid::Pid(task.pid))?, ino: task.ino })
+    }
+}
+
+impl From<&records::Reclaimed> for Reclaimed {
+    fn from(reclaimed: &records::Reclaimed) -> Self {
+        let records::Reclaimed { seq, time, pid, pool, cpus } = reclaimed.clone();
+        Self { seq, time, pid, pool, cpus }
+    }
+}
+
+impl From<Reclaimed> for records::Reclaimed {
+    fn from(reclaimed: Reclaimed) -> Self {
+        let Reclaimed { seq, time, pid, pool, cpus } = reclaimed;
+        Self { seq, time, pid, pool, cpus }
+    }
+}
+
+impl From<&records::RefusalRecord> for Refusal {
+    fn from(refusal: &records::RefusalRecord) -> Self {
+        Self {
+            time: refusal.time,
+            number: refusal.pid,
+            errno: refusal.errno,
+            text: refusal.text.clone(),
+            holder: refusal.holder.as_ref().map(|holder| Holder {
+                task: (&holder.task).into(),
+                list: holder.list.0,
+                held: holder.held,
+            }),
+            concerned: refusal.subjects.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<Refusal> for records::RefusalRecord {
+    type Error = Invalid;
+
+    fn try_from(refusal: Refusal) -> Result<Self, Invalid> {
+        let holder = |holder: Holder| {
+            Ok::<_, Invalid>(refusal::Holder {
+                task: holder.task.try_into()?,
+                list: ListId(holder.list),
+                held: holder.held,
+            })
+        };
+        Ok(Self {
+            time: refusal.time,
+            pid: refusal.number,
+            errno: refusal.errno,
+            text: refusal.text,
+            holder: refusal.holder.map(holder).transpose()?,
+            subjects: refusal.concerned.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<config::LastRequest> for Request {
+    fn from(last: config::LastRequest) -> Self {
+        Self { mount: last.mount, request: last.request }
+    }
+}
+
+impl From<Request> for config::LastRequest {
+    fn from(last: Request) -> Self {
+        Self { mount: last.mount, request: last.request }
+    }
+}
+
+impl From<&config::PoolConfig> for Pool {
+    fn from(pool: &config::PoolConfig) -> Self {
+        Self {
+            name: pool.name.to_string(),
+            exclusivity: match pool.exclusivity {
+                pool::Exclusivity::Exclusive => Exclusivity::Exclusive,
+                pool::Exclusivity::Shared => Exclusivity::Shared,
+            },
+            node: pool.node,
+        }
+    }
+}
+
+/// Its lists are lines of their own.
+impl TryFrom<Pool> for config::PoolConfig {
+    type Error = Invalid;
+
+    fn try_from(pool: Pool) -> Result<Self, Invalid> {
+        Ok(Self {
+            name: pool.name.parse::<PoolName>()?,
+            exclusivity: match pool.exclusivity {
+                Exclusivity::Exclusive => pool::Exclusivity::Exclusive,
+                Exclusivity::Shared => pool::Exclusivity::Shared,
+            },
+            node: pool.node,
+            lists: Vec::new(),
+        })
+    }
+}
+
+impl From<&config::ListConfig> for List {
+    fn from(list: &config::ListConfig) -> Self {
+        Self { id: list.id.0, name: list.name.clone(), cpus: list.cpus.to_string() }
+    }
+}
+
+impl TryFrom<List> for config::ListConfig {
+    type Error = Invalid;
+
+    fn try_from(list: List) -> Result<Self, Invalid> {
+        Ok(Self { id: ListId(list.id), name: list.name, cpus: list.cpus.parse()? })
+    }
+}
+
+impl From<&config::NodeAttributes> for Attributes {
+    fn from(attributes: &config::NodeAttributes) -> Self {
+        let &config::NodeAttributes { node, uid, gid, mode } = attributes;
+        Self { node, uid, gid, mode }
+    }
+}
+
+impl From<Attributes> for config::NodeAttributes {
+    fn from(attributes: Attributes) -> Self {
+        let Attributes { node, uid, gid, mode } = attributes;
+        Self { node, uid, gid, mode }
+    }
+}

@@ -1,0 +1,185 @@
+//! Golden files: what earlier versions wrote.
+//!
+//! The files below `testdata` were written by the first program with that format, with every kind of record in them.
+//! Never change them. A test here that fails means that an upgrade loses claims: repair the code, or add a new format
+//! with a new directory.
+
+use super::*;
+
+const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
+const CLAIMS: &[u8] = include_bytes!("../testdata/v1/claims");
+const COMPACTED: &[u8] = include_bytes!("../testdata/v1/claims.compacted");
+const EVENTS: &[u8] = include_bytes!("../testdata/v1/events");
+
+const MOUNT: u64 = 0x1234_5678_9abc_def0;
+
+fn golden_config() -> Config {
+    Config { last: Some(LastRequest { mount: MOUNT, request: 96 }), ..config() }
+}
+
+fn refusal(pid: u32, holder: Option<Holder>) -> Arc<RefusalRecord> {
+    Arc::new(RefusalRecord {
+        time: 1_790_000_000_123,
+        pid,
+        errno: 16,
+        text: format!("list dataplane 0-1 is held by task {HOLDER}"),
+        holder,
+        subjects: vec![task(20), task(21)],
+    })
+}
+
+/// The records of the golden claims log, after the ones that every new log begins with.
+fn golden_records() -> Vec<Record> {
+    let holder = Holder { task: task(1), list: ListId(72), held: 5_000_000_000 };
+    let answered = |request, errno, session_thread| Record::Answered { request, errno, session_thread };
+    vec![
+        Record::Reserved { events: 0, handles: 0 },
+        Record::Mounted { mount: 0 },
+        Record::Mounted { mount: 0 },
+        Record::Mounted { mount: MOUNT },
+        Record::Reserved { events: 700, handles: 9 },
+        Record::Batch(vec![Record::Intent(claim(1)), Record::Intent(claim(2))]),
+        Record::Batch(vec![claimed(1), claimed(2), answered(10, 0, 0)]),
+        claimed(3),
+        claimed(4),
+        Record::Intent(claim(5)),
+        Record::Intent(claim(6)),
+        Record::Abandoned { task: task(5) },
+        Record::Releasing { task: task(2) },
+        Record::Batch(vec![Record::Releasing { task: task(3) }, answered(12, 0, 1)]),
+        Record::Released { task: task(3) },
+        Record::Inherited { from: task(1), heir: claim(7) },
+        Record::Ended { task: task(4), reclaimed: Some(reclaimed(41)) },
+        Record::Dropped { count: 3 },
+        Record::RetainedReclaim(reclaimed(42)),
+        claimed(8),
+        Record::Ended { task: task(8), reclaimed: None },
+        Record::Intent(moved(7)),
+        Record::Reserved { events: 800, handles: 0 },
+        Record::Refused { request: 14, session_thread: 2, refusal: refusal(4711, Some(holder)) },
+        Record::Refused { request: 0, session_thread: 0, refusal: refusal(4712, None) },
+        Record::Mounted { mount: MOUNT },
+        Record::Retried { request: 16 },
+        Record::Polled { fh: 3, kh: 33 },
+        Record::Polled { fh: 4, kh: 34 },
+        Record::Truncated { fh: 5 },
+        Record::Truncated { fh: 6 },
+        Record::Closed { fh: 4 },
+        Record::Closed { fh: 6 },
+        claimed(9),
+        answered(18, 22, 0),
+        Record::Acknowledged { seq: 41 },
+        Record::Dropped { count: 2 },
+    ]
+}
+
+fn golden_state() -> State {
+    State {
+        config: golden_config(),
+        claims: vec![claim(9), claim(7)],
+        intents: vec![claim(6), moved(7)],
+        releasing: vec![claim(2)],
+        reclaimed: vec![reclaimed(42)],
+        dropped: 2,
+        next_event: 800,
+        next_handle: 9,
+    }
+}
+
+/// A directory with these files, opened on the mount of the golden files.
+fn open_golden(claims: &[u8]) -> (TempDir, StateDir, Recovered) {
+    let directory = directory();
+    for (name, bytes) in [("config", CONFIG), ("claims", claims), ("events", EVENTS)] {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    (directory, state, recovered)
+}
+
+#[test]
+fn version_1_is_read() {
+    for claims in [CLAIMS, COMPACTED] {
+        let (directory, state, recovered) = open_golden(claims);
+        assert_eq!(State::of(&recovered), golden_state());
+        assert!(recovered.damage.is_empty() && !recovered.suspect);
+        assert_eq!(recovered.polls, [(3, 33)]);
+        assert_eq!(recovered.truncated, [5]);
+        assert_eq!(recovered.refusals.last(), Some(&refusal(4712, None)));
+        assert_eq!(recovered.events.iter().map(|(seq, _)| *seq).collect::<Vec<u64>>(), [1, 2]);
+        state.with_requests(|requests| {
+            let answers = [10, 12, 14, 18, 96, 98].map(|request| requests.answer(request));
+            assert_eq!(answers, [Some(0), Some(0), Some(16), Some(22), Some(0), None]);
+            assert!(requests.is_poisoned(16) && !requests.is_poisoned(18));
+        });
+        // The next records are appended to what is there.
+        state.append(&claimed(10)).unwrap();
+        let found = fs::read(directory.path().join("claims")).unwrap();
+        assert!(found.starts_with(claims));
+    }
+}
+
+#[test]
+fn the_boot_id_is_part_of_version_1() {
+    let directory = directory();
+    fs::write(directory.path().join("claims"), CLAIMS).unwrap();
+    let (_, recovered) = open_at(directory.path(), NEXT_BOOT).unwrap();
+    assert!(recovered.claims.is_empty() && recovered.intents.is_empty() && recovered.releasing.is_empty());
+    assert!(recovered.damage.is_empty());
+}
+
+#[test]
+fn the_same_bytes_are_written_as_version_1() {
+    let directory = directory();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    for record in &golden_records()[4..] {
+        state.append(record).unwrap();
+    }
+    state.store_config(&golden_config()).unwrap();
+    let read = |name| String::from_utf8(fs::read(directory.path().join(name)).unwrap()).unwrap();
+    assert_eq!(read("claims"), str::from_utf8(CLAIMS).unwrap());
+    assert_eq!(read("config"), str::from_utf8(CONFIG).unwrap());
+    let mut log = LogState::default();
+    golden_records().into_iter().for_each(|record| log.add(record));
+    let other = super::directory();
+    append::rewrite(&RealDisk, other.path(), BOOT, log).unwrap();
+    let compacted = fs::read(other.path().join("claims")).unwrap();
+    assert_eq!(str::from_utf8(&compacted).unwrap(), str::from_utf8(COMPACTED).unwrap());
+}
+
+#[test]
+fn every_kind_of_record_is_in_the_golden_files() {
+    // A new variant does not compile here until the golden files of a new version contain it.
+    fn kind(record: &Record) -> &'static str {
+        match record {
+            Record::Intent(_) => "intent",
+            Record::Claimed(_) => "claimed",
+            Record::Abandoned { .. } => "abandoned",
+            Record::Releasing { .. } => "releasing",
+            Record::Released { .. } => "released",
+            Record::Inherited { .. } => "inherited",
+            Record::Ended { .. } => "ended",
+            Record::RetainedReclaim(_) => "kept",
+            Record::Dropped { .. } => "dropped",
+            Record::Acknowledged { .. } => "acknowledged",
+            Record::Mounted { .. } => "mounted",
+            Record::Answered { .. } => "answered",
+            Record::Refused { .. } => "refused",
+            Record::Retried { .. } => "tried",
+            Record::Polled { .. } => "polled",
+            Record::Truncated { .. } => "rest",
+            Record::Closed { .. } => "closed",
+            Record::Reserved { .. } => "reserved",
+            Record::Batch(_) => "batch",
+        }
+    }
+    let text = str::from_utf8(CLAIMS).unwrap();
+    let mut kinds: Vec<&str> = golden_records().iter().map(kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds.len(), 19);
+    for kind in kinds {
+        assert!(text.contains(&format!("{{\"{kind}\":")), "{kind}");
+    }
+}
