@@ -1,7 +1,8 @@
-//! The FUSE adapter: requests in, replies out.
+//! The FUSE adapter: decodes requests, calls [`Operations`] and encodes replies.
 //!
-//! Owns: what the kernel is told (time-outs, flags, attributes). The only file that names fuser's replies.
-//! Must not know: any rule; each handler asks [`Node`] or [`OpenFiles`] and answers. Nothing here blocks.
+//! Owns what the kernel is told about caching, flags and attributes. Does not know what an operation does.
+//!
+//! Longer than 400 lines because more than half of it is the signatures of fuser's trait.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,80 +13,45 @@ use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
     PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
 use super::abi::split_unique;
-use crate::engine::{Admission, Attributes, Caller, Engine, RESERVED_HANDLES};
+use super::operations::{AttributeChange, Object, Operations, Request};
+use crate::engine::{Caller, Engine, Notify};
 use crate::handles::OpenFiles;
-use crate::model::refusal::Refusal;
-use crate::tree::{Node, Stat, WriteRequest};
+use crate::tree::Stat;
 
-/// Names, and what does not change behind the kernel's back, it may remember for good: whatever changes them
-/// goes through it.
-const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
-/// One write(2) of up to this many bytes comes as one request, wherever its buffer lies.
+/// For how long the kernel may cache names and attributes that only change through it: in effect without limit.
+const TTL_FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The largest write(2) that arrives as one request, in bytes. It is larger than the longest command, so that a
+/// command that is too long is seen as one.
 const MAX_WRITE: u32 = 1 << 20;
 
-/// The mount.
+/// The mounted filesystem.
 #[derive(Debug)]
-pub(crate) struct Fs {
-    engine: Arc<Engine>,
-    files: OpenFiles,
+pub(super) struct Fs {
+    operations: Operations,
     /// All times that stat(2) shows.
-    born: SystemTime,
+    mounted_at: SystemTime,
 }
 
 impl Fs {
-    pub(crate) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
-        Self { engine, files, born: SystemTime::now() }
+    pub(super) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
+        Self { operations: Operations::new(engine, files), mounted_at: SystemTime::now() }
     }
 
-    fn admit(&self, req: &Request) -> Admission {
-        let (request, is_replay) = split_unique(req.unique().0);
-        self.engine.admit(request, is_replay)
-    }
-
-    /// Carries out a request that changes something, unless that has been done; then `repeat` gives what is
-    /// answered again.
-    fn once<T>(
-        &self,
-        req: &Request,
-        change: impl FnOnce() -> Result<T, Errno>,
-        repeat: impl FnOnce() -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        match self.admit(req) {
-            Admission::New => change(),
-            Admission::Answered(None) => repeat(),
-            Admission::Answered(Some(errno)) => Err(Errno::from_i32(errno as i32)),
-            Admission::Deadly => Err(Errno::EIO),
-        }
-    }
-
-    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
-        Node::of(&self.engine, ino.into()).ok_or(Errno::ESTALE)
-    }
-
-    /// The node of an open file, which may have been removed meanwhile.
-    fn opened(&self, ino: INodeNo) -> Result<Node, Errno> {
-        Node::of(&self.engine, ino.into()).ok_or(Errno::ENODEV)
-    }
-
-    fn child(&self, parent: INodeNo, name: &OsStr) -> Result<Node, Errno> {
-        let parent = self.node(parent)?;
-        name.to_str().and_then(|name| parent.child(&self.engine, name)).ok_or(Errno::ENOENT)
-    }
-
+    /// How long the kernel may cache the attributes, and the attributes.
     fn attributes(&self, stat: &Stat) -> (Duration, FileAttr) {
         let attr = FileAttr {
             ino: INodeNo(stat.node),
             size: stat.size,
             blocks: 0,
-            atime: self.born,
-            mtime: self.born,
-            ctime: self.born,
-            crtime: self.born,
-            kind: if stat.is_dir { FileType::Directory } else { FileType::RegularFile },
+            atime: self.mounted_at,
+            mtime: self.mounted_at,
+            ctime: self.mounted_at,
+            crtime: self.mounted_at,
+            kind: file_type(stat.is_dir),
             perm: stat.owner.mode,
             nlink: stat.links,
             uid: stat.owner.uid,
@@ -94,139 +60,70 @@ impl Fs {
             blksize: 4096,
             flags: 0,
         };
-        (if stat.cacheable { FOR_GOOD } else { Duration::ZERO }, attr)
+        (if stat.cacheable { TTL_FOREVER } else { Duration::ZERO }, attr)
     }
 
-    fn reply_entry(&self, req: &Request, node: Result<Node, Errno>, reply: ReplyEntry) {
-        match node {
-            Ok(node) => {
-                let (lasts, attr) = self.attributes(&node.stat(&self.engine, caller(req)));
-                reply.entry_with_ttls(&lasts, &FOR_GOOD, &attr, Generation(0));
+    fn reply_entry(&self, result: Result<Stat, nix::errno::Errno>, reply: ReplyEntry) {
+        match result {
+            Ok(stat) => {
+                let (ttl, attr) = self.attributes(&stat);
+                reply.entry_with_ttls(&ttl, &TTL_FOREVER, &attr, Generation(0));
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(encode(errno)),
         }
     }
 
-    fn reply_attr(&self, req: &Request, node: Result<Node, Errno>, reply: ReplyAttr) {
-        match node {
-            Ok(node) => {
-                let (lasts, attr) = self.attributes(&node.stat(&self.engine, caller(req)));
-                reply.attr(&lasts, &attr);
+    fn reply_attr(&self, result: Result<Stat, nix::errno::Errno>, reply: ReplyAttr) {
+        match result {
+            Ok(stat) => {
+                let (ttl, attr) = self.attributes(&stat);
+                reply.attr(&ttl, &attr);
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(encode(errno)),
         }
     }
 
-    /// Takes no more commands through the file.
-    fn refuse(&self, fh: FileHandle) {
-        if self.files.mark_truncated(fh.into()) {
-            self.engine.note_rest(fh.into());
-        }
-    }
-
-    /// Owner and mode; a truncation means nothing on a control file, and times nothing anywhere.
-    fn change(
+    fn unsupported(
         &self,
-        caller: Caller,
-        node: Node,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: bool,
-    ) -> Result<(), Errno> {
-        if size && !node.is_writable() {
-            return Err(Errno::EINVAL);
-        }
-        if mode.is_none() && uid.is_none() && gid.is_none() {
-            return Ok(());
-        }
-        let old = node.attributes(&self.engine);
-        let new = Attributes {
-            uid: uid.unwrap_or(old.uid),
-            gid: gid.unwrap_or(old.gid),
-            mode: mode.map_or(old.mode, |mode| (mode & 0o7777) as u16),
-        };
-        self.engine.set_attributes(caller, node.id(), new).map_err(|refusal| errno(&refusal))
-    }
-
-    fn take(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        data: &[u8],
-        flags: OpenFlags,
-    ) -> Result<(), Errno> {
-        let (node, caller) = (self.opened(ino)?, caller(req));
-        if self.files.is_truncated(fh.into()) {
-            self.engine.refused(caller, &Refusal::Rest);
-            return Err(errno(&Refusal::Rest));
-        }
-        let request = WriteRequest {
-            data,
-            opener: OpenFiles::opener(fh.into()),
-            read_write: flags.acc_mode() == OpenAccMode::O_RDWR,
-        };
-        node.store(&self.engine, caller, &request).map_err(|refusal| {
-            if refusal == Refusal::TooLong {
-                self.refuse(fh);
-            }
-            errno(&refusal)
-        })
-    }
-
-    /// What kernfs answers: always readable and writable, and exceptional where the content is another than
-    /// was last read through this file.
-    fn poll_events(
-        &self,
-        ino: INodeNo,
-        fh: FileHandle,
-        notifier: Option<PollNotifier>,
-    ) -> Result<PollEvents, Errno> {
-        let ordinary =
-            PollEvents::POLLIN | PollEvents::POLLOUT | PollEvents::POLLRDNORM | PollEvents::POLLWRNORM;
-        let exceptional = ordinary | PollEvents::POLLERR | PollEvents::POLLPRI;
-        let Ok(node) = self.opened(ino) else { return Ok(exceptional) };
-        if !(node.is_volatile() && node.is_writable()) {
-            return Ok(ordinary);
-        }
-        self.engine.reap();
-        let seen = self.files.seen(fh.into());
-        let version = match notifier {
-            Some(notifier) => self.engine.changes.arm(fh.into(), ino.into(), seen, Box::new(notifier)),
-            None => self.engine.changes.version(ino.into()),
-        };
-        Ok(if version == seen { ordinary } else { exceptional })
+        req: &fuser::Request,
+        operation: &'static str,
+        object: Object<'_>,
+        errno: nix::errno::Errno,
+    ) -> Errno {
+        encode(self.operations.unsupported(decode(req), operation, object, errno))
     }
 }
 
-/// Answers a request that killed two workers; it changes nothing, so otherwise it is carried out again.
-macro_rules! admit {
-    ($fs:expr, $req:expr, $reply:expr) => {
-        if $fs.admit($req) == Admission::Deadly {
-            return $reply.error(Errno::EIO);
-        }
-    };
+fn decode(req: &fuser::Request) -> Request {
+    let (request, is_replay) = split_unique(req.unique().0);
+    Request { caller: Caller { tid: req.pid(), uid: req.uid(), request }, is_replay }
 }
 
-fn caller(req: &Request) -> Caller {
-    Caller { tid: req.pid(), uid: req.uid(), request: split_unique(req.unique().0).0 }
+fn encode(errno: nix::errno::Errno) -> Errno {
+    Errno::from_i32(errno as i32)
 }
 
-fn errno(refusal: &Refusal) -> Errno {
-    Errno::from_i32(refusal.errno() as i32)
+fn file_type(is_dir: bool) -> FileType {
+    if is_dir { FileType::Directory } else { FileType::RegularFile }
 }
 
-/// The parts of `content` that a read sees.
-fn window(content: &[u8], offset: u64, size: u32) -> &[u8] {
+/// The events of a poll, as kernfs reports them: always readable and writable, and exceptional if the content has
+/// changed since it was last read.
+fn poll_events(has_changed: bool) -> PollEvents {
+    let ordinary = PollEvents::POLLIN | PollEvents::POLLOUT | PollEvents::POLLRDNORM | PollEvents::POLLWRNORM;
+    if has_changed { ordinary | PollEvents::POLLERR | PollEvents::POLLPRI } else { ordinary }
+}
+
+/// The part of `content` that a read of `size` bytes at `offset` returns.
+fn slice(content: &[u8], offset: u64, size: u32) -> &[u8] {
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     let end = start.saturating_add(size as usize).min(content.len());
     content.get(start..end).unwrap_or_default()
 }
 
 impl Filesystem for Fs {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // What an old kernel does not offer it does without.
+    fn init(&mut self, _req: &fuser::Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Older kernels lack some of these; the error says only that.
         for wanted in
             [InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_HAS_RESEND]
         {
@@ -236,19 +133,17 @@ impl Filesystem for Fs {
         Ok(())
     }
 
-    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        admit!(self, req, reply);
-        self.reply_entry(req, self.child(parent, name), reply);
+    fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry(self.operations.lookup(decode(req), parent.into(), name), reply);
     }
 
-    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        admit!(self, req, reply);
-        self.reply_attr(req, self.node(ino), reply);
+    fn getattr(&self, req: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.reply_attr(self.operations.getattr(decode(req), ino.into()), reply);
     }
 
     fn setattr(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -264,65 +159,43 @@ impl Filesystem for Fs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let node = self.node(ino).and_then(|node| {
-            let change = || self.change(caller(req), node, mode, uid, gid, size.is_some());
-            self.once(req, change, || Ok(())).map(|()| node)
-        });
-        self.reply_attr(req, node, reply);
+        let change = AttributeChange { mode, uid, gid, truncate: size.is_some() };
+        self.reply_attr(self.operations.setattr(decode(req), ino.into(), change), reply);
     }
 
     fn mkdir(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         parent: INodeNo,
         name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.node(parent).and_then(|home| {
-            let make = || {
-                // A name that is no text is none of a pool or a list; let their rules say so.
-                let name = name.to_str().unwrap_or("\u{fffd}");
-                let made = home.make_child(&self.engine, caller(req), name).ok_or(Errno::EPERM)?;
-                made.map_err(|refusal| errno(&refusal))
-            };
-            self.once(req, make, || self.child(parent, name))
-        });
-        self.reply_entry(req, made, reply);
+        self.reply_entry(self.operations.mkdir(decode(req), parent.into(), name), reply);
     }
 
-    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let remove = || {
-            let node = self.child(parent, name)?;
-            let removed = node.remove(&self.engine, caller(req)).ok_or(Errno::EPERM)?;
-            removed.map_err(|refusal| errno(&refusal))
-        };
-        match self.once(req, remove, || Ok(())) {
+    fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match self.operations.rmdir(decode(req), parent.into(), name) {
             Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(encode(errno)),
         }
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        admit!(self, req, reply);
-        match self.node(ino) {
-            Ok(_) => {
-                let (fh, number) = self.files.open(req.uid());
-                if self.files.opened_before(number) % RESERVED_HANDLES == RESERVED_HANDLES - 1 {
-                    self.engine.reserve_handles(number);
-                }
-                // Past the page cache: content changes by itself, and a write is a command.
+    fn open(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.operations.open(decode(req), ino.into()) {
+            Ok(handle) => {
+                // Bypasses the page cache: the content changes without a write, and a write is a command.
                 let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                reply.opened(FileHandle(fh), flags);
+                reply.opened(FileHandle(handle), flags);
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(encode(errno)),
         }
     }
 
     fn read(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -331,26 +204,17 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        admit!(self, req, reply);
         let started = Instant::now();
-        let content = self.opened(ino).and_then(|node| {
-            let show = || {
-                // The version first: a change after it makes poll(2) report once more, never once less.
-                let version = self.engine.changes.version(ino.into());
-                (version, node.show(&self.engine, caller(req)).unwrap_or_default())
-            };
-            self.files.read(fh.into(), offset, show).map_err(|_stale| Errno::ESTALE)
-        });
-        match content {
-            Ok(content) => reply.data(window(&content, offset, size)),
-            Err(errno) => reply.error(errno),
+        match self.operations.read(decode(req), ino.into(), fh.into(), offset) {
+            Ok(content) => reply.data(slice(&content, offset, size)),
+            Err(errno) => reply.error(encode(errno)),
         }
-        self.engine.metrics.took(started.elapsed());
+        self.operations.count_latency(started.elapsed());
     }
 
     fn write(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         fh: FileHandle,
         _offset: u64,
@@ -361,40 +225,31 @@ impl Filesystem for Fs {
         reply: ReplyWrite,
     ) {
         let started = Instant::now();
-        let taken = self.once(req, || self.take(req, ino, fh, data, flags), || Ok(()));
-        match taken {
+        let read_write = flags.acc_mode() == OpenAccMode::O_RDWR;
+        match self.operations.write(decode(req), ino.into(), fh.into(), data, read_write) {
             Ok(()) => reply.written(data.len() as u32),
-            Err(errno) => {
-                if errno.code() == nix::errno::Errno::E2BIG as i32 {
-                    // Where the answer came from the journal, this may be all that is left to be done.
-                    self.refuse(fh);
-                }
-                reply.error(errno);
-            }
+            Err(errno) => reply.error(encode(errno)),
         }
-        self.engine.metrics.took(started.elapsed());
+        self.operations.count_latency(started.elapsed());
     }
 
     fn release(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if self.files.close(fh.into()) {
-            self.engine.note_closed(fh.into());
-        }
-        self.engine.changes.disarm(fh.into());
+        self.operations.release(decode(req), ino.into(), fh.into());
         reply.ok();
     }
 
     fn poll(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         fh: FileHandle,
         ph: PollNotifier,
@@ -402,122 +257,150 @@ impl Filesystem for Fs {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        admit!(self, req, reply);
-        if self.files.polled(fh.into(), ph.handle().0) {
-            self.engine.note_poll(fh.into(), ph.handle().0);
-        }
-        let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(ph);
-        match self.poll_events(ino, fh, notifier) {
-            Ok(events) => reply.poll(events),
-            Err(errno) => reply.error(errno),
+        let handle = ph.handle().0;
+        let notify =
+            flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then(|| Box::new(ph) as Box<dyn Notify>);
+        match self.operations.poll(decode(req), ino.into(), fh.into(), handle, notify) {
+            Ok(has_changed) => reply.poll(poll_events(has_changed)),
+            Err(errno) => reply.error(encode(errno)),
         }
     }
 
-    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        admit!(self, req, reply);
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(errno) => return reply.error(errno),
-        };
-        // The place of an entry is its node id, which stays the same whatever else comes and goes.
-        let mut entries: Vec<(u64, u64, bool, String)> =
-            vec![(1, ino.into(), true, ".".into()), (2, node.parent(&self.engine), true, "..".into())];
-        let children = node.children(&self.engine);
-        entries.extend(
-            children.into_iter().map(|(name, child)| (child.id() + 2, child.id(), child.is_dir(), name)),
-        );
-        entries.sort_unstable();
-        for (place, id, is_dir, name) in entries.into_iter().filter(|(place, ..)| *place > offset) {
-            let kind = if is_dir { FileType::Directory } else { FileType::RegularFile };
-            if reply.add(INodeNo(id), place, kind, name) {
-                break;
+    fn readdir(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        match self.operations.readdir(decode(req), ino.into(), offset) {
+            Ok(entries) => {
+                for entry in entries {
+                    if reply.add(INodeNo(entry.node), entry.offset, file_type(entry.is_dir), entry.name) {
+                        // The buffer is full; the kernel asks for the rest.
+                        break;
+                    }
+                }
+                reply.ok();
             }
+            Err(errno) => reply.error(encode(errno)),
         }
-        reply.ok();
     }
 
-    // What a control filesystem does not offer is refused as cgroupfs refuses it.
+    // The operations below do not exist on control files; they fail as they do on cgroupfs.
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(Errno::EACCES);
+        reply.error(self.unsupported(
+            req,
+            "create",
+            Object::Name(parent.into(), name),
+            nix::errno::Errno::EACCES,
+        ));
     }
 
     fn mknod(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
         mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        // A file that is made in this way is one that is created.
-        reply.error(if mode & libc::S_IFMT == libc::S_IFREG { Errno::EACCES } else { Errno::EPERM });
+        use nix::errno::Errno::{EACCES, EPERM};
+        // A regular file is refused as open(2) with O_CREAT is.
+        let errno = if mode & libc::S_IFMT == libc::S_IFREG { EACCES } else { EPERM };
+        reply.error(self.unsupported(req, "mknod", Object::Name(parent.into(), name), errno));
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
+    fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.unsupported(
+            req,
+            "unlink",
+            Object::Name(parent.into(), name),
+            nix::errno::Errno::EPERM,
+        ));
     }
 
     fn symlink(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _link_name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        link_name: &OsStr,
         _target: &Path,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        reply.error(self.unsupported(
+            req,
+            "symlink",
+            Object::Name(parent.into(), link_name),
+            nix::errno::Errno::EPERM,
+        ));
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn link(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(self.unsupported(req, "link", Object::Node(ino.into()), nix::errno::Errno::EPERM));
     }
 
     fn rename(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
         _newparent: INodeNo,
         _newname: &OsStr,
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(if flags.is_empty() { Errno::EPERM } else { Errno::EINVAL });
+        use nix::errno::Errno::{EINVAL, EPERM};
+        let errno = if flags.is_empty() { EPERM } else { EINVAL };
+        reply.error(self.unsupported(req, "rename", Object::Name(parent.into(), name), errno));
     }
 
-    fn readlink(&self, _req: &Request, _ino: INodeNo, reply: ReplyData) {
-        reply.error(Errno::EINVAL);
+    fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
+        reply.error(self.unsupported(req, "readlink", Object::Node(ino.into()), nix::errno::Errno::EINVAL));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         _fh: FileHandle,
         _offset: u64,
         _length: u64,
         _mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        reply.error(self.unsupported(
+            req,
+            "fallocate",
+            Object::Node(ino.into()),
+            nix::errno::Errno::EOPNOTSUPP,
+        ));
     }
 
     fn ioctl(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &fuser::Request,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
         _cmd: u32,
@@ -525,15 +408,15 @@ impl Filesystem for Fs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        reply.error(self.unsupported(req, "ioctl", Object::Node(ino.into()), nix::errno::Errno::ENOTTY));
     }
 
-    // These ENOSYS are asked for once; from then on the kernel answers by itself: nothing to flush or sync,
-    // extended attributes are not supported, and it seeks alone.
+    // The kernel takes ENOSYS as an answer for all later requests of the same kind, and does not send them: there
+    // is nothing to flush or sync, there are no extended attributes, and it seeks without help.
 
     fn flush(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
@@ -542,17 +425,31 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &fuser::Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &fuser::Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
     fn setxattr(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         _ino: INodeNo,
         _name: &OsStr,
         _value: &[u8],
@@ -563,21 +460,21 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, _req: &fuser::Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, _req: &fuser::Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, _req: &fuser::Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _offset: i64,
@@ -585,5 +482,35 @@ impl Filesystem for Fs {
         reply: ReplyLseek,
     ) {
         reply.error(Errno::ENOSYS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_returns_the_part_of_the_content_at_its_offset() {
+        assert_eq!(slice(b"0123456789", 0, 4), b"0123");
+        assert_eq!(slice(b"0123456789", 8, 4), b"89");
+        assert_eq!(slice(b"0123456789", 10, 4), b"");
+        assert_eq!(slice(b"0123456789", u64::MAX, u32::MAX), b"");
+    }
+
+    #[test]
+    fn poll_reports_an_exceptional_event_only_after_a_change() {
+        assert!(!poll_events(false).intersects(PollEvents::POLLPRI | PollEvents::POLLERR));
+        assert!(poll_events(true).contains(PollEvents::POLLPRI | PollEvents::POLLERR));
+        for has_changed in [false, true] {
+            assert!(poll_events(has_changed).contains(PollEvents::POLLIN | PollEvents::POLLOUT));
+        }
+    }
+
+    #[test]
+    fn errnos_keep_their_number() {
+        use nix::errno::Errno;
+        for errno in [Errno::EPERM, Errno::EBUSY, Errno::ENOSPC, Errno::ESTALE, Errno::E2BIG] {
+            assert_eq!(encode(errno).code(), errno as i32);
+        }
     }
 }

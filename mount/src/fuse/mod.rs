@@ -5,6 +5,7 @@
 
 pub(crate) mod abi;
 mod adapter;
+mod operations;
 mod poll;
 mod session;
 

@@ -1,6 +1,7 @@
 //! The daemon: mounting, state on disk, faults, restarts and upgrades.
 
 pub mod damage;
+pub mod diagnostics;
 pub mod faults;
 pub mod full_disk;
 pub mod import;

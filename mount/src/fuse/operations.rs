@@ -1,0 +1,405 @@
+//! The operations of the filesystem, without fuser's types.
+//!
+//! Owns what all requests share: a request is carried out once even if the kernel sends it again, open files, and
+//! the DEBUG line per request. Does not know how requests and replies are encoded, or what is in a file.
+//!
+//! Nothing here blocks without a bound, and nothing here accesses the mount: that would wait for this process.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::engine::{Admission, Attributes, Caller, Engine, Notify, RESERVED_HANDLES};
+use crate::handles::OpenFiles;
+use crate::model::refusal::Refusal;
+use crate::tree::{Content, Node, ROOT, Stat, WriteRequest};
+
+/// Who sends a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) caller: Caller,
+    /// Whether the kernel sends the request again because a worker died before it answered.
+    pub(super) is_replay: bool,
+}
+
+/// The object of a request, for the DEBUG line.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Object<'a> {
+    Node(u64),
+    /// A name in the directory with this node ID.
+    Name(u64, &'a OsStr),
+}
+
+/// Why an operation failed.
+#[derive(Debug)]
+enum Failure {
+    /// The answer has an explanation, which `self/last_error` shows.
+    Refused(Refusal),
+    /// The kernel or the client asked for something that control files do not have.
+    Errno(Errno),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+/// What setattr(2) and its relatives change; `None` leaves a value as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AttributeChange {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    /// Whether the file is truncated.
+    pub(super) truncate: bool,
+}
+
+/// One entry of a directory listing.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct DirEntry {
+    /// The position at which a listing continues after this entry. It depends on the node only, so it stays the
+    /// same when other entries come and go.
+    pub(super) offset: u64,
+    pub(super) node: u64,
+    pub(super) is_dir: bool,
+    pub(super) name: String,
+}
+
+/// Carries out requests.
+#[derive(Debug)]
+pub(super) struct Operations {
+    engine: Arc<Engine>,
+    files: OpenFiles,
+}
+
+impl Operations {
+    pub(super) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
+        Self { engine, files }
+    }
+
+    pub(super) fn lookup(&self, request: Request, parent: u64, name: &OsStr) -> Result<Stat, Errno> {
+        self.run(request, "lookup", Object::Name(parent, name), || {
+            Ok(self.child(parent, name)?.stat(&self.engine, request.caller))
+        })
+    }
+
+    pub(super) fn getattr(&self, request: Request, node: u64) -> Result<Stat, Errno> {
+        self.run(request, "getattr", Object::Node(node), || {
+            Ok(self.node(node)?.stat(&self.engine, request.caller))
+        })
+    }
+
+    /// Changes owner and mode. Truncation has no effect on a control file, and times cannot be changed.
+    pub(super) fn setattr(
+        &self,
+        request: Request,
+        node: u64,
+        change: AttributeChange,
+    ) -> Result<Stat, Errno> {
+        let apply = || {
+            let node = self.node(node)?;
+            self.change_attributes(request.caller, node, change)?;
+            Ok(node.stat(&self.engine, request.caller))
+        };
+        let replay = || Ok(self.node(node)?.stat(&self.engine, request.caller));
+        self.run_once(request, "setattr", Object::Node(node), apply, replay)
+    }
+
+    fn change_attributes(&self, caller: Caller, node: Node, change: AttributeChange) -> Result<(), Failure> {
+        let AttributeChange { mode, uid, gid, truncate } = change;
+        if truncate && !node.is_writable() {
+            return Err(Errno::EINVAL.into());
+        }
+        if mode.is_none() && uid.is_none() && gid.is_none() {
+            return Ok(());
+        }
+        let old = node.attributes(&self.engine);
+        let new = Attributes {
+            uid: uid.unwrap_or(old.uid),
+            gid: gid.unwrap_or(old.gid),
+            mode: mode.map_or(old.mode, |mode| (mode & 0o7777) as u16),
+        };
+        Ok(self.engine.set_attributes(caller, node.id(), new)?)
+    }
+
+    pub(super) fn mkdir(&self, request: Request, parent: u64, name: &OsStr) -> Result<Stat, Errno> {
+        let make = || {
+            // A name that is not UTF-8 cannot name a pool or a list; their rules refuse it with a reason.
+            let text = name.to_str().unwrap_or("\u{fffd}");
+            let made =
+                self.node(parent)?.make_child(&self.engine, request.caller, text).ok_or(Errno::EPERM)?;
+            Ok(made?.stat(&self.engine, request.caller))
+        };
+        let replay = || Ok(self.child(parent, name)?.stat(&self.engine, request.caller));
+        self.run_once(request, "mkdir", Object::Name(parent, name), make, replay)
+    }
+
+    pub(super) fn rmdir(&self, request: Request, parent: u64, name: &OsStr) -> Result<(), Errno> {
+        let remove = || {
+            let removed = self.child(parent, name)?.remove(&self.engine, request.caller);
+            Ok(removed.ok_or(Errno::EPERM)??)
+        };
+        self.run_once(request, "rmdir", Object::Name(parent, name), remove, || Ok(()))
+    }
+
+    /// Returns the handle of the open file.
+    pub(super) fn open(&self, request: Request, node: u64) -> Result<u64, Errno> {
+        self.run(request, "open", Object::Node(node), || {
+            self.node(node)?;
+            let (handle, number) = self.files.open(request.caller.uid);
+            if self.files.opened_before(number) % RESERVED_HANDLES == RESERVED_HANDLES - 1 {
+                self.engine.reserve_handles(number);
+            }
+            Ok(handle)
+        })
+    }
+
+    /// Returns the whole content, of which a read at `offset` sees a part.
+    pub(super) fn read(
+        &self,
+        request: Request,
+        node: u64,
+        handle: u64,
+        offset: u64,
+    ) -> Result<Content, Errno> {
+        self.run(request, "read", Object::Node(node), || {
+            let file = self.opened(node)?;
+            let show = || {
+                // The version first: a change after it makes poll(2) report once too often, never once too few.
+                let version = self.engine.changes.version(node);
+                (version, file.show(&self.engine, request.caller).unwrap_or_default())
+            };
+            self.files.read(handle, offset, show).map_err(|_stale| Errno::ESTALE.into())
+        })
+    }
+
+    /// Applies one write(2), which is one command. `read_write`: the file is open for reading too.
+    pub(super) fn write(
+        &self,
+        request: Request,
+        node: u64,
+        handle: u64,
+        data: &[u8],
+        read_write: bool,
+    ) -> Result<(), Errno> {
+        let apply = || {
+            let file = self.opened(node)?;
+            if self.files.is_truncated(handle) {
+                self.engine.refused(request.caller, &Refusal::Rest);
+                return Err(Refusal::Rest.into());
+            }
+            let command = WriteRequest { data, opener: OpenFiles::opener(handle), read_write };
+            Ok(file.store(&self.engine, request.caller, &command)?)
+        };
+        let result = self.run_once(request, "write", Object::Node(node), apply, || Ok(()));
+        // After a command that was too long, the next write(2) is its rest and must not be taken for a command. This
+        // is done for a replayed answer too: the worker before may have died between its record and its answer.
+        if result == Err(Errno::E2BIG) && self.files.mark_truncated(handle) {
+            self.engine.note_rest(handle);
+        }
+        result
+    }
+
+    pub(super) fn release(&self, request: Request, node: u64, handle: u64) {
+        let _ = self.run(request, "release", Object::Node(node), || {
+            if self.files.close(handle) {
+                self.engine.note_closed(handle);
+            }
+            self.engine.changes.disarm(handle);
+            Ok(())
+        });
+    }
+
+    /// Whether the content differs from what was last read through this file. If it does not, `notify` (if any) is
+    /// called when it does. `poll_handle` identifies the poller for the kernel.
+    pub(super) fn poll(
+        &self,
+        request: Request,
+        node: u64,
+        handle: u64,
+        poll_handle: u64,
+        notify: Option<Box<dyn Notify>>,
+    ) -> Result<bool, Errno> {
+        self.run(request, "poll", Object::Node(node), || {
+            if self.files.polled(handle, poll_handle) {
+                self.engine.note_poll(handle, poll_handle);
+            }
+            let Ok(file) = self.opened(node) else { return Ok(true) };
+            if !(file.is_volatile() && file.is_writable()) {
+                return Ok(false);
+            }
+            self.engine.reap();
+            let seen = self.files.seen(handle);
+            let version = match notify {
+                Some(notify) => self.engine.changes.arm(handle, node, seen, notify),
+                None => self.engine.changes.version(node),
+            };
+            Ok(version != seen)
+        })
+    }
+
+    /// Returns the entries of a directory that come after `offset`.
+    pub(super) fn readdir(&self, request: Request, node: u64, offset: u64) -> Result<Vec<DirEntry>, Errno> {
+        self.run(request, "readdir", Object::Node(node), || {
+            let directory = self.node(node)?;
+            let dots = [(1, node, "."), (2, directory.parent(&self.engine), "..")];
+            let dots =
+                dots.map(|(offset, node, name)| DirEntry { offset, node, is_dir: true, name: name.into() });
+            let children = directory.children(&self.engine).into_iter().map(|(name, child)| {
+                // Node IDs start at 1, and the dots have the offsets 1 and 2.
+                DirEntry { offset: child.id() + 2, node: child.id(), is_dir: child.is_dir(), name }
+            });
+            let mut entries: Vec<_> =
+                dots.into_iter().chain(children).filter(|e| e.offset > offset).collect();
+            entries.sort_unstable();
+            Ok(entries)
+        })
+    }
+
+    /// An operation that control files do not have.
+    pub(super) fn unsupported(
+        &self,
+        request: Request,
+        operation: &'static str,
+        object: Object<'_>,
+        errno: Errno,
+    ) -> Errno {
+        let _ = self.answer(request, operation, object, || Err::<(), _>(errno.into()));
+        errno
+    }
+
+    /// Counts the time that a request took.
+    pub(super) fn count_latency(&self, latency: Duration) {
+        self.engine.metrics.took(latency);
+    }
+
+    fn node(&self, id: u64) -> Result<Node, Errno> {
+        Node::of(&self.engine, id).ok_or(Errno::ESTALE)
+    }
+
+    /// The node of an open file, which may have been removed since it was opened.
+    fn opened(&self, id: u64) -> Result<Node, Errno> {
+        Node::of(&self.engine, id).ok_or(Errno::ENODEV)
+    }
+
+    fn child(&self, parent: u64, name: &OsStr) -> Result<Node, Errno> {
+        let parent = self.node(parent)?;
+        name.to_str().and_then(|name| parent.child(&self.engine, name)).ok_or(Errno::ENOENT)
+    }
+
+    /// Carries out a request that changes nothing. If the kernel sends it again it is simply carried out again,
+    /// unless it killed two workers.
+    fn run<T>(
+        &self,
+        request: Request,
+        operation: &'static str,
+        object: Object<'_>,
+        work: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Errno> {
+        self.answer(request, operation, object, || match self.admit(request) {
+            Admission::Deadly => Err(Errno::EIO.into()),
+            Admission::New | Admission::Answered(_) => work(),
+        })
+    }
+
+    /// Carries out a request that changes something, unless an earlier worker has done so. Then `replay` returns
+    /// the answer again.
+    fn run_once<T>(
+        &self,
+        request: Request,
+        operation: &'static str,
+        object: Object<'_>,
+        change: impl FnOnce() -> Result<T, Failure>,
+        replay: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Errno> {
+        self.answer(request, operation, object, || match self.admit(request) {
+            Admission::New => change(),
+            Admission::Answered(None) => replay(),
+            Admission::Answered(Some(errno)) => Err(errno.into()),
+            Admission::Deadly => Err(Errno::EIO.into()),
+        })
+    }
+
+    fn admit(&self, request: Request) -> Admission {
+        self.engine.admit(request.caller.request, request.is_replay)
+    }
+
+    /// Does the work of a request and logs it.
+    fn answer<T>(
+        &self,
+        request: Request,
+        operation: &'static str,
+        object: Object<'_>,
+        work: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Errno> {
+        // Before the work: afterwards the object may have gone.
+        let logged = log::log_enabled!(log::Level::Debug).then(|| (self.path(object), Instant::now()));
+        let result = work().map_err(|failure| match failure {
+            Failure::Refused(refusal) => refusal.errno(),
+            Failure::Errno(errno) => errno,
+        });
+        if let Some((path, started)) = logged {
+            log_request(request, operation, &path, result.as_ref().err().copied(), started.elapsed());
+        }
+        result
+    }
+
+    /// The path of an object below the mount point; only for the log. Looked up in the tree, because accessing the
+    /// mount would wait for this process.
+    fn path(&self, object: Object<'_>) -> String {
+        match object {
+            Object::Node(node) => self.node_path(node),
+            Object::Name(parent, name) => {
+                format!("{}/{}", self.node_path(parent).trim_end_matches('/'), name.to_string_lossy())
+            }
+        }
+    }
+
+    fn node_path(&self, id: u64) -> String {
+        if id == ROOT {
+            return "/".into();
+        }
+        let mut path = String::new();
+        let mut node = id;
+        // The tree is four levels deep; the bound is for a list that moves away meanwhile.
+        for _ in 0..8 {
+            if node == ROOT {
+                return path;
+            }
+            let Some(parent) = Node::of(&self.engine, node).map(|node| node.parent(&self.engine)) else {
+                break;
+            };
+            let siblings = Node::of(&self.engine, parent).map(|parent| parent.children(&self.engine));
+            let name = siblings.into_iter().flatten().find(|(_, child)| child.id() == node);
+            let Some((name, _)) = name else { break };
+            path = format!("/{name}{path}");
+            node = parent;
+        }
+        // Removed, but still open.
+        format!("node {id}")
+    }
+}
+
+/// Writes the DEBUG line of a request. The kernel names the thread that made the system call; for a process with one
+/// thread that is its PID.
+fn log_request(request: Request, operation: &str, path: &str, errno: Option<Errno>, took: Duration) {
+    let Request { caller, is_replay } = request;
+    let outcome = errno.map_or_else(|| "ok".to_owned(), |errno| format!("{errno:?}"));
+    log::debug!(
+        "request id={} op={operation} path={path:?} pid={} uid={} outcome={outcome} us={}{}",
+        caller.request,
+        caller.tid,
+        caller.uid,
+        took.as_micros(),
+        if is_replay { " replayed" } else { "" },
+    );
+}
