@@ -32,7 +32,9 @@ fn debug_logs_one_line_per_request() {
     assert!(unlink.iter().any(|line| line.contains(" outcome=EPERM ")), "{unlink:?}");
     // The next worker logs too.
     mount.replace_worker();
-    until("it logs", || requests(&mount, "read", "/info/version").iter().any(|line| line.contains("outcome=ok")));
+    until("it logs", || {
+        requests(&mount, "read", "/info/version").iter().any(|line| line.contains("outcome=ok"))
+    });
 }
 
 #[test]
