@@ -28,8 +28,8 @@ fn program() {
         ("client-of-nobody", claims::rewrites::client_of_nobody),
         ("headless", claims::death::headless),
         ("threads", claims::masks::sleeping_threads),
-        ("restless", claims::masks::restless),
-        ("willful", claims::masks::willful),
+        ("thread-spawner", claims::masks::thread_spawner),
+        ("mask-widener", claims::masks::mask_widener),
         ("writer", claims::exclusive::writer),
     ]);
 }

@@ -1,7 +1,6 @@
-//! Eight clients work while the worker is killed ten times a second and the program is replaced under the mount.
-//! Books are kept from what the clients were told alone. `scripts/soak` runs it for long. Beside them, and for
-//! the same minute, `kcm reconcile --interval` looks on at another daemon, and a third one is restarted a thousand
-//! times.
+//! Eight clients work while the worker is killed ten times per second and the program is replaced under the mount.
+//! The test counts only the answers that the clients got. `scripts/soak` runs it for longer. In the same minute,
+//! other tests run `kcm reconcile --interval` on another daemon and restart a third daemon a thousand times.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,38 +20,38 @@ use nix::sys::signal::Signal;
 const BEAT: Duration = Duration::from_millis(100);
 /// Between two upgrades.
 const UPGRADES: Duration = Duration::from_secs(10);
-/// What takes less is no pause.
+/// A shorter time is not counted as a pause.
 const BRIEF: Duration = Duration::from_micros(500);
 
-/// What the clients were told, and what that proves.
+/// The answers that the clients got, and the errors that they prove.
 #[derive(Default)]
-struct Books {
+struct Ledger {
     operations: AtomicU64,
-    /// Reads that could not go on, as they may not after a restart, and were begun anew.
+    /// Reads that could not continue after a restart, which is allowed, and started again.
     stale: AtomicU64,
-    /// Requests that were in hand at two deaths.
+    /// Requests that were in flight at two deaths.
     given_up: Mutex<BTreeMap<String, u64>>,
     errors: Mutex<Vec<String>>,
-    /// Acknowledged, and not there.
+    /// Acknowledged, but not there.
     lost: Mutex<Vec<String>>,
-    /// Undone, and there again.
+    /// Undone, but there again.
     twice: Mutex<Vec<String>>,
-    /// Who is on the exclusive list.
+    /// The client on the exclusive list.
     holder: Mutex<Option<usize>>,
     two_holders: AtomicU64,
     /// Operations that took longer than [`BRIEF`].
     pauses: Mutex<Vec<(Instant, Instant)>>,
-    /// Of those that change the configuration: they wait for the disk, too.
+    /// Of operations that change the configuration: these also wait for the disk.
     pauses_with_disk: Mutex<Vec<(Instant, Instant)>>,
     stop: AtomicBool,
 }
 
-impl Books {
+impl Ledger {
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Carries an operation out and notes what came of it. None: it was given up.
+    /// Carries out an operation and records its result. `None`: the daemon gave it up.
     fn note<T>(
         &self,
         what: &str,
@@ -95,7 +94,7 @@ impl Books {
         matches!(self.note(what, &[], act), Some(Ok(())))
     }
 
-    /// Whether the task is in the file, where it should be, or should not.
+    /// Checks whether the task is in the file.
     fn expect(&self, file: &Path, task: u32, expected: bool) {
         let read = || {
             let mut bytes = vec![0; 65536];
@@ -111,65 +110,65 @@ impl Books {
     }
 }
 
-/// Claims the exclusive list against others, and leaves it again, by a release or a move.
-fn contend(books: &Books, mount: &Mount, me: usize, task: u32) {
+/// Claims the exclusive list against other clients and leaves it again, by a release or a move.
+fn contend(ledger: &Ledger, mount: &Mount, me: usize, task: u32) {
     let (pool, list) = (mount.pool("dataplane").join("tasks"), mount.tasks("dataplane", "0"));
     let shared = mount.tasks("shared", "1");
     let mut turn = me;
-    while books.goes_on() {
+    while ledger.goes_on() {
         turn += 1;
         let file = if turn.is_multiple_of(2) { &pool } else { &list };
         let claim = || write(file, task.to_string());
-        if !matches!(books.note("claim of the exclusive list", &[Errno::EBUSY], claim), Some(Ok(()))) {
+        if !matches!(ledger.note("claim of the exclusive list", &[Errno::EBUSY], claim), Some(Ok(()))) {
             continue;
         }
-        if books.holder.lock().unwrap().replace(me).is_some() {
-            books.two_holders.fetch_add(1, Ordering::Relaxed);
+        if ledger.holder.lock().unwrap().replace(me).is_some() {
+            ledger.two_holders.fetch_add(1, Ordering::Relaxed);
         }
         if masks(task) != ["0"] {
-            books.lost.lock().unwrap().push(format!("the mask of {task}: {:?}", masks(task)));
+            ledger.lost.lock().unwrap().push(format!("the mask of {task}: {:?}", masks(task)));
         }
-        books.expect(&list, task, true);
-        // From the moment on that it asks to leave it may be off.
-        *books.holder.lock().unwrap() = None;
+        ledger.expect(&list, task, true);
+        // As soon as the client asks to leave, it may be off the list.
+        *ledger.holder.lock().unwrap() = None;
         if turn.is_multiple_of(3) {
-            while !books.done("move", || write(&shared, task.to_string())) && books.goes_on() {}
-            books.expect(&shared, task, true);
-            books.expect(&list, task, false);
+            while !ledger.done("move", || write(&shared, task.to_string())) && ledger.goes_on() {}
+            ledger.expect(&shared, task, true);
+            ledger.expect(&list, task, false);
         }
         for file in [&list, &shared] {
-            while !books.done("release", || write(file, format!("-{task}"))) && books.goes_on() {}
+            while !ledger.done("release", || write(file, format!("-{task}"))) && ledger.goes_on() {}
         }
-        if books.goes_on() {
-            books.expect(&list, task, false);
-            books.expect(&shared, task, false);
+        if ledger.goes_on() {
+            ledger.expect(&list, task, false);
+            ledger.expect(&shared, task, false);
         }
     }
-    // Whatever was given up last.
+    // If the last release was given up.
     for file in [&list, &shared] {
         write(file, format!("-{task}")).expect("the last release");
     }
 }
 
-fn share(books: &Books, mount: &Mount, task: u32) {
+fn share(ledger: &Ledger, mount: &Mount, task: u32) {
     let file = mount.tasks("shared", "1");
-    while books.goes_on() {
-        if books.done("claim", || write(&file, task.to_string())) {
-            books.expect(&file, task, true);
+    while ledger.goes_on() {
+        if ledger.done("claim", || write(&file, task.to_string())) {
+            ledger.expect(&file, task, true);
         }
-        if books.done("release", || write(&file, format!("-{task}"))) {
-            books.expect(&file, task, false);
+        if ledger.done("release", || write(&file, format!("-{task}"))) {
+            ledger.expect(&file, task, false);
         }
     }
     write(&file, format!("-{task}")).expect("the last release");
 }
 
-fn configure(books: &Books, mount: &Mount) {
+fn configure(ledger: &Ledger, mount: &Mount) {
     let (pool, exclusive) = (mount.pool("made"), mount.pool("made").join("exclusive"));
-    // What was given up was not done.
+    // An operation that was given up has had no effect.
     let until_done =
-        |what: &str, act: &dyn Fn() -> io::Result<()>| while !books.done(what, act) && books.goes_on() {};
-    while books.goes_on() {
+        |what: &str, act: &dyn Fn() -> io::Result<()>| while !ledger.done(what, act) && ledger.goes_on() {};
+    while ledger.goes_on() {
         until_done("mkdir", &|| fs::create_dir(&pool));
         until_done("exclusive", &|| write(&exclusive, "1"));
         until_done("rmdir", &|| fs::remove_dir(&pool));
@@ -177,8 +176,8 @@ fn configure(books: &Books, mount: &Mount) {
     let _ = fs::remove_dir(&pool);
 }
 
-/// Two clients in bash: one claims by `echo $$`, one rewrites the file as the programs of 2017 did. Each counts
-/// its operations and names what went wrong; a read that is stale is done again.
+/// Two clients in bash: one claims by `echo $$`, one rewrites the file as legacy programs do. Each counts its
+/// operations and reports errors; it repeats a stale read.
 const BASH: [&str; 2] = [
     r#"
     f=$C/pools/shared/1/tasks
@@ -208,7 +207,7 @@ const BASH: [&str; 2] = [
 ];
 
 fn bash(mount: &Mount, stop: &Path, line: &str) -> Child {
-    // A message of read alone is that of a stale read; its line is then empty or whole.
+    // If only read prints a message, the read was stale; its line is then empty or complete.
     let begin = r#"
     n=0
     wrong() { echo "wrong: $*" ; }
@@ -219,43 +218,45 @@ fn bash(mount: &Mount, stop: &Path, line: &str) -> Child {
     command.env("STOP", stop).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bash")
 }
 
-/// What came of the two in bash.
-fn collect(books: &Books, child: Child) {
+/// Adds the results of the two clients in bash.
+fn collect(ledger: &Ledger, child: Child) {
     let output = child.wait_with_output().expect("bash");
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     for line in out.lines() {
         match line.split_once(": ") {
             Some(("operations", n)) => {
-                books.operations.fetch_add(n.parse().unwrap(), Ordering::Relaxed);
+                ledger.operations.fetch_add(n.parse().unwrap(), Ordering::Relaxed);
             }
-            Some(("wrong", what)) if what.starts_with("lost") => books.lost.lock().unwrap().push(line.into()),
+            Some(("wrong", what)) if what.starts_with("lost") => {
+                ledger.lost.lock().unwrap().push(line.into())
+            }
             Some(("wrong", what)) if what.starts_with("twice") => {
-                books.twice.lock().unwrap().push(line.into())
+                ledger.twice.lock().unwrap().push(line.into())
             }
-            // Its message tells more.
+            // The message on standard error says more.
             Some(("wrong", _)) => {}
-            _ => books.errors.lock().unwrap().push(line.into()),
+            _ => ledger.errors.lock().unwrap().push(line.into()),
         }
     }
     for line in err.lines() {
         if line.ends_with("Input/output error") {
-            books.give_up("in bash");
+            ledger.give_up("in bash");
         } else {
-            books.errors.lock().unwrap().push(line.into());
+            ledger.errors.lock().unwrap().push(line.into());
         }
     }
 }
 
-/// Kills the worker again and again, and upgrades now and then. Gives the moments of each kind.
-fn torment(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<Instant>> {
+/// Kills the worker again and again, with an upgrade now and then. Returns the moments of each kind.
+fn kill_and_upgrade(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<Instant>> {
     let copy = mount.home().join("kcm");
     assert!(Command::new("cp").arg(KCM).arg(&copy).status().unwrap().success());
     let mut moments: BTreeMap<&str, Vec<Instant>> = BTreeMap::new();
     let (end, mut upgrade) = (Instant::now() + Duration::from_secs(seconds), Instant::now() + UPGRADES / 2);
     let (mut n, mut upgrades) = (0, 0);
     while Instant::now() < end {
-        // It has to serve for a moment before it is killed: one that dies at once is started again with a pause, and
-        // what is in hand at two deaths is given up. One that is stopped has served.
+        // The worker must serve for a moment before it is killed: a worker that dies at once is restarted after a
+        // pause, and requests in flight at two deaths are given up. A stopped worker has served.
         let is_stopped = n % 50 == 25;
         if !is_stopped {
             fs::read(mount.conf().join("self/claim")).expect("a read");
@@ -285,10 +286,10 @@ fn torment(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<Instant>> 
     moments
 }
 
-/// The longest that a client waited, for each of the moments: in milliseconds, ascending.
+/// The longest wait of a client for each of the moments, in milliseconds, ascending.
 fn waits(pauses: &[(Instant, Instant)], moments: &[Instant]) -> Vec<f64> {
     let wait = |moment: &Instant| {
-        // What begins while nobody serves waits, too; and it may take a moment until nobody does.
+        // Operations that begin while no worker serves wait, too; it may take a moment until no worker serves.
         let concerned = pauses.iter().filter(|(from, to)| to > moment && *from < *moment + BEAT);
         let waits = concerned.map(|(from, to)| to.duration_since(*from.max(moment)));
         waits.max().unwrap_or_default().as_secs_f64() * 1e3
@@ -299,7 +300,7 @@ fn waits(pauses: &[(Instant, Instant)], moments: &[Instant]) -> Vec<f64> {
 }
 
 #[test]
-fn whatever_dies_no_client_sees_an_error_and_nothing_is_lost_or_done_twice() {
+fn no_death_loses_or_repeats_an_operation() {
     let seconds = std::env::var("KCM_SOAK_SECONDS").map_or(60, |seconds| seconds.parse().expect("a number"));
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
@@ -307,43 +308,43 @@ fn whatever_dies_no_client_sees_an_error_and_nothing_is_lost_or_done_twice() {
     let cgroup = Cgroup::new();
     let tasks: Vec<Sleeper> = (0..5).map(|_| Sleeper::new()).collect();
     tasks.iter().for_each(|task| cgroup.add(task.pid()));
-    let books = Books::default();
+    let ledger = Ledger::default();
     let stop = mount.home().join("stop");
     let moments = std::thread::scope(|scope| {
-        let (books, mount) = (&books, &mount);
+        let (ledger, mount) = (&ledger, &mount);
         for (me, task) in tasks.iter().enumerate() {
             let task = task.pid();
             match me {
-                0..3 => scope.spawn(move || contend(books, mount, me, task)),
-                _ => scope.spawn(move || share(books, mount, task)),
+                0..3 => scope.spawn(move || contend(ledger, mount, me, task)),
+                _ => scope.spawn(move || share(ledger, mount, task)),
             };
         }
-        scope.spawn(|| configure(books, mount));
+        scope.spawn(|| configure(ledger, mount));
         let shells = BASH.map(|line| bash(mount, &stop, line));
-        let tormented = scope.spawn(|| torment(mount, seconds)).join();
-        books.stop.store(true, Ordering::Relaxed);
+        let moments = scope.spawn(|| kill_and_upgrade(mount, seconds)).join();
+        ledger.stop.store(true, Ordering::Relaxed);
         fs::write(&stop, "").unwrap();
-        shells.into_iter().for_each(|shell| collect(books, shell));
-        tormented.expect("the tormentor")
+        shells.into_iter().for_each(|shell| collect(ledger, shell));
+        moments.expect("the thread that kills")
     });
     let count = |list: &Mutex<Vec<String>>| list.lock().unwrap().len();
     let kills: usize = moments.values().map(Vec::len).sum();
     println!("seconds                        {seconds}");
-    println!("operations                     {}", books.operations.load(Ordering::Relaxed));
+    println!("operations                     {}", ledger.operations.load(Ordering::Relaxed));
     println!("kills                          {kills}");
     for (what, moments) in &moments {
         println!("  {what:<28} {}", moments.len());
     }
-    println!("client errors                  {}", count(&books.errors));
-    let given_up = books.given_up.lock().unwrap();
+    println!("client errors                  {}", count(&ledger.errors));
+    let given_up = ledger.given_up.lock().unwrap();
     println!("given up (EIO)                 {} {given_up:?}", given_up.values().sum::<u64>());
-    println!("reads begun anew (ESTALE)      {}", books.stale.load(Ordering::Relaxed));
-    println!("acknowledged and lost          {}", count(&books.lost));
-    println!("applied twice                  {}", count(&books.twice));
-    println!("two on one exclusive list      {}", books.two_holders.load(Ordering::Relaxed));
+    println!("reads begun anew (ESTALE)      {}", ledger.stale.load(Ordering::Relaxed));
+    println!("acknowledged and lost          {}", count(&ledger.lost));
+    println!("applied twice                  {}", count(&ledger.twice));
+    println!("two on one exclusive list      {}", ledger.two_holders.load(Ordering::Relaxed));
     for (pauses, beside) in [
-        (&books.pauses, ""),
-        (&books.pauses_with_disk, "   of one that configures, and waits for the disk, too"),
+        (&ledger.pauses, ""),
+        (&ledger.pauses_with_disk, "   of one that configures, and waits for the disk, too"),
     ] {
         for (what, moments) in &moments {
             let waits = waits(&pauses.lock().unwrap(), moments);
@@ -356,17 +357,17 @@ fn whatever_dies_no_client_sees_an_error_and_nothing_is_lost_or_done_twice() {
             );
         }
     }
-    for list in [&books.errors, &books.lost, &books.twice] {
+    for list in [&ledger.errors, &ledger.lost, &ledger.twice] {
         let list = list.lock().unwrap();
         assert!(list.is_empty(), "{} of them, first: {:?}", list.len(), &list[..list.len().min(5)]);
     }
-    assert_eq!(books.two_holders.load(Ordering::Relaxed), 0);
-    // All have left, and the daemon is as on the first day.
+    assert_eq!(ledger.two_holders.load(Ordering::Relaxed), 0);
+    // All clients have left, and the daemon is as at its start.
     for file in [mount.tasks("dataplane", "0"), mount.tasks("shared", "1")] {
         assert_eq!(fs::read_to_string(file).unwrap(), "");
     }
     assert_eq!(tasks.iter().map(|task| masks(task.pid())).collect::<Vec<_>>(), vec![["0-1"]; 5]);
     assert_eq!(mount.daemons().len(), 2);
     let claims = fs::metadata(mount.state().join("claims")).unwrap().len();
-    assert!(claims < 8 << 20, "the log of claims has {claims} bytes");
+    assert!(claims < 8 << 20, "the claims log has {claims} bytes");
 }

@@ -1,5 +1,5 @@
-//! The daemon is killed at random moments while several clients claim, move, release and configure: what was
-//! acknowledged is there when it is back, and no exclusive list ever has two.
+//! The daemon is killed at random moments while several clients claim, move, release and configure: everything
+//! acknowledged is there after the restart, and an exclusive list never has two tasks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,11 +13,11 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long there is load.
+/// How long the load lasts.
 const LOAD: Duration = Duration::from_secs(6);
 const LISTS: [(&str, &str); 2] = [("excl", "0"), ("shared", "1")];
 
-/// Numbers that look random (xorshift).
+/// Pseudo-random numbers (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -29,7 +29,7 @@ impl Random {
     }
 }
 
-/// What may be, as far as its one client knows: more than one thing where an answer failed to come.
+/// The possible states, as far as its one client knows: more than one if an answer is missing.
 #[derive(Debug, Default)]
 struct Known<T>(BTreeSet<T>);
 
@@ -41,7 +41,7 @@ impl<T: Ord + Copy + std::fmt::Debug> Known<T> {
     fn learn(&mut self, result: &io::Result<()>, value: T) {
         match result {
             Ok(()) => *self = Self::is(value),
-            // It was refused, and nothing has happened.
+            // It was refused and nothing has happened.
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {}
             Err(_) => {
                 self.0.insert(value);
@@ -55,7 +55,7 @@ impl<T: Ord + Copy + std::fmt::Debug> Known<T> {
     }
 }
 
-/// A task that one client claims, moves and releases; and the list on which it is, of [`LISTS`].
+/// A task that one client claims, moves and releases, and its list, an index of [`LISTS`].
 struct Claimed {
     task: Sleeper,
     list: Known<Option<usize>>,
@@ -67,7 +67,7 @@ struct World {
     tasks: Vec<Mutex<Claimed>>,
     /// Whether the list `shared 2-3` is there.
     configured: Mutex<Known<bool>>,
-    /// Held by clients while they ask, by whoever looks at everything while nobody may.
+    /// Clients hold it for reading during an operation, the checker for writing while it compares everything.
     gate: RwLock<()>,
     is_over: AtomicBool,
     acknowledged: Mutex<u64>,
@@ -93,7 +93,7 @@ impl World {
                     if list.0.iter().all(|list| list.is_none_or(|list| list == on)) {
                         list.learn(&result, None);
                     } else {
-                        // Where it may be elsewhere, a release here says nothing.
+                        // If the task may be elsewhere, a release here shows nothing.
                         list.0.insert(None);
                     }
                     result
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// Nobody is on the way anywhere: everything has to be as it was acknowledged.
+    /// No operation is in flight: everything must be as acknowledged.
     fn check(&self) {
         let _gate = self.gate.write().unwrap();
         let there = self.mount.pool("shared").join("2-3").exists();
@@ -136,14 +136,14 @@ impl World {
     }
 }
 
-/// As [`crate::harness::write`], for a mount that may not be there.
+/// As [`crate::harness::write`], for a mount that may be gone.
 fn write(mount: &Mount, pool: &str, list: &str, text: &str) -> io::Result<()> {
     crate::harness::write(&mount.tasks(pool, list), text)
 }
 
 #[test]
-fn under_load_nothing_acknowledged_is_lost_and_nothing_is_granted_twice() {
-    let (mount, machine) = (Mount::not_mounted(), Machine::of_2017());
+fn no_kill_under_load_loses_or_repeats_a_claim() {
+    let (mount, machine) = (Mount::not_mounted(), Machine::legacy_example());
     mount.start_on(&machine);
     mount.make_pool("excl", true, &["0"]);
     mount.make_pool("shared", false, &["1"]);
@@ -161,7 +161,7 @@ fn under_load_nothing_acknowledged_is_lost_and_nothing_is_granted_twice() {
     let (mut workers, mut daemons) = (0, 0);
     let end = Instant::now() + LOAD;
     std::thread::scope(|scope| {
-        // Also when a check fails: the clients end, and with them the scope.
+        // Also if a check fails: then the clients end, and the scope with them.
         struct Over<'a>(&'a AtomicBool);
         impl Drop for Over<'_> {
             fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! What a thousand restarts cost in the long run: nothing.
+//! A thousand restarts must not make anything grow.
 
 use std::fs;
 use std::time::Duration;
@@ -21,7 +21,7 @@ struct Size {
 }
 
 fn size(mount: &Mount) -> Size {
-    let both = [mount.keeper(), mount.worker().unwrap()];
+    let both = [mount.supervisor(), mount.worker().unwrap()];
     let mut state: Vec<String> =
         fs::read_dir(mount.state()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     state.sort();
@@ -29,7 +29,8 @@ fn size(mount: &Mount) -> Size {
         descriptors: both.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()),
         threads: both.map(|pid| proc_number(&format!("/proc/{pid}/status"), "Threads")),
         memory: both.map(|pid| {
-            // Pages of the program are its own or shared by whoever else runs it just then: they do not count.
+            // Pages of the program are private or shared, depending on the other processes that run it, so they do
+            // not count.
             proc_number(&format!("/proc/{pid}/smaps_rollup"), "Private_Dirty").expect("a process")
         }),
         state,
@@ -44,11 +45,11 @@ fn a_thousand_restarts_make_nothing_grow() {
     let serve = |n: usize| {
         let sign = if n.is_multiple_of(2) { "" } else { "-" };
         write(&mount.tasks("shared", "0"), format!("{sign}{}", task.pid())).unwrap();
-        // A refusal and an open file, too.
+        // With a refusal and an open file.
         write(&mount.tasks("shared", "1"), "nonsense").unwrap_err();
         mount.read("info/events");
     };
-    // The newest events are kept for every worker to show: at first there are as many as ever.
+    // Every worker shows the newest events: from the start there are as many as the limit.
     for _ in 0..1100 {
         write(&mount.tasks("shared", "1"), "nonsense").unwrap_err();
     }
@@ -58,7 +59,7 @@ fn a_thousand_restarts_make_nothing_grow() {
         if restart == 20 {
             before = Some(size(&mount));
         }
-        // One that has lived for a moment is followed at once.
+        // A worker that has lived for a moment is replaced at once.
         std::thread::sleep(Duration::from_millis(55));
         mount.signal_worker(Signal::SIGKILL);
     }

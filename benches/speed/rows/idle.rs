@@ -38,7 +38,7 @@ fn idle() -> Vec<Row> {
     let mount = Mount::with_dataplane();
     let holder = Sleeper::new();
     fs::write(mount.tasks("dataplane", "0"), holder.pid().to_string()).expect("a claim");
-    let (worker, keeper) = (mount.worker().expect("a worker"), mount.keeper());
+    let (worker, keeper) = (mount.worker().expect("a worker"), mount.supervisor());
     // What starting has left to do.
     std::thread::sleep(Duration::from_millis(500));
     let before = [worker, keeper].map(Life::of);

@@ -1,23 +1,23 @@
-//! A task that has died holds nothing: seen at the next look, however it died, and whoever gets its PID.
+//! A dead task holds nothing: the next read shows it, no matter how the task died or which process gets its PID.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::harness::enclosure::Enclosure;
+use crate::harness::pid_namespace::PidNamespace;
 use crate::harness::program::{self, Program};
 use crate::harness::{Mount, Sleeper, errno, events, free, has_died, held, masks, stat, until, write};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Sends a signal, and waits until nothing of the process runs any more. It is not collected.
+/// Sends a signal and waits until no thread of the process runs. The process is not reaped.
 fn signal(process: &Sleeper, signal: Signal) {
     kill(Pid::from_raw(process.pid() as i32), signal).unwrap();
     until("it has died", || has_died(process.pid()));
 }
 
 #[test]
-fn a_killed_holder_is_taken_off_by_whoever_looks_next() {
+fn the_next_read_shows_that_the_holder_died() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let pool = mount.pool("dataplane").join("tasks");
@@ -52,7 +52,7 @@ fn a_killed_holder_is_taken_off_by_whoever_looks_next() {
 }
 
 #[test]
-fn a_task_is_dead_before_its_parent_has_collected_it() {
+fn a_zombie_holds_nothing() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let (holder, next) = (Sleeper::new(), Sleeper::new());
@@ -69,7 +69,7 @@ fn a_task_is_dead_before_its_parent_has_collected_it() {
 }
 
 #[test]
-fn a_task_whose_first_thread_has_exited_lives_while_another_runs() {
+fn a_task_without_its_first_thread_is_alive() {
     let mount = Mount::with_dataplane();
     let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let mut headless = Program::start(&mut program::command(&[], "headless"));
@@ -89,7 +89,7 @@ fn a_task_whose_first_thread_has_exited_lives_while_another_runs() {
     write(&list_1, format!("-{pid}")).expect("a release");
     assert_eq!(held(&list_1), [0_u32; 0]);
     assert!(masks(pid).iter().all(|mask| *mask == free()), "{:?}", masks(pid));
-    // By itself, through a thread that is not the first.
+    // It writes its own PID, through a thread that is not the first.
     headless.say(&list_0.display().to_string());
     assert_eq!(headless.hear(), "written");
     is_on(&list_0, "0");
@@ -99,7 +99,7 @@ fn a_task_whose_first_thread_has_exited_lives_while_another_runs() {
 }
 
 #[test]
-fn who_exits_has_ended_and_who_was_killed_is_reclaimed() {
+fn exit_is_ended_and_a_kill_is_reclaimed() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "1");
     let mut killed = Vec::new();
@@ -123,11 +123,7 @@ fn who_exits_has_ended_and_who_was_killed_is_reclaimed() {
                 task.end();
                 assert_eq!(mount.events().pop().unwrap(), (expected.to_owned(), pid), "{line}");
             } else {
-                assert_eq!(
-                    mount.events().pop().unwrap(),
-                    (expected.to_owned(), pid),
-                    "{line}, not collected"
-                );
+                assert_eq!(mount.events().pop().unwrap(), (expected.to_owned(), pid), "{line}, not reaped");
             }
             killed.extend((expected == "reclaimed").then_some(pid));
         }
@@ -141,7 +137,7 @@ fn who_exits_has_ended_and_who_was_killed_is_reclaimed() {
 }
 
 #[test]
-fn a_death_that_no_daemon_saw_is_found_by_the_next() {
+fn a_new_daemon_finds_tasks_that_died_before() {
     for collected in [true, false] {
         let mount = Mount::with_dataplane();
         let list = mount.tasks("dataplane", "0");
@@ -160,13 +156,13 @@ fn a_death_that_no_daemon_saw_is_found_by_the_next() {
         mount.start();
         assert_eq!(held(&mount.pool("dataplane").join("tasks")), [survivor.pid()]);
         assert_eq!(mount.events().pop().unwrap(), ("reclaimed".to_owned(), pid));
-        write(&list, Sleeper::new().pid().to_string()).expect("it is free");
+        write(&list, Sleeper::new().pid().to_string()).expect("the list is free");
         drop(kept);
     }
 }
 
 #[test]
-fn a_task_that_exited_while_no_daemon_looked_has_ended_as_long_as_that_can_be_told() {
+fn an_exit_without_a_daemon_has_ended() {
     let mount = Mount::with_dataplane();
     let mut task = Sleeper::spawn(Command::new("cat").stdin(Stdio::piped()));
     let pid = task.pid();
@@ -180,9 +176,9 @@ fn a_task_that_exited_while_no_daemon_looked_has_ended_as_long_as_that_can_be_to
 }
 
 #[test]
-fn who_gets_the_pid_of_a_dead_holder_gets_nothing_else_of_it() {
+fn a_reused_pid_inherits_nothing() {
     for looked in [true, false] {
-        let mut inside = Enclosure::new("dataplane", true);
+        let mut inside = PidNamespace::new("dataplane", true);
         let old = inside.sleeper();
         let full = inside.mask(old);
         inside.shell.ask(&format!("echo {old} > $P/0/tasks"));
@@ -206,18 +202,18 @@ fn who_gets_the_pid_of_a_dead_holder_gets_nothing_else_of_it() {
             (old.to_string(), "1".to_owned())
         );
         inside.shell.ask(&format!("echo -{old} > $P/1/tasks"));
-        assert_eq!(inside.mask(old), full, "it has what it had itself");
+        assert_eq!(inside.mask(old), full, "only its own mask");
         let told = events(&inside.read("info/events"));
         let told: Vec<&str> = told.iter().map(|(event, _)| event.as_str()).collect();
-        assert_eq!(told, ["claimed", "reclaimed", "claimed", "released"], "it was no move");
+        assert_eq!(told, ["claimed", "reclaimed", "claimed", "released"], "it was not a move");
     }
 }
 
 #[test]
-fn who_gets_the_pid_of_a_dead_holder_is_not_taken_for_it_by_the_next_daemon() {
-    // Nobody inherits in a shared pool, so that also one whose mask is within the list is nobody there.
+fn a_reused_pid_has_no_claim_after_a_restart() {
+    // There are no heirs in a shared pool, so a process whose mask is within the list has no claim either.
     for (exclusive, pinned) in [(true, false), (false, false), (false, true)] {
-        let mut inside = Enclosure::new("pool", exclusive);
+        let mut inside = PidNamespace::new("pool", exclusive);
         let (old, other) = (inside.sleeper(), inside.sleeper());
         let full = inside.mask(old);
         inside.shell.ask(&format!("echo {old} > $P/0/tasks; echo {other} > $P/1/tasks"));
@@ -237,10 +233,11 @@ fn who_gets_the_pid_of_a_dead_holder_is_not_taken_for_it_by_the_next_daemon() {
     }
 }
 
-/// A program of several threads, the first of which ends alone when it gets SIGUSR1. Claims what it is told to.
+/// A program of several threads; the first thread ends when it gets SIGUSR1. It claims each file that it reads from
+/// its input.
 pub fn headless() {
     end_first_thread_on_sigusr1();
-    // Not for this thread, which is another one.
+    // The handler ends the thread that gets the signal, so this thread must not get it.
     nix::sys::signal::SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
     program::ready();
     loop {
@@ -258,7 +255,7 @@ pub fn headless() {
 fn end_first_thread_on_sigusr1() {
     use nix::sys::signal::{SigHandler, signal};
     extern "C" fn end_thread(_: libc::c_int) {
-        // SAFETY: takes one number, and ends no more than the thread that calls it.
+        // SAFETY: takes one number and ends only the thread that calls it.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
     // SAFETY: the handler makes one system call and touches no memory.

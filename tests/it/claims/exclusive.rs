@@ -1,4 +1,4 @@
-//! Of all who want one exclusive list at once, exactly one gets it.
+//! Exactly one of all tasks that write to an exclusive list at once gets it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -12,38 +12,38 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const ROUNDS: usize = 200;
 const WRITERS: usize = 32;
-/// Starts a process in a PID namespace of its own.
+/// Starts a process in its own PID namespace.
 const IN_A_NAMESPACE: &[&str] = &["unshare", "--pid", "--fork", "--kill-child"];
 
-/// Which writer a program is.
+/// The variable with the number of the writer.
 const NUMBER: &str = "KCM_TEST_WRITER";
-/// The pool, as the writers are told of it.
+/// The variable with the pool.
 const POOL: &str = "KCM_TEST_POOL";
-/// The directory of the gates.
+/// The variable with the directory of the gates.
 const GATES: &str = "KCM_TEST_GATES";
 
 #[test]
-fn of_32_processes_that_write_themselves_into_one_list_exactly_one_wins() {
-    Storm::new(|_| &[]).rage();
+fn one_of_32_writers_gets_the_list() {
+    Contention::new(|_| &[]).run();
 }
 
 #[test]
-fn of_32_processes_exactly_one_wins_also_where_half_of_them_are_in_pid_namespaces() {
-    Storm::new(|number| if number < WRITERS / 2 { &[] } else { IN_A_NAMESPACE }).rage();
+fn one_of_32_writers_in_pid_namespaces_gets_it() {
+    Contention::new(|number| if number < WRITERS / 2 { &[] } else { IN_A_NAMESPACE }).run();
 }
 
-/// Processes that all write at once, round after round.
-struct Storm {
-    // Before the mount, so that they have ended when that goes.
+/// Processes that all write at once, for many rounds.
+struct Contention {
+    // Declared before the mount, so that they have ended when it is unmounted.
     writers: Vec<Program>,
-    /// By the numbers that the daemon knows them by.
+    /// Their PIDs in the daemon's PID namespace.
     pids: Vec<u32>,
     gates: [File; 2],
     mount: Mount,
 }
 
-impl Storm {
-    /// `by`: how a writer is started.
+impl Contention {
+    /// `by`: the command that starts a writer.
     fn new(by: impl Fn(usize) -> &'static [&'static str]) -> Self {
         let mount = Mount::new();
         mount.make_pool("dataplane", true, &["0"]);
@@ -62,12 +62,12 @@ impl Storm {
         Self { writers, pids, gates, mount }
     }
 
-    fn rage(mut self) {
+    fn run(mut self) {
         let list = self.mount.tasks("dataplane", "0");
         let (free, busy) = (free(), (Errno::EBUSY as i32).to_string());
         for round in 0..ROUNDS {
-            // In every second round the list has just been taken by somebody who is dead when they come, and not yet
-            // taken off; in some of these it leaves an heir.
+            // In every second round a task that has died, but was not reaped yet, holds the list when the writers
+            // come. In some of these rounds it leaves an heir.
             let heir =
                 round.is_multiple_of(2).then(|| leave_behind(&list, round.is_multiple_of(8))).flatten();
             self.gates[round % 2].write_all(b"!").unwrap();
@@ -77,7 +77,7 @@ impl Storm {
             let won = answers.iter().zip(&self.pids).filter(|(said, _)| *said == "0");
             let winners: Vec<u32> = won.map(|(_, pid)| *pid).chain(heir.as_ref().map(Sleeper::pid)).collect();
             let [winner] = winners[..] else {
-                panic!("round {round}: {answers:?}, and an heir: {}", heir.is_some())
+                panic!("round {round}: {answers:?}, heir: {}", heir.is_some())
             };
             assert_eq!(held(&list), [winner], "round {round}");
             for &pid in &self.pids {
@@ -89,7 +89,7 @@ impl Storm {
     }
 }
 
-/// Somebody takes the list and dies, and leaves an heir if that is wanted.
+/// Claims the list for a task and kills the task. If `heir` is set, it leaves an heir.
 fn leave_behind(list: &Path, heir: bool) -> Option<Sleeper> {
     let holder = Sleeper::new();
     write(list, holder.pid().to_string()).unwrap();
@@ -101,7 +101,7 @@ fn leave_behind(list: &Path, heir: bool) -> Option<Sleeper> {
     heir
 }
 
-/// Two, so that none is open when a writer comes to it for the next time.
+/// The two gates, used in turn, so that the gate of the next round is closed when a writer comes to it.
 fn gates(directory: &Path) -> [PathBuf; 2] {
     ["even", "odd"].map(|name| directory.join(name))
 }
@@ -110,8 +110,8 @@ fn open_gate(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
-/// A program: waits at a gate for all the others, and writes; odd ones `0`, even ones their PID; in turns to the
-/// list's and to the pool's file.
+/// A program: waits at a gate for all others, then writes. Odd writers write `0`, even writers their PID; they write
+/// to the list and to the pool in turn.
 pub fn writer() {
     let variable = |name: &str| std::env::var(name).unwrap();
     let number: usize = variable(NUMBER).parse().unwrap();
@@ -119,7 +119,7 @@ pub fn writer() {
     let gates = gates(Path::new(&variable(GATES))).map(|path| open_gate(&path));
     let text = if number % 2 == 1 { "0".to_owned() } else { std::process::id().to_string() };
     program::ready();
-    // /proc is that of the daemon's PID namespace.
+    // /proc shows the daemon's PID namespace.
     println!("{}", fs::read_link("/proc/self").unwrap().display());
     for round in 0.. {
         let file =
@@ -135,36 +135,36 @@ fn pids(tasks: &[&Sleeper]) -> String {
 }
 
 #[test]
-fn two_named_in_one_write_are_too_many_for_a_list() {
+fn two_tasks_in_one_write_are_too_many() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let (a, b) = (Sleeper::new(), Sleeper::new());
     assert_eq!(errno(write(&list, pids(&[&a, &b]))), Errno::EBUSY);
     assert_eq!((held(&list), masks(a.pid()), masks(b.pid())), (vec![], vec![free()], vec![free()]));
     write(&list, pids(&[&a])).unwrap();
-    assert_eq!(errno(write(&list, pids(&[&a, &b]))), Errno::EBUSY, "also where one is the holder");
+    assert_eq!(errno(write(&list, pids(&[&a, &b]))), Errno::EBUSY, "even if one is the holder");
     write(&list, pids(&[&a, &a])).expect("one process named twice is one process");
     assert_eq!(held(&list), [a.pid()]);
     assert_eq!(masks(b.pid()), [free()]);
 }
 
 #[test]
-fn a_holder_may_claim_its_list_again_and_nobody_else_may() {
+fn only_the_holder_may_claim_again() {
     let mount = Mount::with_dataplane();
     let (list, pool) = (mount.tasks("dataplane", "0"), mount.pool("dataplane").join("tasks"));
     let (a, b, c) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
     write(&list, pids(&[&a])).unwrap();
-    write(&list, pids(&[&a])).expect("it has it");
+    write(&list, pids(&[&a])).expect("it already holds the list");
     assert_eq!(errno(write(&list, pids(&[&b]))), Errno::EBUSY);
     write(&pool, pids(&[&b])).expect("another list is free");
     assert_eq!(errno(write(&pool, pids(&[&c]))), Errno::EBUSY);
-    write(&pool, pids(&[&a, &b])).expect("both have one");
+    write(&pool, pids(&[&a, &b])).expect("both have a list");
     assert_eq!((held(&list), held(&mount.tasks("dataplane", "1"))), (vec![a.pid()], vec![b.pid()]));
     assert_eq!(masks(c.pid()), [free()]);
 }
 
 #[test]
-fn a_move_onto_a_taken_list_keeps_the_old_claim() {
+fn a_refused_move_keeps_the_old_claim() {
     let mount = Mount::with_dataplane();
     let lists = [mount.tasks("dataplane", "0"), mount.tasks("dataplane", "1")];
     let (a, b) = (Sleeper::new(), Sleeper::new());
@@ -174,7 +174,7 @@ fn a_move_onto_a_taken_list_keeps_the_old_claim() {
     assert_eq!(held(&lists[0]), [a.pid()]);
     assert_eq!(held(&lists[1]), [b.pid()]);
     assert_eq!(masks(b.pid()), ["1"]);
-    write(&lists[0], format!("-{} {}", a.pid(), b.pid())).expect("one in the place of the other");
+    write(&lists[0], format!("-{} {}", a.pid(), b.pid())).expect("one replaces the other");
     assert_eq!((held(&lists[0]), held(&lists[1])), (vec![b.pid()], vec![]));
     assert_eq!((masks(a.pid()), masks(b.pid())), (vec![free()], vec!["0".to_owned()]));
     write(&lists[1], pids(&[&b])).expect("a move");
@@ -183,7 +183,7 @@ fn a_move_onto_a_taken_list_keeps_the_old_claim() {
 }
 
 #[test]
-fn an_exclusive_pool_gives_the_first_free_list_by_its_first_cpu() {
+fn an_exclusive_pool_picks_the_first_free_list() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["1", "0"]);
     let pool = mount.pool("dataplane").join("tasks");
@@ -198,13 +198,13 @@ fn an_exclusive_pool_gives_the_first_free_list_by_its_first_cpu() {
     assert_eq!(held(&pool), all);
     a.end();
     write(&pool, pids(&[&b])).unwrap();
-    assert_eq!(held(&lists[1]), [b.pid()], "a task that is in the pool keeps its list");
+    assert_eq!(held(&lists[1]), [b.pid()], "a task in the pool keeps its list");
     write(&pool, pids(&[&c])).unwrap();
     assert_eq!(held(&lists[0]), [c.pid()]);
 }
 
 #[test]
-fn a_shared_pool_gives_the_list_with_the_fewest_tasks() {
+fn a_shared_pool_picks_the_list_with_fewest_tasks() {
     let mount = Mount::new();
     mount.make_pool("shared", false, &["1", "0"]);
     let pool = mount.pool("shared").join("tasks");
@@ -215,7 +215,7 @@ fn a_shared_pool_gives_the_list_with_the_fewest_tasks() {
     };
     let now = || {
         let mut sorted = lists.each_ref().map(|list| held(list));
-        // PIDs may start anew while the test runs.
+        // PIDs may wrap around while the test runs.
         sorted
             .iter_mut()
             .for_each(|pids| pids.sort_by_key(|pid| [a, b, c, d, e, f, g].iter().position(|p| p == pid)));
@@ -225,17 +225,21 @@ fn a_shared_pool_gives_the_list_with_the_fewest_tasks() {
     write(&pool, c.to_string()).unwrap();
     assert_eq!(now(), [vec![c], vec![a, b]]);
     write(&pool, format!("{d} {e}")).unwrap();
-    assert_eq!(now(), [vec![c, d, e], vec![a, b]], "where two have as many, the first by its first CPU");
+    assert_eq!(
+        now(),
+        [vec![c, d, e], vec![a, b]],
+        "of two lists with the same number of tasks, the first by its first CPU"
+    );
     write(&pool, format!("{f} {g}")).unwrap();
-    assert_eq!(now(), [vec![c, d, e, g], vec![a, b, f]], "those of one write count too");
+    assert_eq!(now(), [vec![c, d, e, g], vec![a, b, f]], "earlier tasks of the same write count");
     write(&lists[1], format!("-{a} -{b}")).unwrap();
     write(&pool, format!("{c} {d} {e} {g}")).unwrap();
-    assert_eq!(now(), [vec![c, d, e, g], vec![f]], "a task that is in the pool keeps its list");
+    assert_eq!(now(), [vec![c, d, e, g], vec![f]], "a task in the pool keeps its list");
     assert_eq!((masks(g), masks(f)), (vec!["0".to_owned()], vec!["1".to_owned()]));
 }
 
 #[test]
-fn a_write_takes_effect_wholly_or_not_at_all() {
+fn a_write_takes_effect_completely_or_not_at_all() {
     let mount = Mount::with_dataplane();
     mount.make_pool("shared", false, &[]);
     let pool = mount.pool("dataplane").join("tasks");
@@ -266,17 +270,17 @@ fn a_write_takes_effect_wholly_or_not_at_all() {
         assert_eq!((held(&lists[0]), held(&lists[1])), (vec![], vec![a]), "{text}");
         assert_eq!([a, b, c].map(masks), [vec!["1".to_owned()], vec![free()], vec![free()]], "{text}");
     }
-    write(&pool, format!("{} {b}", dead.pid())).expect("those who have died are passed over");
+    write(&pool, format!("{} {b}", dead.pid())).expect("dead tasks are skipped");
     assert_eq!((held(&lists[0]), held(&lists[1])), (vec![b], vec![a]));
     let _ = dead.child().wait();
-    write(&pool, format!("-{a},-{b}\n-{c}")).expect("who has no claim needs no release");
+    write(&pool, format!("-{a},-{b}\n-{c}")).expect("a task without a claim needs no release");
     assert_eq!(held(&pool), [0_u32; 0]);
     assert_eq!([a, b, c].map(masks), [vec![free()], vec![free()], vec![free()]]);
-    write(&pool, " \n\t").expect("nothing is fine");
+    write(&pool, " \n\t").expect("an empty command is allowed");
 }
 
 #[test]
-fn no_lock_is_needed_and_none_is_in_the_way() {
+fn no_lock_is_needed() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
     let line = "exec 9<> $C/lock; flock 9; $KCM isolate --conf-dir=$C --pool=dataplane -- cat $C/self/claim";
@@ -285,7 +289,7 @@ fn no_lock_is_needed_and_none_is_in_the_way() {
 }
 
 #[test]
-fn a_name_that_is_dead_is_passed_over_and_none_alive_is_esrch() {
+fn dead_pids_are_skipped_and_none_alive_is_esrch() {
     let mount = Mount::with_shared();
     let (alive, dead) = (Sleeper::new(), Sleeper::new());
     let gone = dead.pid();

@@ -1,4 +1,4 @@
-//! When the holder of an exclusive list has died, what it has started holds the list; nobody else does.
+//! If the holder of an exclusive list dies, a process that it started inherits the list; no other process does.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -9,8 +9,8 @@ use crate::harness::{
 };
 use nix::errno::Errno;
 
-/// What a line of bash that claims the list 0 leaves behind; it sets `$left`. Gives the PID of the shell, which has
-/// ended, and that.
+/// Runs a line of bash that claims list 0 and sets `$left` to the process that it leaves behind. Returns the PID of
+/// the shell, which has ended, and that process.
 fn left_by(mount: &Mount, line: &str) -> (u32, Stray) {
     let line = format!("echo $$ > $C/pools/dataplane/0/tasks; {line}; echo $$ $left");
     let (said, err, _) = run(&mut mount.bash(&line));
@@ -18,14 +18,14 @@ fn left_by(mount: &Mount, line: &str) -> (u32, Stray) {
     (shell.parse().unwrap(), Stray(stray.parse().unwrap()))
 }
 
-/// A process on the list 0.
+/// A process on list 0.
 fn holder(mount: &Mount) -> Sleeper {
     let holder = Sleeper::new();
     write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).expect("a claim");
     holder
 }
 
-/// A process whose mask is that of the list 0, and which has not claimed it.
+/// A process that has the mask of list 0, but has not claimed it.
 fn pinned(command: &mut Command) -> Sleeper {
     let process = Sleeper::spawn(command);
     pin(process.pid(), &[0]);
@@ -39,7 +39,7 @@ fn sleep() -> Command {
 }
 
 #[test]
-fn what_outlives_the_shell_that_claimed_holds_the_list() {
+fn a_child_that_outlives_the_shell_inherits() {
     let mount = Mount::with_dataplane();
     let [list, pool] = [mount.tasks("dataplane", "0"), mount.pool("dataplane").join("tasks")];
     let other = Sleeper::new();
@@ -48,7 +48,7 @@ fn what_outlives_the_shell_that_claimed_holds_the_list() {
         "sleep 1000 >&- 2>&- & left=$!",
         "nohup sleep 1000 >/dev/null 2>&1 & left=$!",
         "setsid sleep 1000 >&- 2>&- & left=$!",
-        // Whose parent has ended before.
+        // The parent of the heir has ended before.
         "left=$(sleep 1000 >&- 2>&- & echo $!)",
         "sleep 1000 >&- 2>&- & left=$!; echo $$ $left; kill -KILL $$",
     ] {
@@ -69,18 +69,18 @@ fn what_outlives_the_shell_that_claimed_holds_the_list() {
         assert_eq!(mount.events().pop().unwrap(), ("reclaimed".to_owned(), pid), "{line}");
     }
     let told = mount.read("info/reclaimed");
-    assert_eq!(told.lines().count(), 5, "what is inherited is not taken back: {told}");
+    assert_eq!(told.lines().count(), 5, "an inherited claim is not reclaimed: {told}");
 }
 
 #[test]
-fn the_oldest_inherits_then_the_next_until_none_is_left() {
+fn the_oldest_child_inherits_first() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let shell = holder(&mount);
     let mut heirs = Vec::new();
     for _ in 0..4 {
         heirs.push(pinned(&mut sleep()));
-        // Of two that started in the same tick the one with the lower PID is the older one.
+        // If two processes started in the same tick, the one with the lower PID counts as older.
         let_a_tick_pass(heirs.last().unwrap().pid());
     }
     let pids: Vec<u32> = heirs.iter().map(Sleeper::pid).collect();
@@ -108,7 +108,7 @@ fn the_oldest_inherits_then_the_next_until_none_is_left() {
 }
 
 #[test]
-fn several_heirs_that_die_before_anybody_looks_are_passed_over() {
+fn dead_heirs_are_skipped() {
     let mount = Mount::with_dataplane();
     let shell = holder(&mount);
     let heirs: Vec<Sleeper> = (0..3).map(|_| pinned(&mut sleep())).collect();
@@ -120,20 +120,20 @@ fn several_heirs_that_die_before_anybody_looks_are_passed_over() {
 }
 
 #[test]
-fn an_heir_has_the_claim_as_it_was() {
+fn an_heir_gets_the_claim_unchanged() {
     let mount = Mount::with_dataplane();
     let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let (_, heir) = left_by(&mount, "sleep 1000 >&- 2>&- & left=$!");
-    write(&list_0, heir.0.to_string()).expect("it has it");
+    write(&list_0, heir.0.to_string()).expect("it already holds the list");
     write(&list_1, heir.0.to_string()).expect("a move");
     assert_eq!((held(&list_0), held(&list_1), masks(heir.0)), (vec![], vec![heir.0], vec!["1".to_owned()]));
     write(&list_1, format!("-{}", heir.0)).expect("a release");
-    assert_eq!(masks(heir.0), [free()], "what the shell had before it claimed");
+    assert_eq!(masks(heir.0), [free()], "the mask of the shell before its claim");
     assert_eq!(held(&list_1), [0_u32; 0]);
 }
 
 #[test]
-fn what_a_claimed_shell_has_started_holds_the_list_also_where_the_shell_died_without_a_daemon() {
+fn a_child_inherits_if_the_holder_dies_without_a_daemon() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let mut shell = Shell::start(&mut mount.bash("exec bash"));
@@ -147,24 +147,24 @@ fn what_a_claimed_shell_has_started_holds_the_list_also_where_the_shell_died_wit
     assert_eq!(mount.events().iter().filter(|(event, _)| event == "inherited").count(), 1);
     mount.kill_daemon();
     mount.start();
-    assert_eq!(held(&list), [heir.0], "and stays it");
+    assert_eq!(held(&list), [heir.0], "and it stays there");
     heir.end();
     assert_eq!(held(&list), [0_u32; 0]);
 }
 
 #[test]
-fn another_user_who_has_pinned_itself_onto_the_list_is_no_heir() {
+fn a_pinned_process_of_another_user_is_no_heir() {
     let mount = Mount::with_dataplane();
     let holder = holder(&mount);
     let intruder = sleeper_of_nobody();
     pin(intruder.pid(), &[0]);
     holder.end();
     assert_eq!(held(&mount.tasks("dataplane", "0")), [0_u32; 0]);
-    assert_eq!(masks(intruder.pid()), ["0"], "nobody has touched it");
+    assert_eq!(masks(intruder.pid()), ["0"], "its mask has not changed");
 }
 
 #[test]
-fn the_same_user_and_root_inherit_from_a_user() {
+fn root_and_the_same_user_inherit_from_a_user() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let holder = sleeper_of_nobody();
@@ -184,7 +184,7 @@ fn the_same_user_and_root_inherit_from_a_user() {
 }
 
 #[test]
-fn one_that_started_before_the_claim_is_no_heir() {
+fn a_process_older_than_the_claim_is_no_heir() {
     let mount = Mount::with_dataplane();
     let older = pinned(&mut sleep());
     let_a_tick_pass(older.pid());
@@ -194,7 +194,7 @@ fn one_that_started_before_the_claim_is_no_heir() {
 }
 
 #[test]
-fn one_of_another_cgroup_is_no_heir() {
+fn a_process_of_another_cgroup_is_no_heir() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0");
     let holder = holder(&mount);
@@ -205,7 +205,7 @@ fn one_of_another_cgroup_is_no_heir() {
 }
 
 #[test]
-fn one_that_may_run_elsewhere_is_no_heir() {
+fn a_process_with_a_wider_mask_is_no_heir() {
     let mount = Mount::with_dataplane();
     let holder = holder(&mount);
     let (free, elsewhere, partly) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
@@ -217,12 +217,12 @@ fn one_that_may_run_elsewhere_is_no_heir() {
 }
 
 #[test]
-fn one_that_has_a_claim_is_no_heir() {
+fn a_process_with_a_claim_is_no_heir() {
     let mount = Mount::with_dataplane();
     let holder = holder(&mount);
     let other = Sleeper::new();
     write(&mount.tasks("dataplane", "1"), other.pid().to_string()).unwrap();
-    // Where it has no business.
+    // Its mask is not within its list.
     pin(other.pid(), &[0]);
     holder.end();
     assert_eq!(held(&mount.tasks("dataplane", "0")), [0_u32; 0]);
@@ -230,7 +230,7 @@ fn one_that_has_a_claim_is_no_heir() {
 }
 
 #[test]
-fn nobody_inherits_in_a_shared_pool() {
+fn there_are_no_heirs_in_a_shared_pool() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let holder = Sleeper::new();

@@ -1,4 +1,4 @@
-//! What `self/last_error` tells, and to whom.
+//! What `self/last_error` says, and to which processes.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -7,24 +7,24 @@ use std::os::unix::fs::chown;
 use crate::harness::{Mount, NOBODY, Shell, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
 use nix::errno::Errno;
 
-/// Who holds the list, as the one who was refused is told.
+/// The holder of the list, as the message of a refusal names it.
 fn holder(line: &str) -> String {
     let said = line.split_once(" is held by ").unwrap_or_else(|| panic!("{line:?}")).1;
     said.split_once(" for ").expect("for how long").0.to_owned()
 }
 
-/// What the daemon tells `nobody` who is refused the list 0.
+/// The message that `nobody` reads after list 0 was refused to it.
 fn refused_to_nobody(mount: &Mount) -> String {
     let own = sleeper_of_nobody();
     as_nobody(|| {
-        let file = File::options().write(true).open(mount.tasks("dataplane", "0")).expect("for writing");
+        let file = File::options().write(true).open(mount.tasks("dataplane", "0")).expect("open for writing");
         assert_eq!(errno((&file).write(own.pid().to_string().as_bytes())), Errno::EBUSY);
         mount.read("self/last_error")
     })
 }
 
 #[test]
-fn a_holders_name_is_told_to_root_and_to_its_owner() {
+fn root_and_the_owner_read_the_holders_name() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let list = mount.tasks("dataplane", "0");
@@ -41,7 +41,7 @@ fn a_holders_name_is_told_to_root_and_to_its_owner() {
 }
 
 #[test]
-fn a_holders_pid_is_told_to_those_who_may_read_the_file() {
+fn readers_of_the_file_read_the_holders_pid() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let list = mount.tasks("dataplane", "0");
@@ -53,7 +53,7 @@ fn a_holders_pid_is_told_to_those_who_may_read_the_file() {
         (0, 0, 0o622, "a task"),
         (0, NOBODY, 0o660, "PID"),
         (0, NOBODY, 0o620, "a task"),
-        // The first class that fits decides, as for open(2).
+        // The first class that matches decides, as for open(2).
         (0, NOBODY, 0o626, "a task"),
         (NOBODY, 0, 0o600, "PID"),
         (NOBODY, NOBODY, 0o266, "a task"),
@@ -68,7 +68,7 @@ fn a_holders_pid_is_told_to_those_who_may_read_the_file() {
 }
 
 #[test]
-fn a_line_has_time_the_refused_pid_errno_reason_and_cure() {
+fn a_line_has_time_pid_errno_reason_and_cure() {
     let mount = Mount::with_dataplane();
     let (task, other) = (Sleeper::new(), Sleeper::new());
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
@@ -89,11 +89,11 @@ fn a_line_has_time_the_refused_pid_errno_reason_and_cure() {
 }
 
 #[test]
-fn nobody_else_is_told() {
+fn only_the_writers_side_reads_the_refusal() {
     let mount = Mount::with_dataplane();
     let mut shell = Shell::start(&mut mount.bash("exec bash"));
     assert_eq!(mount.read("self/last_error"), "");
-    // In a PID namespace of its own, a process has no ancestors outside.
+    // A process in its own PID namespace has no ancestors outside.
     let line =
         "unshare --pid --fork bash -c 'echo nonsense > $C/pools/dataplane/tasks; cat $C/self/last_error'";
     let told = shell.ask(line);
@@ -103,9 +103,9 @@ fn nobody_else_is_told() {
 }
 
 #[test]
-fn the_writer_and_four_ancestors_are_told_and_no_more() {
+fn the_writer_and_four_ancestors_read_the_refusal() {
     let mount = Mount::with_dataplane();
-    // Level 5 writes; each level then reads for itself, without a child.
+    // Level 5 writes; then each level reads without starting a child.
     let told = mount.sh("
         deep() {
             if [ $1 = 5 ]; then echo nonsense > $C/pools/dataplane/tasks 2>/dev/null; else (deep $(($1 + 1))); fi
@@ -117,7 +117,7 @@ fn the_writer_and_four_ancestors_are_told_and_no_more() {
 }
 
 #[test]
-fn a_refusal_of_a_tool_explains_itself_to_the_shell_that_ran_it() {
+fn the_shell_reads_the_refusal_of_its_tool() {
     let mount = Mount::with_dataplane();
     let told = mount.sh("
         echo $$ nonsense | tee $C/pools/dataplane/tasks >/dev/null 2>&1 && exit 9
@@ -126,10 +126,10 @@ fn a_refusal_of_a_tool_explains_itself_to_the_shell_that_ran_it() {
 }
 
 #[test]
-fn a_process_that_gets_the_pid_of_a_refused_one_is_not_told() {
+fn a_reused_pid_reads_no_earlier_refusal() {
     let mount = Mount::with_dataplane();
-    // In a PID namespace, whose next number is ours to choose, and deep enough that its first process is not
-    // among the four ancestors.
+    // In a PID namespace the test can choose the next PID. The writer is so deep that the first process of the
+    // namespace is not among its four ancestors.
     let told = mount.sh("exec unshare --pid --fork --mount-proc bash -c '
         deep() {
             if [ $1 = 0 ]; then

@@ -1,9 +1,9 @@
-//! The recorded client: the system calls of the isolate, reconcile, describe and init of 2017, step by step, in a
-//! process of one thread as those were, which waits after each step where it is asked to.
+//! The legacy client: the system calls of the legacy isolate, reconcile, describe and init, step by step. Like the
+//! legacy programs, it is a process with one thread. It waits after each step if the test asks for that.
 //!
-//! It is this test program, started again with `KCM_2017` set: then [`before_main`] does the client's work and the
-//! tests are not run. Waiting: with `KCM_2017_PAUSES` it prints the name of each step and goes on when it reads a line;
-//! at the end of its input it goes on without pauses.
+//! It is this test binary, started with `KCM_LEGACY` set: then [`before_main`] does the work of the client, and no
+//! test runs. With `KCM_LEGACY_PAUSES` it prints the name of each step and continues when it reads a line; at the end
+//! of its input it continues without pauses.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -49,7 +49,7 @@ pub const STEPS: [&str; 17] = [
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
 extern "C" fn before_main() {
-    let Ok(part) = std::env::var("KCM_2017") else { return };
+    let Ok(part) = std::env::var("KCM_LEGACY") else { return };
     let result = match part.split_once(' ').unwrap_or((&part, "")) {
         ("isolate", pool) => isolate(pool),
         ("reconcile", _) => reconcile(),
@@ -73,7 +73,7 @@ fn variable(name: &str, default: &str) -> String {
 }
 
 fn conf_dir() -> PathBuf {
-    variable("KCM_2017_CONF", "/etc/kcm").into()
+    variable("KCM_LEGACY_CONF", "/etc/kcm").into()
 }
 
 fn proc_fs() -> PathBuf {
@@ -85,11 +85,11 @@ fn tasks_file(pool: &str, list: &str) -> PathBuf {
 }
 
 fn step(name: &str) {
-    if std::env::var_os("KCM_2017_PAUSES").is_none() {
+    if std::env::var_os("KCM_LEGACY_PAUSES").is_none() {
         return;
     }
     println!("{name}");
-    // A byte is read at a time, so that nothing is kept for a child; at the end of the input it goes on.
+    // Reads one byte at a time, so that input for a child is not consumed. At the end of the input it does not wait.
     let _ = io::stdin().lines().next();
 }
 
@@ -115,7 +115,7 @@ fn directories(path: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// Only a part without any character is passed over.
+/// Only empty parts are skipped.
 fn read_tasks(file: &Path) -> Result<Vec<u32>, String> {
     let text = fs::read_to_string(file).map_err(failed(file))?;
     let parts = text.split(',').filter(|part| !part.is_empty());
@@ -140,7 +140,7 @@ fn read_pools() -> Result<Pools, String> {
     Ok(pools)
 }
 
-/// O_TRUNC, the whole list, fsync. `again`: the name of the second time's steps.
+/// O_TRUNC, write the whole list, fsync. `again`: the names of the steps of the second write.
 fn write_tasks(file: &Path, tasks: &[u32], again: &str) -> Done {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o644);
@@ -171,7 +171,7 @@ fn isolate(pool: &str) -> Done {
     step("read");
     let (exclusive, lists) =
         pools.get(pool).ok_or_else(|| format!("ERROR:root:Requested pool {pool} does not exist"))?;
-    let wanted = std::env::var("KCM_2017_LIST").ok();
+    let wanted = std::env::var("KCM_LEGACY_LIST").ok();
     let mut lists = lists.iter().filter(|(list, _)| wanted.as_ref().is_none_or(|wanted| wanted == *list));
     let chosen = lists.find(|(_, tasks)| !exclusive || tasks.is_empty());
     let (list, _) = chosen.ok_or_else(|| format!("ERROR:root:No free cpu lists in pool {pool}"))?;
@@ -192,7 +192,7 @@ fn isolate(pool: &str) -> Done {
     sched_setaffinity(getpid(), &cpus).map_err(|errno| errno.to_string())?;
     step("pinned");
     let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(variable("KCM_2017_COMMAND", "true")).env("KCM_CPUS_ASSIGNED", list);
+    command.arg("-c").arg(variable("KCM_LEGACY_COMMAND", "true")).env("KCM_CPUS_ASSIGNED", list);
     command.stdin(Stdio::null()).status().map_err(|error| error.to_string())?;
     step("ended");
     let locked = lock()?;
@@ -276,14 +276,14 @@ fn print(value: &Value) {
     println!("{value:#}");
 }
 
-/// A recorded client in `conf`: `isolate <pool>`, `reconcile`, `describe` or `init`.
-pub fn client_2017(conf: &Path, part: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("our own path"));
-    command.env("KCM_2017", part).env("KCM_2017_CONF", conf);
+/// A legacy client in `conf`: `isolate <pool>`, `reconcile`, `describe` or `init`.
+pub fn legacy_client(conf: &Path, part: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("the path of the test binary"));
+    command.env("KCM_LEGACY", part).env("KCM_LEGACY_CONF", conf);
     command
 }
 
-/// A recorded client that waits after each step.
+/// A legacy client that waits after each step.
 pub struct Client {
     process: Sleeper,
     input: Option<ChildStdin>,
@@ -293,7 +293,7 @@ pub struct Client {
 impl Client {
     pub fn start(command: &mut Command) -> Self {
         command
-            .env("KCM_2017_PAUSES", "1")
+            .env("KCM_LEGACY_PAUSES", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -307,7 +307,7 @@ impl Client {
         self.process.pid()
     }
 
-    /// Goes on until this step is done.
+    /// Continues until this step is done.
     pub fn at(&mut self, step: &str) {
         loop {
             let mut line = String::new();
@@ -319,12 +319,12 @@ impl Client {
         }
     }
 
-    /// Goes on from a step that was waited for.
+    /// Continues from the step at which it waits.
     pub fn go(&mut self) {
-        writeln!(self.input.as_mut().expect("a pipe")).expect("a client that listens");
+        writeln!(self.input.as_mut().expect("a pipe")).expect("a client that reads");
     }
 
-    /// Goes on to the end; its messages and status.
+    /// Continues to the end; returns its messages and its status.
     pub fn finish(mut self) -> (String, ExitStatus) {
         drop(self.input.take());
         let mut messages = String::new();
@@ -333,7 +333,7 @@ impl Client {
         (messages, self.process.child().wait().expect("a status"))
     }
 
-    /// Dies here and now.
+    /// Kills it.
     pub fn kill(self) {
         self.process.end();
     }

@@ -1,4 +1,4 @@
-//! The clients of 2017, unchanged, on a mount: what they write back is no harm to anybody.
+//! Unchanged legacy clients work on a mount: the lists that they write back do no harm.
 
 use std::fs;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::legacy_client::{Client, STEPS, client_2017};
-use crate::harness::{Mount, PATIENCE, Plain, Sleeper, errno, masks, pin, run, until, write};
+use super::legacy_client::{Client, STEPS, legacy_client};
+use crate::harness::{Mount, Plain, Sleeper, TIMEOUT, errno, masks, pin, run, until, write};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
 fn isolate(mount: &Mount, pool: &str, list: &str) -> Command {
-    let mut command = client_2017(&mount.conf(), &format!("isolate {pool}"));
-    command.env("KCM_2017_LIST", list);
+    let mut command = legacy_client(&mount.conf(), &format!("isolate {pool}"));
+    command.env("KCM_LEGACY_LIST", list);
     command
 }
 
@@ -21,7 +21,7 @@ fn read(tasks: &Path) -> String {
     fs::read_to_string(tasks).unwrap()
 }
 
-/// What `tasks` shows of these.
+/// The text of `tasks` for these PIDs.
 fn shown(pids: &[u32]) -> String {
     let mut pids = pids.to_vec();
     pids.sort_unstable();
@@ -35,10 +35,10 @@ fn assert_done(client: Client) {
 }
 
 #[test]
-fn the_recorded_client_is_a_process_of_one_thread() {
+fn the_legacy_client_has_one_thread() {
     let plain = Plain::new();
     plain.make_pool("p", true, &[("0", "")]);
-    let mut client = Client::start(&mut client_2017(&plain.conf(), "isolate p"));
+    let mut client = Client::start(&mut legacy_client(&plain.conf(), "isolate p"));
     client.at("pinned");
     assert_eq!(masks(client.pid()), ["0"]);
     assert_eq!(read(&plain.tasks("p", "0")), client.pid().to_string());
@@ -47,48 +47,48 @@ fn the_recorded_client_is_a_process_of_one_thread() {
 }
 
 #[test]
-fn isolate_alone_holds_its_list_from_its_write_to_its_end() {
+fn isolate_holds_its_list_until_it_ends() {
     let mount = Mount::with_dataplane();
     mount.make_pool("empty", true, &[]);
     let tasks = mount.tasks("dataplane", "0");
     let seen = mount.home().join("seen");
     let command = format!("grep Cpus_allowed_list /proc/self/status > {}", seen.display());
     let mut client =
-        Client::start(client_2017(&mount.conf(), "isolate dataplane").env("KCM_2017_COMMAND", command));
+        Client::start(legacy_client(&mount.conf(), "isolate dataplane").env("KCM_LEGACY_COMMAND", command));
     client.at("opened");
     assert_eq!(read(&tasks), "");
     client.go();
     client.at("written");
     assert_eq!(read(&tasks), shown(&[client.pid()]));
-    assert_eq!(masks(client.pid()), ["0"], "it is where it belongs before it has set its own mask");
+    assert_eq!(masks(client.pid()), ["0"], "it is on its CPU before it has set its own mask");
     client.go();
     client.at("ended");
     assert_eq!(read(&seen), "Cpus_allowed_list:\t0\n");
     assert_eq!(read(&tasks), shown(&[client.pid()]));
     assert_done(client);
     assert_eq!(read(&tasks), "");
-    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate empty"));
+    let (_, err, code) = run(&mut legacy_client(&mount.conf(), "isolate empty"));
     assert_eq!((err.as_str(), code), ("ERROR:root:No free cpu lists in pool empty\n", Some(1)));
-    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate none"));
+    let (_, err, code) = run(&mut legacy_client(&mount.conf(), "isolate none"));
     assert_eq!((err.as_str(), code), ("ERROR:root:Requested pool none does not exist\n", Some(1)));
 }
 
 #[test]
-fn the_third_on_two_exclusive_lists_finds_none_free() {
+fn the_third_client_finds_no_free_list() {
     let mount = Mount::with_dataplane();
     let mut clients: Vec<Client> =
-        (0..2).map(|_| Client::start(&mut client_2017(&mount.conf(), "isolate dataplane"))).collect();
-    // One after the other: they hold the lock meanwhile.
+        (0..2).map(|_| Client::start(&mut legacy_client(&mount.conf(), "isolate dataplane"))).collect();
+    // One after the other, because each holds the lock while it works.
     clients.iter_mut().for_each(|client| client.at("pinned"));
     assert_eq!(read(&mount.pool("dataplane").join("tasks")), shown(&[clients[0].pid(), clients[1].pid()]));
-    let (_, err, code) = run(&mut client_2017(&mount.conf(), "isolate dataplane"));
+    let (_, err, code) = run(&mut legacy_client(&mount.conf(), "isolate dataplane"));
     assert_eq!((err.as_str(), code), ("ERROR:root:No free cpu lists in pool dataplane\n", Some(1)));
     clients.into_iter().for_each(assert_done);
     assert_eq!(read(&mount.pool("dataplane").join("tasks")), "");
 }
 
 #[test]
-fn in_a_shared_pool_neither_wipes_the_other() {
+fn shared_clients_do_not_overwrite_each_other() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let start = || Client::start(&mut isolate(&mount, "shared", "0"));
@@ -96,12 +96,12 @@ fn in_a_shared_pool_neither_wipes_the_other() {
     first.at("pinned");
     let mut second = start();
     second.at("opened");
-    assert_eq!(read(&tasks), shown(&[first.pid()]), "O_TRUNC wipes nothing");
+    assert_eq!(read(&tasks), shown(&[first.pid()]), "O_TRUNC removes nobody");
     second.go();
     second.at("pinned");
     let both = shown(&[first.pid(), second.pid()]);
     assert_eq!(read(&tasks), both);
-    // The second one goes, one comes, then the first one goes.
+    // The second one leaves, another one comes, then the first one leaves.
     second.go();
     second.at("opened again");
     assert_eq!(read(&tasks), both);
@@ -121,7 +121,7 @@ fn in_a_shared_pool_neither_wipes_the_other() {
 }
 
 #[test]
-fn one_that_goes_does_not_wipe_who_came_since_it_read() {
+fn a_client_that_leaves_keeps_later_ones() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
@@ -136,13 +136,13 @@ fn one_that_goes_does_not_wipe_who_came_since_it_read() {
 }
 
 #[test]
-fn an_exclusive_list_that_a_claimer_without_lock_took_meanwhile_is_not_shared() {
+fn a_list_claimed_without_the_lock_is_not_shared() {
     let mount = Mount::with_dataplane();
     let tasks = mount.tasks("dataplane", "0");
     let ran = mount.home().join("ran");
     for step in ["read", "reread", "opened"] {
         let command = format!("touch {}", ran.display());
-        let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_2017_COMMAND", command));
+        let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_LEGACY_COMMAND", command));
         client.at(step);
         let claimer = Sleeper::new();
         write(&tasks, claimer.pid().to_string()).unwrap();
@@ -154,7 +154,7 @@ fn an_exclusive_list_that_a_claimer_without_lock_took_meanwhile_is_not_shared() 
         claimer.end();
         assert_eq!(read(&tasks), "");
     }
-    // The other way round.
+    // In the opposite order.
     let mut client = Client::start(&mut isolate(&mount, "dataplane", "0"));
     client.at("written");
     let claimer = Sleeper::new();
@@ -163,7 +163,7 @@ fn an_exclusive_list_that_a_claimer_without_lock_took_meanwhile_is_not_shared() 
 }
 
 #[test]
-fn old_and_new_clients_at_once_never_meet_on_an_exclusive_list() {
+fn legacy_and_new_clients_never_share_a_list() {
     let mount = Mount::with_dataplane();
     let place = mount.home().join("taken");
     fs::create_dir(&place).unwrap();
@@ -177,10 +177,10 @@ fn old_and_new_clients_at_once_never_meet_on_an_exclusive_list() {
             let (mount, alone) = (&mount, &alone);
             scope.spawn(move || {
                 let mut command = match number % 2 {
-                    0 => client_2017(&mount.conf(), "isolate dataplane"),
+                    0 => legacy_client(&mount.conf(), "isolate dataplane"),
                     _ => mount.kcm(&["isolate", "--pool=dataplane", alone]),
                 };
-                command.env("KCM_2017_COMMAND", alone);
+                command.env("KCM_LEGACY_COMMAND", alone);
                 for _ in 0..4 {
                     let (_, err, code) = run(&mut command);
                     let lost = err.contains("No free cpu lists") || err.contains("Device or resource busy");
@@ -189,14 +189,14 @@ fn old_and_new_clients_at_once_never_meet_on_an_exclusive_list() {
             });
         }
     });
-    assert!(!mount.home().join("taken/met").exists(), "two were on one list");
+    assert!(!mount.home().join("taken/met").exists(), "two tasks were on one list");
     let times = read(&mount.home().join("taken.times"));
     assert!(times.contains("0\n") && times.contains("1\n"), "{times}");
     assert_eq!(mount.read("pools/dataplane/tasks"), "");
 }
 
 #[test]
-fn a_pid_in_its_list_that_has_died_is_passed_over() {
+fn a_dead_pid_in_its_list_is_skipped() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let other = Sleeper::new();
@@ -210,25 +210,25 @@ fn a_pid_in_its_list_that_has_died_is_passed_over() {
     assert_done(client);
 }
 
-/// One test at a time asks for a number.
+/// Serialises the tests that choose a PID.
 static NUMBERS: Mutex<()> = Mutex::new(());
 
-/// A process with the number of one that has died and was collected.
+/// A process with the PID of one that has died and was reaped.
 fn reborn(pid: u32) -> Sleeper {
     let _one = NUMBERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
         let process = Sleeper::new();
         if process.pid() == pid {
             return process;
         }
-        assert!(Instant::now() < deadline, "{pid} is taken by somebody else");
+        assert!(Instant::now() < deadline, "{pid} is in use");
     }
 }
 
 #[test]
-fn a_pid_in_its_list_that_was_reused_pins_nobody() {
+fn a_reused_pid_in_its_list_is_not_pinned() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     for step in ["reread", "opened", "reread again", "opened again"] {
@@ -248,7 +248,7 @@ fn a_pid_in_its_list_that_was_reused_pins_nobody() {
 }
 
 #[test]
-fn a_pid_in_its_list_that_has_moved_stays_where_it_went() {
+fn a_moved_pid_in_its_list_stays_moved() {
     let mount = Mount::with_shared();
     let (here, there) = (mount.tasks("shared", "0"), mount.tasks("shared", "1"));
     let other = Sleeper::new();
@@ -264,7 +264,7 @@ fn a_pid_in_its_list_that_has_moved_stays_where_it_went() {
 }
 
 #[test]
-fn a_pid_in_its_list_that_was_released_stays_free() {
+fn a_released_pid_in_its_list_stays_free() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let other = Sleeper::new();
@@ -279,7 +279,7 @@ fn a_pid_in_its_list_that_was_released_stays_free() {
 }
 
 #[test]
-fn one_that_has_moved_since_its_claim_takes_itself_off_its_new_list_by_ending() {
+fn a_moved_client_leaves_its_new_list_by_ending() {
     let mount = Mount::with_shared();
     let (here, there) = (mount.tasks("shared", "0"), mount.tasks("shared", "1"));
     let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
@@ -293,7 +293,7 @@ fn one_that_has_moved_since_its_claim_takes_itself_off_its_new_list_by_ending() 
 }
 
 #[test]
-fn killed_after_any_step_it_leaves_nothing() {
+fn a_kill_after_any_step_leaves_nothing() {
     let mount = Mount::with_dataplane();
     let tasks = mount.tasks("dataplane", "0");
     for step in STEPS {
@@ -312,12 +312,12 @@ fn killed_after_any_step_it_leaves_nothing() {
 }
 
 #[test]
-fn killed_while_its_command_runs_it_leaves_the_list_to_that() {
+fn if_killed_its_command_keeps_the_list() {
     let mount = Mount::with_dataplane();
     let tasks = mount.tasks("dataplane", "0");
     let number = mount.home().join("number");
     let command = format!("echo $$ > {}.new; mv {0}.new {0}; exec sleep 1000", number.display());
-    let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_2017_COMMAND", command));
+    let mut client = Client::start(isolate(&mount, "dataplane", "0").env("KCM_LEGACY_COMMAND", command));
     client.at("pinned");
     client.go();
     until("the command runs", || number.exists());
@@ -330,32 +330,32 @@ fn killed_while_its_command_runs_it_leaves_the_list_to_that() {
 }
 
 #[test]
-fn host_pids_from_inside_a_pid_namespace_are_understood() {
+fn host_pids_work_from_inside_a_pid_namespace() {
     let mount = Mount::with_shared();
     mount.make_pool("apart", true, &[]);
     let tasks = mount.tasks("shared", "0");
     let other = Sleeper::new();
     write(&tasks, other.pid().to_string()).unwrap();
-    // It sees the machine's /proc, as the document's containers do with KCM_PROC_FS.
+    // It sees the host's /proc, as legacy containers do with KCM_PROC_FS.
     let apart = |part: &str| {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().unwrap());
-        command.env("KCM_2017", part).env("KCM_2017_CONF", mount.conf());
-        command.env("KCM_2017_LIST", "0").env("KCM_PROC_FS", "/proc");
+        command.env("KCM_LEGACY", part).env("KCM_LEGACY_CONF", mount.conf());
+        command.env("KCM_LEGACY_LIST", "0").env("KCM_PROC_FS", "/proc");
         command
     };
     let mut client = Client::start(&mut apart("isolate shared"));
     client.at("written");
     let found: Vec<u32> = read(&tasks).trim().split(',').map(|pid| pid.parse().unwrap()).collect();
     let inside: Vec<u32> = found.into_iter().filter(|&pid| pid != other.pid()).collect();
-    assert_eq!(inside.len(), 1, "it and nobody else has come");
+    assert_eq!(inside.len(), 1, "only the client has come");
     let status = read(Path::new(&format!("/proc/{}/status", inside[0])));
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
-    assert_eq!(numbers.split_whitespace().last(), Some("1"), "it is the first of its namespace");
+    assert_eq!(numbers.split_whitespace().last(), Some("1"), "it is the first process of its namespace");
     assert_eq!(masks(inside[0]), ["0"]);
     client.go();
     client.at("written again");
-    assert_eq!(read(&tasks), shown(&[other.pid()]), "it takes itself off by that number too");
+    assert_eq!(read(&tasks), shown(&[other.pid()]), "it leaves by that PID, too");
     assert_done(client);
 
     let stray = Sleeper::new();
@@ -366,7 +366,7 @@ fn host_pids_from_inside_a_pid_namespace_are_understood() {
 }
 
 #[test]
-fn reconcile_finds_nobody_dead_and_takes_nobody_off() {
+fn reconcile_finds_no_dead_task() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let (dies, stays, stray) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
@@ -374,23 +374,23 @@ fn reconcile_finds_nobody_dead_and_takes_nobody_off() {
         write(tasks, task.pid().to_string()).unwrap();
     }
     pin(stray.pid(), &[0, 1]);
-    let mut client = Client::start(&mut client_2017(&mount.conf(), "reconcile"));
+    let mut client = Client::start(&mut legacy_client(&mount.conf(), "reconcile"));
     client.at("read");
     let (dead, newcomer) = (dies.pid(), Sleeper::new());
     dies.end();
     write(&tasks, newcomer.pid().to_string()).unwrap();
     client.go();
     client.at("written");
-    assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]), "the dead one that it saw alive");
+    assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]), "without the dead task that it had read");
     assert_done(client);
     assert_eq!(read(&tasks), shown(&[stays.pid(), newcomer.pid()]));
 
-    let (out, err, code) = run(&mut client_2017(&mount.conf(), "reconcile"));
+    let (out, err, code) = run(&mut legacy_client(&mount.conf(), "reconcile"));
     assert_eq!((err.as_str(), code), ("", Some(0)));
     let report: Value = serde_json::from_str(&out).unwrap();
     let mismatch = json!([{ "actualCpus": [0, 1], "cpus": "1", "pid": stray.pid(), "pool": "shared" }]);
     assert_eq!(report, json!({ "mismatchedCpuMasks": mismatch, "reclaimedCpuLists": [] }));
-    // Ours agrees, and knows of the death besides.
+    // `kcm reconcile` agrees, and also reports the death.
     let (out, _, _) = run(&mut mount.kcm(&["reconcile"]));
     let report: Value = serde_json::from_str(&out).unwrap();
     let reclaimed = json!([{ "cpus": "0", "pid": dead, "pool": "shared" }]);
@@ -398,10 +398,10 @@ fn reconcile_finds_nobody_dead_and_takes_nobody_off() {
 }
 
 #[test]
-fn describe_prints_the_same_bytes_as_kcm_describe() {
+fn describe_prints_the_same_bytes() {
     let mount = Mount::new();
     let same = |state: &str| {
-        let theirs = run(&mut client_2017(&mount.conf(), "describe"));
+        let theirs = run(&mut legacy_client(&mount.conf(), "describe"));
         assert_eq!(theirs, run(&mut mount.kcm(&["describe"])), "{state}");
         assert_eq!((theirs.1.as_str(), theirs.2), ("", Some(0)), "{state}");
     };
@@ -423,14 +423,14 @@ fn init_refuses_the_mount_and_changes_nothing() {
     let mount = Mount::new();
     let names = || mount.walk().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let before = names();
-    let (out, err, code) = run(&mut client_2017(&mount.conf(), "init"));
+    let (out, err, code) = run(&mut legacy_client(&mount.conf(), "init"));
     assert_eq!((out.as_str(), code), ("", Some(1)));
     assert!(err.starts_with("INFO:root:Configuration directory already exists.\n"), "{err}");
     assert_eq!(names(), before);
 }
 
 #[test]
-fn old_clients_notice_nothing_of_the_daemons_death() {
+fn legacy_clients_do_not_notice_a_worker_death() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     for step in ["reread", "opened", "written", "pinned", "reread again", "opened again"] {

@@ -1,13 +1,13 @@
-//! Limits: how many tasks the daemon watches, and how much of that users other than root can take.
+//! How many tasks the daemon can watch, and which share of that users other than root can take.
 
 use crate::harness::{Mount, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
 use nix::errno::Errno;
 
-/// How many tasks a daemon with [`FILES`] open files watches.
+/// How many tasks a daemon with [`FILES`] open files can watch.
 const LIMIT: usize = FILES - 64;
 const FILES: usize = 200;
 
-/// A daemon that may not open many files, with the pool `shared`.
+/// A daemon that may open only a few files, with the pool `shared`.
 fn with_few_files() -> Mount {
     let mount = Mount::not_mounted();
     mount.sh(&format!("ulimit -n {FILES}; exec $KCM mount --conf-dir=$C --state-dir=$S 2>&1"));
@@ -36,19 +36,19 @@ fn too_many(limit: usize) -> String {
 }
 
 #[test]
-fn more_tasks_than_can_be_watched_are_refused_with_the_limit() {
+fn tasks_beyond_the_limit_are_refused() {
     let mount = with_few_files();
     let list = mount.tasks("shared", "0");
     let mut tasks: Vec<Sleeper> = (0..LIMIT).map(|_| Sleeper::new()).collect();
     let late = Sleeper::new();
-    write(&list, words(&tasks)).expect("as many as there may be, at once");
+    write(&list, words(&tasks)).expect("up to the limit in one command");
     assert_eq!(count(&mount), LIMIT);
     for file in [&list, &mount.tasks("shared", "1"), &mount.pool("shared").join("tasks")] {
         assert_eq!(errno(write(file, late.pid().to_string())), Errno::ENOSPC);
         assert_eq!(told(&mount), too_many(LIMIT));
     }
-    write(&list, words(&tasks[..50])).expect("those that are there take no more room");
-    write(&mount.tasks("shared", "1"), words(&tasks[..10])).expect("a move takes none either");
+    write(&list, words(&tasks[..50])).expect("repeated tasks need no more room");
+    write(&mount.tasks("shared", "1"), words(&tasks[..10])).expect("a move needs none either");
     assert_eq!(count(&mount), LIMIT);
 
     write(&mount.pool("shared").join("tasks"), format!("-{}", tasks[0].pid())).unwrap();
@@ -60,7 +60,7 @@ fn more_tasks_than_can_be_watched_are_refused_with_the_limit() {
 }
 
 #[test]
-fn a_command_that_would_be_too_many_does_nothing() {
+fn a_command_beyond_the_limit_does_nothing() {
     let mount = with_few_files();
     let list = mount.tasks("shared", "0");
     let tasks: Vec<Sleeper> = (0..LIMIT + 4).map(|_| Sleeper::new()).collect();
@@ -72,7 +72,7 @@ fn a_command_that_would_be_too_many_does_nothing() {
     assert_eq!(errno(write(&list, words(rest))), Errno::ENOSPC);
     assert_eq!(told(&mount), too_many(LIMIT));
     assert_eq!(count(&mount), first.len());
-    // So many that the daemon cannot even look at them all at once.
+    // More than the daemon could open at once to examine them.
     assert_eq!(errno(write(&list, words(&tasks[20..]))), Errno::ENOSPC);
     assert_eq!(told(&mount), too_many(LIMIT));
     assert_eq!(count(&mount), first.len());
@@ -81,7 +81,7 @@ fn a_command_that_would_be_too_many_does_nothing() {
 }
 
 #[test]
-fn the_dead_and_the_repeated_take_no_room() {
+fn dead_and_repeated_tasks_do_not_count() {
     let mount = with_few_files();
     let list = mount.tasks("shared", "0");
     let task = Sleeper::new();
@@ -93,7 +93,7 @@ fn the_dead_and_the_repeated_take_no_room() {
 }
 
 #[test]
-fn users_other_than_root_take_half_at_most() {
+fn other_users_get_at_most_half() {
     let mount = with_few_files();
     mount.let_everybody_in();
     let (list, half) = (mount.tasks("shared", "0"), LIMIT / 2);
@@ -108,17 +108,17 @@ fn users_other_than_root_take_half_at_most() {
     });
     write(&list, theirs[half].pid().to_string()).expect("root may claim for them");
     let roots: Vec<Sleeper> = (0..LIMIT - half - 1).map(|_| Sleeper::new()).collect();
-    write(&list, words(&roots)).expect("the other half is root's");
+    write(&list, words(&roots)).expect("the other half is for root");
     assert_eq!(count(&mount), LIMIT);
     as_nobody(|| {
         write(&list, format!("-{}", theirs[0].pid())).unwrap();
-        write(&list, theirs[half + 1].pid().to_string()).expect("in the room that it has made");
+        write(&list, theirs[half + 1].pid().to_string()).expect("in the room that the release has made");
     });
     assert_eq!(count(&mount), LIMIT);
 }
 
 #[test]
-fn a_full_daemon_still_answers_everything_else() {
+fn a_full_daemon_answers_everything_else() {
     let mount = with_few_files();
     let tasks: Vec<Sleeper> = (0..LIMIT).map(|_| Sleeper::new()).collect();
     write(&mount.tasks("shared", "0"), words(&tasks)).unwrap();

@@ -1,4 +1,4 @@
-//! A claim is a mask on every thread, or it is none; a release gives back what was there before.
+//! A claim sets the mask of every thread, or none; a release restores the earlier masks.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Whether each thread has this mask.
+/// Returns whether each thread has this mask.
 fn all_have(pid: u32, cpus: &str) -> bool {
     masks(pid).iter().all(|mask| mask == cpus)
 }
@@ -18,18 +18,18 @@ fn program(kind: &str) -> Program {
     Program::start(&mut program::command(&[], kind))
 }
 
-/// Nobody has a claim.
+/// Returns whether the pool has no task.
 fn is_empty(mount: &Mount, pool: &str) -> bool {
     held(&mount.pool(pool).join("tasks")).is_empty()
 }
 
 #[test]
-fn no_thread_is_outside_when_a_claim_returns_however_fast_the_program_makes_new_ones() {
+fn no_new_thread_escapes_a_claim() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| (list, mount.tasks("dataplane", list)));
     for _ in 0..4 {
-        let restless = program("restless");
-        let pid = restless.pid();
+        let thread_spawner = program("thread-spawner");
+        let pid = thread_spawner.pid();
         for attempt in 0..50 {
             let (cpus, list) = &lists[attempt % 2];
             write(list, pid.to_string()).unwrap_or_else(|error| panic!("{attempt}: {error}"));
@@ -37,7 +37,7 @@ fn no_thread_is_outside_when_a_claim_returns_however_fast_the_program_makes_new_
                 let found = masks(pid);
                 assert!(found.iter().all(|mask| mask == cpus), "{attempt}: {found:?} on {cpus}");
             }
-            // First claims, repeated ones and moves.
+            // First claims, repeated claims and moves.
             if attempt % 5 == 4 {
                 write(list, format!("-{pid}")).unwrap();
             }
@@ -46,24 +46,24 @@ fn no_thread_is_outside_when_a_claim_returns_however_fast_the_program_makes_new_
                 assert!(all_have(pid, cpus), "{attempt}");
             }
         }
-        restless.end();
+        thread_spawner.end();
     }
 }
 
 #[test]
-fn a_program_that_makes_threads_gets_its_mask_back_on_all_of_them() {
+fn a_release_restores_the_masks_of_new_threads() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
-    let restless = program("restless");
+    let thread_spawner = program("thread-spawner");
     for _ in 0..20 {
-        write(&list, restless.pid().to_string()).unwrap();
-        write(&list, format!("-{}", restless.pid())).unwrap();
-        assert!(all_have(restless.pid(), &free()), "{:?}", masks(restless.pid()));
+        write(&list, thread_spawner.pid().to_string()).unwrap();
+        write(&list, format!("-{}", thread_spawner.pid())).unwrap();
+        assert!(all_have(thread_spawner.pid(), &free()), "{:?}", masks(thread_spawner.pid()));
     }
 }
 
 #[test]
-fn a_thread_id_stands_for_the_whole_process() {
+fn a_thread_id_stands_for_its_process() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "1");
     let threads = program("threads");
@@ -77,7 +77,7 @@ fn a_thread_id_stands_for_the_whole_process() {
 }
 
 #[test]
-fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
+fn a_refusal_by_a_cpuset_changes_nothing() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let cpuset = Cpuset::new("1");
@@ -86,7 +86,7 @@ fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
     let pid = task.pid().to_string();
     assert_eq!(errno(write(&lists[0], &pid)), Errno::EINVAL);
     assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), "1"));
-    // It follows its cpuset as before.
+    // It still follows its cpuset.
     cpuset.set("0-1");
     assert!(all_have(task.pid(), "0-1"));
     cpuset.set("1");
@@ -100,7 +100,7 @@ fn a_list_that_a_cpuset_refuses_is_refused_and_the_task_keeps_what_it_had() {
 }
 
 #[test]
-fn a_claim_that_a_dying_daemon_has_begun_leaves_a_task_following_its_cpuset() {
+fn an_unfinished_claim_leaves_the_cpuset_in_charge() {
     let mount = Mount::not_mounted();
     mount.start_with("KCM_FAULT", "masks-set!");
     mount.make_pool("dataplane", true, &["1"]);
@@ -116,7 +116,7 @@ fn a_claim_that_a_dying_daemon_has_begun_leaves_a_task_following_its_cpuset() {
 }
 
 #[test]
-fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
+fn one_task_refused_by_the_kernel_refuses_all() {
     let mount = Mount::with_dataplane();
     mount.make_pool("shared", false, &[]);
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
@@ -141,11 +141,11 @@ fn nothing_of_a_command_is_done_where_the_kernel_refuses_one_of_its_tasks() {
     assert!(all_have(confined.pid(), "1"));
     cpuset.add(a.pid());
     cpuset.set("0-1");
-    assert_eq!(masks_of_a(), ["0-1", "1"], "one that followed its cpuset still does");
+    assert_eq!(masks_of_a(), ["0-1", "1"], "a thread that followed its cpuset still does");
 }
 
 #[test]
-fn a_pool_passes_over_lists_that_cannot_serve_the_task() {
+fn a_pool_skips_lists_that_cannot_serve_the_task() {
     for exclusive in [true, false] {
         let mount = Mount::new();
         mount.make_pool("pool", exclusive, &["0", "1"]);
@@ -164,9 +164,9 @@ fn a_pool_passes_over_lists_that_cannot_serve_the_task() {
             assert!(all_have(also.pid(), "1"));
             write(&pool, holder.pid().to_string()).unwrap();
             assert_eq!(held(&lists[0]), [holder.pid()]);
-            assert_eq!(errno(write(&pool, also.pid().to_string())), Errno::EBUSY, "now none is free");
+            assert_eq!(errno(write(&pool, also.pid().to_string())), Errno::EBUSY, "no list is free now");
         } else {
-            write(&pool, also.pid().to_string()).expect("also where the other one has fewer tasks");
+            write(&pool, also.pid().to_string()).expect("even if the other list has fewer tasks");
             assert_eq!((held(&lists[0]).len(), held(&lists[1]).len()), (0, 2));
             write(&pool, holder.pid().to_string()).unwrap();
             assert_eq!(held(&lists[0]), [holder.pid()]);
@@ -190,8 +190,8 @@ fn a_list_that_the_kernel_narrows_is_refused() {
 }
 
 #[test]
-fn lists_with_cpus_that_are_not_online_are_passed_over_and_refused() {
-    // Of this machine the first two CPUs are real.
+fn lists_with_offline_cpus_are_skipped() {
+    // The first two CPUs of the machine are real.
     let mount = Mount::on_machine(&Machine::new(1, 512, 2));
     mount.make_pool("pool", true, &["0,1022", "1", "1020-1021"]);
     let pool = mount.pool("pool").join("tasks");
@@ -209,7 +209,7 @@ fn lists_with_cpus_that_are_not_online_are_passed_over_and_refused() {
 }
 
 #[test]
-fn a_release_gives_back_the_mask_from_before_the_first_claim() {
+fn a_release_restores_the_earliest_mask() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     for before in [&[0][..], &[1], &[]] {
@@ -225,7 +225,7 @@ fn a_release_gives_back_the_mask_from_before_the_first_claim() {
                 write(&lists[to % 2], pid.to_string()).unwrap();
                 assert_eq!(masks(pid), [(to % 2).to_string()]);
             }
-            // Some claims once more, which changes nothing about it.
+            // Some tasks claim again, which must not change their saved mask.
             write(&mount.pool("dataplane").join("tasks"), pid.to_string()).unwrap();
             write(&mount.pool("dataplane").join("tasks"), format!("-{pid}")).unwrap();
             assert_eq!(masks(pid), mask, "{moves} moves");
@@ -235,7 +235,7 @@ fn a_release_gives_back_the_mask_from_before_the_first_claim() {
 }
 
 #[test]
-fn the_mask_from_before_outlives_the_daemon() {
+fn the_saved_mask_survives_the_daemon() {
     for by_worker in [true, false] {
         let mount = Mount::with_dataplane();
         let task = Sleeper::new();
@@ -256,7 +256,7 @@ fn the_mask_from_before_outlives_the_daemon() {
 }
 
 #[test]
-fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
+fn after_a_release_the_task_follows_its_cpuset() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0");
     let task = Sleeper::new();
@@ -269,7 +269,7 @@ fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
     assert_eq!(masks(task.pid()), ["0-1"]);
     cpuset.set("1");
     assert_eq!(masks(task.pid()), ["1"]);
-    // Also one that had the whole machine.
+    // This includes a thread that could use the whole machine.
     let task = Sleeper::new();
     write(&list, task.pid().to_string()).unwrap();
     write(&list, format!("-{}", task.pid())).unwrap();
@@ -280,7 +280,7 @@ fn a_task_that_had_all_that_its_cpuset_allowed_follows_its_cpuset_again() {
 }
 
 #[test]
-fn where_the_mask_from_before_is_no_longer_possible_a_release_gives_all_cpus() {
+fn an_impossible_saved_mask_becomes_all_cpus() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0-1");
     let task = Sleeper::new();
@@ -296,7 +296,7 @@ fn where_the_mask_from_before_is_no_longer_possible_a_release_gives_all_cpus() {
 }
 
 #[test]
-fn a_repeated_claim_changes_only_threads_that_have_left_the_list() {
+fn a_repeated_claim_pins_only_stray_threads() {
     let mount = Mount::new();
     mount.make_pool("wide", true, &["0-1"]);
     let threads = program("threads");
@@ -309,7 +309,11 @@ fn a_repeated_claim_changes_only_threads_that_have_left_the_list() {
     pin(second, &[1]);
     for file in [&list, &mount.pool("wide").join("tasks")] {
         write(file, threads.pid().to_string()).unwrap();
-        assert_eq!((mask(first), mask(second)), ("0-1".to_owned(), "1".to_owned()), "a program pins its own");
+        assert_eq!(
+            (mask(first), mask(second)),
+            ("0-1".to_owned(), "1".to_owned()),
+            "a program pins its own threads"
+        );
     }
 
     write(&list, format!("-{}", threads.pid())).unwrap();
@@ -320,24 +324,24 @@ fn a_repeated_claim_changes_only_threads_that_have_left_the_list() {
     for left in [&[1][..], &[0, 1]] {
         pin(second, left);
         write(&list, threads.pid().to_string()).unwrap();
-        assert!(all_have(threads.pid(), "0"), "who has left is brought back");
+        assert!(all_have(threads.pid(), "0"), "a stray thread is repaired");
     }
     assert_eq!(
         mount.events().iter().filter(|(event, _)| event == "claimed").count(),
         2,
-        "nothing else happens"
+        "nothing else changes"
     );
 }
 
 #[test]
-fn a_repeated_claim_that_the_kernel_refuses_leaves_the_claim_as_it_was() {
+fn a_refused_repeated_claim_keeps_the_claim() {
     let mount = Mount::with_dataplane();
     let cpuset = Cpuset::new("0-1");
     let task = Sleeper::new();
     cpuset.add(task.pid());
     let list = mount.tasks("dataplane", "0");
     write(&list, task.pid().to_string()).unwrap();
-    // As kubelets do: the kernel moves the task, and nobody is told.
+    // As a kubelet does it: the kernel moves the task, and the daemon gets no message.
     cpuset.set("1");
     assert_eq!(masks(task.pid()), ["1"]);
     assert_eq!(errno(write(&list, task.pid().to_string())), Errno::EINVAL);
@@ -348,13 +352,13 @@ fn a_repeated_claim_that_the_kernel_refuses_leaves_the_claim_as_it_was() {
 }
 
 #[test]
-fn a_task_that_keeps_widening_its_masks_is_given_up_with_eagain() {
+fn a_task_that_widens_its_masks_gets_eagain() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
-    let willful = program("willful");
-    let pid = willful.pid();
-    until("it is given up", || match write(&lists[0], pid.to_string()) {
-        // The program may just not have got to it.
+    let mask_widener = program("mask-widener");
+    let pid = mask_widener.pid();
+    until("the claim is given up", || match write(&lists[0], pid.to_string()) {
+        // The program may not have changed its mask yet.
         Ok(()) => {
             assert_eq!(held(&lists[0]), [pid]);
             write(&lists[0], format!("-{pid}")).unwrap();
@@ -379,7 +383,7 @@ fn a_task_that_keeps_widening_its_masks_is_given_up_with_eagain() {
     }
 }
 
-/// The threads of a process, the first one first.
+/// The threads of a process, starting with the first one.
 fn tids(pid: u32) -> Vec<u32> {
     let mut tids = threads(pid);
     tids.sort_by_key(|&tid| tid != pid);
@@ -391,7 +395,7 @@ fn mask_of_thread(pid: u32, tid: u32) -> String {
     status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
 }
 
-/// There is always a thread that is just coming, made by another one that is.
+/// A thread that was just created always creates the next one.
 fn make_threads() {
     loop {
         let one_more = || std::thread::spawn(|| drop(std::thread::spawn(|| ()).join()));
@@ -399,8 +403,8 @@ fn make_threads() {
     }
 }
 
-/// Every mask that this thread gets is widened at once.
-fn widen_for_ever() {
+/// This thread widens every mask that it gets at once.
+fn widen_forever() {
     loop {
         pin(0, &(0..nix::sched::CpuSet::count()).collect::<Vec<_>>());
     }
@@ -410,15 +414,15 @@ pub fn sleeping_threads() {
     in_two_threads(|| std::thread::sleep(Duration::from_secs(1000)));
 }
 
-pub fn restless() {
+pub fn thread_spawner() {
     in_two_threads(make_threads);
 }
 
-pub fn willful() {
-    in_two_threads(widen_for_ever);
+pub fn mask_widener() {
+    in_two_threads(widen_forever);
 }
 
-/// A program whose work is done by two threads besides those of the test harness.
+/// Runs `work` in two threads, besides the threads of the test binary.
 fn in_two_threads(work: fn()) {
     (0..2).for_each(|_| drop(std::thread::spawn(work)));
     program::ready();

@@ -1,4 +1,4 @@
-//! Claims: who gets a CPU list, how the masks follow, and how a claim ends.
+//! Claims: which task gets a CPU list, how masks follow, and how a claim ends.
 
 pub mod death;
 pub mod exclusive;

@@ -1,5 +1,5 @@
-//! Any history of a real mount with real processes is that of a naive model: after each step the whole tree, every
-//! mask and every answer.
+//! Every history of operations on a real mount with real processes agrees with a naive model: after each step the
+//! tree, all masks and all answers are compared.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +14,12 @@ use nix::unistd::Pid;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-/// Each gives as many histories, always the same.
+/// The number of histories per variant; always the same ones.
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 const HISTORIES: u32 = 6;
 const STEPS: usize = 40;
 
-/// One step; pools, lists and tasks by number.
+/// One step; pools, lists and tasks are numbers.
 #[derive(Clone, Debug)]
 enum Op {
     MakePool(usize),
@@ -27,8 +27,8 @@ enum Op {
     SetExclusive(usize, bool),
     MakeList(usize, usize),
     RemoveList(usize, usize),
-    /// `by`: the task that writes; else we do. Without a list it is the pool's file. A word says whether it is a
-    /// release, and of whom.
+    /// `by`: the task that writes; `None` is the test itself. Without a list, the pool's file is written. Each word
+    /// says which task it names and whether it is a release.
     Write {
         by: Option<usize>,
         pool: usize,
@@ -36,10 +36,10 @@ enum Op {
         words: Vec<(bool, usize)>,
     },
     Die(usize),
-    /// Another process in the place of a dead one.
+    /// Another process replaces a dead one.
     Live(usize),
     KillWorker,
-    /// A task may die before the next one starts.
+    /// A dead task is followed by a new one.
     KillDaemon(Option<usize>),
 }
 
@@ -49,7 +49,7 @@ fn op() -> impl Strategy<Value = Op> {
     let task = || 0..TASKS;
     let words = prop::collection::vec((prop::bool::weighted(0.3), task()), 1..4);
     let by = prop::option::weighted(0.4, task());
-    // Most go to the lists that are there from the beginning.
+    // Most steps use the lists that exist from the start.
     let target = prop::option::weighted(0.6, prop_oneof![4 => 0..2_usize, 1 => list()]);
     prop_oneof![
         24 => (by, pool(), target, words)
@@ -67,8 +67,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 #[test]
-fn any_history_of_the_mount_is_that_of_the_naive_model() {
-    // Holds the cgroup of this test.
+fn every_history_agrees_with_the_naive_model() {
+    // Keeps the cgroup of this test alive.
     let _place = Mount::not_mounted();
     for seed in SEEDS {
         let config = Config {
@@ -94,7 +94,7 @@ fn any_history_of_the_mount_is_that_of_the_naive_model() {
 
 /// The mount and the model.
 struct Both {
-    // Before the mount, so that they have ended when that goes.
+    // Declared before the mount, so that they have ended when it is unmounted.
     tasks: Vec<Shell>,
     naive: Naive,
     mount: Mount,
@@ -102,7 +102,7 @@ struct Both {
 }
 
 impl Both {
-    /// With two lists, so that short histories have something to claim.
+    /// Starts with two lists, so that short histories have something to claim.
     fn new(exclusive: bool, one_pool: bool) -> Self {
         let mount = Mount::new();
         let naive = Naive::new(&masks(std::process::id())[0]);
@@ -119,7 +119,7 @@ impl Both {
         both
     }
 
-    /// A process as the model has it. What happens from now on is later than its start for everybody.
+    /// A process that agrees with the model. Every later event happens after its start, by every clock.
     fn start(&self, task: usize) -> Shell {
         let mut shell = Shell::start(&mut self.mount.bash("exec bash"));
         shell.ask("");
@@ -137,7 +137,7 @@ impl Both {
         self.steps += 1;
     }
 
-    /// What the mount and the model answer.
+    /// The answers of the mount and of the model.
     fn both(&mut self, op: &Op) -> (Answer, Answer) {
         let pool = |pool: usize| self.mount.pool(POOLS[pool]);
         let list = |of: usize, list: usize| pool(of).join(LISTS[list]);
@@ -181,7 +181,7 @@ impl Both {
         }
     }
 
-    /// It stays uncollected, so that nobody else gets its PID.
+    /// It is not reaped, so its PID is not reused.
     fn kill(&mut self, task: usize) {
         let pid = self.tasks[task].pid();
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
@@ -199,7 +199,7 @@ impl Both {
         let file = self.file(pool, list);
         let word = |&(release, task): &(bool, usize)| {
             let sign = if release { "-" } else { "" };
-            // Itself by `0` and by its number, in turns.
+            // Names itself by `0` and by its PID, in turn.
             let number = match by {
                 Some(by) if by == task && self.steps.is_multiple_of(2) => 0,
                 _ => self.tasks[task].pid(),
@@ -227,7 +227,7 @@ impl Both {
         list.map_or_else(|| pool.clone(), |list| pool.join(LISTS[list])).join("tasks")
     }
 
-    /// The whole tree below `pools`, the masks of all, and what one of them is told of itself.
+    /// Compares the whole tree below `pools`, all masks, and what one task reads about itself.
     fn check(&mut self, op: &Op) {
         let pids = |tasks: Vec<usize>| {
             let mut pids: Vec<u32> = tasks.into_iter().map(|task| self.tasks[task].pid()).collect();

@@ -1,6 +1,6 @@
-//! The rules of the mount, as naive as can be: a task has a claim or none, and that is all that is known.
+//! The rules of the mount, as simple as possible: a task has a claim or it has none.
 //!
-//! Every CPU list here can serve every task. Whoever claims has the right.
+//! Every CPU list can serve every task, and every writer has the right to claim.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +9,11 @@ use nix::errno::Errno;
 pub(crate) type Answer = Result<(), Errno>;
 
 pub(crate) const POOLS: [&str; 2] = ["a", "b"];
-/// The last two are the same CPUs.
+/// The last two have the same CPUs.
 pub(crate) const LISTS: [&str; 4] = ["0", "1", "0-1", "0,1"];
 pub(crate) const TASKS: usize = 5;
 
-/// Where a task starts; None: on all CPUs.
+/// The CPU that a task starts on; `None` means all CPUs.
 pub(crate) fn pinned(task: usize) -> Option<usize> {
     Some(task).filter(|&task| task < 2)
 }
@@ -22,7 +22,7 @@ fn cpus(list: usize) -> BTreeSet<usize> {
     if list < 2 { BTreeSet::from([list]) } else { BTreeSet::from([0, 1]) }
 }
 
-/// A list as the kernel shows it in a mask.
+/// A list as the kernel prints it in a mask.
 fn shown(list: usize) -> &'static str {
     if list < 2 { LISTS[list] } else { "0-1" }
 }
@@ -31,16 +31,16 @@ fn shown(list: usize) -> &'static str {
 struct Claim {
     pool: usize,
     list: usize,
-    /// When, in steps.
+    /// The step of the claim.
     since: u64,
-    /// What the task gets back.
+    /// The mask that the task gets back.
     saved: String,
 }
 
 #[derive(Clone, Debug)]
 struct Task {
     alive: bool,
-    /// When it started, in steps.
+    /// The step of its start.
     born: u64,
     mask: String,
     claim: Option<Claim>,
@@ -62,7 +62,7 @@ pub(crate) struct Naive {
 }
 
 impl Naive {
-    /// No pools, and all tasks alive; the mask of one that is not pinned.
+    /// Without pools, with all tasks alive. `free` is the mask of a task that is not pinned.
     pub(crate) fn new(free: &str) -> Self {
         let mut naive = Self { free: free.to_owned(), now: 0, pools: BTreeMap::new(), tasks: Vec::new() };
         for task in 0..TASKS {
@@ -130,7 +130,7 @@ impl Naive {
         Ok(())
     }
 
-    /// A word says whether it is a release, and of whom.
+    /// Each word says which task it names and whether it is a release.
     pub(crate) fn write(&mut self, pool: usize, list: Option<usize>, words: &[(bool, usize)]) -> Answer {
         if list.is_some_and(|list| !self.lists(pool).contains(&list)) || !self.pools.contains_key(&pool) {
             return Err(Errno::ENOENT);
@@ -156,7 +156,7 @@ impl Naive {
             return Err(Errno::EBUSY);
         }
         leaving.retain(|&task| self.on(pool, list).contains(&task));
-        // As it would be without those who leave; one after the other gets its place.
+        // Places one task after the other, as if those that leave had already left.
         let mut lists: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
         for list in self.lists(pool) {
             lists.insert(
@@ -231,7 +231,7 @@ impl Naive {
         }
     }
 
-    /// Another one in the place of a dead one.
+    /// A new task replaces a dead one.
     pub(crate) fn live(&mut self, task: usize) {
         self.tasks[task] = self.new_task(task);
     }
@@ -252,7 +252,7 @@ impl Naive {
         self.tasks[task].mask.clone()
     }
 
-    /// What `self/claim` says to the task.
+    /// The text of `self/claim` for the task.
     pub(crate) fn claim(&self, task: usize) -> String {
         let claim = self.tasks[task].claim.as_ref();
         claim.map_or(String::new(), |claim| format!("{} {}", POOLS[claim.pool], LISTS[claim.list]))
@@ -274,7 +274,7 @@ impl Naive {
         self.pools.get(&pool).map_or(Vec::new(), |pool| pool.lists.iter().copied().collect())
     }
 
-    /// Who is on the list, or in the pool.
+    /// The tasks on the list or, without a list, in the pool.
     pub(crate) fn on(&self, pool: usize, list: Option<usize>) -> Vec<usize> {
         let is_on = |claim: &Claim| claim.pool == pool && list.is_none_or(|list| claim.list == list);
         (0..TASKS).filter(|&task| self.tasks[task].claim.as_ref().is_some_and(is_on)).collect()

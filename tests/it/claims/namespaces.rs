@@ -1,19 +1,19 @@
-//! A PID means what it means to the writer: only processes of its own PID namespace are ever touched.
+//! A PID means what it means to the writer: a command changes only processes in the writer's PID namespace.
 
 use std::fs::{self, File};
 use std::io::Write as _;
 
-use crate::harness::enclosure::Enclosure;
+use crate::harness::pid_namespace::PidNamespace;
 use crate::harness::{Mount, Shell, Sleeper, children, errno, free, held, masks, until, write};
 use nix::errno::Errno;
 
-/// The first process of a container, by its number outside.
+/// The PID of a container's first process, outside.
 fn first(container: &Shell) -> u32 {
     until("the container has started", || !children(container.pid()).is_empty());
     children(container.pid())[0]
 }
 
-/// A process in the container that has this number there; its number outside.
+/// Starts a process in the container with this PID there; returns its PID outside.
 fn start_inside(container: &mut Shell, number: u32) -> u32 {
     let last = number - 1;
     let line = format!("echo {last} > /proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null & echo $!");
@@ -21,13 +21,13 @@ fn start_inside(container: &mut Shell, number: u32) -> u32 {
     *children(first(container)).last().unwrap()
 }
 
-/// What a shell says of a line that it runs with its errors; empty where it succeeds.
+/// The output and the errors of a line that the shell runs; empty if it succeeds.
 fn said(shell: &mut Shell, line: &str) -> String {
     shell.ask(&format!("{{ {line}; }} 2>&1")).trim().to_owned()
 }
 
 #[test]
-fn in_a_container_a_shell_claims_with_the_number_that_it_knows() {
+fn a_container_shell_claims_with_its_own_pid() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let init = masks(1);
@@ -45,7 +45,7 @@ fn in_a_container_a_shell_claims_with_the_number_that_it_knows() {
 }
 
 #[test]
-fn a_number_that_holds_a_claim_outside_names_the_one_inside() {
+fn a_pid_names_the_process_inside() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let outer = Sleeper::new();
@@ -79,15 +79,15 @@ fn a_number_that_holds_a_claim_outside_names_the_one_inside() {
     assert_eq!(said(&mut container, &format!("echo -{n} > $C/pools/dataplane/1/tasks")), "");
     assert_eq!((held(&lists[1]), masks(inner)), (vec![], vec![free()]));
     outside_is_as_it_was();
-    // And from outside it names the one outside.
+    // Outside, the number names the process outside.
     write(&lists[1], n.to_string()).expect("a move");
     assert_eq!((held(&lists[1]), masks(inner)), (vec![n], vec![free()]));
-    write(&lists[0], inner.to_string()).expect("outside, the one inside has a number too");
+    write(&lists[0], inner.to_string()).expect("the process inside also has a PID outside");
     assert_eq!((held(&lists[0]), masks(inner)), (vec![inner], vec!["0".to_owned()]));
 }
 
 #[test]
-fn the_same_number_in_two_containers_is_two_processes() {
+fn one_pid_in_two_containers_is_two_processes() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let mut containers = [mount.container(), mount.container()];
@@ -97,31 +97,31 @@ fn the_same_number_in_two_containers_is_two_processes() {
     }
     assert_eq!(lists.each_ref().map(|list| held(list)), [vec![inner[0]], vec![inner[1]]]);
     assert_eq!(said(&mut containers[0], "echo -4711 > $C/pools/dataplane/1/tasks"), "");
-    assert_eq!(held(&lists[1]), [inner[1]], "nobody releases the other's");
+    assert_eq!(held(&lists[1]), [inner[1]], "the container cannot release the other's task");
     assert_eq!(said(&mut containers[0], "echo -4711 > $C/pools/dataplane/tasks"), "");
     assert_eq!(lists.each_ref().map(|list| held(list)), [vec![], vec![inner[1]]]);
 }
 
 #[test]
-fn a_container_in_a_container_has_numbers_of_its_own() {
+fn a_nested_container_has_its_own_pids() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let mut middle = mount.container();
     let inner = "unshare --pid --fork --mount-proc bash -c 'sleep 1000 & wait' >/dev/null & echo $!";
     let unshare: u32 = middle.ask(inner).trim().parse().unwrap();
     let unshare_outside = *children(first(&middle)).last().unwrap();
-    until("the innermost has started", || {
+    until("the innermost shell has started", || {
         children(unshare_outside).first().is_some_and(|&bash| !children(bash).is_empty())
     });
     let bash = children(unshare_outside)[0];
     let sleep = children(bash)[0];
-    // By its number in the middle, where it is the child of `unshare`.
+    // By its PID in the middle namespace, in which it is the child of `unshare`.
     let number = middle.ask(&format!("cat /proc/{unshare}/task/{unshare}/children")).trim().to_owned();
     assert_ne!(number, bash.to_string());
     assert_eq!(said(&mut middle, &format!("echo {number} > $C/pools/dataplane/0/tasks")), "");
     assert_eq!((held(&list), masks(bash), masks(sleep)), (vec![bash], vec!["0".to_owned()], vec![free()]));
     assert_eq!(said(&mut middle, &format!("echo -{number} > $C/pools/dataplane/0/tasks")), "");
-    // By its own.
+    // By its PID in its own namespace.
     let inside = |line: &str| {
         let target = format!("nsenter --pid --mount --target={bash} bash -c '{line}'");
         mount.sh(&target)
@@ -133,16 +133,16 @@ fn a_container_in_a_container_has_numbers_of_its_own() {
 }
 
 #[test]
-fn a_writer_may_name_itself_by_the_daemons_number_for_it() {
+fn a_writer_may_use_the_daemons_pid_for_itself() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
-    // /proc is that of the host.
+    // /proc shows the host's processes.
     let mut container = Shell::start(&mut mount.bash("exec unshare --pid --fork --kill-child bash"));
     let line = "read -r pid rest < /proc/self/stat; echo $pid > $C/pools/dataplane/0/tasks; echo $$ $pid";
     let bash = first(&container);
     assert_eq!(container.ask(line).trim(), format!("1 {bash}"));
     assert_eq!((held(&list), masks(bash)), (vec![bash], vec!["0".to_owned()]));
-    // Nobody else: not the parent, not a child.
+    // The number names neither the parent nor a child.
     assert_eq!(container.ask("sleep 1000 >/dev/null & echo $!").trim(), "2");
     let child = children(bash)[0];
     for stranger in [container.pid(), child, std::process::id()] {
@@ -153,8 +153,8 @@ fn a_writer_may_name_itself_by_the_daemons_number_for_it() {
 }
 
 #[test]
-fn a_writer_that_the_daemon_cannot_see_is_refused_whatever_it_names() {
-    let mut inside = Enclosure::new("dataplane", true);
+fn a_writer_invisible_to_the_daemon_is_refused() {
+    let mut inside = PidNamespace::new("dataplane", true);
     let task = inside.sleeper();
     inside.shell.ask(&format!("echo {task} > $P/0/tasks"));
     let daemons = inside.mount.daemons();
@@ -171,7 +171,7 @@ fn a_writer_that_the_daemon_cannot_see_is_refused_whatever_it_names() {
             assert_eq!(errno(both_ways.write(text.as_bytes())), Errno::ESRCH, "{text}");
         }
     }
-    assert_eq!(fs::read_to_string(&list_0).unwrap(), format!("{task}\n"), "reading is fine");
+    assert_eq!(fs::read_to_string(&list_0).unwrap(), format!("{task}\n"), "reading works");
     for file in ["claim", "cpus", "last_error"] {
         let file = inside.as_seen_inside(&inside.mount.conf().join("self").join(file));
         assert_eq!(fs::read_to_string(&file).unwrap(), "", "{}", file.display());
@@ -182,7 +182,7 @@ fn a_writer_that_the_daemon_cannot_see_is_refused_whatever_it_names() {
 }
 
 #[test]
-fn what_self_says_ends_with_the_first_process_of_the_container() {
+fn self_files_stop_at_the_first_process() {
     let mount = Mount::with_dataplane();
     let mut outer = Shell::start(&mut mount.bash("exec bash"));
     let about = "cat $C/self/claim $C/self/cpus $C/self/last_error";
@@ -190,7 +190,7 @@ fn what_self_says_ends_with_the_first_process_of_the_container() {
     assert!(outer.ask(about).starts_with("dataplane 0\n0\n20"));
     let container = "unshare --pid --fork --mount-proc bash -c";
     let inside = outer.ask(&format!("{container} '{about}; bash -c \"{about}; true\"; true'"));
-    assert_eq!(inside, "", "nothing of the shell outside, though they run on its CPUs");
+    assert_eq!(inside, "", "nothing about the shell outside, although they run on its CPUs");
     let deep = outer.ask(&format!(
         "{container} 'echo $$ > $C/pools/dataplane/1/tasks
             echo more > $C/pools/dataplane/tasks
@@ -201,11 +201,11 @@ fn what_self_says_ends_with_the_first_process_of_the_container() {
     let [claim, cpus, error, deeper] = lines[..] else { panic!("{deep}") };
     assert_eq!((claim, cpus, deeper), ("dataplane 1", "1", "deeper"));
     assert!(error.contains(" 1: EINVAL: \"more\" is no PID"), "{error}");
-    assert!(outer.ask("cat $C/self/last_error").contains("\"nonsense\""), "nothing of those inside");
+    assert!(outer.ask("cat $C/self/last_error").contains("\"nonsense\""), "nothing about the shells inside");
 }
 
 #[test]
-fn a_pipeline_that_claims_for_its_shell_explains_itself_to_the_shell() {
+fn a_pipeline_explains_itself_to_its_shell() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let shells: [(&str, Shell); 2] =

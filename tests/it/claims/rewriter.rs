@@ -1,5 +1,5 @@
-//! A program that reads a list and writes it back as those of 2017 did, each when it is told to, whatever has
-//! happened in between.
+//! A program that reads a list and writes it back as legacy programs do. It does each step on request, so other
+//! changes can happen in between.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -7,10 +7,10 @@ use std::path::Path;
 
 use crate::harness::program::{self, Program};
 
-/// A running one.
+/// A running rewriter.
 pub(crate) struct Client {
     pub(crate) program: Program,
-    /// As it knows itself, from its /proc.
+    /// Its PID as its /proc shows it.
     pub(crate) pid: u32,
 }
 
@@ -29,18 +29,18 @@ impl Client {
         Self { program, pid }
     }
 
-    /// Reads the list, and remembers it.
+    /// Reads the list and remembers it.
     pub(crate) fn read(&mut self, file: &Path) -> Vec<u32> {
         let said = self.ask("read", file);
         said.split_terminator(',').map(|pid| pid.parse().unwrap()).collect()
     }
 
-    /// Writes what it has read back, with itself.
+    /// Writes the remembered list back, with its own PID added.
     pub(crate) fn join(&mut self, file: &Path) -> io::Result<()> {
         self.write("join", file)
     }
 
-    /// Writes what it has read back, without itself.
+    /// Writes the remembered list back, with its own PID removed.
     pub(crate) fn leave(&mut self, file: &Path) -> io::Result<()> {
         self.write("leave", file)
     }
@@ -84,7 +84,7 @@ pub fn client() {
     }
 }
 
-/// The list as a whole, without a newline; an empty one is not written at all.
+/// Writes the whole list without a newline. For an empty list there is no write(2).
 fn write_back(file: &str, list: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(file)?;
     if !list.is_empty() {

@@ -1,11 +1,11 @@
-//! The programs of 2017 write a whole list back: only their own PID in it means anything.
+//! Legacy programs write a whole list back: only the writer's own PID in it has a meaning.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 
 use super::rewriter::Client;
-use crate::harness::enclosure::Enclosure;
+use crate::harness::pid_namespace::PidNamespace;
 use crate::harness::program;
 use crate::harness::{
     Mount, NOBODY, Sleeper, errno, free, held, masks, set_mode, sleeper_of_nobody, until, write,
@@ -23,7 +23,7 @@ fn sorted<const N: usize>(mut pids: [u32; N]) -> [u32; N] {
     pids
 }
 
-/// A task that somebody else has put onto the list.
+/// A task that another process has put on the list.
 fn task_on(list: &Path) -> Sleeper {
     let task = Sleeper::new();
     write(list, task.pid().to_string()).unwrap();
@@ -31,7 +31,7 @@ fn task_on(list: &Path) -> Sleeper {
 }
 
 #[test]
-fn an_old_client_comes_and_goes_alone() {
+fn a_client_joins_and_leaves_alone() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "1");
     let mut client = Client::new();
@@ -44,12 +44,12 @@ fn an_old_client_comes_and_goes_alone() {
     assert_eq!(held(&list), [client.pid], "nothing was written");
     let pid = client.pid;
     client.program.end();
-    assert_eq!(held(&list), [0_u32; 0], "it has ended, which says the same");
+    assert_eq!(held(&list), [0_u32; 0], "it has ended, which is also a release");
     assert_eq!(mount.events().pop().unwrap().1, pid);
 }
 
 #[test]
-fn an_old_client_that_leaves_others_behind_gets_its_mask_back() {
+fn leaving_others_behind_restores_the_mask() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let other = task_on(&list);
@@ -62,29 +62,29 @@ fn an_old_client_that_leaves_others_behind_gets_its_mask_back() {
     assert_eq!(held(&list), [other.pid()]);
     assert!(masks(client.pid).iter().all(|mask| *mask == free()));
     assert_eq!(masks(other.pid()), ["0"]);
-    client.leave(&list).expect("it is not there any more, which is fine");
+    client.leave(&list).expect("its PID is not there, which is allowed");
     assert_eq!(held(&list), [other.pid()]);
 }
 
 #[test]
-fn two_old_clients_come_and_go_and_neither_wipes_the_other() {
+fn two_clients_do_not_overwrite_each_other() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let other = task_on(&list);
     let (mut a, mut b) = (Client::new(), Client::new());
     let pids = [a.pid, b.pid, other.pid()];
-    // Both have read the same before either writes.
+    // Both have read the same list before either writes.
     a.read(&list);
     b.read(&list);
     a.join(&list).unwrap();
     b.join(&list).unwrap();
     assert_eq!(held(&list), sorted(pids));
-    // Both have read all before either leaves.
+    // Both have read the full list before either leaves.
     a.read(&list);
     b.read(&list);
     a.leave(&list).unwrap();
     assert_eq!(held(&list), sorted([b.pid, other.pid()]));
-    b.leave(&list).expect("it names the one that has left");
+    b.leave(&list).expect("it names the task that has left");
     assert_eq!(held(&list), [other.pid()]);
     // One leaves while the other comes.
     a.read(&list);
@@ -94,11 +94,11 @@ fn two_old_clients_come_and_go_and_neither_wipes_the_other() {
     a.leave(&list).unwrap();
     b.join(&list).unwrap();
     assert_eq!(held(&list), sorted([b.pid, other.pid()]));
-    assert!(masks(a.pid).iter().all(|mask| *mask == free()), "nobody has brought it back");
+    assert!(masks(a.pid).iter().all(|mask| *mask == free()), "its mask was not restored");
 }
 
 #[test]
-fn an_old_client_comes_and_goes_while_another_of_its_list_has_died() {
+fn a_dead_pid_in_the_list_is_harmless() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let stays = task_on(&list);
@@ -133,7 +133,7 @@ fn an_old_client_comes_and_goes_while_another_of_its_list_has_died() {
 }
 
 #[test]
-fn an_old_client_comes_and_goes_while_another_of_its_list_has_moved() {
+fn a_moved_pid_in_the_list_is_harmless() {
     let mount = Mount::with_shared();
     let [list, elsewhere] = ["0", "1"].map(|list| mount.tasks("shared", list));
     let (mut client, other, stays) = (Client::new(), task_on(&list), task_on(&list));
@@ -154,8 +154,8 @@ fn an_old_client_comes_and_goes_while_another_of_its_list_has_moved() {
 }
 
 #[test]
-fn an_old_client_comes_and_goes_while_a_pid_of_its_list_has_become_somebody_elses() {
-    let mut inside = Enclosure::new("shared", false);
+fn a_reused_pid_in_the_list_is_harmless() {
+    let mut inside = PidNamespace::new("shared", false);
     // The shell does what the client does; it is process 1.
     let rewrite = |list: &str| format!("exec 3<>$P/0/tasks; printf %s {list} >&3 && echo ok; exec 3>&-");
     let other = inside.sleeper();
@@ -166,7 +166,7 @@ fn an_old_client_comes_and_goes_while_a_pid_of_its_list_has_become_somebody_else
     inside.sleeper_with(other);
     assert_eq!(inside.shell.ask(&rewrite(&format!("{other},1"))).trim(), "ok");
     assert_eq!(inside.read("pools/shared/0/tasks"), "1");
-    assert_eq!(inside.mask(other), full, "nobody has touched the stranger");
+    assert_eq!(inside.mask(other), full, "the mask of the stranger has not changed");
     assert_eq!(inside.mask(1), "0");
 
     inside.shell.ask(&format!("echo {other} > $P/0/tasks"));
@@ -180,22 +180,22 @@ fn an_old_client_comes_and_goes_while_a_pid_of_its_list_has_become_somebody_else
 }
 
 #[test]
-fn of_two_old_clients_that_want_one_exclusive_list_the_second_is_refused() {
+fn the_second_client_on_an_exclusive_list_is_refused() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "0");
     let (mut first, mut second) = (Client::new(), Client::new());
-    // Both have found it free.
+    // Both have read that the list is free.
     first.read(&list);
     second.read(&list);
     first.join(&list).unwrap();
     assert_eq!(errno(second.join(&list)), Errno::EBUSY);
-    // It has read of the other.
+    // It has read the PID of the other one.
     assert_eq!(second.read(&list), [first.pid]);
     assert_eq!(errno(second.join(&list)), Errno::EBUSY);
     assert_eq!(held(&list), [first.pid]);
     assert!(masks(first.pid).iter().all(|mask| mask == "0"));
-    assert!(masks(second.pid).iter().all(|mask| *mask == free()), "the loser is where it was");
-    // It takes itself off all the same.
+    assert!(masks(second.pid).iter().all(|mask| *mask == free()), "the loser keeps its mask");
+    // It leaves all the same.
     second.leave(&list).unwrap();
     assert_eq!(held(&list), [first.pid]);
     first.program.end();
@@ -205,13 +205,13 @@ fn of_two_old_clients_that_want_one_exclusive_list_the_second_is_refused() {
 }
 
 #[test]
-fn an_old_client_is_refused_the_list_of_a_new_one_and_the_other_way_round() {
+fn legacy_and_new_clients_refuse_each_other() {
     let mount = Mount::with_dataplane();
     let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("dataplane", list));
     let mut client = Client::new();
     client.read(&list_0);
     let other = task_on(&list_0);
-    assert_eq!(errno(client.join(&list_0)), Errno::EBUSY, "it takes no part in the lock");
+    assert_eq!(errno(client.join(&list_0)), Errno::EBUSY, "a claim does not need the lock");
     client.read(&list_1);
     client.join(&list_1).unwrap();
     assert_eq!(errno(write(&list_1, other.pid().to_string())), Errno::EBUSY);
@@ -219,7 +219,7 @@ fn an_old_client_is_refused_the_list_of_a_new_one_and_the_other_way_round() {
 }
 
 #[test]
-fn an_old_client_moves_and_leaves_only_the_list_that_it_writes_to() {
+fn a_client_leaves_only_the_list_that_it_writes() {
     let mount = Mount::with_shared();
     let [list_0, list_1] = ["0", "1"].map(|list| mount.tasks("shared", list));
     let (_a, _b) = (task_on(&list_0), task_on(&list_1));
@@ -228,7 +228,7 @@ fn an_old_client_moves_and_leaves_only_the_list_that_it_writes_to() {
     client.read(&list_0);
     client.join(&list_0).unwrap();
     client.read(&list_1);
-    client.leave(&list_1).expect("it is not there");
+    client.leave(&list_1).expect("it is not on this list");
     assert!(on(&list_0, &client) && !on(&list_1, &client));
     client.join(&list_1).unwrap();
     assert!(!on(&list_0, &client) && on(&list_1, &client), "a move");
@@ -239,7 +239,7 @@ fn an_old_client_moves_and_leaves_only_the_list_that_it_writes_to() {
 }
 
 #[test]
-fn no_stranger_in_the_list_is_ever_pinned_or_asked_for() {
+fn no_stranger_in_the_list_is_pinned() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let (stranger, anothers) = (Sleeper::new(), sleeper_of_nobody());
@@ -248,11 +248,11 @@ fn no_stranger_in_the_list_is_ever_pinned_or_asked_for() {
     let own = std::process::id();
     let names = format!("1,2,{daemon},{},{},2147483647", stranger.pid(), anothers.pid());
     let mut file = File::options().read(true).write(true).open(&list).unwrap();
-    // Without the writer it says that the writer is not there.
-    file.write_all(names.as_bytes()).expect("whoever they are");
+    // Without the writer's PID the list says that the writer has left.
+    file.write_all(names.as_bytes()).expect("other PIDs are allowed");
     assert_eq!(held(&list), [0_u32; 0]);
     let mut client = Client::new();
-    // The client has read them all, when they were other processes.
+    // The client has read all of these PIDs, when they belonged to other processes.
     client.program.say(&format!("read {}", written(&mount, &names).display()));
     client.program.hear();
     client.join(&list).unwrap();
@@ -272,7 +272,7 @@ fn written(mount: &Mount, text: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn who_writes_a_list_back_without_being_in_it_takes_nobody_off() {
+fn a_writer_not_in_the_list_removes_nobody() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let (a, b) = (task_on(&list), task_on(&list));
@@ -280,13 +280,13 @@ fn who_writes_a_list_back_without_being_in_it_takes_nobody_off() {
     reconcile.read(&written(&mount, &a.pid().to_string()));
     reconcile.leave(&list).unwrap();
     assert_eq!(held(&list), sorted([a.pid(), b.pid()]));
-    // Nor does the truncation, whether or not a write follows.
+    // The truncation does not either, with or without a write after it.
     drop(OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&list).unwrap());
     assert_eq!(held(&list), sorted([a.pid(), b.pid()]));
 }
 
 #[test]
-fn an_old_client_needs_no_right_over_the_others_of_its_list() {
+fn a_client_needs_no_right_over_the_others() {
     let mount = Mount::with_shared();
     mount.let_everybody_in();
     let list = mount.tasks("shared", "0");
@@ -302,11 +302,11 @@ fn an_old_client_needs_no_right_over_the_others_of_its_list() {
 }
 
 #[test]
-fn in_a_container_an_old_client_knows_itself_and_the_others_by_their_numbers_outside() {
+fn in_a_container_host_pids_work() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let other = task_on(&list);
-    // /proc is that of the host, as in the containers of 2017.
+    // /proc shows the host's processes, as in legacy containers.
     let mut client = Client::start(&["unshare", "--pid", "--fork", "--kill-child"]);
     assert_ne!(client.pid, 1);
     client.read(&list);
@@ -320,19 +320,19 @@ fn in_a_container_an_old_client_knows_itself_and_the_others_by_their_numbers_out
 }
 
 #[test]
-fn in_a_container_numbers_of_the_inside_mean_nothing_in_a_rewrite() {
+fn in_a_container_inner_pids_mean_nothing() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let other = task_on(&list);
     let first = masks(1);
-    // Its own number is 1, and so is that of somebody outside.
+    // Its own PID is 1, and so is the PID of a process outside.
     let mut client = Client::start(&["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]);
     assert_eq!(client.pid, 1);
     client.read(&list);
     client.join(&list).expect("it has not named itself, so it is not there");
     assert_eq!(held(&list), [other.pid()]);
     assert_eq!(masks(1), first);
-    // A process inside that has the number of one outside.
+    // A process inside that has the PID of one outside.
     let mut shell = mount.container();
     let inner = "echo $(($N - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null & echo $!";
     let inner = shell.ask(&inner.replace("$N", &other.pid().to_string()));
@@ -345,7 +345,7 @@ fn in_a_container_numbers_of_the_inside_mean_nothing_in_a_rewrite() {
 }
 
 #[test]
-fn what_is_no_rewrite_is_a_command_also_through_a_file_for_reading_and_writing() {
+fn other_texts_are_commands_in_read_write_files() {
     let mount = Mount::with_shared();
     let list = mount.tasks("shared", "0");
     let (a, b) = (Sleeper::new(), Sleeper::new());
@@ -366,5 +366,5 @@ fn what_is_no_rewrite_is_a_command_also_through_a_file_for_reading_and_writing()
     let mut client = Client::new();
     client.read(&written(&mount, "0"));
     client.join(&list).unwrap();
-    assert!(held(&list).contains(&client.pid), "0 is the writer");
+    assert!(held(&list).contains(&client.pid), "0 names the writer");
 }

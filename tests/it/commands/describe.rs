@@ -1,13 +1,13 @@
-//! `kcm describe`: the JSON of 2017 to the byte, a table and a map for people; one line where there is nothing to
-//! describe, and no word where nobody reads.
+//! `kcm describe`: the legacy JSON, byte for byte, and a table and a map for people. It fails with one line if there
+//! is nothing to describe, and prints nothing into a pipe without a reader.
 
 use std::fs;
 use std::process::Command;
 
-use crate::harness::both::{Dir, failure, on_both};
+use crate::harness::dir::{Dir, failure, on_both};
 use crate::harness::{Machine, Plain, data, says, set_mode, text, write};
 
-/// The example of the document, with its tasks.
+/// The example of the legacy documentation, with its tasks.
 fn example() -> Plain {
     let plain = Plain::new();
     plain.make_pool("controlplane", false, &[("3,11", "1000,1001,1002,1003")]);
@@ -20,7 +20,7 @@ fn example() -> Plain {
     plain
 }
 
-/// On the machine of the example, of whose processes two have names, and one an unpleasant one.
+/// On the machine of the example. Two of the processes have names; one of the names has control characters.
 fn on_its_machine<'a>(plain: &Plain, machine: &Machine, command: &'a mut Command) -> &'a mut Command {
     let root = plain.home().join("machine");
     machine.write(&root);
@@ -32,7 +32,7 @@ fn on_its_machine<'a>(plain: &Plain, machine: &Machine, command: &'a mut Command
 }
 
 #[test]
-fn the_documents_example_is_printed_to_the_byte() {
+fn the_legacy_example_is_printed_byte_for_byte() {
     let plain = example();
     let expected = data("describe-2017.json", &[("conf", plain.conf().to_str().unwrap())]);
     says(&mut plain.kcm(&["describe"]), &expected);
@@ -40,7 +40,7 @@ fn the_documents_example_is_printed_to_the_byte() {
 }
 
 #[test]
-fn names_of_any_kind_are_printed_in_ascii_and_sorted() {
+fn names_are_printed_in_ascii_and_sorted() {
     let plain = Plain::new();
     plain.make_pool("zoë", false, &[("10", "1"), ("2", "")]);
     plain.make_pool("a\"b", true, &[]);
@@ -49,28 +49,28 @@ fn names_of_any_kind_are_printed_in_ascii_and_sorted() {
 }
 
 #[test]
-fn the_table_has_a_line_for_each_list_and_says_what_is_wrong_with_it() {
+fn the_table_has_a_line_per_list_with_its_errors() {
     let plain = example();
     plain.make_pool("old", false, &[("nonsense", "")]);
     plain.make_pool("later", true, &[]);
-    let machine = Machine { offline: vec![8, 15], ..Machine::of_2017() };
+    let machine = Machine { offline: vec![8, 15], ..Machine::legacy_example() };
     let mut command = plain.kcm(&["describe", "--format=table"]);
     says(on_its_machine(&plain, &machine, &mut command), &data("describe-table.txt", &[]));
 }
 
 #[test]
-fn the_map_has_a_line_for_each_cpu_and_says_who_is_there() {
+fn the_map_has_a_line_per_cpu_with_its_tasks() {
     let plain = example();
     plain.make_pool("free", true, &[("11", "")]);
     fs::rename(plain.conf().join("pools/controlplane/3,11"), plain.conf().join("pools/controlplane/3"))
         .unwrap();
-    let machine = Machine { offline: vec![15], cmdline: "isolcpus=4-7,12-14", ..Machine::of_2017() };
+    let machine = Machine { offline: vec![15], cmdline: "isolcpus=4-7,12-14", ..Machine::legacy_example() };
     let mut command = plain.kcm(&["describe", "--format=map"]);
     says(on_its_machine(&plain, &machine, &mut command), &data("describe-map.txt", &[]));
 }
 
 #[test]
-fn what_cannot_be_described_is_one_line() {
+fn an_error_is_one_line() {
     on_both(|dir| {
         let conf = dir.conf();
         let absent = crate::harness::kcm_for(&conf.with_file_name("absent"), &["describe"]);
@@ -100,7 +100,7 @@ fn what_cannot_be_described_is_one_line() {
 }
 
 #[test]
-fn a_plain_directory_that_is_broken_is_one_line_that_names_the_file() {
+fn a_broken_plain_directory_is_one_line_with_the_file() {
     let plain = Plain::new();
     let conf = plain.conf();
     let conf = conf.display();
@@ -123,7 +123,7 @@ fn a_plain_directory_that_is_broken_is_one_line_that_names_the_file() {
 }
 
 #[test]
-fn nothing_is_said_to_a_pipe_that_nobody_reads() {
+fn a_pipe_without_reader_is_no_error_message() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         for format in ["json", "table", "map"] {
@@ -138,7 +138,7 @@ fn nothing_is_said_to_a_pipe_that_nobody_reads() {
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported() {
     let plain = example();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = plain.kcm(&["describe"]).stdout(full).output().unwrap();
@@ -148,7 +148,7 @@ fn a_full_disk_is_told() {
 }
 
 #[test]
-fn on_a_mount_the_tasks_are_those_that_live() {
+fn on_a_mount_only_living_tasks_are_shown() {
     let mount = crate::harness::Mount::with_dataplane();
     let (dying, living) = (crate::harness::Sleeper::new(), crate::harness::Sleeper::new());
     write(&mount.tasks("dataplane", "0"), dying.pid().to_string()).unwrap();

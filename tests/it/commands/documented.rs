@@ -1,5 +1,5 @@
-//! The command-line document of 2017, row by row: flags, defaults, messages, statuses and environment variables
-//! of the commands of a node, on a mount and on a plain directory.
+//! The node commands, row by row as docs/compatibility.md describes them: flags, defaults, messages, statuses and
+//! environment variables, on a mount and on a plain directory.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::harness::{KCM, Machine, Mount, Plain, Sleeper, data, kcm_for, pin, run, says, write};
 use nix::fcntl::{Flock, FlockArg};
 
-/// Command, flag, a value that may be given, and the default as the help has it.
+/// A command, a flag, a value for it, and the default that the help shows.
 const FLAGS: &[(&str, &str, &str, &str)] = &[
     ("init", "--conf-dir", "/dev/null/x", "[default: /etc/kcm]"),
     ("init", "--num-dp-cores", "1", "[default: 4]"),
@@ -30,7 +30,7 @@ fn kcm(words: &[&str]) -> Command {
 }
 
 #[test]
-fn every_flag_of_the_document_is_taken_in_both_spellings_with_its_default() {
+fn every_flag_works_in_both_spellings_with_its_default() {
     for (command, flag, value, default) in FLAGS {
         let (help, err, code) = run(&mut kcm(&[command, "--help"]));
         assert_eq!((err.as_str(), code), ("", Some(0)), "{command}");
@@ -39,14 +39,14 @@ fn every_flag_of_the_document_is_taken_in_both_spellings_with_its_default() {
         for spelling in [vec![format!("{flag}={value}")], vec![(*flag).into(), (*value).into()]] {
             let mut typed = kcm(&[command]);
             typed.args(&spelling);
-            // What is needed beside it.
+            // Other arguments that the command needs.
             match (*command, *flag) {
                 ("isolate", "--pool") => typed.args(["true", "--conf-dir=/dev/null/x"]),
                 ("isolate", _) => typed.args(["true", "--pool=p"]),
                 (_, "--conf-dir" | "--install-dir") => &mut typed,
                 _ => typed.arg("--conf-dir=/dev/null/x"),
             };
-            // All of these fail for want of a directory; what counts is that they were understood.
+            // All of these fail because there is no directory; the test only checks that the flags were parsed.
             assert_ne!(
                 run(typed.env("KCM_DEV_LSCPU_SYSFS", "/nowhere")).2,
                 Some(2),
@@ -74,7 +74,7 @@ fn every_command_has_an_example_in_its_help() {
 }
 
 #[test]
-fn usage_version_and_what_was_mistyped() {
+fn usage_version_and_mistyped_words() {
     for words in [&["-h"][..], &["--help"]] {
         let (out, err, code) = run(&mut kcm(words));
         assert!(out.contains("Usage: kcm"), "{out}");
@@ -108,7 +108,7 @@ fn usage_version_and_what_was_mistyped() {
 fn the_default_directory_is_etc_kcm() {
     let plain = Plain::new();
     plain.make_pool("p", true, &[("0", "")]);
-    // An /etc of its own.
+    // In a mount namespace with its own /etc.
     let script = "mount -t tmpfs none /etc && cp -a \"$C\" /etc/kcm && exec \"$KCM\" \"$@\"";
     for (words, says) in [
         (&["describe"][..], "\"path\": \"/etc/kcm\""),
@@ -124,7 +124,7 @@ fn the_default_directory_is_etc_kcm() {
     }
 }
 
-/// The same small directory of either kind on this machine: a free list, a taken one, a shared pool.
+/// The same small configuration in both kinds of directory: a free list, a taken one, a shared pool.
 fn with_pools() -> (Mount, Plain, Sleeper) {
     let (mount, plain, holder) = (Mount::new(), Plain::new(), Sleeper::new());
     mount.make_pool("full", true, &["0"]);
@@ -136,7 +136,7 @@ fn with_pools() -> (Mount, Plain, Sleeper) {
 }
 
 #[test]
-fn isolates_messages_and_statuses() {
+fn messages_and_statuses_of_isolate() {
     let (mount, plain, _holder) = with_pools();
     let absent = mount.home().join("absent");
     let nowhere =
@@ -169,7 +169,7 @@ fn isolates_messages_and_statuses() {
                 126,
             ),
         ] {
-            // A shell turns a death by a signal into 128 and its number, on either kind of directory.
+            // A shell reports a death by a signal as 128 plus its number.
             let mut shell = Command::new("bash");
             shell.args(["-c", "\"$0\" \"$@\" 2>&3; exit $?", KCM, "isolate", "--conf-dir"]).arg(&conf);
             let messages = mount.home().join("messages");
@@ -195,7 +195,7 @@ fn isolates_messages_and_statuses() {
     assert_eq!(found, (String::new(), nowhere, Some(1)));
 }
 
-/// Descriptor 3 is this file: what the shell itself has to say of a death by a signal stays out of it.
+/// Descriptor 3 is this file, so that the shell's own message about the signal does not appear in the output.
 fn redirected(inner: Command, file: &Path) -> Command {
     let mut outer = Command::new("bash");
     outer.arg("-c").arg("exec 3> \"$0\"; exec \"$@\"").arg(file);
@@ -204,7 +204,7 @@ fn redirected(inner: Command, file: &Path) -> Command {
 }
 
 #[test]
-fn the_documents_describe_is_printed_to_the_byte() {
+fn the_legacy_describe_is_printed_byte_for_byte() {
     let (mount, plain, holder) = with_pools();
     for conf in [mount.conf(), plain.conf()] {
         let names = [("conf", conf.to_str().unwrap()), ("pid", &*holder.pid().to_string())];
@@ -213,7 +213,7 @@ fn the_documents_describe_is_printed_to_the_byte() {
 }
 
 #[test]
-fn a_lock_that_somebody_holds_ends_a_plain_directorys_command_after_kcm_lock_timeout() {
+fn a_held_lock_ends_the_command_after_the_timeout() {
     let (mount, plain, _holder) = with_pools();
     let hold = |conf: &Path| {
         Flock::lock(fs::File::open(conf.join("lock")).unwrap(), FlockArg::LockExclusive).unwrap()
@@ -242,12 +242,12 @@ fn a_lock_that_somebody_holds_ends_a_plain_directorys_command_after_kcm_lock_tim
 }
 
 #[test]
-fn kcm_log_level_has_five_levels_and_is_info_by_default() {
+fn kcm_log_level_has_five_levels() {
     let place = Plain::new();
     let root = place.home().join("machine");
     Machine::new(1, 8, 2).write(&root);
     fs::write(root.join("proc/cmdline"), "isolcpus=0,8,1\n").unwrap();
-    // Information, a warning and an error; and something for those who look for a fault.
+    // An information, a warning and an error; with DEBUG also details.
     let levels = |level: Option<&str>| {
         let mut found = Vec::new();
         for words in [&["init"][..], &["node-report"]] {
@@ -281,7 +281,7 @@ fn kcm_log_level_has_five_levels_and_is_info_by_default() {
 }
 
 #[test]
-fn kcm_proc_fs_says_who_an_isolate_is_and_what_is_isolated() {
+fn kcm_proc_fs_sets_pid_and_isolated_cpus() {
     let plain = Plain::new();
     plain.make_pool("p", true, &[("0", "")]);
     let proc = plain.home().join("proc");
@@ -295,11 +295,11 @@ fn kcm_proc_fs_says_who_an_isolate_is_and_what_is_isolated() {
     let (out, err, code) = run(&mut command);
     assert_eq!((out.as_str(), code), ("", Some(1)));
     assert!(err.contains("set KCM_PROC_FS to a procfs") && err.lines().count() == 1, "{err}");
-    // The command line of the kernel comes from there too: see the rows of init.
+    // It also names the kernel's command line: see the tests of init.
 }
 
 #[test]
-fn kcm_dev_lscpu_sysfs_says_what_machine_it_is() {
+fn kcm_dev_lscpu_sysfs_sets_the_machine() {
     let plain = Plain::new();
     let root = plain.home().join("machine");
     Machine::new(2, 3, 2).write(&root);
@@ -328,7 +328,7 @@ fn an_interval_of_0_runs_once() {
 }
 
 #[test]
-fn another_parser_reads_each_json_output_and_would_print_the_same_bytes() {
+fn another_parser_prints_the_same_json() {
     let (mount, plain, holder) = with_pools();
     pin(holder.pid(), &[1]);
     for conf in [mount.conf(), plain.conf()] {

@@ -1,5 +1,5 @@
-//! `kcm init`, row by row as the document of 2017 has it, on a mount and on a plain directory: its messages, its
-//! status, and what it makes.
+//! `kcm init`, row by row as docs/compatibility.md describes it, on a mount and on a plain directory: its messages,
+//! its status, and what it creates.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::harness::{Machine, Mount, kcm_for, run};
 
-/// A directory of either kind, and a machine.
+/// A configuration directory of either kind, and a machine.
 struct Place {
     mount: Option<Mount>,
     home: tempfile::TempDir,
@@ -15,7 +15,7 @@ struct Place {
 }
 
 impl Place {
-    /// Nothing is configured yet. The machine is the document's: 8 cores of two threads.
+    /// Nothing is configured yet. The machine has 8 cores of two threads.
     fn both(isolcpus: &str) -> [Self; 2] {
         [true, false].map(|mounted| {
             let home = tempfile::tempdir().unwrap();
@@ -40,7 +40,7 @@ impl Place {
         if self.mount.is_some() { "mount" } else { "plain" }
     }
 
-    /// `<pool>/<list>…`, sorted, with a `!` before exclusive pools.
+    /// `<pool>/<list>…`, sorted, with `!` before exclusive pools.
     fn pools(&self) -> Vec<String> {
         let (out, _, code) = run(&mut kcm_for(&self.conf, &["describe"]));
         if code != Some(0) {
@@ -163,13 +163,13 @@ const INIT: &[InitRow] = &[
     ),
 ];
 
-/// The flag's value, or its default.
+/// The value of the flag, or its default.
 fn count<'a>(flags: &[&'a str], name: &str, default: &'a str) -> &'a str {
     flags.iter().find_map(|flag| flag.strip_prefix(name)?.strip_prefix('=')).unwrap_or(default)
 }
 
 #[test]
-fn init_says_and_makes_what_the_document_says() {
+fn init_creates_the_documented_pools() {
     for (isolcpus, flags, messages, status, pools) in INIT {
         for place in Place::both(isolcpus) {
             let what = format!("{} {isolcpus} {flags:?}", place.kind());
@@ -185,14 +185,14 @@ fn init_says_and_makes_what_the_document_says() {
             assert_eq!(err.lines().collect::<Vec<_>>(), expected, "{what}");
             assert_eq!(place.pools(), *pools, "{what}");
             if *status != 0 && place.mount.is_none() {
-                assert!(!place.conf.exists(), "{what}: nothing is left behind");
+                assert!(!place.conf.exists(), "{what}: nothing is left");
             }
         }
     }
 }
 
 #[test]
-fn init_again_succeeds_or_says_what_does_not_match() {
+fn a_second_init_succeeds_or_names_the_mismatch() {
     for place in Place::both("") {
         run(&mut place.kcm(&["init"]));
         for (flags, last, status) in [

@@ -1,5 +1,5 @@
-//! `kcm init`: the same pools on a mount and on a plain directory, of whole cores, from what the kernel isolates. One
-//! that is refused leaves nothing behind, one that was interrupted is completed by the next.
+//! `kcm init` creates the same pools on a mount and on a plain directory: whole cores, from the isolated CPUs. A
+//! refused init leaves nothing behind; an interrupted init is completed by the next one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::both::failure;
+use crate::harness::dir::failure;
 use crate::harness::{Machine, Mount, data, kcm_for, run};
 use tempfile::TempDir;
 
-/// Where nothing has been configured: a directory that does not exist, or an empty mount; and a machine.
+/// Nothing is configured: the directory does not exist, or it is an empty mount. With a machine.
 struct Place {
     _home: Option<TempDir>,
     mount: Option<Mount>,
@@ -43,7 +43,7 @@ impl Place {
         command
     }
 
-    /// An init that has to succeed; what it says.
+    /// Runs an init that must succeed; returns its messages.
     fn init(&self, flags: &[&str]) -> String {
         let (out, err, status) = run(self.kcm(&["init"]).args(flags));
         assert_eq!((out.as_str(), status), ("", Some(0)), "{err}");
@@ -56,7 +56,7 @@ impl Place {
         out
     }
 
-    /// `pool: list list`, and a star for an exclusive one.
+    /// `pool: list list`, with a star for an exclusive pool.
     fn pools(&self) -> Vec<String> {
         let described: serde_json::Value = serde_json::from_str(&self.describe()).unwrap();
         let pool = |(name, pool): (&String, &serde_json::Value)| {
@@ -67,7 +67,7 @@ impl Place {
         described["pools"].as_object().unwrap().iter().map(pool).collect()
     }
 
-    /// Takes all pools away again.
+    /// Removes all pools.
     fn clear(&self) {
         if self.mount.is_none() {
             fs::remove_dir_all(&self.conf).unwrap();
@@ -106,7 +106,7 @@ fn machine(sockets: u32, cores: u32, cmdline: &'static str) -> Machine {
 const EXAMPLE: &str = "net.ifnames=0 isolcpus=0,1,2,3,4,8,9,10,11,12";
 
 #[test]
-fn the_documents_example_is_the_same_on_a_mount_and_on_a_plain_directory() {
+fn the_legacy_example_is_the_same_on_both() {
     for place in Place::both(&machine(1, 8, EXAMPLE)) {
         place.init(&["--num-dp-cores=4", "--num-cp-cores=1"]);
         assert_eq!(place.describe(), data("init-2017.json", &[("conf", place.conf.to_str().unwrap())]));
@@ -126,7 +126,7 @@ fn a_machine_without_lscpu_gets_the_same_pools() {
 }
 
 #[test]
-fn cores_are_taken_socket_by_socket_and_core_by_core() {
+fn cores_are_taken_by_socket_then_by_core() {
     for (sockets, cores, flags, expected) in [
         (2, 4, [1, 1], ["controlplane: 1,9", "dataplane*: 0,8", "infra: 2-7,10-15"]),
         (2, 2, [3, 0], ["controlplane: ", "dataplane*: 0,4 1,5 2,6", "infra: 3,7"]),
@@ -141,7 +141,7 @@ fn cores_are_taken_socket_by_socket_and_core_by_core() {
 
 #[test]
 fn isolcpus_is_read_as_the_kernel_reads_it() {
-    // Two cores of the eight are asked for. Where the first isolated ones are not 0 and 1, it was understood.
+    // Asks for two of the eight cores. If the first isolated ones are not 0 and 1, `isolcpus` was understood.
     let nothing = ["controlplane: 1,9", "dataplane*: 0,8", "infra: 2-7,10-15"];
     let two = ["controlplane: 5,13", "dataplane*: 4,12", "infra: 0-3,6-11,14-15"];
     for (cmdline, expected) in [
@@ -164,7 +164,7 @@ fn isolcpus_is_read_as_the_kernel_reads_it() {
 }
 
 #[test]
-fn a_count_of_0_gives_a_pool_without_lists() {
+fn a_count_of_0_makes_a_pool_without_lists() {
     for place in Place::both(&machine(1, 4, "")) {
         place.init(&["--num-dp-cores=0", "--num-cp-cores=0"]);
         assert_eq!(place.pools(), ["controlplane: ", "dataplane*: ", "infra: 0-7"]);
@@ -187,7 +187,7 @@ fn a_second_init_changes_nothing() {
     }
 }
 
-/// Flags of an init that is refused on eight cores, five of which are isolated or none.
+/// Flags with which init is refused on eight cores of which five, or none, are isolated.
 const REFUSED: [(&str, &[&str]); 5] = [
     ("", &["--num-dp-cores=99"]),
     ("", &["--num-dp-cores=8"]),
@@ -210,7 +210,7 @@ fn a_refused_init_leaves_nothing_behind() {
         fs::create_dir(&plain.conf).unwrap();
         refused(&plain);
         assert_eq!(content(&plain.conf), BTreeMap::new());
-        // The next one finds it as empty as it was.
+        // The next init finds an empty directory again.
         plain.init(&["--num-dp-cores=1", "--num-cp-cores=0"]);
         mounted.init(&["--num-dp-cores=1", "--num-cp-cores=0"]);
         assert_eq!(plain.pools(), mounted.pools());
@@ -218,10 +218,10 @@ fn a_refused_init_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_init_that_the_disk_fails_leaves_nothing_behind() {
+fn an_init_on_a_full_disk_leaves_nothing_behind() {
     let place = Place::plain(&machine(1, 8, EXAMPLE));
     let home = place.conf.parent().unwrap();
-    // From too few inodes for anything to all but the last one.
+    // From too few inodes for anything to one too few for everything.
     for inodes in 2..22 {
         let script = format!(
             "mkdir -p disk && mount -t tmpfs -o nr_inodes={inodes} tmpfs disk && {{
@@ -239,7 +239,7 @@ fn an_init_that_the_disk_fails_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_directory_with_something_else_in_it_is_refused_and_left_alone() {
+fn a_directory_with_other_content_is_refused() {
     let place = Place::plain(&machine(1, 8, ""));
     fs::create_dir(&place.conf).unwrap();
     fs::write(place.conf.join("precious"), "data").unwrap();
@@ -257,12 +257,12 @@ fn a_directory_with_something_else_in_it_is_refused_and_left_alone() {
 }
 
 #[test]
-fn an_init_that_was_killed_is_completed_by_the_next() {
+fn a_killed_init_is_completed_by_the_next() {
     for place in Place::both(&machine(1, 8, EXAMPLE)) {
         let mut expected = None;
         for delay in 0..12 {
             let mut killed = place.kcm(&["init"]).stderr(Stdio::null()).spawn().unwrap();
-            // At moments that are spread over all that it does.
+            // At moments that are spread over its whole run.
             std::thread::sleep(Duration::from_micros(1500 * delay));
             killed.kill().unwrap();
             killed.wait().unwrap();
@@ -278,7 +278,7 @@ fn an_init_that_was_killed_is_completed_by_the_next() {
     }
 }
 
-/// Files (with their content) and directories (ending in a slash) that an init has made before it was interrupted.
+/// The files (with their content) and directories (with a slash) that an interrupted init has created.
 const PARTS: [&[(&str, &str)]; 9] = [
     &[("lock", "")],
     &[("lock", ""), ("pools/", "")],
@@ -292,7 +292,7 @@ const PARTS: [&[(&str, &str)]; 9] = [
 ];
 
 #[test]
-fn whatever_an_interrupted_init_has_left_is_completed() {
+fn any_part_of_an_init_is_completed() {
     let place = Place::plain(&machine(1, 8, EXAMPLE));
     place.init(&[]);
     let whole = content(&place.conf);
@@ -310,7 +310,7 @@ fn whatever_an_interrupted_init_has_left_is_completed() {
         place.init(&[]);
         assert_eq!(content(&place.conf), whole, "{parts:?}");
     }
-    // What is not a part of what is asked for now is not touched.
+    // A part that the new flags do not ask for stays unchanged.
     place.clear();
     place.init(&["--num-dp-cores=2"]);
     fs::remove_dir_all(place.conf.join("pools/infra")).unwrap();
@@ -322,7 +322,7 @@ fn whatever_an_interrupted_init_has_left_is_completed() {
 }
 
 #[test]
-fn on_a_mount_too() {
+fn any_part_of_an_init_is_completed_on_a_mount() {
     let place = Place::mounted(&machine(1, 8, EXAMPLE));
     place.init(&[]);
     let whole = place.describe();
@@ -345,7 +345,7 @@ fn on_a_mount_too() {
 }
 
 #[test]
-fn several_inits_at_once_make_it_once() {
+fn several_inits_at_once_create_it_once() {
     for place in Place::both(&machine(1, 8, EXAMPLE)) {
         for _ in 0..4 {
             let start = |_| place.kcm(&["init"]).stderr(Stdio::piped()).spawn().unwrap();

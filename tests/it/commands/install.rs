@@ -1,4 +1,4 @@
-//! `kcm install` and `kcm uninstall`: what is put on a node, and that it is gone again when it may go.
+//! `kcm install` and `kcm uninstall`: what is installed on a node, and that all of it can be removed.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -19,7 +19,7 @@ fn flag(name: &str, path: &Path) -> String {
     format!("{name}={}", path.display())
 }
 
-/// Succeeds with these messages and no output.
+/// Asserts success with these messages and no output.
 fn logs(command: &mut Command, expected: &[String]) {
     let (out, err, code) = run(command);
     assert_eq!((out.as_str(), code), ("", Some(0)), "{command:?}: {err}");
@@ -42,26 +42,26 @@ fn place() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn the_installed_file_is_this_program_for_everybody() {
+fn the_installed_file_is_this_program_for_all_users() {
     let (home, program) = place();
     let installed = [format!("Installed {}.", program.display())];
-    // Whatever the umask.
+    // The mode does not depend on the umask.
     let mut command = Command::new("bash");
     command.arg("-c").arg("umask 0777; exec \"$@\"").arg("bash").arg(KCM).arg("install");
     fs::create_dir(home.path().join("bin")).unwrap();
     logs(command.arg(flag("--install-dir", &home.path().join("bin"))), &installed);
     assert_eq!(fs::read(&program).unwrap(), fs::read(KCM).unwrap());
     assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o7777, 0o755);
-    assert_eq!(names(&home.path().join("bin")), ["kcm"], "nothing else is left there");
+    assert_eq!(names(&home.path().join("bin")), ["kcm"], "no other file is left there");
 
     let first = fs::metadata(&program).unwrap().ino();
     logs(&mut kcm(&["install"], home.path()), &installed);
-    assert_ne!(fs::metadata(&program).unwrap().ino(), first, "it is replaced, not written over");
+    assert_ne!(fs::metadata(&program).unwrap().ino(), first, "it is replaced, not overwritten");
     assert_eq!(names(&home.path().join("bin")), ["kcm"]);
 }
 
 #[test]
-fn a_directory_that_is_missing_is_made() {
+fn a_missing_directory_is_created() {
     let (home, _) = place();
     let deep = home.path().join("opt/local/bin");
     let mut command = Command::new(KCM);
@@ -72,7 +72,7 @@ fn a_directory_that_is_missing_is_made() {
 }
 
 #[test]
-fn whoever_starts_the_program_while_it_is_replaced_gets_a_whole_one() {
+fn a_replaced_program_is_always_complete() {
     let (home, program) = place();
     run(&mut kcm(&["install"], home.path()));
     std::thread::scope(|scope| {
@@ -90,7 +90,7 @@ fn whoever_starts_the_program_while_it_is_replaced_gets_a_whole_one() {
 }
 
 #[test]
-fn an_installer_that_is_killed_leaves_the_old_program_in_its_place() {
+fn a_killed_installer_leaves_the_old_program() {
     let (home, program) = place();
     run(&mut kcm(&["install"], home.path()));
     let whole = fs::read(&program).unwrap();
@@ -104,7 +104,7 @@ fn an_installer_that_is_killed_leaves_the_old_program_in_its_place() {
 }
 
 #[test]
-fn the_installed_program_needs_nothing_but_itself() {
+fn the_installed_program_needs_no_other_file() {
     let mount = Mount::with_dataplane();
     let root = mount.home().join("root");
     let mut command = Command::new(KCM);
@@ -113,10 +113,10 @@ fn the_installed_program_needs_nothing_but_itself() {
     for directory in ["proc", "conf"] {
         fs::create_dir(root.join(directory)).unwrap();
     }
-    // Nothing but the file itself.
+    // The directory holds only the file itself.
     let (out, err, code) = run(Command::new("chroot").arg(&root).args(["/kcm", "--version"]));
     assert_eq!((out, err.as_str(), code), (format!("kcm {}\n", env!("CARGO_PKG_VERSION")), "", Some(0)));
-    // With /proc and the mount it is all that an image needs.
+    // With /proc and the mount this is all that an image needs.
     let script = "mount --bind \"$C\" \"$R/conf\" && mount -t proc proc \"$R/proc\" &&
         exec chroot \"$R\" /kcm isolate --conf-dir=/conf --pool=dataplane -- /kcm describe --conf-dir=/conf";
     let mut apart = Command::new("unshare");
@@ -125,11 +125,11 @@ fn the_installed_program_needs_nothing_but_itself() {
     assert_eq!((err.as_str(), code), ("", Some(0)));
     let described: serde_json::Value = serde_json::from_str(&out).unwrap();
     let tasks = &described["pools"]["dataplane"]["cpuLists"]["0"]["tasks"];
-    assert_eq!(tasks.as_array().unwrap().len(), 1, "it describes itself: {out}");
+    assert_eq!(tasks.as_array().unwrap().len(), 1, "the binary prints its help: {out}");
 }
 
 #[test]
-fn the_unit_is_what_systemd_understands() {
+fn systemd_accepts_the_unit() {
     let (home, program) = place();
     let units = home.path().join("units");
     let unit = units.join("kcm.service");
@@ -158,7 +158,7 @@ fn the_unit_is_what_systemd_understands() {
     for forbidden in ["ProtectSystem=", "PrivateTmp=", "PrivateMounts=", "ReadOnlyPaths=", "PrivateDevices="]
     {
         let is_set = text.lines().any(|line| line.starts_with(forbidden));
-        assert!(!is_set, "{forbidden} would hide the mount in a namespace of its own");
+        assert!(!is_set, "{forbidden} would hide the mount in another mount namespace");
     }
     let mut section = "";
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -167,7 +167,7 @@ fn the_unit_is_what_systemd_understands() {
             None => assert!(!section.is_empty() && line.contains('='), "{line}"),
         }
     }
-    // A machine without systemd has nothing to verify it with; the lines above are what it would read.
+    // Without systemd there is no verifier; the lines above are what it would read.
     if let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() {
         assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
         assert_eq!(crate::harness::text(&output.stderr), "");
@@ -175,7 +175,7 @@ fn the_unit_is_what_systemd_understands() {
 }
 
 #[test]
-fn what_cannot_be_installed_is_said_in_one_line() {
+fn a_failed_install_is_one_line() {
     let (home, program) = place();
     fs::create_dir_all(&program).unwrap();
     fails(&mut kcm(&["install"], home.path()), &format!("{}: ", program.display()), "");
@@ -193,7 +193,7 @@ fn what_cannot_be_installed_is_said_in_one_line() {
     );
 }
 
-/// A node with everything on it, and `kcm uninstall` for it.
+/// A node with everything installed, and `kcm uninstall` for it.
 struct Node {
     home: TempDir,
     conf: PathBuf,
@@ -204,7 +204,7 @@ impl Node {
         let home = tempfile::tempdir().unwrap();
         let units = home.path().join("units");
         run(kcm(&["install"], home.path()).arg(flag("--systemd", &units)));
-        // What systemctl enable does.
+        // As `systemctl enable` does it.
         fs::create_dir(units.join("multi-user.target.wants")).unwrap();
         let wanted = units.join("multi-user.target.wants/kcm.service");
         std::os::unix::fs::symlink(units.join("kcm.service"), wanted).unwrap();
@@ -225,7 +225,7 @@ impl Node {
         there[0]
     }
 
-    /// The messages of one that takes everything off.
+    /// The messages of an uninstall that removes everything.
     fn removed(&self) -> Vec<String> {
         let file = |name: &str| format!("Removed {}.", self.home.path().join(name).display());
         vec![
@@ -238,14 +238,14 @@ impl Node {
 }
 
 #[test]
-fn a_mount_is_uninstalled_once_nobody_is_on_a_list() {
+fn a_mount_without_tasks_is_uninstalled() {
     let mount = Mount::with_dataplane();
     let node = Node::new(mount.conf());
     let task = Sleeper::new();
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
     let begin = format!("dataplane 1 is held by {}", task.pid());
     fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
-    assert!(node.is_installed(), "a refused one has done nothing");
+    assert!(node.is_installed(), "a refused uninstall changes nothing");
     assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\ntasks\n");
 
     task.end();
@@ -255,12 +255,12 @@ fn a_mount_is_uninstalled_once_nobody_is_on_a_list() {
     logs(&mut node.uninstall(&[]), &expected);
     assert!(!node.is_installed());
     assert_eq!(mount.sh("ls $C/pools"), "");
-    // Again, there is nothing to do.
+    // The second time there is nothing to do.
     logs(&mut node.uninstall(&[]), &expected[3..]);
 }
 
 #[test]
-fn force_releases_those_who_hold_a_list_of_a_mount() {
+fn force_releases_the_tasks_of_a_mount() {
     let mount = Mount::with_dataplane();
     mount.make_pool("more", false, &[]);
     let node = Node::new(mount.conf());
@@ -268,13 +268,13 @@ fn force_releases_those_who_hold_a_list_of_a_mount() {
     let before = masks(task.pid());
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
     assert_eq!(run(&mut node.uninstall(&["--force"])).2, Some(0));
-    assert_eq!(masks(task.pid()), before, "it lives, and has its mask back");
+    assert_eq!(masks(task.pid()), before, "it lives, and its mask is restored");
     assert_eq!(mount.sh("ls $C/pools"), "");
     assert!(!node.is_installed());
 }
 
 #[test]
-fn a_plain_directory_is_uninstalled_once_nobody_who_lives_is_on_a_list() {
+fn a_plain_directory_without_tasks_is_uninstalled() {
     let plain = Plain::new();
     let (dead, living) = (Sleeper::new(), Sleeper::new());
     let numbers = [dead.pid(), living.pid()];
@@ -295,7 +295,7 @@ fn a_plain_directory_is_uninstalled_once_nobody_who_lives_is_on_a_list() {
 }
 
 #[test]
-fn force_takes_the_living_off_a_plain_directory() {
+fn force_removes_tasks_from_a_plain_directory() {
     let plain = Plain::new();
     let living = Sleeper::new();
     pin(living.pid(), &[1]);
@@ -307,7 +307,7 @@ fn force_takes_the_living_off_a_plain_directory() {
 }
 
 #[test]
-fn nothing_is_uninstalled_while_the_lock_of_a_plain_directory_is_held() {
+fn a_held_lock_refuses_the_uninstall() {
     let plain = Plain::new();
     plain.make_pool("b", false, &[("1", "")]);
     let node = Node::new(plain.conf());
@@ -320,7 +320,7 @@ fn nothing_is_uninstalled_while_the_lock_of_a_plain_directory_is_held() {
 }
 
 #[test]
-fn nothing_is_uninstalled_while_the_daemon_does_not_run() {
+fn a_dead_daemon_refuses_the_uninstall() {
     let mount = Mount::with_dataplane();
     let node = Node::new(mount.conf());
     mount.stop();

@@ -1,23 +1,23 @@
-//! `kcm isolate`, what holds on a mount and on a plain directory: the command's status and surroundings, who gets a
-//! list when many want one, and that nothing is started and nothing claimed where it cannot be.
+//! `kcm isolate`, as far as mounts and plain directories behave the same: the status and the environment of the
+//! command, which of many gets a list, and that a refused isolate starts and claims nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::both::{failure, on_both};
+use crate::harness::dir::{failure, on_both};
 use crate::harness::{Sleeper, masks, run, set_mode, signal, text, until};
 use nix::sys::signal::Signal;
 
-/// As a shell says it.
+/// The status as a shell reports it.
 fn status_of(command: &mut Command) -> i32 {
     let status = command.stderr(Stdio::null()).status().unwrap();
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap()
 }
 
 #[test]
-fn the_status_is_the_commands_and_the_list_is_free_again() {
+fn the_status_is_the_commands_and_the_list_is_free() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         fs::write(dir.conf().parent().unwrap().join("not-executable"), "#!/bin/sh\n").unwrap();
@@ -48,13 +48,13 @@ fn the_status_is_the_commands_and_the_list_is_free_again() {
 }
 
 #[test]
-fn arguments_reach_the_command_exactly_as_they_were_given() {
+fn arguments_reach_the_command_unchanged() {
     on_both(|dir| {
         dir.make_pool("p", false, &["0"]);
         let args = ["a  b", "*", "$HOME", "--flag", "", "'\"", "-", "--", "new\nline", "ä"];
         let direct = [&["--", "printf", "[%s]"][..], &args].concat();
         let shell = [&["printf", "--", "[%s]"][..], &args].concat();
-        // The line itself is the shell's.
+        // The shell prints the message about the line itself.
         let line = [&["x='[%s]'; printf \"$x\"", "--"][..], &args].concat();
         let expected: String = args.iter().map(|arg| format!("[{arg}]")).collect();
         for words in [direct, shell, line] {
@@ -65,7 +65,7 @@ fn arguments_reach_the_command_exactly_as_they_were_given() {
 }
 
 #[test]
-fn the_command_is_on_its_cpus_and_is_told_them_and_nothing_else_is_changed() {
+fn the_command_gets_its_cpus_and_nothing_else() {
     on_both(|dir| {
         dir.make_pool("p", true, &["1"]);
         let line = "echo $KCM_CPUS_ASSIGNED $INHERITED; pwd; cat; grep -E '^(Cpus_allowed_list|SigBlk)' /proc/self/status";
@@ -80,7 +80,7 @@ fn the_command_is_on_its_cpus_and_is_told_them_and_nothing_else_is_changed() {
     });
 }
 
-/// Runs that have been started at once.
+/// Runs that were started at once.
 struct Runs(Vec<Child>);
 
 impl Drop for Runs {
@@ -93,7 +93,7 @@ impl Drop for Runs {
 }
 
 #[test]
-fn of_forty_at_once_as_many_run_as_there_are_lists_and_all_others_say_that_none_is_free() {
+fn of_forty_as_many_run_as_there_are_lists() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0", "1"]);
         for round in 0..3 {
@@ -118,7 +118,7 @@ fn of_forty_at_once_as_many_run_as_there_are_lists_and_all_others_say_that_none_
             }
             let pids: BTreeSet<String> = running.0.iter().map(|run| run.id().to_string()).collect();
             let held: BTreeSet<String> = ["0", "1"].map(|list| dir.tasks_of("p", list)).into();
-            assert_eq!(held, pids, "each list has one of the two");
+            assert_eq!(held, pids, "each list has one of the two tasks");
             for list in ["0", "1"] {
                 let pid = dir.tasks_of("p", list).parse().unwrap();
                 until("it is on its list", || masks(pid).iter().all(|mask| mask == list));
@@ -132,13 +132,13 @@ fn of_forty_at_once_as_many_run_as_there_are_lists_and_all_others_say_that_none_
     });
 }
 
-/// Whether a child of ours has been collected.
+/// Returns whether a child of the test has been reaped.
 fn has_ended(pid: u32) -> bool {
     !fs::exists(format!("/proc/{pid}")).unwrap()
 }
 
 #[test]
-fn in_a_shared_pool_everybody_gets_the_list_with_the_fewest_tasks() {
+fn a_shared_pool_gives_the_list_with_fewest_tasks() {
     on_both(|dir| {
         dir.make_pool("p", false, &["0", "1"]);
         let start = || Sleeper::spawn(&mut dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
@@ -146,13 +146,13 @@ fn in_a_shared_pool_everybody_gets_the_list_with_the_fewest_tasks() {
         let mut running = Vec::new();
         for (zero, one) in [(1, 0), (1, 1), (2, 1), (2, 2)] {
             running.push(start());
-            until("it has its list", || (count("0"), count("1")) == (zero, one));
+            until("it holds its list", || (count("0"), count("1")) == (zero, one));
         }
     });
 }
 
 #[test]
-fn what_cannot_be_is_one_line_and_the_command_is_never_started() {
+fn an_error_is_one_line_and_starts_nothing() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         dir.make_pool("empty", true, &[]);
@@ -172,12 +172,12 @@ fn what_cannot_be_is_one_line_and_the_command_is_never_started() {
         assert!(!witness.exists());
         assert_eq!(dir.tasks_of("p", "0"), "");
         assert_eq!(status_of(&mut dir.kcm(&["isolate", "--pool=p", &touch])), 0);
-        assert!(witness.exists(), "the witness is one");
+        assert!(witness.exists(), "only the witness");
     });
 }
 
 #[test]
-fn wait_waits_so_long_and_no_longer() {
+fn wait_waits_exactly_that_long() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         let holder = Sleeper::spawn(&mut dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
@@ -189,7 +189,7 @@ fn wait_waits_so_long_and_no_longer() {
         signal(holder.pid(), Signal::SIGTERM);
         let output = {
             let _collected = holder;
-            until("it has had its turn", || waiting.try_wait().unwrap().is_some());
+            until("its turn has come", || waiting.try_wait().unwrap().is_some());
             waiting.wait_with_output().unwrap()
         };
         assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("ran\n", Some(0)));

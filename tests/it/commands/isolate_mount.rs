@@ -1,5 +1,5 @@
-//! `kcm isolate` on a mount: it becomes the command, whose list is held by it and by what it leaves behind; whatever
-//! ends it, nothing stays claimed; it needs nothing but itself, /proc and the directory.
+//! `kcm isolate` on a mount: kcm becomes the command. The command and the processes that it leaves behind hold the
+//! list. No end leaves a claim. It needs only itself, /proc and the directory.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -7,12 +7,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::both::{Dir as _, copy_kcm, failure};
+use crate::harness::dir::{Dir as _, copy_kcm, failure};
 use crate::harness::{Mount, Sleeper, has_died, masks, run, signal, until, write};
 use nix::sys::signal::Signal;
 
 #[test]
-fn the_command_has_the_pid_that_kcm_had() {
+fn the_command_has_the_pid_of_kcm() {
     let mount = Mount::with_dataplane();
     for words in [&["echo $$; exec sleep 1000"][..], &["--", "sh", "-c", "echo $$; exec sleep 1000"]] {
         let mut command = mount.kcm(&["isolate", "--pool=dataplane"]);
@@ -21,7 +21,7 @@ fn the_command_has_the_pid_that_kcm_had() {
         BufReader::new(running.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line.trim(), running.pid().to_string());
         assert_eq!(mount.tasks_of("dataplane", "0"), line.trim());
-        // A signal to it is a signal to the command: there is nobody between.
+        // A signal to kcm is a signal to the command: there is no process in between.
         signal(running.pid(), Signal::SIGKILL);
         running.child().wait().unwrap();
         assert_eq!(mount.tasks_of("dataplane", "0"), "");
@@ -29,10 +29,10 @@ fn the_command_has_the_pid_that_kcm_had() {
 }
 
 #[test]
-fn what_the_command_leaves_behind_keeps_the_list_until_it_ends() {
+fn a_left_process_keeps_the_list_until_it_ends() {
     let mount = Mount::new();
     mount.make_pool("p", true, &["0"]);
-    // Nobody holds our pipes.
+    // No process holds the pipes of the test.
     for leave in [
         "sleep 1000 > /dev/null 2>&1 & echo $!",
         "setsid sh -c 'echo $$; exec sleep 1000 > /dev/null 2>&1' &",
@@ -68,7 +68,7 @@ fn it_works_in_an_empty_root() {
     };
     let isolate = ["/kcm", "isolate", "--conf-dir=/conf", "--pool=dataplane", "--", "/kcm", "describe"];
     let words = [&isolate[..], &["--conf-dir=/conf"]].concat();
-    // In the host's PID namespace, and in one of its own, as a container has it.
+    // In the host's PID namespace, and in its own, as in a container.
     let own = ["--pid", "--fork", "--kill-child"];
     for (unshare, proc) in [(&[][..], "mount --bind /proc"), (&own, "mount -t proc proc")] {
         let (out, err, status) = run(&mut enter(unshare, proc, &words));
@@ -76,7 +76,7 @@ fn it_works_in_an_empty_root() {
         let described: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(described["path"], "/conf");
         let list = &described["pools"]["dataplane"]["cpuLists"]["0"];
-        assert_eq!(list["tasks"].as_array().unwrap().len(), 1, "it sees itself: {out}");
+        assert_eq!(list["tasks"].as_array().unwrap().len(), 1, "it sees its own PID: {out}");
         assert_eq!(mount.tasks_of("dataplane", "0"), "");
         // There is no shell here.
         let shell = ["/kcm", "isolate", "--conf-dir=/conf", "--pool=dataplane", "true"];
@@ -88,7 +88,7 @@ fn it_works_in_an_empty_root() {
     }
 }
 
-/// A kcm that was started now and ended so much later.
+/// A kcm that is ended this long after its start.
 fn ended_after(mount: &Mount, kind: Signal, delay: Duration) -> Option<i32> {
     let mut kcm = Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=dataplane", "--", "sleep", "1000"]));
     std::thread::sleep(delay);
@@ -97,7 +97,7 @@ fn ended_after(mount: &Mount, kind: Signal, delay: Duration) -> Option<i32> {
 }
 
 #[test]
-fn a_signal_at_any_moment_ends_it_and_leaves_nothing_claimed() {
+fn a_signal_at_any_moment_leaves_no_claim() {
     let mount = Mount::with_dataplane();
     for kind in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
         for delay in 0..30 {
@@ -113,7 +113,7 @@ fn held_in_all(mount: &Mount) -> String {
 }
 
 #[test]
-fn a_signal_while_it_waits_for_a_free_list_ends_it_and_the_list_goes_to_the_next() {
+fn a_signal_while_it_waits_leaves_the_list_to_the_next() {
     let mount = Mount::new();
     mount.make_pool("p", true, &["0"]);
     let holder = Sleeper::new();
@@ -130,13 +130,13 @@ fn a_signal_while_it_waits_for_a_free_list_ends_it_and_the_list_goes_to_the_next
     assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=p", "true"])).2, Some(0));
 }
 
-/// Whether a process sleeps in a function of the kernel whose name has this in it.
+/// Returns whether a process sleeps in a kernel function whose name contains `name`.
 fn in_kernel(pid: u32, name: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|place| place.contains(name))
 }
 
 #[test]
-fn a_signal_while_the_daemon_has_its_request_leaves_nothing_claimed() {
+fn a_signal_in_the_middle_of_its_request_leaves_no_claim() {
     let mount = Mount::with_dataplane();
     for kind in [Signal::SIGTERM, Signal::SIGKILL] {
         let daemons = mount.daemons();
@@ -151,7 +151,7 @@ fn a_signal_while_the_daemon_has_its_request_leaves_nothing_claimed() {
 }
 
 #[test]
-fn where_the_daemon_has_gone_it_is_one_line_and_the_command_is_never_started() {
+fn without_a_daemon_it_is_one_line_and_starts_nothing() {
     let mount = Mount::with_dataplane();
     let witness = mount.home().join("started");
     let touch = format!("touch {}", witness.display());
@@ -159,18 +159,18 @@ fn where_the_daemon_has_gone_it_is_one_line_and_the_command_is_never_started() {
         format!("{}: kcm mount is not running; start it: kcm mount --conf-dir={0}", mount.conf().display());
     let refused = || failure(&mut mount.kcm(&["isolate", "--pool=dataplane", &touch]));
     mount.kill_daemon();
-    assert_eq!(refused(), not_running, "the mount is dead");
+    assert_eq!(refused(), not_running, "the mount does not answer");
     mount.start();
     mount.stop();
     assert_eq!(refused(), not_running, "an empty directory");
     assert!(!witness.exists());
     mount.start();
     assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=dataplane", &touch])).2, Some(0));
-    assert!(witness.exists(), "the witness is one");
+    assert!(witness.exists(), "only the witness");
 }
 
 #[test]
-fn its_daemons_death_is_nothing_to_the_command() {
+fn the_daemons_death_does_not_affect_the_command() {
     let mount = Mount::with_dataplane();
     let line = "echo $$; read line; echo $KCM_CPUS_ASSIGNED; exit 42";
     let mut command = mount.kcm(&["isolate", "--pool=dataplane", line]);

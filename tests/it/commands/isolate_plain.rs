@@ -1,18 +1,18 @@
-//! `kcm isolate` on a plain directory: the workflow of 2017 under the lock, in which kcm waits for the command,
-//! passes signals on, and takes itself off.
+//! `kcm isolate` on a plain directory: the legacy workflow under the lock. kcm waits for the command, passes signals
+//! on, and removes its PID.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::both::{Dir as _, failure};
+use crate::harness::dir::{Dir as _, failure};
 use crate::harness::{Plain, Sleeper, children, has_died, kcm_for, run, set_mode, signal, stat, until};
 use nix::fcntl::{Flock, FlockArg};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
 
-/// A kcm and what its command says.
+/// A kcm and the output of its command.
 struct Running {
     kcm: Sleeper,
     output: BufReader<ChildStdout>,
@@ -73,7 +73,7 @@ fn until_it_waits_for_the_lock(pid: u32) {
     });
 }
 
-/// Has a kcm that stands in the file and whose command has not been started, and that is stopped.
+/// Stops a kcm whose PID is in the file and whose command was not started yet.
 fn stopped_before_its_command(plain: &Plain, start: impl Fn() -> Sleeper) -> Sleeper {
     loop {
         let mut kcm = start();
@@ -83,25 +83,25 @@ fn stopped_before_its_command(plain: &Plain, start: impl Fn() -> Sleeper) -> Sle
         if children(kcm.pid()).is_empty() && raw(plain) == kcm.pid().to_string() {
             return kcm;
         }
-        // We were late.
+        // The command was started already.
         kcm.end();
         fs::write(plain.tasks("p", "0"), "").unwrap();
     }
 }
 
 #[test]
-fn it_stands_in_the_file_while_the_command_runs_and_not_thereafter() {
+fn its_pid_is_in_the_file_while_the_command_runs() {
     let plain = with_list("4711");
     let mut running = Running::start(&plain, "echo started; exec sleep 1000");
     assert_eq!(running.hear(), "started");
-    assert_eq!(raw(&plain), format!("4711,{}", running.pid()), "as 2017 writes it");
+    assert_eq!(raw(&plain), format!("4711,{}", running.pid()), "as a legacy program writes it");
     signal(running.pid(), Signal::SIGTERM);
     assert_eq!(running.status(), Some(143));
     assert_eq!(raw(&plain), "4711");
 }
 
 #[test]
-fn the_lock_is_waited_for_and_nothing_is_done_meanwhile() {
+fn it_waits_for_the_lock_and_does_nothing() {
     let plain = with_list("");
     let lock = lock(&plain);
     let mut running = Running::start(&plain, "echo started");
@@ -112,7 +112,7 @@ fn the_lock_is_waited_for_and_nothing_is_done_meanwhile() {
 }
 
 #[test]
-fn a_lock_that_is_not_given_back_ends_it_after_kcm_lock_timeout() {
+fn a_held_lock_ends_it_after_the_timeout() {
     let plain = with_list("");
     let _lock = lock(&plain);
     let mut command = plain.kcm(&["isolate", "--pool=p", "echo started"]);
@@ -121,7 +121,7 @@ fn a_lock_that_is_not_given_back_ends_it_after_kcm_lock_timeout() {
 }
 
 #[test]
-fn every_signal_that_is_meant_for_a_program_reaches_the_command() {
+fn every_signal_for_a_program_reaches_the_command() {
     let plain = with_list("");
     let names = "TERM INT HUP QUIT USR1 USR2 ALRM WINCH CONT URG IO PWR PROF VTALRM XCPU XFSZ RTMIN RTMAX";
     for name in names.split(' ') {
@@ -138,13 +138,13 @@ fn every_signal_that_is_meant_for_a_program_reaches_the_command() {
 }
 
 #[test]
-fn the_status_of_a_command_that_a_signal_ends_is_128_and_the_signal() {
+fn a_death_by_signal_is_128_plus_its_number() {
     let plain = with_list("");
     for (name, status) in [("TERM", 143), ("HUP", 129), ("PWR", 158), ("RTMIN", 162), ("SEGV", 139)] {
         let (_, err, found) = run(&mut plain.kcm(&["isolate", "--pool=p", &format!("kill -{name} $$")]));
         assert_eq!((err.as_str(), found), ("", Some(status)), "{name}");
     }
-    // Whoever sends one to kcm gets to hear of the command's end, not of kcm's.
+    // The sender sees how the command ends, not how kcm ends.
     for (name, status) in [("TERM", 143), ("PWR", 158), ("RTMIN", 162)] {
         let mut running = Running::start(&plain, "echo started; exec sleep 1000");
         assert_eq!(running.hear(), "started");
@@ -157,19 +157,19 @@ fn the_status_of_a_command_that_a_signal_ends_is_128_and_the_signal() {
 }
 
 #[test]
-fn a_signal_while_it_waits_for_the_lock_ends_it_and_nothing_is_written() {
+fn a_signal_while_it_waits_for_the_lock_ends_it() {
     let plain = with_list("");
     let lock = lock(&plain);
     let mut running = Running::start(&plain, "echo started");
     until_it_waits_for_the_lock(running.pid());
     signal(running.pid(), Signal::SIGTERM);
-    assert_eq!(running.status(), None, "by the signal");
+    assert_eq!(running.status(), None, "ended by the signal");
     drop(lock);
     assert_eq!((running.hear().as_str(), raw(&plain).as_str()), ("", ""));
 }
 
 #[test]
-fn a_signal_between_its_claim_and_the_command_reaches_the_command() {
+fn a_signal_before_the_command_starts_reaches_it() {
     let plain = with_list("");
     let start = || Sleeper::spawn(&mut plain.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
     for kind in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -182,7 +182,7 @@ fn a_signal_between_its_claim_and_the_command_reaches_the_command() {
 }
 
 #[test]
-fn ctrl_c_between_its_claim_and_the_command_is_not_lost() {
+fn ctrl_c_before_the_command_starts_is_not_lost() {
     let plain = with_list("");
     let pty = openpty(None, None).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -194,7 +194,7 @@ fn ctrl_c_between_its_claim_and_the_command_is_not_lost() {
     };
     let mut kcm = stopped_before_its_command(&plain, start);
     File::from(pty.master.try_clone().unwrap()).write_all(b"\x03").unwrap();
-    until("the signal is there", || {
+    until("the signal is pending", || {
         let status = fs::read_to_string(format!("/proc/{}/status", kcm.pid())).unwrap();
         status.lines().any(|line| line == "ShdPnd:\t0000000000000002")
     });
@@ -204,7 +204,7 @@ fn ctrl_c_between_its_claim_and_the_command_is_not_lost() {
 }
 
 #[test]
-fn a_signal_after_the_commands_end_changes_neither_its_status_nor_that_kcm_takes_itself_off() {
+fn a_late_signal_changes_nothing() {
     let plain = with_list("4711");
     let mut command = plain.kcm(&["isolate", "--pool=p", "echo started; read x; exit 42"]);
     command.stdin(Stdio::piped());
@@ -222,7 +222,7 @@ fn a_signal_after_the_commands_end_changes_neither_its_status_nor_that_kcm_takes
 }
 
 #[test]
-fn a_signal_at_any_moment_leaves_nothing_behind() {
+fn a_signal_at_any_moment_leaves_no_pid() {
     let plain = with_list("4711");
     for delay in 0..40 {
         let mut running = Running::start(&plain, "sleep 0.01");
@@ -234,7 +234,7 @@ fn a_signal_at_any_moment_leaves_nothing_behind() {
 }
 
 #[test]
-fn one_that_is_killed_at_any_moment_takes_nobody_else_off() {
+fn a_kill_at_any_moment_removes_nobody_else() {
     let plain = with_list(&std::process::id().to_string());
     let own = std::process::id().to_string();
     for delay in 0..40 {
@@ -242,7 +242,7 @@ fn one_that_is_killed_at_any_moment_takes_nobody_else_off() {
         std::thread::sleep(Duration::from_micros(500 * delay));
         signal(running.pid(), Signal::SIGKILL);
         running.kcm.child().wait().unwrap();
-        // Empty parts say nothing, to the programs of 2017 neither.
+        // Empty parts have no meaning, as for legacy programs.
         let left = || raw(&plain).trim_end_matches(',').to_owned();
         let found = left();
         assert!(found == own || found == format!("{own},{}", running.pid()), "{found}");
@@ -252,7 +252,7 @@ fn one_that_is_killed_at_any_moment_takes_nobody_else_off() {
 }
 
 #[test]
-fn a_killed_kcm_takes_its_command_along_and_leaves_its_pid_to_reconcile() {
+fn a_killed_kcm_kills_its_command() {
     let plain = with_list("");
     let mut running = Running::start(&plain, "echo $$; exec sleep 1000");
     let command: u32 = running.hear().parse().unwrap();
@@ -268,7 +268,7 @@ fn a_killed_kcm_takes_its_command_along_and_leaves_its_pid_to_reconcile() {
 }
 
 #[test]
-fn it_ends_with_its_command_also_where_whoever_started_it_ignores_sigchld() {
+fn it_works_if_its_starter_ignores_sigchld() {
     let plain = with_list("");
     let kcm = plain.kcm(&["isolate", "--pool=p", "exit 42"]);
     let mut command = Command::new("env");
@@ -278,7 +278,7 @@ fn it_ends_with_its_command_also_where_whoever_started_it_ignores_sigchld() {
 }
 
 #[test]
-fn as_the_first_process_of_a_container_it_collects_orphans_and_its_command_can_be_stopped() {
+fn as_the_first_process_of_a_container_it_reaps() {
     let plain = with_list("");
     let line = "(sleep 0 & echo $! > orphan); kill -STOP $$; \
         while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; echo collected; sleep 1000";
@@ -296,7 +296,7 @@ fn as_the_first_process_of_a_container_it_collects_orphans_and_its_command_can_b
         shell = find().unwrap_or(0);
         shell != 0 && stat(shell, 3) == "T"
     });
-    // It stays so until it is told to go on.
+    // It stays stopped until SIGCONT.
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(stat(shell, 3), "T");
     signal(shell, Signal::SIGCONT);
@@ -304,7 +304,7 @@ fn as_the_first_process_of_a_container_it_collects_orphans_and_its_command_can_b
 }
 
 #[test]
-fn cpus_that_cannot_be_had_are_an_error_and_the_pid_is_taken_off() {
+fn impossible_cpus_are_an_error_and_remove_the_pid() {
     let plain = Plain::new();
     for (pool, list) in [("absent", "4000"), ("in-part", "0,4000"), ("nonsense", "x")] {
         plain.make_pool(pool, true, &[(list, "")]);
@@ -315,7 +315,7 @@ fn cpus_that_cannot_be_had_are_an_error_and_the_pid_is_taken_off() {
 }
 
 #[test]
-fn a_tasks_file_that_says_something_else_is_left_as_it_is() {
+fn a_tasks_file_with_other_text_is_left_alone() {
     for content in ["not a PID", "1 2", "-1", "4711,x"] {
         let plain = with_list(content);
         let line = failure(&mut plain.kcm(&["isolate", "--pool=p", "echo started"]));
@@ -330,9 +330,9 @@ fn a_tasks_file_that_says_something_else_is_left_as_it_is() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_keeps_those_who_stand_in_it() {
+fn a_full_disk_keeps_the_other_pids() {
     let plain = with_list("4711,4712");
-    // A file must not be longer than nothing.
+    // The limit for the size of a file is 0.
     let kcm = plain.kcm(&["isolate", "--pool=p", "echo started"]);
     let mut command = Command::new("bash");
     command.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "bash"]);
@@ -342,7 +342,7 @@ fn a_file_that_cannot_be_written_keeps_those_who_stand_in_it() {
 }
 
 #[test]
-fn what_is_missing_or_forbidden_is_one_line_and_the_command_is_never_started() {
+fn missing_or_forbidden_is_one_line_and_starts_nothing() {
     let witness = tempfile::tempdir().unwrap();
     set_mode(witness.path(), 0o777);
     let touch = format!("touch {}/started", witness.path().display());
@@ -375,7 +375,7 @@ fn what_is_missing_or_forbidden_is_one_line_and_the_command_is_never_started() {
         assert_eq!(raw(&plain), "");
     }
     assert!(!witness.path().join("started").exists());
-    // With the rights that it takes, nobody is as good as root.
+    // With the capabilities that it removes, it has no more rights than a user.
     let plain = with_list("");
     set_mode(&plain.conf().join("lock"), 0o666);
     set_mode(&plain.tasks("p", "0"), 0o666);

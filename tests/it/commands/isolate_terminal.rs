@@ -1,4 +1,4 @@
-//! `kcm isolate` at a terminal: Ctrl-C, Ctrl-Z and fg do to the command what they do without kcm, on a mount and on a
+//! `kcm isolate` at a terminal: Ctrl-C, Ctrl-Z and fg act on the command as they do without kcm, on a mount and on a
 //! plain directory.
 
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::harness::both::{Dir, on_both};
+use crate::harness::dir::{Dir, on_both};
 use crate::harness::{KCM, Sleeper, children, stat, text, until};
 use nix::pty::openpty;
 
@@ -45,9 +45,9 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until something is shown; what came before it is forgotten.
+    /// Waits until a text is shown; forgets what came before it.
     fn see(&self, wanted: &str) {
-        let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+        let deadline = std::time::Instant::now() + crate::harness::TIMEOUT;
         loop {
             let mut screen = self.screen.lock().unwrap();
             if let Some(at) = screen.find(wanted) {
@@ -65,12 +65,12 @@ impl Terminal {
         self.press("echo status=$?.\n");
         self.see("status=$?.");
         self.see("status=");
-        until("the line is whole", || self.screen.lock().unwrap().contains('.'));
+        until("the line is complete", || self.screen.lock().unwrap().contains('.'));
         self.screen.lock().unwrap().split('.').next().unwrap().to_owned()
     }
 }
 
-/// kcm, and on a plain directory its command.
+/// kcm and, on a plain directory, its command.
 fn processes(dir: &dyn Dir) -> Vec<u32> {
     let holder: u32 = dir.tasks_of("p", "0").parse().expect("one holder");
     [vec![holder], if dir.is_mounted() { Vec::new() } else { children(holder) }].concat()
@@ -82,7 +82,7 @@ fn ctrl_c_ends_the_command() {
         dir.make_pool("p", true, &["0"]);
         let mut terminal = Terminal::start(dir);
         terminal.see("$ ");
-        // Not a shell that forks just now: dash loses a signal at that moment.
+        // Not while a shell forks: dash loses a signal at that moment.
         terminal.press(
             "\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash -c 'echo sta\"\"rted; exec sleep 1000'\n",
         );
@@ -90,12 +90,12 @@ fn ctrl_c_ends_the_command() {
         terminal.press(CTRL_C);
         terminal.see("$ ");
         assert_eq!(terminal.status(), "130");
-        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+        until("no process is left", || dir.tasks_of("p", "0").is_empty());
     });
 }
 
 #[test]
-fn a_command_that_handles_ctrl_c_lives_on() {
+fn a_command_that_handles_ctrl_c_keeps_running() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         let mut terminal = Terminal::start(dir);
@@ -107,13 +107,13 @@ fn a_command_that_handles_ctrl_c_lives_on() {
         terminal.press(CTRL_C);
         terminal.see("handled");
         terminal.see("$ ");
-        assert_eq!(terminal.status(), "5", "it is asked once, and its status is what counts");
-        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+        assert_eq!(terminal.status(), "5", "it gets the signal once, and its status counts");
+        until("no process is left", || dir.tasks_of("p", "0").is_empty());
     });
 }
 
 #[test]
-fn ctrl_z_stops_it_and_fg_lets_it_go_on() {
+fn ctrl_z_stops_it_and_fg_continues_it() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         let mut terminal = Terminal::start(dir);
@@ -130,18 +130,18 @@ fn ctrl_z_stops_it_and_fg_lets_it_go_on() {
             until("all have stopped", || processes.iter().all(|&pid| stat(pid, 3) == "T"));
             assert_eq!(dir.tasks_of("p", "0"), processes[0].to_string(), "it keeps its list");
             terminal.press("fg\n");
-            until("all go on", || processes.iter().all(|&pid| stat(pid, 3) != "T"));
+            until("all run again", || processes.iter().all(|&pid| stat(pid, 3) != "T"));
         }
         terminal.press("hello\n");
         terminal.see("got hello");
         terminal.see("$ ");
         assert_eq!(terminal.status(), "0");
-        until("nothing is left", || dir.tasks_of("p", "0").is_empty());
+        until("no process is left", || dir.tasks_of("p", "0").is_empty());
     });
 }
 
 #[test]
-fn a_command_that_ignores_ctrl_z_goes_on() {
+fn a_command_that_ignores_ctrl_z_keeps_running() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
         let mut terminal = Terminal::start(dir);

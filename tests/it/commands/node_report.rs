@@ -1,4 +1,4 @@
-//! `kcm node-report`: the report to the byte, and each check that is not as it should be.
+//! `kcm node-report`: the report, byte for byte, and each check that fails.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// The errors of one check; where there are none, it has to be ok.
+/// The errors of one check; without errors, asserts that it is ok.
 fn errors(report: &Value, check: &str) -> Vec<String> {
     let check = &report["checks"][check];
     let errors = check["errors"].as_array().unwrap();
@@ -19,12 +19,12 @@ fn errors(report: &Value, check: &str) -> Vec<String> {
     errors.iter().map(|error| error.as_str().unwrap().to_owned()).collect()
 }
 
-/// A command that takes a made-up machine for this one.
+/// A command that sees a made-up machine.
 fn on<'a>(command: &'a mut Command, root: &Path) -> &'a mut Command {
     command.env("KCM_DEV_LSCPU_SYSFS", root)
 }
 
-/// The kernel's command line is in another place than the processes; this has both.
+/// The kernel's command line and the processes are in different places; this directory has both.
 fn proc_with_cmdline(home: &Path, cmdline: &str) -> std::path::PathBuf {
     let proc = home.join("proc");
     fs::create_dir_all(&proc).unwrap();
@@ -33,7 +33,7 @@ fn proc_with_cmdline(home: &Path, cmdline: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn the_report_is_that_of_2017_to_the_byte_with_the_new_checks_beside() {
+fn the_report_is_the_legacy_one_plus_new_checks() {
     let plain = Plain::new();
     plain.make_pool("exclusive", true, &[("0", "")]);
     plain.make_pool("shared", false, &[("0-1", "4711")]);
@@ -48,7 +48,7 @@ fn the_report_is_that_of_2017_to_the_byte_with_the_new_checks_beside() {
 }
 
 #[test]
-fn the_description_is_what_describe_prints() {
+fn the_description_is_the_output_of_describe() {
     let mount = Mount::with_dataplane();
     let task = Sleeper::new();
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
@@ -58,7 +58,7 @@ fn the_description_is_what_describe_prints() {
 }
 
 #[test]
-fn every_pair_of_lists_that_overlap_is_named_once_with_the_cpus_in_both() {
+fn each_pair_of_overlapping_lists_is_named_once() {
     let plain = Plain::new();
     plain.make_pool("b", false, &[("0-1", ""), ("1", "")]);
     plain.make_pool("a", true, &[("0", "")]);
@@ -73,7 +73,7 @@ fn every_pair_of_lists_that_overlap_is_named_once_with_the_cpus_in_both() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_read_is_reported_as_in_2017() {
+fn an_unreadable_directory_is_reported_as_before() {
     let place = Mount::not_mounted();
     let root = place.home().join("machine");
     Machine::new(1, 1, 1).write(&root);
@@ -101,16 +101,16 @@ fn offline_cpus_of_a_list_are_named() {
 }
 
 #[test]
-fn an_intruder_is_told_by_name_and_nobody_else_is() {
+fn only_intruders_are_named() {
     let mount = Mount::new();
     mount.make_pool("a", true, &["0"]);
     mount.make_pool("b", false, &["1"]);
-    // The claimed one, its child and grandchild; somebody on a shared list; somebody's taskset.
+    // The claimed task, its child and grandchild, a task on a shared list, and a process that somebody pinned.
     let mut holder =
         mount.bash("echo $$ > $C/pools/a/0/tasks; sleep 1000 & bash -c 'sleep 1000 & wait' & wait");
     let holder = Sleeper::spawn(holder.stdout(Stdio::null()));
     let is_held = || fs::read_to_string(mount.tasks("a", "0")).unwrap() == format!("{}\n", holder.pid());
-    until("it is held", is_held);
+    until("the list is held", is_held);
     let shared = Sleeper::spawn(Command::new("taskset").args(["-c", "1", "sleep", "1000"]));
     let intruder = Sleeper::spawn(Command::new("taskset").args(["-c", "0", "sleep", "1000"]));
     until("it sleeps", || masks(intruder.pid()) == ["0"] && masks(shared.pid()) == ["1"]);
@@ -128,7 +128,7 @@ fn an_intruder_is_told_by_name_and_nobody_else_is() {
     assert!(!found.iter().any(|error| error.starts_with(&format!("{} ", intruder.pid()))), "{found:?}");
 }
 
-/// The errors about processes that this test has started. Other tests pin theirs, too.
+/// The errors about processes that this test started. Other tests pin processes, too.
 fn ours(errors: &[String]) -> Vec<String> {
     let cgroup = fs::read_to_string(format!("/proc/self/task/{}/cgroup", nix::unistd::gettid())).unwrap();
     let is_ours = |error: &&String| {
@@ -139,7 +139,7 @@ fn ours(errors: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn one_thread_that_is_pinned_into_a_list_is_an_intruder() {
+fn one_pinned_thread_is_an_intruder() {
     let mount = Mount::new();
     mount.make_pool("a", true, &["0"]);
     let program = Sleeper::new();
@@ -155,7 +155,7 @@ fn one_thread_that_is_pinned_into_a_list_is_an_intruder() {
 }
 
 #[test]
-fn who_may_run_everywhere_is_no_intruder_even_where_one_list_is_everything() {
+fn a_process_on_all_cpus_is_no_intruder() {
     let mount = Mount::new();
     let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     mount.make_pool("a", true, &[all.trim()]);
@@ -181,7 +181,7 @@ fn the_kubelets_cpus_are_compared_with_the_pools() {
     assert_eq!(
         found(r#"{"policyName":"none","defaultCpuSet":"0-7","checksum":1}"#),
         none,
-        "it hands out nothing"
+        "a socket without a kubelet"
     );
     assert_eq!(
         found(
@@ -223,7 +223,7 @@ fn the_mount_is_live_since_its_daemon_started() {
 }
 
 #[test]
-fn state_that_was_damaged_is_told() {
+fn damaged_state_is_reported() {
     let mount = Mount::with_dataplane();
     mount.stop();
     let config = mount.state().join("config");
@@ -241,7 +241,7 @@ fn state_that_was_damaged_is_told() {
 }
 
 #[test]
-fn an_interval_goes_on_until_it_is_told_to_end() {
+fn an_interval_runs_until_a_signal() {
     let mount = Mount::with_dataplane();
     let out = mount.home().join("reports");
     let mut command = mount.kcm(&["node-report", "--interval=0.05"]);
@@ -262,7 +262,7 @@ fn an_interval_goes_on_until_it_is_told_to_end() {
 }
 
 #[test]
-fn a_machine_that_cannot_be_looked_at_is_an_error_of_one_line() {
+fn an_unreadable_machine_is_one_line() {
     let plain = Plain::new();
     let mut command = plain.kcm(&["node-report"]);
     fails(on(&mut command, Path::new("/nowhere")), "", "look at KCM_DEV_LSCPU_SYSFS");

@@ -1,4 +1,4 @@
-//! `kcm reconcile`: claims taken back are told once, threads outside their list are found and brought back.
+//! `kcm reconcile` reports each reclaim once; it finds threads outside their list and can repair them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{
-    Mount, Plain, Sleeper, data, fails, killed_on, pin, report, run, says, text, told_of, until, write,
+    Mount, Plain, Sleeper, data, fails, killed_on, pids_in, pin, report, run, says, text, until, write,
 };
 use serde_json::{Value, json};
 
-/// A number that no process has.
+/// A PID that no process has.
 fn dead_pid() -> u32 {
     let task = Sleeper::new();
     let pid = task.pid();
@@ -19,7 +19,7 @@ fn dead_pid() -> u32 {
 }
 
 #[test]
-fn the_report_of_a_mount_is_that_of_2017_to_the_byte() {
+fn the_report_of_a_mount_is_the_legacy_one() {
     let mount = Mount::new();
     mount.make_pool("b", true, &["0", "1"]);
     let killed = killed_on(&mount.tasks("b", "0"));
@@ -30,15 +30,15 @@ fn the_report_of_a_mount_is_that_of_2017_to_the_byte() {
     let expected = data("reconcile.json", &names);
     says(&mut mount.kcm(&["reconcile"]), &expected);
     let read: Value = serde_json::from_str(&expected).unwrap();
-    assert_eq!(told_of(&read, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
-    assert_eq!(told_of(&read, "reclaimedCpuLists"), [u64::from(killed)]);
+    assert_eq!(pids_in(&read, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(pids_in(&read, "reclaimedCpuLists"), [u64::from(killed)]);
 
     pin(stray.pid(), &[1]);
     says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
 }
 
 #[test]
-fn the_report_of_a_plain_directory_is_that_of_2017_to_the_byte() {
+fn the_report_of_a_plain_directory_is_the_legacy_one() {
     let plain = Plain::new();
     let (killed, stray) = (dead_pid(), Sleeper::new());
     pin(stray.pid(), &[0, 1]);
@@ -53,7 +53,7 @@ fn the_report_of_a_plain_directory_is_that_of_2017_to_the_byte() {
 }
 
 #[test]
-fn on_a_plain_directory_the_dead_are_taken_off_and_the_living_stay() {
+fn dead_tasks_leave_a_plain_directory() {
     let plain = Plain::new();
     let (dead, living) = ([dead_pid(), dead_pid(), 4_194_303], [Sleeper::new(), Sleeper::new()]);
     let mut zombie = Sleeper::new();
@@ -73,19 +73,19 @@ fn on_a_plain_directory_the_dead_are_taken_off_and_the_living_stay() {
     });
     let found = report(&mut plain.kcm(&["reconcile"]));
     let expected = [dead[0], dead[1], zombie.pid(), dead[2]].map(u64::from);
-    assert_eq!(told_of(&found, "reclaimedCpuLists"), expected);
+    assert_eq!(pids_in(&found, "reclaimedCpuLists"), expected);
     let left = fs::read_to_string(plain.tasks("p", "0-1")).unwrap();
     assert_eq!(left, format!("{},{}", living[0].pid(), living[1].pid()));
 }
 
 #[test]
-fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
+fn each_reclaim_is_reported_once() {
     let mount = Mount::with_shared();
     let tasks = [mount.tasks("shared", "0"), mount.tasks("shared", "1")];
     let ask = || {
         let mut told = Vec::new();
         for _ in 0..6 {
-            told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+            told.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
         }
         told
     };
@@ -94,7 +94,7 @@ fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
         let killed: Vec<u64> = (0..60).map(|round| u64::from(killed_on(&tasks[round % 2]))).collect();
         (killed, askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect::<Vec<_>>())
     });
-    told.extend(told_of(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+    told.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
     told.sort_unstable();
     let mut expected = killed;
     expected.sort_unstable();
@@ -102,7 +102,7 @@ fn each_reclaimed_claim_is_told_exactly_once_whoever_asks() {
 }
 
 #[test]
-fn what_could_not_be_printed_is_told_the_next_time() {
+fn an_unprinted_reclaim_is_reported_the_next_time() {
     let mount = Mount::with_dataplane();
     let killed = killed_on(&mount.tasks("dataplane", "0"));
     let (_, err, code) =
@@ -110,18 +110,18 @@ fn what_could_not_be_printed_is_told_the_next_time() {
     assert_eq!(code, Some(1));
     assert!(err.starts_with("ERROR:root:") && err.lines().count() == 1, "{err}");
     let closed = "$KCM reconcile --conf-dir=$C | :; echo ${PIPESTATUS[0]}";
-    // Whether the reader has gone by then is a matter of luck; no message in any case.
+    // The reader may or may not have ended by then; in both cases there is no message.
     let (out, err, _) = run(&mut mount.bash(closed));
     assert_eq!(err, "");
     let left = report(&mut mount.kcm(&["reconcile"]));
     match out.trim() {
-        "1" => assert_eq!(told_of(&left, "reclaimedCpuLists"), [u64::from(killed)]),
-        _ => assert_eq!(told_of(&left, "reclaimedCpuLists"), [0_u64; 0]),
+        "1" => assert_eq!(pids_in(&left, "reclaimedCpuLists"), [u64::from(killed)]),
+        _ => assert_eq!(pids_in(&left, "reclaimedCpuLists"), [0_u64; 0]),
     }
 }
 
 #[test]
-fn a_warning_tells_how_many_were_forgotten() {
+fn a_warning_counts_the_forgotten_reclaims() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let killed: Vec<u64> = (0..1027).map(|_| u64::from(killed_on(&tasks))).collect();
@@ -132,7 +132,7 @@ fn a_warning_tells_how_many_were_forgotten() {
         "WARNING:root:3 reclaimed claims were forgotten before anybody asked; reconcile more often\n"
     );
     let report: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(told_of(&report, "reclaimedCpuLists"), killed[3..]);
+    assert_eq!(pids_in(&report, "reclaimedCpuLists"), killed[3..]);
     says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
 }
 
@@ -156,13 +156,13 @@ impl Drop for OtherProc {
 }
 
 #[test]
-fn kcm_proc_fs_tells_where_the_hosts_processes_are() {
+fn kcm_proc_fs_names_the_hosts_procfs() {
     let plain = Plain::new();
     let proc = OtherProc::new(plain.home());
     let (living, dead) = (Sleeper::new(), dead_pid());
     pin(living.pid(), &[0]);
     plain.make_pool("p", false, &[("0", &format!("{},{dead}", living.pid()))]);
-    // In a PID namespace of its own, whose /proc shows nothing of the machine.
+    // In its own PID namespace, whose /proc does not show the host's processes.
     let apart = |words: &[&str], proc: &Path| {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--mount-proc"]).arg(crate::harness::KCM).args(words);
@@ -170,13 +170,13 @@ fn kcm_proc_fs_tells_where_the_hosts_processes_are() {
         command
     };
     let found = report(&mut apart(&["reconcile"], &proc.0));
-    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(dead)]);
+    assert_eq!(pids_in(&found, "reclaimedCpuLists"), [u64::from(dead)]);
     assert_eq!(found["mismatchedCpuMasks"], json!([]));
     assert_eq!(fs::read_to_string(plain.tasks("p", "0")).unwrap(), living.pid().to_string());
 
     pin(living.pid(), &[0, 1]);
     let found = report(&mut apart(&["reconcile"], &proc.0));
-    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(living.pid())]);
+    assert_eq!(pids_in(&found, "mismatchedCpuMasks"), [u64::from(living.pid())]);
     fails(
         &mut apart(&["reconcile", "--repair"], &proc.0),
         "cannot repair: KCM_PROC_FS shows another PID namespace",
@@ -192,7 +192,7 @@ fn kcm_proc_fs_tells_where_the_hosts_processes_are() {
 }
 
 #[test]
-fn a_mount_is_reconciled_from_another_pid_namespace_too() {
+fn a_mount_is_reconciled_from_another_pid_namespace() {
     let mount = Mount::with_dataplane();
     let proc = OtherProc::new(mount.home());
     let stray = Sleeper::new();
@@ -203,12 +203,12 @@ fn a_mount_is_reconciled_from_another_pid_namespace_too() {
     apart.args(["--pid", "--fork", "--mount-proc"]).arg(crate::harness::KCM).arg("reconcile");
     apart.arg("--conf-dir").arg(mount.conf()).env("KCM_PROC_FS", &proc.0);
     let found = report(&mut apart);
-    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
-    assert_eq!(told_of(&found, "reclaimedCpuLists"), [u64::from(killed)]);
+    assert_eq!(pids_in(&found, "mismatchedCpuMasks"), [u64::from(stray.pid())]);
+    assert_eq!(pids_in(&found, "reclaimedCpuLists"), [u64::from(killed)]);
 }
 
 #[test]
-fn pools_that_come_and_go_disturb_no_report() {
+fn pools_that_come_and_go_do_not_disturb_reports() {
     let mount = Mount::with_shared();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -229,7 +229,7 @@ fn pools_that_come_and_go_disturb_no_report() {
 }
 
 #[test]
-fn what_cannot_be_reconciled_is_said_in_one_line() {
+fn an_error_is_one_line() {
     let mount = Mount::not_mounted();
     let conf = mount.conf().display().to_string();
     let cure = "run kcm mount, or give --conf-dir";

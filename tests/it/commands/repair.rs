@@ -1,21 +1,21 @@
-//! `kcm reconcile --repair`: threads outside their list are found and brought back, and nobody else.
+//! `kcm reconcile --repair` finds threads outside their list and repairs these, and no other threads.
 
 use std::process::Stdio;
 
 use crate::harness::{
-    Mount, Plain, Sleeper, again, data, masks, pin, report, says, threads, told_of, until, write,
+    Mount, Plain, Sleeper, again, data, masks, pids_in, pin, report, says, threads, until, write,
 };
 use serde_json::json;
 
-/// A program of four threads.
+/// Not a test: a program with four threads.
 #[test]
 fn helper_of_four_threads() {
     if std::env::var_os("KCM_TEST_THREADS").is_some() {
-        // Beside the first one and the one of this test.
+        // Besides the first thread and the thread of this test.
         for _ in 0..2 {
-            std::thread::spawn(|| std::thread::sleep(crate::harness::PATIENCE * 10));
+            std::thread::spawn(|| std::thread::sleep(crate::harness::TIMEOUT * 10));
         }
-        std::thread::sleep(crate::harness::PATIENCE * 10);
+        std::thread::sleep(crate::harness::TIMEOUT * 10);
     }
 }
 
@@ -29,7 +29,7 @@ fn four_threads() -> Sleeper {
 }
 
 #[test]
-fn a_stray_of_every_thread_is_told_by_its_number_and_brought_back() {
+fn a_stray_of_each_thread_is_reported_and_repaired() {
     let mount = Mount::new();
     mount.make_pool("a", true, &["1"]);
     mount.make_pool("b", false, &["0"]);
@@ -45,17 +45,17 @@ fn a_stray_of_every_thread_is_told_by_its_number_and_brought_back() {
         { "actualCpus": [0, 1], "cpus": "1", "pid": tids[3], "pool": "a" },
     ]);
     assert_eq!(report(&mut mount.kcm(&["reconcile"]))["mismatchedCpuMasks"], expected);
-    assert_eq!(masks(program.pid()), ["1", "0", "1", "0-1"], "a report alone changes nothing");
+    assert_eq!(masks(program.pid()), ["1", "0", "1", "0-1"], "a report changes nothing");
 
     assert_eq!(report(&mut mount.kcm(&["reconcile", "--repair"]))["mismatchedCpuMasks"], expected);
     assert_eq!(masks(program.pid()), ["1"; 4]);
     assert_eq!(masks(other.pid()), ["0"]);
-    assert_eq!(masks(free.pid()), ["0"], "who has no claim is nobody's business");
+    assert_eq!(masks(free.pid()), ["0"], "a process without a claim is left alone");
     says(&mut mount.kcm(&["reconcile"]), &data("reconcile-nothing.json", &[]));
 }
 
 #[test]
-fn a_pinned_subset_is_no_mismatch_and_no_business_of_repair() {
+fn a_pinned_subset_is_not_a_mismatch() {
     let mount = Mount::new();
     mount.make_pool("a", false, &["0-1"]);
     let plain = Plain::new();
@@ -70,7 +70,7 @@ fn a_pinned_subset_is_no_mismatch_and_no_business_of_repair() {
 }
 
 #[test]
-fn repair_of_a_plain_directory_brings_strays_back_and_touches_no_other() {
+fn repair_of_a_plain_directory_moves_only_strays() {
     let plain = Plain::new();
     let (program, other) = (four_threads(), Sleeper::new());
     plain.make_pool("a", false, &[("1", &program.pid().to_string())]);
@@ -80,13 +80,13 @@ fn repair_of_a_plain_directory_brings_strays_back_and_touches_no_other() {
     pin(threads(program.pid())[2], &[0]);
     pin(other.pid(), &[0]);
     let found = report(&mut plain.kcm(&["reconcile", "--repair"]));
-    assert_eq!(told_of(&found, "mismatchedCpuMasks"), [u64::from(threads(program.pid())[2])]);
+    assert_eq!(pids_in(&found, "mismatchedCpuMasks"), [u64::from(threads(program.pid())[2])]);
     assert_eq!(masks(program.pid()), ["1"; 4]);
     assert_eq!(masks(other.pid()), ["0"]);
 }
 
 #[test]
-fn who_is_just_moving_is_not_astray() {
+fn a_task_in_the_middle_of_a_move_is_no_stray() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let lists = [mount.tasks("shared", "0"), mount.tasks("shared", "1")];

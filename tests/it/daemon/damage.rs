@@ -1,16 +1,16 @@
-//! A state file that is cut or has a bit flipped: the mount comes up with what can be read, says what was lost,
-//! and sets the file aside. A sample; the unit tests of the journal go through every byte.
+//! A state file that was cut or has a flipped bit: the daemon mounts with what it can read, reports what was lost,
+//! and sets the file aside. This is a sample; the unit tests of the journal go through every byte.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::harness::both::{Dir as _, pinned};
+use crate::harness::dir::{Dir as _, pinned};
 use crate::harness::{Mount, Sleeper, masks, pin, write};
 
-/// A stopped daemon with two claims, and its sound files.
+/// A stopped daemon with two claims, and its valid files.
 struct Stopped {
     mount: Mount,
-    /// On `excl 0` and on `shared 1`.
+    /// The tasks on `excl 0` and on `shared 1`.
     tasks: [Sleeper; 2],
     config: Vec<u8>,
     claims: Vec<u8>,
@@ -30,8 +30,8 @@ impl Stopped {
         Self { mount, tasks, config, claims }
     }
 
-    /// Starts the daemon on this instead of the sound file, and looks what it makes of it. Gives how many of the
-    /// two claims are kept.
+    /// Starts the daemon on this file instead of the valid one and checks the result. Returns how many of the two
+    /// claims were kept.
     fn with(&self, name: &str, bytes: &[u8], is_noticed: bool) -> usize {
         let (mount, state) = (&self.mount, self.mount.state());
         for (cpu, task) in self.tasks.iter().enumerate() {
@@ -53,7 +53,7 @@ impl Stopped {
             .collect();
         if is_noticed {
             assert_eq!((aside.len(), damaged.len()), (1, 1), "{aside:?} {damaged:?}");
-            assert_eq!(fs::read(&aside[0]).unwrap(), bytes, "it is kept as it was");
+            assert_eq!(fs::read(&aside[0]).unwrap(), bytes, "the file is kept unchanged");
             let prefix = format!("{name}.damaged-");
             assert!(aside[0].file_name().unwrap().to_str().unwrap().starts_with(&prefix), "{aside:?}");
             let log = fs::read_to_string(state.join("log")).unwrap();
@@ -70,12 +70,12 @@ impl Stopped {
         kept
     }
 
-    /// What is there of pools, lists and claims is what was there before.
+    /// Every pool, list and claim that exists was there before.
     fn nobody_is_where_nobody_was(&self) -> usize {
         let mut kept = 0;
         for (index, (pool, list)) in [("excl", "0"), ("shared", "1")].into_iter().enumerate() {
             let pid = self.tasks[index].pid();
-            // Where nothing but the intent was left, it has been rolled back.
+            // If only the intent was left, it has been rolled back.
             let mask = masks(pid);
             assert!(mask == [list] || mask == ["0-1"], "{mask:?}");
             if self.mount.tasks(pool, list).exists() {
@@ -90,7 +90,7 @@ impl Stopped {
         kept
     }
 
-    /// The next claim works, wherever there is room.
+    /// The next claim works if there is a free list.
     fn goes_on(&self) {
         let mount = &self.mount;
         fs::create_dir(mount.pool("new")).unwrap();
@@ -110,15 +110,15 @@ fn set_aside(state: &Path) -> Vec<PathBuf> {
     files.filter(|file| file.to_str().unwrap().contains(".damaged-")).collect()
 }
 
-/// Some lengths to which a file may be cut, its ends among them.
+/// Some lengths to which a file may be cut, including both ends.
 fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
     let length = bytes.len();
     [0, 1, length / 3, length / 2, length - 2, length - 1].into_iter()
 }
 
-/// Some copies with one bit flipped.
+/// Some copies with one flipped bit.
 fn flipped(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-    // All but the last newline, without which the last line is one that was interrupted.
+    // Except the last newline: a last line without it was interrupted.
     let bits = (bytes.len() - 1) * 8;
     [0, bits / 5, bits / 3, bits / 2, bits - 10].into_iter().map(|bit| {
         let mut copy = bytes.to_vec();
@@ -133,7 +133,7 @@ fn a_cut_configuration_does_not_stop_the_mount() {
     let cuts = cuts(&stopped.config);
     let kept: Vec<usize> =
         cuts.map(|length| stopped.with("config", &stopped.config[..length], true)).collect();
-    assert!(kept.first() == Some(&0) && kept.last() == Some(&2), "what can be read is kept: {kept:?}");
+    assert!(kept.first() == Some(&0) && kept.last() == Some(&2), "readable parts are kept: {kept:?}");
     assert_eq!(stopped.with("config", &stopped.config, false), 2);
 }
 
@@ -142,26 +142,26 @@ fn a_flipped_bit_in_the_configuration_does_not_stop_the_mount() {
     let stopped = Stopped::new();
     let kept: Vec<usize> =
         flipped(&stopped.config).map(|bytes| stopped.with("config", &bytes, true)).collect();
-    assert!(kept.iter().all(|&kept| kept >= 1) && kept.contains(&2), "what can be read is kept: {kept:?}");
+    assert!(kept.iter().all(|&kept| kept >= 1) && kept.contains(&2), "readable parts are kept: {kept:?}");
 }
 
 #[test]
-fn a_cut_log_of_claims_does_not_stop_the_mount() {
+fn a_cut_claims_log_does_not_stop_the_mount() {
     let stopped = Stopped::new();
     let header = stopped.claims.iter().position(|&b| b == b'\n').unwrap();
     for length in cuts(&stopped.claims) {
-        // A line that has no end was interrupted while it was written: nobody has been told of it.
+        // A line without a newline was interrupted while it was written, so nothing was acknowledged.
         stopped.with("claims", &stopped.claims[..length], length <= header);
     }
     assert_eq!(stopped.with("claims", &stopped.claims, false), 2);
 }
 
 #[test]
-fn a_flipped_bit_in_the_log_of_claims_does_not_stop_the_mount() {
+fn a_flipped_bit_in_the_claims_log_does_not_stop_the_mount() {
     let stopped = Stopped::new();
     let kept: Vec<usize> =
         flipped(&stopped.claims).map(|bytes| stopped.with("claims", &bytes, true)).collect();
-    assert!(kept.iter().all(|&kept| kept >= 1) && kept.contains(&2), "what can be read is kept: {kept:?}");
+    assert!(kept.iter().all(|&kept| kept >= 1) && kept.contains(&2), "readable parts are kept: {kept:?}");
 }
 
 #[test]

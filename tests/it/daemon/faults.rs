@@ -1,6 +1,7 @@
-//! The daemon may be killed at any instant: nothing acknowledged is lost, nothing is granted twice, and what was
-//! not acknowledged has happened wholly or not at all. Here after each step of each operation, which a debug build
-//! lets us choose; in `faults_under_load` at random moments. In `repeats` the worker alone dies.
+//! The daemon may be killed at any moment: nothing acknowledged is lost, nothing is granted twice, and an operation
+//! without an answer has happened completely or not at all. These tests kill it after each step of each operation,
+//! which a debug build lets them choose; `faults_under_load` kills it at random moments, and `replay` kills only the
+//! worker.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,15 +12,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use crate::harness::both::pinned;
+use crate::harness::dir::pinned;
 use crate::harness::{Machine, Mount, Sleeper, masks, run, write};
 use kcm_mount::failpoint::Step;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The pools `excl` (exclusive) with the list 0 and `shared` with the list 1, on which the resident is: whatever
-/// happens to others, it keeps its claim and what it gets back at its end.
+/// The pools `excl` (exclusive) with the list 0 and `shared` with the list 1. A resident is on `shared 1`: whatever
+/// happens to other tasks, it keeps its claim and its saved mask.
 struct World {
     mount: Mount,
     machine: Machine,
@@ -27,10 +28,10 @@ struct World {
 }
 
 struct Task {
-    /// None: somebody else's child.
+    /// `None` if it is the child of another process.
     process: Option<Sleeper>,
     pid: u32,
-    /// What it gets back.
+    /// The mask that it gets back.
     original: &'static str,
 }
 
@@ -44,13 +45,13 @@ impl Drop for Task {
 
 impl World {
     fn new() -> Self {
-        let (mount, machine) = (Mount::not_mounted(), Machine::of_2017());
+        let (mount, machine) = (Mount::not_mounted(), Machine::legacy_example());
         let world = Self { mount, machine, tasks: RefCell::default() };
         world.start();
         world
     }
 
-    /// Names the step after which the daemon is to die, once.
+    /// Sets the step after which the daemon dies, once.
     fn fault(&self) -> PathBuf {
         self.mount.home().join("fault")
     }
@@ -67,7 +68,7 @@ impl World {
         assert_eq!(status, Some(0), "{err}");
     }
 
-    /// Makes everything anew, with new tasks.
+    /// Starts over with new tasks.
     fn reset(&self) {
         self.tasks.borrow_mut().clear();
         write(&self.mount.conf().join("info/reclaimed"), u64::MAX.to_string()).unwrap();
@@ -97,7 +98,7 @@ impl World {
         write(&self.mount.tasks(pool, list), self.pid(name).to_string())
     }
 
-    /// A shell on excl 0 and its child `heir`, which came after the claim.
+    /// A shell on excl 0 and its child `heir`, which started after the claim.
     fn add_with_heir(&self) {
         let script = "read go; sleep 1000 & echo $!; wait";
         let mut process = Sleeper::spawn(
@@ -114,7 +115,7 @@ impl World {
         self.tasks.borrow_mut().insert("heir", heir);
     }
 
-    /// Kills a task; what was its PID is still known by its name.
+    /// Kills a task; its PID keeps its name.
     fn end(&self, name: &str) {
         if let Some(process) = self.tasks.borrow_mut().get_mut(name).and_then(|task| task.process.take()) {
             process.end();
@@ -125,7 +126,7 @@ impl World {
         fs::read_to_string(format!("/proc/{}/comm", self.pid(name))).is_ok_and(|comm| comm.trim() != "")
     }
 
-    /// All that can be seen from outside, with names for PIDs.
+    /// Everything that can be observed, with names instead of PIDs.
     fn observe(&self) -> Vec<String> {
         let name = |pid: &str| {
             let tasks = self.tasks.borrow();
@@ -158,7 +159,7 @@ impl World {
         seen
     }
 
-    /// Every task that lives is released and gets back what it had before its first claim.
+    /// Releases every living task; each gets back the mask from before its first claim.
     fn release_all(&self, context: &str) {
         let everybody: Vec<&str> = self.tasks.borrow().keys().copied().filter(|t| self.is_alive(t)).collect();
         for pool in names(&self.mount.conf().join("pools")) {
@@ -183,7 +184,7 @@ fn names(directory: &std::path::Path) -> Vec<String> {
 struct Operation {
     name: &'static str,
     before: fn(&World),
-    /// Ok: it was acknowledged.
+    /// `Ok` if the operation was acknowledged.
     act: fn(&World) -> io::Result<()>,
 }
 
@@ -302,8 +303,7 @@ const OPERATIONS: &[Operation] = &[
     },
 ];
 
-/// Runs the operation again and again, with a daemon that dies as a whole after each step. Gives the steps that
-/// it came to.
+/// Runs the operation with a daemon that dies as a whole after each step. Returns the steps that it reached.
 fn with_each_step_as_the_last(operation: &Operation) -> Vec<&'static str> {
     let world = World::new();
     world.reset();
@@ -336,7 +336,7 @@ fn with_each_step_as_the_last(operation: &Operation) -> Vec<&'static str> {
 }
 
 #[test]
-fn every_step_of_every_operation_may_be_the_last() {
+fn the_daemon_may_die_after_any_step() {
     let reached = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for operations in OPERATIONS.chunks(4) {
@@ -356,8 +356,8 @@ fn every_step_of_every_operation_may_be_the_last() {
 }
 
 #[test]
-fn a_daemon_that_dies_while_it_takes_up_what_was_left_leaves_it_to_the_next() {
-    // Its worker alone, and all of it.
+fn the_daemon_may_die_during_recovery() {
+    // Kills only the worker, or the whole daemon.
     for who in ["", "!"] {
         let world = World::new();
         world.reset();

@@ -1,5 +1,5 @@
-//! The state directory's disk is full: what would have to be recorded is refused with ENOSPC and leaves nothing
-//! half done, release and reap go on, and once there is room all is as if there had always been.
+//! The disk of the state directory is full: an operation that needs a record is refused with ENOSPC and changes
+//! nothing; release and reap still work. With free space again, everything is as before.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -7,12 +7,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::both::{Dir as _, pinned};
+use crate::harness::dir::{Dir as _, pinned};
 use crate::harness::{Mount, Sleeper, errno, masks, write};
 use nix::errno::Errno;
 use tempfile::TempDir;
 
-/// A mount whose state lies on a disk of 256 KB; the disk goes after the mount.
+/// A mount whose state is on a disk of 256 KB. The disk is unmounted after the mount.
 struct World {
     mount: Mount,
     disk: Disk,
@@ -33,7 +33,7 @@ impl Disk {
         self.0.path()
     }
 
-    /// Leaves no block free.
+    /// Fills every free block.
     fn fill(&self) {
         let mut file = File::create(self.path().join("filler")).unwrap();
         while file.write_all(&[0; 1024]).is_ok() {}
@@ -68,14 +68,14 @@ impl World {
         write(&self.mount.tasks(pool, list), format!("-{}", task.pid())).expect("a release never fails");
     }
 
-    /// Fills the disk, and the last block of the log with claims that come and go.
+    /// Fills the disk, then the last block of the claims log by claims and releases.
     fn fill(&self) {
         self.disk.fill();
         let task = pinned("0-1");
         for _ in 0..1000 {
             if let Err(error) = self.claim(&task, "shared", "1") {
                 assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32));
-                assert_eq!(masks(task.pid()), ["0-1"], "no half claim");
+                assert_eq!(masks(task.pid()), ["0-1"], "no half of a claim");
                 return;
             }
             self.release(&task, "shared", "1");
@@ -85,7 +85,7 @@ impl World {
 }
 
 #[test]
-fn a_claim_that_cannot_be_recorded_is_refused_and_leaves_nothing() {
+fn a_claim_that_cannot_be_recorded_is_refused() {
     let world = World::new();
     let mount = &world.mount;
     let (holder, task) = (pinned("0-1"), pinned("1"));
@@ -93,20 +93,20 @@ fn a_claim_that_cannot_be_recorded_is_refused_and_leaves_nothing() {
     world.fill();
     assert_eq!(errno(world.claim(&task, "shared", "1")), Errno::ENOSPC);
     assert_eq!(errno(write(&mount.pool("shared").join("tasks"), task.pid().to_string())), Errno::ENOSPC);
-    assert_eq!(errno(world.claim(&holder, "shared", "1")), Errno::ENOSPC, "a move neither");
+    assert_eq!(errno(world.claim(&holder, "shared", "1")), Errno::ENOSPC, "nor a move");
     assert_eq!(masks(task.pid()), ["1"]);
     assert_eq!(masks(holder.pid()), ["0"]);
     assert_eq!(mount.tasks_of("shared", "1"), "");
     assert_eq!(mount.tasks_of("excl", "0"), holder.pid().to_string());
-    // Not only an errno.
+    // `last_error` explains it, too.
     let reason = mount.sh("echo $$ > $C/pools/shared/1/tasks 2> /dev/null; cat $C/self/last_error");
     assert!(reason.contains("ENOSPC: the log of claims cannot be written; make room"), "{reason}");
-    // What is there already needs no room.
+    // A change within existing blocks needs no space.
     world.claim(&holder, "excl", "0").expect("a repeated claim");
 
     world.disk.make_room();
-    world.claim(&task, "shared", "1").expect("there is room again");
-    world.claim(&holder, "shared", "1").expect("for a move too");
+    world.claim(&task, "shared", "1").expect("there is space again");
+    world.claim(&holder, "shared", "1").expect("there is space for a move, too");
     mount.kill_daemon();
     mount.start();
     let mut both = [task.pid(), holder.pid()];
@@ -119,7 +119,7 @@ fn a_claim_that_cannot_be_recorded_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn release_and_reap_go_on_and_are_not_forgotten() {
+fn releases_and_reaps_work_on_a_full_disk() {
     let world = World::new();
     let mount = &world.mount;
     let (leaving, dying, staying) = (pinned("0-1"), pinned("0-1"), pinned("0-1"));
@@ -137,16 +137,16 @@ fn release_and_reap_go_on_and_are_not_forgotten() {
 
     world.disk.make_room();
     let next = Sleeper::new();
-    world.claim(&next, "excl", "0").expect("there is room again");
+    world.claim(&next, "excl", "0").expect("there is space again");
     mount.kill_daemon();
     mount.start();
     assert_eq!(mount.tasks_of("excl", "0"), next.pid().to_string());
-    assert_eq!(mount.tasks_of("shared", "1"), staying.pid().to_string(), "who was released stays so");
+    assert_eq!(mount.tasks_of("shared", "1"), staying.pid().to_string(), "a released task stays released");
     assert_eq!(masks(leaving.pid()), ["0-1"]);
 }
 
 #[test]
-fn a_full_disk_does_not_keep_the_daemon_from_coming_back() {
+fn a_full_disk_does_not_prevent_a_restart() {
     let world = World::new();
     let mount = &world.mount;
     let (one, other) = (pinned("0-1"), pinned("1"));
@@ -165,7 +165,7 @@ fn a_full_disk_does_not_keep_the_daemon_from_coming_back() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_stored_is_refused_and_leaves_nothing() {
+fn a_configuration_that_cannot_be_stored_is_refused() {
     let world = World::new();
     let mount = &world.mount;
     fs::create_dir(mount.pool("old")).unwrap();
@@ -174,7 +174,7 @@ fn a_configuration_that_cannot_be_stored_is_refused_and_leaves_nothing() {
     let tree = || mount.walk().into_iter().map(|(path, stat)| (path, stat.mode())).collect::<Vec<_>>();
     let was = tree();
     assert_eq!(errno(fs::create_dir(mount.pool("new"))), Errno::ENOSPC);
-    assert_eq!(errno(fs::create_dir(mount.pool("old").join("0"))), Errno::EBUSY, "of another list");
+    assert_eq!(errno(fs::create_dir(mount.pool("old").join("0"))), Errno::EBUSY, "a task of another list");
     assert_eq!(errno(fs::remove_dir(mount.pool("excl").join("0"))), Errno::ENOSPC);
     assert_eq!(errno(fs::remove_dir(mount.pool("old"))), Errno::ENOSPC);
     assert_eq!(errno(write(&mount.pool("old").join("exclusive"), "1")), Errno::ENOSPC);
@@ -188,7 +188,7 @@ fn a_configuration_that_cannot_be_stored_is_refused_and_leaves_nothing() {
     // The list that could not be removed takes tasks as before.
     world.disk.make_room();
     world.claim(&Sleeper::new(), "excl", "0").unwrap();
-    fs::create_dir(mount.pool("new")).expect("there is room again");
+    fs::create_dir(mount.pool("new")).expect("there is space again");
     assert!(fs::metadata(mount.pool("new")).unwrap().ino() > before);
     mount.kill_daemon();
     mount.start();

@@ -1,15 +1,15 @@
-//! `kcm mount --import` takes over a directory in the layout of 2017: pools, lists and the living tasks that are
-//! really on them; the directory itself is moved aside, unchanged.
+//! `kcm mount --import` takes over a directory in the legacy layout: pools, lists and the living tasks that are
+//! really on their list. The directory itself is renamed and not changed.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::harness::both::{Dir as _, failure, pinned};
+use crate::harness::dir::{Dir as _, failure, pinned};
 use crate::harness::{Mount, Sleeper, masks, run, set_mode, until, write};
 
-/// Every file below a directory with what is in it.
+/// Every file below a directory, with its content.
 fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut todo = vec![directory.to_path_buf()];
@@ -27,7 +27,7 @@ fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Makes a pool of 2017: `lists` with what stands in their `tasks`.
+/// Creates a legacy pool: `lists` with the content of their `tasks`.
 fn make_pool(mount: &Mount, pool: &str, exclusive: &str, lists: &[(&str, &str)]) {
     for (list, tasks) in lists {
         fs::create_dir_all(mount.pool(pool).join(list)).unwrap();
@@ -37,18 +37,18 @@ fn make_pool(mount: &Mount, pool: &str, exclusive: &str, lists: &[(&str, &str)])
     fs::write(mount.pool(pool).join("exclusive"), exclusive).unwrap();
 }
 
-/// The layouts that were moved aside.
+/// The directories that were renamed.
 fn aside(mount: &Mount) -> Vec<PathBuf> {
     let entries = fs::read_dir(mount.home()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("conf.2017-")).collect()
 }
 
 #[test]
-fn pools_lists_and_living_pinned_tasks_are_taken_over() {
+fn pools_lists_and_pinned_tasks_are_imported() {
     let mount = Mount::not_mounted();
     let (on_0, on_1, also_on_1) = (pinned("0"), pinned("1"), pinned("1"));
-    // One that has died, and one whose number stands there although it is not on the list: in 2017 numbers stayed,
-    // and may be somebody else's by now.
+    // One task has died; another PID is in the file although the process is not on the list: in the legacy layout
+    // PIDs stay, and may be reused.
     let (dead, stranger) = (Sleeper::new(), Sleeper::new());
     let dead_pid = dead.pid();
     dead.end();
@@ -56,7 +56,7 @@ fn pools_lists_and_living_pinned_tasks_are_taken_over() {
     let shared = format!("{}, {},{}\n", on_1.pid(), stranger.pid(), also_on_1.pid());
     make_pool(&mount, "infra", "0", &[("1", &shared)]);
     make_pool(&mount, "empty", "1", &[]);
-    // What the live directory does not take.
+    // The mount refuses these.
     make_pool(&mount, "Strange", "0", &[("1", "")]);
     make_pool(&mount, "later", "0", &[("0", ""), ("4000", ""), ("x", "")]);
     fs::write(mount.conf().join("lock"), "").unwrap();
@@ -76,7 +76,7 @@ fn pools_lists_and_living_pinned_tasks_are_taken_over() {
     assert_eq!(mount.tasks_of("infra", "1"), format!("{},{}", both[0], both[1]));
     assert!(!mount.pool("later").join("0").exists(), "the list is another pool's already");
     assert_eq!(masks(stranger.pid()), ["0-1"]);
-    // Each thing that was left out is named.
+    // The message names each thing that was left out.
     let log = mount.log() + &err;
     for name in [
         format!("dataplane 0: task {dead_pid}: not taken over"),
@@ -89,12 +89,12 @@ fn pools_lists_and_living_pinned_tasks_are_taken_over() {
         assert!(log.contains(&name), "{name}: {log}");
     }
 
-    let [aside] = &aside(&mount)[..] else { panic!("one directory is moved aside") };
-    assert_eq!(content(aside), before, "as it was");
+    let [aside] = &aside(&mount)[..] else { panic!("one directory is renamed") };
+    assert_eq!(content(aside), before, "unchanged");
     assert!(log.contains(aside.to_str().unwrap()), "{log}");
     mount.stop();
     assert_eq!(fs::metadata(mount.conf()).unwrap().permissions().mode() & 0o777, 0o750);
-    // It is a mount like any other now.
+    // It is an ordinary mount now.
     mount.start();
     assert_eq!(mount.tasks_of("dataplane", "0"), on_0.pid().to_string());
     write(&mount.tasks("infra", "1"), format!("-{}", on_1.pid())).unwrap();
@@ -102,7 +102,7 @@ fn pools_lists_and_living_pinned_tasks_are_taken_over() {
 }
 
 #[test]
-fn an_exclusive_list_with_two_tasks_is_taken_over_with_one() {
+fn an_exclusive_list_keeps_one_of_two_tasks() {
     let mount = Mount::not_mounted();
     let tasks = [pinned("0"), pinned("0")];
     make_pool(&mount, "p", "1", &[("0", &format!("{},{}", tasks[0].pid(), tasks[1].pid()))]);
@@ -113,7 +113,7 @@ fn an_exclusive_list_with_two_tasks_is_taken_over_with_one() {
 }
 
 #[test]
-fn what_is_no_layout_of_2017_is_left_alone() {
+fn another_layout_is_left_alone() {
     let mount = Mount::not_mounted();
     fs::create_dir_all(mount.conf().join("pools/p/0")).unwrap();
     fs::write(mount.conf().join("precious"), "data").unwrap();
@@ -130,7 +130,7 @@ fn what_is_no_layout_of_2017_is_left_alone() {
 }
 
 #[test]
-fn where_there_is_nothing_to_import_it_is_a_mount_like_any_other() {
+fn without_anything_to_import_it_is_a_plain_mount() {
     let mount = Mount::not_mounted();
     fs::create_dir(mount.conf()).unwrap();
     for _ in 0..2 {
@@ -138,5 +138,5 @@ fn where_there_is_nothing_to_import_it_is_a_mount_like_any_other() {
         assert_eq!(aside(&mount), Vec::<PathBuf>::new());
         mount.stop();
     }
-    until("it has gone", || mount.mounted() == 0);
+    until("the moved directory is gone", || mount.mounted() == 0);
 }

@@ -1,5 +1,5 @@
 //! How a mount begins and ends: `kcm mount` returns once it answers, or says in one line what is wrong and what to
-//! do; a dead daemon's mount is taken over; every end is a clean one, whoever has files open.
+//! do. A new daemon takes over the mount of a dead one. Every end is clean, even if files are open.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::both::{Dir as _, failure, pinned};
+use crate::harness::dir::{Dir as _, failure, pinned};
 use crate::harness::{KCM, Mount, Sleeper, errno, masks, run, signal, until, write};
 use kcm_mount::mountpoint;
 use nix::errno::Errno;
@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\n");
 
-/// The line with which `kcm mount` fails where /dev is what this makes of it, in a mount namespace.
+/// The line with which `kcm mount` fails if /dev is set up in this way, in a mount namespace.
 fn failure_with_dev(mount: &Mount, change: &str) -> String {
     let line = format!("{change} && exec \"$KCM\" mount --conf-dir=\"$C\" --state-dir=\"$S\"");
     let mut command = Command::new("unshare");
@@ -34,12 +34,12 @@ fn kcm_mount_returns_once_the_mount_answers() {
             (fs::read_to_string(mount.conf().join("info/version")).unwrap().as_str(), status),
             (VERSION, Some(0))
         );
-        assert_eq!(out, "", "stdout is for what was asked for");
+        assert_eq!(out, "", "nothing on stdout");
     }
 }
 
 #[test]
-fn relative_paths_mean_what_they_mean_to_whoever_gives_them() {
+fn relative_paths_start_at_the_callers_directory() {
     let mount = Mount::not_mounted();
     let mut command = Command::new(KCM);
     command.args(["mount", "--conf-dir=./conf", "--state-dir=state"]).current_dir(mount.home());
@@ -58,7 +58,7 @@ fn only_root_mounts_and_unmounts() {
     let conf = mount.conf();
     let line = failure(mount.kcm_as_nobody(&["mount", "--state-dir"]).arg(mount.state()));
     assert_eq!(line, format!("only root can mount {}; run kcm mount as root", conf.display()));
-    assert!(!mount.state().exists() && !conf.exists(), "nothing was made");
+    assert!(!mount.state().exists() && !conf.exists(), "nothing was created");
     mount.start();
     let line = failure(&mut mount.kcm_as_nobody(&["unmount"]));
     assert!(line.contains("only root can") && line.ends_with("as root"), "{line}");
@@ -66,7 +66,7 @@ fn only_root_mounts_and_unmounts() {
 }
 
 #[test]
-fn without_dev_fuse_the_cure_is_named() {
+fn without_dev_fuse_the_message_has_the_cure() {
     let mount = Mount::not_mounted();
     for change in ["mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3", "mount --bind /dev/null /dev/fuse"] {
         let line = failure_with_dev(&mount, change);
@@ -78,7 +78,7 @@ fn without_dev_fuse_the_cure_is_named() {
 }
 
 #[test]
-fn a_directory_that_is_not_empty_is_refused_and_left_alone() {
+fn a_directory_that_is_not_empty_is_refused() {
     let mount = Mount::not_mounted();
     fs::create_dir(mount.conf()).unwrap();
     fs::write(mount.conf().join("precious"), "data").unwrap();
@@ -92,7 +92,7 @@ fn a_directory_that_is_not_empty_is_refused_and_left_alone() {
 }
 
 #[test]
-fn what_is_no_directory_is_refused() {
+fn another_kind_of_file_is_refused() {
     let mount = Mount::not_mounted();
     fs::write(mount.conf(), "data").unwrap();
     let line = mount.mount_failure();
@@ -102,7 +102,7 @@ fn what_is_no_directory_is_refused() {
 }
 
 #[test]
-fn a_second_mount_on_the_same_directory_is_refused_and_the_first_goes_on() {
+fn a_second_mount_on_the_directory_is_refused() {
     let mount = Mount::new();
     let daemons = mount.daemons();
     for state in [mount.state(), mount.home().join("other")] {
@@ -127,18 +127,18 @@ fn the_mount_of_a_dead_daemon_is_taken_over() {
     mount.start();
     assert_eq!(mount.mounted(), 1);
     assert_eq!(mount.tasks_of("dataplane", "0"), task.pid().to_string());
-    // What was opened on the mount that is gone stays gone.
+    // Files that were opened on the old mount stay unusable.
     assert_eq!(errno({ &open }.read(&mut [0; 8])), Errno::ENOTCONN);
 }
 
-/// What it is called, and what is done.
+/// A name, and what is done.
 type End = (&'static str, fn(&Mount));
 
 /// Everything that ends a mount.
 const ENDS: [End; 6] = [
     ("kcm unmount", Mount::stop),
-    ("SIGTERM", |mount| signal(mount.keeper(), Signal::SIGTERM)),
-    ("SIGINT", |mount| signal(mount.keeper(), Signal::SIGINT)),
+    ("SIGTERM", |mount| signal(mount.supervisor(), Signal::SIGTERM)),
+    ("SIGINT", |mount| signal(mount.supervisor(), Signal::SIGINT)),
     ("SIGTERM to all of it", |mount| {
         mount.daemons().into_iter().for_each(|daemon| signal(daemon, Signal::SIGTERM));
     }),
@@ -152,7 +152,7 @@ fn umount(mount: &Mount, flags: &[&str]) {
 }
 
 #[test]
-fn every_end_is_a_clean_one_whoever_has_files_open() {
+fn every_end_is_clean_even_with_open_files() {
     for (name, end) in ENDS {
         let mount = Mount::with_dataplane();
         let task = pinned("0-1");
@@ -171,21 +171,21 @@ fn every_end_is_a_clean_one_whoever_has_files_open() {
         }
         assert_eq!(fs::read_dir(mount.conf()).unwrap().count(), 0, "{name}");
         assert!(mountpoint::is_marked(&mount.conf()), "{name}");
-        assert_eq!(masks(task.pid()), ["0"], "{name}: claims live on");
+        assert_eq!(masks(task.pid()), ["0"], "{name}: claims are kept");
         mount.start();
         assert_eq!(mount.tasks_of("dataplane", "0"), task.pid().to_string(), "{name}");
     }
 }
 
 #[test]
-fn what_is_not_mounted_is_not_unmounted() {
+fn only_mounts_are_unmounted() {
     let mount = Mount::not_mounted();
     let expected = format!("{}: not mounted; nothing to do", mount.conf().display());
     assert_eq!(failure(&mut mount.kcm(&["unmount"])), expected);
     mount.start();
     mount.stop();
     assert_eq!(failure(&mut mount.kcm(&["unmount"])), expected);
-    // A mount whose daemon has died is one.
+    // A mount whose daemon has died is still a mount.
     mount.start();
     mount.kill_daemon();
     mount.stop();
@@ -212,7 +212,7 @@ fn every_command_refuses(mount: &Mount) {
 }
 
 #[test]
-fn without_a_daemon_every_command_says_so_and_writes_nothing() {
+fn without_a_daemon_every_command_says_so() {
     let mount = Mount::with_dataplane();
     mount.kill_daemon();
     every_command_refuses(&mount);
@@ -226,7 +226,7 @@ fn without_a_daemon_every_command_says_so_and_writes_nothing() {
 }
 
 #[test]
-fn in_the_foreground_readiness_is_told_to_the_service_manager() {
+fn in_the_foreground_systemd_learns_of_readiness() {
     let mount = Mount::not_mounted();
     let path = mount.home().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -239,8 +239,8 @@ fn in_the_foreground_readiness_is_told_to_the_service_manager() {
         let length = socket.recv(&mut buffer).expect("readiness");
         said.push(crate::harness::text(&buffer[..length]));
     }
-    assert_eq!(mount.read("info/version"), VERSION, "it answers when it says so");
-    assert_eq!(mount.keeper(), daemon.pid(), "in the process that was started");
+    assert_eq!(mount.read("info/version"), VERSION, "the mount answers when it is reported ready");
+    assert_eq!(mount.supervisor(), daemon.pid(), "in the process that was started");
     signal(daemon.pid(), Signal::SIGTERM);
     assert_eq!(daemon.child().wait().unwrap().code(), Some(0));
     assert_eq!(mount.mounted(), 0);
@@ -248,7 +248,7 @@ fn in_the_foreground_readiness_is_told_to_the_service_manager() {
 }
 
 #[test]
-fn in_the_foreground_an_error_is_one_line_and_status_1_too() {
+fn in_the_foreground_an_error_is_one_line_too() {
     let mount = Mount::not_mounted();
     fs::create_dir_all(mount.conf().join("something")).unwrap();
     let line = failure(mount.mount_command().arg("--foreground").env("KCM_LOG_LEVEL", "ERROR"));

@@ -1,5 +1,5 @@
-//! The daemon's own manners: it keeps nobody's directory or files busy, says on its command line what it serves, and
-//! stays off the CPUs that it gives away.
+//! The daemon as a process: it keeps no directory or file of its starter busy, its command line says what it serves,
+//! and it stays off the CPUs that it gives to tasks.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::harness::{Mount, masks, run, stat, until, write};
 
 #[test]
-fn it_keeps_nothing_of_whoever_started_it() {
+fn it_keeps_nothing_of_its_starter() {
     let mount = Mount::not_mounted();
     let home = mount.home().display();
     // Open files, a pipe and a working directory.
@@ -17,7 +17,7 @@ fn it_keeps_nothing_of_whoever_started_it() {
     let (_, err, status) = run(mount.bash(line).current_dir(mount.home()));
     assert_eq!(status, Some(0), "{err}");
     let daemons = mount.daemons();
-    assert_eq!(daemons.len(), 2, "a keeper and a worker");
+    assert_eq!(daemons.len(), 2, "a supervisor and a worker");
     for pid in daemons {
         let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
         assert_eq!(link("cwd"), Path::new("/"));
@@ -33,14 +33,14 @@ fn it_keeps_nothing_of_whoever_started_it() {
             assert_eq!(link(standard), Path::new("/dev/null"));
         }
         assert_eq!(link("fd/2"), mount.state().join("log"));
-        // No terminal, and a session of its own.
+        // It has no terminal and is the leader of a session.
         assert_eq!(stat(pid, 7), "0");
-        assert_eq!(stat(pid, 6), mount.keeper().to_string());
+        assert_eq!(stat(pid, 6), mount.supervisor().to_string());
     }
 }
 
 #[test]
-fn its_command_line_says_what_it_serves_and_where_that_is_kept() {
+fn its_command_line_names_its_directories() {
     let mount = Mount::new();
     for pid in mount.daemons() {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
@@ -59,18 +59,18 @@ fn its_masks(mount: &Mount) -> Vec<String> {
 }
 
 #[test]
-fn it_stays_off_the_exclusive_lists_while_there_is_another_cpu() {
+fn it_stays_off_exclusive_lists() {
     let mount = Mount::new();
     assert_eq!(its_masks(&mount), ["0-1"]);
     mount.make_pool("excl", true, &["0"]);
     assert_eq!(its_masks(&mount), ["1"]);
-    // Also a worker that comes later, and a daemon.
+    // This includes a worker and a daemon that start later.
     mount.replace_worker();
-    until("the next one has come", || its_masks(&mount) == ["1"]);
+    until("the next worker has come", || its_masks(&mount) == ["1"]);
     mount.kill_daemon();
     mount.start();
     assert_eq!(its_masks(&mount), ["1"]);
-    // There is nowhere else.
+    // There is no other CPU.
     fs::create_dir(mount.pool("excl").join("1")).unwrap();
     assert_eq!(its_masks(&mount), ["0-1"]);
     fs::remove_dir(mount.pool("excl").join("0")).unwrap();
@@ -80,7 +80,7 @@ fn it_stays_off_the_exclusive_lists_while_there_is_another_cpu() {
 }
 
 #[test]
-fn memory_is_found_elsewhere_first_or_the_log_says_that_it_cannot_be() {
+fn its_oom_score_is_lowered_or_the_log_says_why() {
     let mount = Mount::not_mounted();
     let (_, err, status) = run(&mut mount.mount_command());
     assert_eq!(status, Some(0), "{err}");

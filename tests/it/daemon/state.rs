@@ -1,5 +1,5 @@
-//! What the state directory keeps: configuration, claims, owners and modes, over a stop and over SIGKILL; and
-//! which state directory is refused.
+//! The state directory keeps configuration, claims, owners and modes over a stop and over SIGKILL. Some state
+//! directories are refused.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::harness::both::{Dir as _, failure, pinned};
+use crate::harness::dir::{Dir as _, failure, pinned};
 use crate::harness::{KCM, Mount, NOBODY, masks, run, set_mode, until, write};
 
-/// An end of the daemon after which it is started again.
+/// A way to end the daemon, after which it is started again.
 type Restart = fn(&Mount);
 
 const RESTARTS: [Restart; 2] = [
@@ -25,7 +25,7 @@ const RESTARTS: [Restart; 2] = [
     },
 ];
 
-/// For how many seconds `excl 0` has been held, as a refusal tells it.
+/// For how many seconds `excl 0` has been held, according to a refusal.
 fn held_for(mount: &Mount) -> u64 {
     let text = mount.sh("echo $$ > $C/pools/excl/0/tasks 2> /dev/null; cat $C/self/last_error");
     let (_, rest) = text.split_once(" for ").unwrap_or_else(|| panic!("{text}"));
@@ -33,7 +33,7 @@ fn held_for(mount: &Mount) -> u64 {
 }
 
 #[test]
-fn claims_configuration_owners_and_modes_survive_a_stop_and_a_kill() {
+fn the_state_survives_a_stop_and_a_kill() {
     for restart in RESTARTS {
         let mount = Mount::new();
         mount.make_pool("excl", true, &["0"]);
@@ -63,7 +63,7 @@ fn claims_configuration_owners_and_modes_survive_a_stop_and_a_kill() {
             assert_eq!(mount.tasks_of(pool, list), task.pid().to_string());
             assert_eq!(masks(task.pid()), [list]);
             if pool == "excl" {
-                // Since it was claimed, not since the daemon came back.
+                // It counts from the claim, not from the restart of the daemon.
                 let held = held_for(&mount);
                 assert!((1..=claimed.elapsed().as_secs()).contains(&held), "{held} s");
             }
@@ -74,14 +74,14 @@ fn claims_configuration_owners_and_modes_survive_a_stop_and_a_kill() {
 }
 
 #[test]
-fn a_task_that_died_while_nobody_watched_holds_nothing() {
+fn a_task_that_died_without_a_daemon_holds_nothing() {
     for restart in RESTARTS {
         let mount = Mount::with_dataplane();
         let (dying, staying) = (pinned("0-1"), pinned("0-1"));
         write(&mount.tasks("dataplane", "0"), dying.pid().to_string()).unwrap();
         write(&mount.tasks("dataplane", "1"), staying.pid().to_string()).unwrap();
         let pid = dying.pid();
-        // It dies in between: the daemon that comes next finds it dead.
+        // It dies in between: the next daemon finds it dead.
         mount.kill_daemon();
         dying.end();
         mount.start();
@@ -95,7 +95,7 @@ fn a_task_that_died_while_nobody_watched_holds_nothing() {
 }
 
 #[test]
-fn claims_of_another_boot_are_dropped_and_the_configuration_stays() {
+fn claims_of_another_boot_are_dropped() {
     let mount = Mount::new();
     mount.make_pool("excl", true, &["0"]);
     let task = pinned("0-1");
@@ -103,7 +103,7 @@ fn claims_of_another_boot_are_dropped_and_the_configuration_stays() {
     mount.stop();
     let boot = mount.home().join("boot");
     fs::write(&boot, "00000000-0000-4000-8000-000000000000\n").unwrap();
-    // In a mount namespace of its own the machine has booted anew.
+    // In a mount namespace with another boot id.
     let script = format!(
         "mount --bind {boot} /proc/sys/kernel/random/boot_id &&
         {KCM} mount --conf-dir={conf} --state-dir={state} 2> /dev/null &&
@@ -115,9 +115,9 @@ fn claims_of_another_boot_are_dropped_and_the_configuration_stays() {
     );
     let (out, err, status) = run(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
     assert_eq!((out.as_str(), status), ("1\n", Some(0)), "{err}");
-    // Nothing is known any more of who it was: its mask is left alone.
+    // The identity of the task is unknown now, so its mask stays as it is.
     assert_eq!(masks(task.pid()), ["0"]);
-    // And this boot has forgotten it as well.
+    // This boot does not know it either.
     mount.start();
     assert_eq!(mount.tasks_of("excl", "0"), "");
 }
@@ -139,11 +139,11 @@ fn a_second_daemon_on_a_state_directory_is_refused() {
     );
     assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(second.to_str().unwrap()));
     let task = pinned("0-1");
-    write(&mount.tasks("dataplane", "0"), task.pid().to_string()).expect("the first goes on");
+    write(&mount.tasks("dataplane", "0"), task.pid().to_string()).expect("the first daemon keeps running");
 }
 
 #[test]
-fn a_state_directory_inside_the_configuration_directory_is_refused() {
+fn a_state_directory_inside_the_mount_is_refused() {
     let mount = Mount::not_mounted();
     let (conf, link) = (mount.conf(), mount.home().join("link"));
     fs::create_dir(&conf).unwrap();
@@ -158,12 +158,12 @@ fn a_state_directory_inside_the_configuration_directory_is_refused() {
             conf.display()
         );
         assert_eq!(line, expected);
-        assert_eq!(fs::read_dir(&conf).unwrap().count(), 0, "nothing was made");
+        assert_eq!(fs::read_dir(&conf).unwrap().count(), 0, "nothing was created");
     }
 }
 
 #[test]
-fn what_a_newer_kcm_has_written_is_refused_and_left_as_it_is() {
+fn state_of_a_newer_version_is_refused() {
     let mount = Mount::with_dataplane();
     mount.stop();
     for (name, header) in [
@@ -186,19 +186,19 @@ fn what_a_newer_kcm_has_written_is_refused_and_left_as_it_is() {
     assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
 }
 
-/// What was set aside as damaged.
+/// The files that were set aside as damaged.
 fn set_aside(state: &Path) -> Vec<String> {
     let names = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.contains(".damaged-")).collect()
 }
 
 #[test]
-fn a_node_id_is_never_given_to_another_node() {
+fn node_ids_are_never_reused() {
     let mount = Mount::new();
     let mut seen: BTreeMap<u64, String> = BTreeMap::new();
     let mut look = |round: usize| {
         for (path, stat) in mount.walk() {
-            // A pool or list that was made anew is another node, although its name is the same.
+            // A pool or list that was created again is another node with the same name.
             let name = if path.starts_with("pools/gone") { format!("{path} of round {round}") } else { path };
             let known = seen.entry(stat.ino()).or_insert_with(|| name.clone());
             assert_eq!(*known, name);

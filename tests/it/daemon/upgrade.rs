@@ -1,5 +1,5 @@
-//! The program is replaced under a mount that goes on; a program that cannot go on is refused; and a service
-//! manager that holds the descriptors keeps the mount over the death of everybody.
+//! The program is replaced under a mount that keeps working; a program that cannot take over is refused; a service
+//! manager that stores the descriptors keeps the mount even if all processes die.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSliceMut, Write as _};
@@ -17,9 +17,9 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// A copy of kcm at this path.
+/// Copies kcm to this path.
 fn copy_kcm(to: &Path) {
-    // By another process, so that no child of ours inherits it open for writing.
+    // In another process, so that no child of the test inherits it open for writing.
     assert!(Command::new("cp").args(["--remove-destination", KCM]).arg(to).status().unwrap().success());
 }
 
@@ -40,7 +40,7 @@ fn upgrade_with(program: &Path, mount: &Mount) -> (String, Option<i32>) {
     (err, status)
 }
 
-/// Clients that go on all the time, while `work` is done.
+/// Clients that work all the time while `work` runs.
 fn under_load(mount: &Mount, work: impl FnOnce()) {
     let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -57,18 +57,18 @@ fn under_load(mount: &Mount, work: impl FnOnce()) {
                 }
             });
         }
-        until("all are at it", || done.load(Ordering::Relaxed) > 10);
+        until("all clients are working", || done.load(Ordering::Relaxed) > 10);
         work();
         let before = done.load(Ordering::Relaxed);
-        until("all go on", || done.load(Ordering::Relaxed) > before + 10);
+        until("all clients work", || done.load(Ordering::Relaxed) > before + 10);
         stop.store(true, Ordering::Relaxed);
     });
 }
 
 #[test]
-fn kcm_mount_upgrade_makes_the_program_that_runs_it_the_one_that_serves() {
+fn kcm_mount_upgrade_replaces_the_program() {
     let mount = Mount::with_shared();
-    let (device, keeper) = (fs::metadata(mount.conf()).unwrap().dev(), mount.keeper());
+    let (device, supervisor) = (fs::metadata(mount.conf()).unwrap().dev(), mount.supervisor());
     let (first, second) = (mount.home().join("kcm-1"), mount.home().join("kcm-2"));
     copy_kcm(&first);
     copy_kcm(&second);
@@ -76,24 +76,24 @@ fn kcm_mount_upgrade_makes_the_program_that_runs_it_the_one_that_serves() {
         for new in [&first, &second, &first] {
             let worker = mount.worker().unwrap();
             assert_eq!(upgrade_with(new, &mount), (String::new(), Some(0)));
-            assert_eq!(mount.keeper(), keeper, "the keeper keeps its PID");
-            assert_eq!(program(keeper), *new);
+            assert_eq!(mount.supervisor(), supervisor, "the supervisor keeps its PID");
+            assert_eq!(program(supervisor), *new);
             let new_worker = mount.worker().unwrap();
             assert_ne!(new_worker, worker);
             assert_eq!(program(new_worker), *new);
         }
     });
     assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
-    assert_eq!(children_that_ended(keeper), 0, "nobody is left to be collected");
-    // What was made of it is a daemon like any other.
+    assert_eq!(children_that_ended(supervisor), 0, "there is no zombie");
+    // The result is an ordinary daemon.
     mount.replace_worker();
-    signal(keeper, Signal::SIGKILL);
-    until("there is a new keeper", || mount.keeper() != keeper);
+    signal(supervisor, Signal::SIGKILL);
+    until("there is a new supervisor", || mount.supervisor() != supervisor);
     mount.stop();
     assert!(!mount.state().join("upgrade").exists());
 }
 
-/// How many children of a process wait for being collected.
+/// How many zombies a process has.
 fn children_that_ended(parent: u32) -> usize {
     let is_one = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -103,7 +103,7 @@ fn children_that_ended(parent: u32) -> usize {
 }
 
 #[test]
-fn sighup_starts_the_program_that_now_has_the_name() {
+fn sighup_starts_the_program_of_that_name() {
     let home = Mount::not_mounted();
     let kcm = home.home().join("kcm");
     copy_kcm(&kcm);
@@ -114,7 +114,7 @@ fn sighup_starts_the_program_that_now_has_the_name() {
         .arg(home.state())
         .status();
     assert!(start.unwrap().success());
-    let (keeper, worker) = (home.keeper(), home.worker().unwrap());
+    let (supervisor, worker) = (home.supervisor(), home.worker().unwrap());
     home.make_pool("shared", false, &["0", "1"]);
     let before = fs::metadata(&kcm).unwrap().ino();
     under_load(&home, || {
@@ -122,30 +122,30 @@ fn sighup_starts_the_program_that_now_has_the_name() {
         let new = home.home().join("kcm.new");
         copy_kcm(&new);
         fs::rename(&new, &kcm).unwrap();
-        signal(keeper, Signal::SIGHUP);
+        signal(supervisor, Signal::SIGHUP);
         until("the new program serves", || {
             home.worker().is_some_and(|now| now != worker)
-                && [Some(keeper), home.worker()]
+                && [Some(supervisor), home.worker()]
                     .into_iter()
                     .flatten()
                     .all(|pid| fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ino() != before))
         });
     });
-    assert_eq!(home.keeper(), keeper);
+    assert_eq!(home.supervisor(), supervisor);
 }
 
 #[test]
-fn a_program_that_cannot_go_on_is_refused_with_its_reason_and_the_old_one_goes_on() {
+fn a_program_that_cannot_take_over_is_refused() {
     let mount = Mount::with_shared();
-    let (keeper, worker) = (mount.keeper(), mount.worker());
+    let (supervisor, worker) = (mount.supervisor(), mount.worker());
     let bad = mount.home().join("bad");
     let wish = mount.state().join("upgrade");
-    // As the command does it; its own program can read the state.
+    // The command does the same check; its own program can read the state.
     let wanted = |program: &Path| {
         fs::write(&wish, program.as_os_str().as_bytes()).unwrap();
-        signal(keeper, Signal::SIGHUP);
+        signal(supervisor, Signal::SIGHUP);
         let mut answer = String::new();
-        until("the keeper answers", || {
+        until("the supervisor answers", || {
             answer = fs::read_to_string(&wish).expect("not upgraded");
             answer.starts_with("failed: ")
         });
@@ -162,35 +162,35 @@ fn a_program_that_cannot_go_on_is_refused_with_its_reason_and_the_old_one_goes_o
     }
     let missing = mount.home().join("missing");
     assert!(wanted(&missing).starts_with(&format!("failed: {}: No such file", missing.display())));
-    assert_eq!((mount.keeper(), mount.worker()), (keeper, worker));
+    assert_eq!((mount.supervisor(), mount.worker()), (supervisor, worker));
     mount.replace_worker();
-    assert_eq!(program(mount.worker().unwrap()), program(keeper));
+    assert_eq!(program(mount.worker().unwrap()), program(supervisor));
 }
 
 #[test]
-fn a_program_that_hangs_is_given_up_and_meanwhile_a_worker_that_dies_is_followed_at_once() {
+fn a_hanging_program_is_given_up() {
     let mount = Mount::with_shared();
-    let (keeper, wish) = (mount.keeper(), mount.state().join("upgrade"));
+    let (supervisor, wish) = (mount.supervisor(), mount.state().join("upgrade"));
     let [hung, left] = ["hung", "left"].map(|name| mount.home().join(name));
-    // What it has started holds its pipes, also once it has been killed.
+    // Its children still hold its pipes after it has been killed.
     script(&hung, &format!("sleep 1000 & echo $! > {}; wait", left.display()));
     fs::write(&wish, hung.as_os_str().as_bytes()).unwrap();
-    signal(keeper, Signal::SIGHUP);
+    signal(supervisor, Signal::SIGHUP);
     let answer = || fs::read_to_string(&wish).unwrap();
     until("it hangs", || fs::read_to_string(&left).is_ok_and(|pid| pid.ends_with('\n')));
     mount.replace_worker();
-    assert_eq!(answer(), hung.to_str().unwrap(), "the worker was followed before the program was given up");
+    assert_eq!(answer(), hung.to_str().unwrap(), "the worker was replaced before the program was given up");
     until("it is given up", || answer().starts_with("failed: "));
     assert_eq!(answer(), format!("failed: {}: it does not say whether it can go on", hung.display()));
     signal(fs::read_to_string(&left).unwrap().trim().parse().unwrap(), Signal::SIGKILL);
     mount.replace_worker();
-    assert_eq!(mount.keeper(), keeper);
+    assert_eq!(mount.supervisor(), supervisor);
 }
 
 #[test]
-fn a_state_of_a_newer_version_is_not_taken_over_and_the_old_program_goes_on() {
+fn state_of_a_newer_version_is_not_taken_over() {
     let mount = Mount::with_shared();
-    let (keeper, worker) = (mount.keeper(), mount.worker());
+    let (supervisor, worker) = (mount.supervisor(), mount.worker());
     let task = Sleeper::new();
     write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
     let config = mount.state().join("config");
@@ -201,7 +201,7 @@ fn a_state_of_a_newer_version_is_not_taken_over_and_the_old_program_goes_on() {
     assert_eq!(status, Some(1));
     let reason = format!("ERROR:root:{}: written by a newer kcm (format 99", config.display());
     assert!(err.starts_with(&reason) && err.lines().count() == 1, "{err}");
-    assert_eq!((mount.keeper(), mount.worker()), (keeper, worker));
+    assert_eq!((mount.supervisor(), mount.worker()), (supervisor, worker));
     fs::write(&config, old).unwrap();
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
     assert_eq!(upgrade_with(Path::new(KCM), &mount), (String::new(), Some(0)));
@@ -209,16 +209,16 @@ fn a_state_of_a_newer_version_is_not_taken_over_and_the_old_program_goes_on() {
 }
 
 #[test]
-fn an_upgrade_works_also_where_the_worker_has_just_died() {
+fn an_upgrade_works_just_after_a_worker_death() {
     let mount = Mount::with_shared();
     let new = mount.home().join("kcm-1");
     copy_kcm(&new);
-    let keeper = mount.keeper();
+    let supervisor = mount.supervisor();
     for n in 0..6 {
         mount.signal_worker(Signal::SIGKILL);
         let program = if n % 2 == 0 { new.as_path() } else { Path::new(KCM) };
         assert_eq!(upgrade_with(program, &mount), (String::new(), Some(0)));
-        assert_eq!(self::program(keeper), fs::canonicalize(program).unwrap());
+        assert_eq!(self::program(supervisor), fs::canonicalize(program).unwrap());
         let worker = mount.worker().unwrap();
         assert_eq!(self::program(worker), fs::canonicalize(program).unwrap());
     }
@@ -233,7 +233,8 @@ fn without_a_mount_there_is_nothing_to_upgrade() {
     assert!(err.contains("not mounted"), "{err}");
 }
 
-/// A stand-in for the service manager: keeps what it is given over its notify socket, and passes it on.
+/// A stand-in for the service manager: stores the descriptors that it gets over its notify socket, and passes them
+/// on.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -247,7 +248,7 @@ impl Manager {
         Self { socket, path, stored: Vec::new(), ready: false }
     }
 
-    /// Takes all that has been said.
+    /// Reads all messages.
     fn listen(&mut self) {
         loop {
             let mut bytes = [0; 4096];
@@ -276,17 +277,17 @@ impl Manager {
         }
     }
 
-    /// What is stored under which names.
+    /// The names of the stored descriptors.
     fn names(&self) -> Vec<&str> {
         self.stored.iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Starts the service, gives it what is stored, and waits until it is ready.
+    /// Starts the service, passes the stored descriptors, and waits until it is ready.
     fn start(&mut self, mount: &Mount) -> Sleeper {
         self.ready = false;
         let daemon = mount.mount_command();
         let mut shell = Command::new("bash");
-        // Descriptors are numbered from 3 on, and meant for this process alone.
+        // Descriptors are numbered from 3 and are meant only for this process.
         let line = match self.stored.len() {
             0 => "exec \"$@\"",
             2 => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"",
@@ -313,7 +314,7 @@ impl Manager {
 }
 
 #[test]
-fn a_service_manager_that_holds_the_descriptors_keeps_the_mount_over_the_death_of_all() {
+fn stored_descriptors_keep_the_mount() {
     let mount = Mount::not_mounted();
     let mut manager = Manager::new(mount.home().join("notify"));
     let mut service = manager.start(&mount);
@@ -325,31 +326,31 @@ fn a_service_manager_that_holds_the_descriptors_keeps_the_mount_over_the_death_o
     for how in [Signal::SIGKILL, Signal::SIGKILL, Signal::SIGUSR1] {
         (&open).write_all(task.pid().to_string().as_bytes()).unwrap();
         if how == Signal::SIGUSR1 {
-            // It ends by itself and leaves the mount to us.
-            signal(mount.keeper(), how);
+            // It exits and leaves the mount connected.
+            signal(mount.supervisor(), how);
             assert!(service.child().wait().unwrap().success());
         } else {
             mount.kill_daemon();
         }
-        until("all have gone", || mount.daemons().is_empty());
+        until("all processes have ended", || mount.daemons().is_empty());
         let waiting = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| (&open).write(format!("-{}", task.pid()).as_bytes()));
             service = manager.start(&mount);
             waiting.join().unwrap()
         });
-        waiting.expect("a write while nobody served");
+        waiting.expect("a write while no worker serves");
         assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device, "the same mount");
         let mut bytes = [0; 64];
-        assert_eq!(open.read_at(&mut bytes, 0).expect("an open file goes on"), 0);
+        assert_eq!(open.read_at(&mut bytes, 0).expect("an open file works"), 0);
         assert_eq!(manager.names(), ["kcm-device", "kcm-letter"], "nothing is stored twice");
     }
-    // Under a manager an upgrade is done as everywhere, and what it has stored is still right.
+    // A service manager does not change how an upgrade works, and its stored descriptors stay valid.
     assert_eq!(upgrade_with(Path::new(KCM), &mount), (String::new(), Some(0)));
     manager.listen();
     mount.kill_daemon();
     service = manager.start(&mount);
     assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
-    // A clean stop takes back what is stored: nobody is to wait for a connection without a daemon.
+    // A clean stop removes the stored descriptors, so that no later client waits for a connection without a daemon.
     let file = File::open(mount.tasks("shared", "0")).unwrap();
     mount.stop();
     service.child().wait().unwrap();
@@ -359,7 +360,7 @@ fn a_service_manager_that_holds_the_descriptors_keeps_the_mount_over_the_death_o
 }
 
 #[test]
-fn stored_descriptors_of_a_mount_that_has_gone_are_of_no_use_and_do_no_harm() {
+fn stored_descriptors_of_an_old_mount_are_harmless() {
     let mount = Mount::not_mounted();
     let mut manager = Manager::new(mount.home().join("notify"));
     drop(manager.start(&mount));

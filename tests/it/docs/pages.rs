@@ -1,13 +1,13 @@
-//! The documents say what is: their examples are run, and their lists are complete.
+//! The documents are true: their examples are run, and their lists are complete.
 //!
-//! A fenced block with the info string `console` is part of one session: a line that begins with `# ` is typed, what
-//! follows is what has to be printed. PIDs, times and durations are different each time and are not compared.
+//! A fenced block with the info string `console` is part of one session: a line that begins with `# ` is typed, and
+//! the lines after it are the expected output. PIDs, times and durations differ each time and are not compared.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::both::Dir as _;
+use crate::harness::dir::Dir as _;
 use crate::harness::{KCM, Machine, Plain, Shell, kcm_for, run};
 use kcm_mount::model::cpuset::ParseCpuSetError;
 use kcm_mount::model::pool::{InvalidPoolName, ListId};
@@ -22,7 +22,7 @@ fn document(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What is typed and what that has to print.
+/// Each typed line with its expected output.
 fn examples(document: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     let mut inside = false;
@@ -32,7 +32,7 @@ fn examples(document: &str) -> Vec<(String, String)> {
             _ if !inside => {}
             Some(typed) => found.push((typed.to_owned(), String::new())),
             None => {
-                let (_, printed) = found.last_mut().expect("something typed before");
+                let (_, printed) = found.last_mut().expect("a typed line before");
                 printed.push_str(line);
                 printed.push('\n');
             }
@@ -41,7 +41,7 @@ fn examples(document: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Without what is different each time: times, and numbers of four digits and more, which the session's PIDs are.
+/// Replaces what differs each time: times, and numbers of four digits or more, which are the PIDs of the session.
 fn plain(text: &str) -> String {
     let in_time = |c: char| c.is_ascii_digit() || "-T:.Z".contains(c);
     let (mut plain, mut rest) = (String::new(), text);
@@ -60,11 +60,11 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// A shell as root on a machine of its own: its /etc, /opt, /var/lib, its processes, four cores.
+/// A shell as root on its own machine: with its own /etc, /opt, /var/lib, processes and four cores.
 fn session(home: &Path) -> Shell {
     let root = home.join("machine");
     Machine::new(1, 4, 1).write(&root);
-    // Processes have numbers of four digits; the first one of a namespace says nothing about others in self/.
+    // PIDs have four digits; for the first process of a namespace, self/ says nothing about others.
     let script = "for place in /etc /opt /var/lib; do mount -t tmpfs none $place; done
         mkdir -p /etc/systemd/system
         echo 4700 > /proc/sys/kernel/ns_last_pid
@@ -77,7 +77,7 @@ fn session(home: &Path) -> Shell {
     Shell::start(command.env("PATH", path).env("LC_ALL", "C").env("KCM_DEV_LSCPU_SYSFS", root))
 }
 
-/// A shell that reads its commands from a pipe names their lines in its messages; one at a terminal does not.
+/// A shell that reads its commands from a pipe puts line numbers into its messages; a shell at a terminal does not.
 fn without_line(message: &str) -> String {
     match message.strip_prefix("bash: line ").and_then(|rest| rest.split_once(": ")) {
         Some((_, rest)) => format!("bash: {rest}"),
@@ -91,7 +91,7 @@ fn examples_are_true(name: &str) {
     let examples = examples(&document(name));
     assert!(!examples.is_empty());
     for (typed, expected) in examples {
-        // Said by every mount on a machine whose root has been denied to change that.
+        // Every mount prints this on a machine on which root may not change the OOM score.
         let is_meant = |line: &&str| !line.contains("/proc/self/oom_score_adj");
         let printed: String =
             shell.ask(&typed).split_inclusive('\n').filter(is_meant).map(without_line).collect();
@@ -183,7 +183,7 @@ fn refusals() -> Vec<Refusal> {
     ]
 }
 
-/// The kinds, in the order of [`refusals`]. One that is new does not compile here until it has a number.
+/// The kinds, in the order of [`refusals`]. A new kind does not compile here until it has a number.
 fn kind(refusal: &Refusal) -> usize {
     match refusal {
         Refusal::Nonsense { .. } => 0,
@@ -222,7 +222,7 @@ fn kind(refusal: &Refusal) -> usize {
 }
 
 #[test]
-fn every_refusal_is_in_the_table_with_its_errno_and_cure() {
+fn every_refusal_is_in_the_table() {
     let text = document("docs/operations.md");
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| E")).collect();
     let refusals = refusals();
@@ -238,7 +238,7 @@ fn every_refusal_is_in_the_table_with_its_errno_and_cure() {
 }
 
 #[test]
-fn what_a_command_refuses_by_itself_is_in_the_table_too() {
+fn refusals_of_commands_are_in_the_table() {
     let plain = Plain::new();
     plain.make_pool("free", false, &[("0", "")]);
     plain.make_pool("broken", true, &[("0", "x")]);

@@ -1,7 +1,8 @@
 //! Cgroups for tests, on cgroup v1, on the hybrid layout and on cgroup v2.
 //!
-//! Owns the question which hierarchies this machine has and where they are mounted. Nothing else in the tests names a
-//! path of cgroupfs. A test that needs a controller that this machine does not have fails and names the controller.
+//! Owns the knowledge which hierarchies this machine has and where they are mounted; nothing else in the tests names
+//! a path of cgroupfs. Does not know what a test does in a cgroup. If this machine does not have a controller that a
+//! test needs, the test fails and names it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,8 @@ impl Hierarchy {
         table.lines().filter_map(Self::of_line).collect()
     }
 
-    /// The fields, by proc(5): the mount point is the fifth; behind ` - ` stand the type, the source and the options
-    /// of the file system, which on v1 name the controllers.
+    /// By proc(5), the mount point is the fifth field. After ` - ` come the type, the source and the options of the
+    /// file system; on v1 the options name the controllers.
     fn of_line(line: &str) -> Option<Self> {
         let (before, behind) = line.split_once(" - ")?;
         let root = PathBuf::from(before.split(' ').nth(4)?);
@@ -176,7 +177,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Those below it, which have no processes.
+        // The cgroups below it, which have no processes.
         let below = fs::read_dir(&self.path).into_iter().flatten().filter_map(Result::ok);
         below.for_each(|entry| drop(fs::remove_dir(entry.path())));
         // A process that has just been killed is in it for a moment.

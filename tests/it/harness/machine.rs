@@ -1,10 +1,10 @@
-//! Machines that are not this one, as the kernel and lscpu would show them.
+//! Made-up machines, as the kernel and lscpu would show them.
 
 use std::fs;
 use std::path::Path;
 
-/// A machine of this many sockets, cores a socket and threads a core, numbered as on most: first each core's
-/// first thread, socket by socket. Each socket is a NUMA node.
+/// A machine with this many sockets, cores per socket and threads per core. CPUs are numbered as on most machines:
+/// first the first thread of each core, socket by socket. Each socket is a NUMA node.
 pub struct Machine {
     pub sockets: u32,
     pub cores: u32,
@@ -20,7 +20,7 @@ impl Machine {
         Self { sockets, cores, threads, offline: Vec::new(), cmdline: "" }
     }
 
-    /// The tree that `lscpu --sysroot` reads, and `/proc/cmdline` beside it.
+    /// Writes the tree that `lscpu --sysroot` reads, and `/proc/cmdline` beside it.
     pub fn write(&self, root: &Path) {
         let cores = self.sockets * self.cores;
         let count = cores * self.threads;
@@ -43,7 +43,7 @@ impl Machine {
             let siblings = mask(count, |other| other % cores == cpu % cores);
             file(format!("{topology}/thread_siblings"), &siblings);
             file(format!("{topology}/core_siblings"), &mask(count, |other| socket(other) == socket(cpu)));
-            // The same as lists, for whoever has no lscpu.
+            // The same sets as lists, which the reader without lscpu needs.
             let list = |is_in: &dyn Fn(u32) -> bool| {
                 let cpus = (0..count).filter(|&other| is_in(other)).map(|cpu| cpu.to_string());
                 cpus.collect::<Vec<_>>().join(",")
@@ -54,13 +54,13 @@ impl Machine {
         for node in 0..self.sockets {
             file(format!("{system}/node/node{node}/cpumap"), &mask(count, |cpu| socket(cpu) == node));
         }
-        // lscpu wants to know the model of one CPU.
+        // lscpu needs the model of one CPU.
         file("proc/cpuinfo".into(), "processor\t: 0\nmodel name\t: made up");
         file("proc/cmdline".into(), self.cmdline);
     }
 }
 
-/// A set of `count` CPUs in hexadecimal words, as the kernel shows masks.
+/// A set of `count` CPUs in hexadecimal words, as the kernel prints masks.
 fn mask(count: u32, is_in: impl Fn(u32) -> bool) -> String {
     let bits = |word: u32| (0..32).filter(move |bit| word * 32 + bit < count);
     let word =

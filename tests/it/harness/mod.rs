@@ -1,19 +1,19 @@
-//! What all tests need: a real mount in a temporary place, a shell that knows it, and processes to claim for.
+//! The harness: a real mount in a temporary directory, a shell that knows it, and processes to claim for.
 //!
-//! Owns: set-up and tidying. Must not know: any promise. A test that cannot mount fails.
+//! Owns set-up and clean-up; does not know what a test checks. If a mount fails, the test fails.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "two test targets and the benchmark share it")]
 
-pub mod both;
 pub mod cgroup;
-pub mod enclosure;
-pub mod looking;
+pub mod dir;
 mod machine;
 mod mount;
 mod outputs;
 mod own_cgroup;
+pub mod pid_namespace;
 mod plain;
 mod processes;
 pub mod program;
+pub mod reconcile_loop;
 mod shell;
 
 use std::fs;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 pub use cgroup::{Cgroup, Cpuset};
 pub use machine::Machine;
 pub use mount::Mount;
-pub use outputs::{data, events, fails, report, run, says, text, told_of};
+pub use outputs::{data, events, fails, pids_in, report, run, says, text};
 pub use plain::{Plain, kcm_for};
 pub use processes::{
     Sleeper, Stray, as_nobody, children, free, has_died, killed_on, let_a_tick_pass, masks, pids, pin,
@@ -35,14 +35,14 @@ pub use shell::Shell;
 /// The program under test.
 pub const KCM: &str = env!("CARGO_BIN_EXE_kcm");
 
-/// How long something may take that takes milliseconds: these machines are shared.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The limit for something that takes milliseconds: these machines are shared.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One write(2) of these bytes through a descriptor opened for writing.
+/// Writes these bytes with one write(2) through a file opened for writing.
 pub fn write(file: &Path, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
     use std::io::Write as _;
     let written = fs::OpenOptions::new().write(true).open(file)?.write(bytes.as_ref())?;
-    assert_eq!(written, bytes.as_ref().len(), "a write is taken wholly or not at all");
+    assert_eq!(written, bytes.as_ref().len(), "a write is accepted completely or not at all");
     Ok(())
 }
 
@@ -51,11 +51,11 @@ pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> nix::errno::Errn
     nix::errno::Errno::from_raw(result.expect_err("should be refused").raw_os_error().unwrap_or(0))
 }
 
-/// Waits for something that has to come true.
+/// Waits until a condition is true; panics after [`TIMEOUT`].
 pub fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_true() {
-        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -68,12 +68,12 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
 
-/// This test program, started again to do the part of `test` in which the environment variable is set. `test`: with
-/// its module path, as in `concat!(module_path!(), "::name")`.
+/// This test binary, started again to do the part of `test` for which the environment variable is set. `test`
+/// includes the module path, as in `concat!(module_path!(), "::name")`.
 pub fn again(test: &str, variable: &str, value: &str) -> Command {
-    // A test's name has no crate in front.
+    // The name of a test does not include the crate.
     let test = test.split_once("::").map_or(test, |(_, test)| test);
-    let mut command = Command::new(std::env::current_exe().expect("our own path"));
+    let mut command = Command::new(std::env::current_exe().expect("the path of the test binary"));
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(variable, value);
     command
 }

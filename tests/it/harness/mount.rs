@@ -1,4 +1,4 @@
-//! A daemon and its mount in a temporary place, from the outside: started, asked, killed.
+//! A daemon and its mount in a temporary directory: start it, read it, kill it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::own_cgroup::OwnCgroup;
-use super::processes::heed_signals;
+use super::processes::reset_signals;
 use super::{
-    KCM, Machine, NOBODY, Shell, both, events, has_died, kcm_for, pids, set_mode, signal, text, until,
+    KCM, Machine, NOBODY, Shell, dir, events, has_died, kcm_for, pids, set_mode, signal, text, until,
 };
 
-/// A mount in a temporary place; unmounted when dropped.
+/// A mount in a temporary directory; unmounted when dropped.
 pub struct Mount {
     home: TempDir,
     _cgroup: Arc<OwnCgroup>,
@@ -28,14 +28,14 @@ impl Mount {
         mount
     }
 
-    /// The place alone: nothing is mounted yet.
+    /// Only the directories: nothing is mounted yet.
     pub fn not_mounted() -> Self {
         Self::not_mounted_in(&std::env::temp_dir())
     }
 
     /// The same, below this directory.
     pub fn not_mounted_in(directory: &Path) -> Self {
-        heed_signals();
+        reset_signals();
         let home = tempfile::tempdir_in(directory).expect("a temporary directory");
         Self { home, _cgroup: OwnCgroup::of_this_thread() }
     }
@@ -62,7 +62,7 @@ impl Mount {
         }
     }
 
-    /// Everything of this test.
+    /// The directory that holds all files of this test.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
@@ -111,14 +111,14 @@ impl Mount {
         kcm_for(&self.conf(), words)
     }
 
-    /// A line for bash, which finds the mount in `$C` and kcm in `$KCM`.
+    /// A line for bash, with the mount in `$C`, the state directory in `$S` and kcm in `$KCM`.
     pub fn bash(&self, line: &str) -> Command {
         let mut command = Command::new("bash");
         command.arg("-c").arg(line).env("C", self.conf()).env("S", self.state()).env("KCM", KCM);
         command
     }
 
-    /// What a line for bash prints. It has to succeed.
+    /// The output of a line for bash, which must succeed.
     pub fn sh(&self, line: &str) -> String {
         let output = self.bash(line).output().expect("bash");
         assert!(output.status.success(), "{line}: {}", text(&output.stderr));
@@ -141,7 +141,7 @@ impl Mount {
         found
     }
 
-    /// The process that serves.
+    /// The worker: the process that serves requests.
     pub fn worker(&self) -> Option<u32> {
         let is_worker = |pid: &u32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -150,25 +150,25 @@ impl Mount {
         self.daemons().into_iter().find(is_worker)
     }
 
-    /// The process that keeps the mount.
-    pub fn keeper(&self) -> u32 {
+    /// The supervisor: the process that holds the mount.
+    pub fn supervisor(&self) -> u32 {
         let lock = fs::read_to_string(self.state().join("lock")).expect("the lock of the state directory");
-        lock.trim().parse().expect("the keeper's PID")
+        lock.trim().parse().expect("the supervisor's PID")
     }
 
-    /// Kills all of the daemon as nothing should be killed, and waits until it has gone.
+    /// Kills all processes of the daemon with SIGKILL and waits until they have died.
     pub fn kill_daemon(&self) {
         let mut killed = Vec::new();
-        until("the daemon has gone", || {
+        until("the daemon has ended", || {
             let living = self.daemons();
             living.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
             killed.extend(&living);
-            // One that is just dying has no command line any more, but its descriptors still.
+            // A process that is dying has no command line, but still has its descriptors.
             living.is_empty() && killed.iter().all(|&pid| has_died(pid))
         });
     }
 
-    /// A daemon that takes a made-up machine for this one; `isolcpus`: the kernel's command line.
+    /// A daemon that sees a made-up machine.
     pub fn on_machine(machine: &Machine) -> Self {
         let mount = Self::not_mounted();
         mount.start_on(machine);
@@ -183,7 +183,7 @@ impl Mount {
         assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
     }
 
-    /// Temporary directories are for their owner alone; now everybody gets to the mount.
+    /// Lets other users reach the mount; temporary directories are private.
     pub fn let_everybody_in(&self) {
         set_mode(self.home(), 0o755);
     }
@@ -196,7 +196,7 @@ impl Mount {
         command
     }
 
-    /// Everything below the mount point, by path from there, with what stat(2) says.
+    /// Everything below the mount point, by path relative to it, with its metadata.
     pub fn walk(&self) -> Vec<(String, fs::Metadata)> {
         let mut found = Vec::new();
         let mut todo = vec![String::new()];
@@ -214,13 +214,13 @@ impl Mount {
         found
     }
 
-    /// Starts the daemon with this in its environment.
+    /// Starts the daemon with this environment variable.
     pub fn start_with(&self, variable: &str, value: &str) {
         let output = self.mount_command().env(variable, value).output().expect("kcm mount");
         assert!(output.status.success(), "kcm mount: {}", text(&output.stderr));
     }
 
-    /// Sends a signal to the present worker; gives its PID.
+    /// Sends a signal to the current worker; returns its PID.
     pub fn signal_worker(&self, signal: Signal) -> u32 {
         let mut found = None;
         until("there is a worker", || {
@@ -230,7 +230,7 @@ impl Mount {
         let worker = found.expect("a worker");
         super::signal(worker, signal);
         if matches!(signal, Signal::SIGSEGV | Signal::SIGBUS) {
-            // Rust catches the first one, finds no fault of the stack, and catches no more.
+            // Rust's handler catches the first signal and removes itself.
             until("it has crashed", || {
                 super::signal(worker, signal);
                 has_died(worker)
@@ -262,14 +262,14 @@ impl Mount {
         Shell::start(&mut self.bash("exec unshare --pid --fork --mount-proc --kill-child bash"))
     }
 
-    /// What happened to whom, by `info/events`.
+    /// The events of `info/events`, each with its PID.
     pub fn events(&self) -> Vec<(String, u32)> {
         events(&self.read("info/events"))
     }
 
-    /// The one line that `kcm mount` fails with; nothing is mounted then.
+    /// The one line that `kcm mount` fails with; also checks that no daemon is left.
     pub fn mount_failure(&self) -> String {
-        let line = both::failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
+        let line = dir::failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
         assert!(self.daemons().is_empty(), "{line}");
         line
     }
@@ -281,7 +281,7 @@ impl Drop for Mount {
         for pid in self.daemons() {
             signal(pid, Signal::SIGKILL);
         }
-        // Whatever a failed test has left.
+        // Cleans up after a failed test.
         let _ = Command::new("umount").arg("-l").arg(self.conf()).stderr(Stdio::null()).status();
     }
 }

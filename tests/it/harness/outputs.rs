@@ -1,4 +1,4 @@
-//! What commands print, and how it is compared.
+//! The output of commands, and how it is compared.
 
 use std::fs;
 use std::path::Path;
@@ -14,20 +14,20 @@ pub fn run(command: &mut Command) -> (String, String, Option<i32>) {
     (text(&stdout), text(&stderr), status.code())
 }
 
-/// What stands in a file of `tests/data`, with each `{name}` replaced.
+/// The content of a file of `tests/data`, with each `{name}` replaced.
 pub fn data(file: &str, names: &[(&str, &str)]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     names.iter().fold(text, |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
 }
 
-/// Ends with success and says nothing but this.
+/// Asserts success with exactly this output.
 pub fn says(command: &mut Command, expected: &str) {
     let (out, err, code) = run(command);
     assert_eq!((out.as_str(), err.as_str(), code), (expected, "", Some(0)), "{command:?}");
 }
 
-/// Fails with one line, which begins and ends like this, and says nothing on standard output.
+/// Asserts failure with one line that begins and ends like this, and no standard output.
 pub fn fails(command: &mut Command, begin: &str, end: &str) {
     let (out, err, code) = run(command);
     assert_eq!((out.as_str(), code), ("", Some(1)), "{command:?}: {err}");
@@ -37,7 +37,7 @@ pub fn fails(command: &mut Command, begin: &str, end: &str) {
     assert!(text.starts_with(begin) && text.ends_with(end), "{command:?}: {text}");
 }
 
-/// What happened to whom, by the text of `info/events`.
+/// The events in the text of `info/events`, each with its PID.
 pub fn events(text: &str) -> Vec<(String, u32)> {
     let event = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
@@ -47,15 +47,15 @@ pub fn events(text: &str) -> Vec<(String, u32)> {
     text.lines().map(event).collect()
 }
 
-/// The JSON that a command prints, which says nothing else.
+/// The JSON output of a command; asserts that it prints nothing else.
 pub fn report(command: &mut Command) -> serde_json::Value {
     let (out, err, code) = run(command);
     assert_eq!((err.as_str(), code), ("", Some(0)), "{command:?}: {out}");
     serde_json::from_str(&out).expect("JSON")
 }
 
-/// The PIDs of one part of a report of reconcile.
-pub fn told_of(report: &serde_json::Value, part: &str) -> Vec<u64> {
+/// The PIDs in one part of a report of reconcile.
+pub fn pids_in(report: &serde_json::Value, part: &str) -> Vec<u64> {
     report[part]
         .as_array()
         .expect("a list")

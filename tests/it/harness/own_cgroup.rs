@@ -16,7 +16,7 @@ use nix::unistd::{Pid, gettid};
 
 use super::cgroup::Hierarchy;
 
-/// How many threads have a cgroup, and where the process was before the first one had.
+/// How many threads have a cgroup, and the cgroup of the process before the first one had.
 static USERS: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
 thread_local! {

@@ -7,9 +7,9 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::KCM;
-use super::processes::heed_signals;
+use super::processes::reset_signals;
 
-/// A configuration directory in the layout of 2017, which no daemon serves.
+/// A configuration directory in the legacy layout, which no daemon serves.
 pub struct Plain {
     home: TempDir,
 }
@@ -17,14 +17,14 @@ pub struct Plain {
 impl Plain {
     /// Without pools.
     pub fn new() -> Self {
-        heed_signals();
+        reset_signals();
         let home = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir_all(home.path().join("conf/pools")).expect("mkdir");
         fs::write(home.path().join("conf/lock"), "").expect("a lock");
         Self { home }
     }
 
-    /// `lists`: names and what stands in `tasks`.
+    /// `lists`: their names and the content of `tasks`.
     pub fn make_pool(&self, pool: &str, exclusive: bool, lists: &[(&str, &str)]) {
         let pool = self.conf().join("pools").join(pool);
         fs::create_dir(&pool).expect("mkdir of a pool");

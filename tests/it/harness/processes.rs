@@ -1,4 +1,4 @@
-//! Processes to claim for, and what the kernel knows of them.
+//! Processes to claim for, and what the kernel says about them.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,13 @@ use nix::unistd::Pid;
 
 use super::{NOBODY, until, write};
 
-/// Has all that a test starts heed the signals that a shell has those in the background ignore, or nohup.
+/// Resets the signals that a shell makes background processes ignore (or nohup), so that processes of the test handle
+/// them.
 #[allow(unsafe_code, reason = "there is no safe way")]
-pub(super) fn heed_signals() {
+pub(super) fn reset_signals() {
     use nix::sys::signal::SigHandler;
     for kind in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
-        // SAFETY: takes a handler away and brings none.
+        // SAFETY: restores the default action and installs no handler.
         unsafe { nix::sys::signal::signal(kind, SigHandler::SigDfl) }.expect("signal");
     }
 }
@@ -39,7 +40,7 @@ impl Sleeper {
         &mut self.0
     }
 
-    /// Kills it and collects it.
+    /// Kills it and reaps it.
     pub fn end(mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -70,7 +71,7 @@ pub fn masks(pid: u32) -> Vec<String> {
     threads.filter_map(Result::ok).filter_map(mask).collect()
 }
 
-/// Runs `work` with the rights of `nobody` over files, in a thread of this process.
+/// Runs `work` with the file permissions of `nobody`, in a thread of this process.
 pub fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
     let as_nobody = || {
@@ -87,12 +88,12 @@ pub fn sleeper_of_nobody() -> Sleeper {
     Sleeper::spawn(Command::new("sleep").arg("1000").uid(NOBODY).gid(NOBODY))
 }
 
-/// Sends a signal to a process that may have gone.
+/// Sends a signal to a process that may have ended.
 pub fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
 
-/// The number behind `key:` in a file of /proc.
+/// The number after `key:` in a file of /proc.
 pub fn proc_number(file: &str, key: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -123,16 +124,16 @@ pub fn threads(pid: u32) -> Vec<u32> {
     tids
 }
 
-/// The mask of a process that was never claimed.
+/// The mask of a process that has no claim.
 pub fn free() -> String {
     masks(std::process::id())[0].clone()
 }
 
-/// A process that is not our child; killed when dropped.
+/// A process that is not a child of the test; killed when dropped.
 pub struct Stray(pub u32);
 
 impl Stray {
-    /// Kills it, and waits until it has died.
+    /// Kills it and waits until it has died.
     pub fn end(self) {
         signal(self.0, Signal::SIGKILL);
         until("it has died", || has_died(self.0));
@@ -151,24 +152,24 @@ pub fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().expect("a PID")).collect()
 }
 
-/// A field of `/proc/PID/stat`, counted as in proc(5); from the third on.
+/// A field of `/proc/PID/stat`, counted as in proc(5), from the third on.
 pub fn stat(pid: u32, field: usize) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
     let behind_the_name = text.rsplit_once(')').expect("a name").1;
     behind_the_name.split_whitespace().nth(field - 3).expect("a field").to_owned()
 }
 
-/// Whether nothing of a process runs any more, collected or not.
+/// Returns whether no thread of a process runs, reaped or not.
 pub fn has_died(pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    // Of one whose first thread alone has exited, others are left.
+    // If only the first thread has exited, others are left.
     let others = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |threads| threads.count()) > 1;
     matches!(state, Some('Z' | 'X')) && !others()
 }
 
-/// Waits until what happens next happens later than the start of the process also by the kernel's count, which is
-/// in clock ticks.
+/// Waits until a clock tick has passed since the start of the process, so that later events are later for the kernel,
+/// too.
 pub fn let_a_tick_pass(pid: u32) {
     use nix::time::{ClockId, clock_gettime};
     use nix::unistd::{SysconfVar, sysconf};
@@ -180,7 +181,7 @@ pub fn let_a_tick_pass(pid: u32) {
     });
 }
 
-/// A process that was killed while it was on the list.
+/// Puts a process on the list and kills it; returns its PID.
 pub fn killed_on(tasks: &Path) -> u32 {
     let task = Sleeper::new();
     let pid = task.pid();

@@ -1,7 +1,6 @@
-//! Copies of a test that do something else: programs whose threads, open files and system calls are what a test
-//! needs them to be.
+//! Programs for tests: copies of the test binary with the threads, open files and system calls that a test needs.
 //!
-//! The crate root has an `#[ignore]`d test of the name [`NAME`] with the table of all programs.
+//! The crate root has an ignored test named [`NAME`] with the table of all programs.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -9,7 +8,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use super::Sleeper;
 
 const NAME: &str = "program";
-/// Says what a copy is to be.
+/// The variable that selects the program.
 const PROGRAM: &str = "KCM_TEST_PROGRAM";
 
 /// Runs the program that the environment asks for; does nothing if this is not a copy that [`command`] started.
@@ -20,7 +19,7 @@ pub fn run(programs: &[(&str, fn())]) {
     program();
 }
 
-/// The program of this kind. `by`: a command that starts it, such as `unshare --pid --fork`.
+/// A command that starts the program. `by`: a command in front of it, such as `unshare --pid --fork`.
 pub fn command(by: &[&str], kind: &str) -> Command {
     let this = std::env::current_exe().expect("a path");
     let mut command = match by {
@@ -31,13 +30,13 @@ pub fn command(by: &[&str], kind: &str) -> Command {
             command
         }
     };
-    // Two threads: the program must not be the first one.
+    // Two test threads, so that the program does not run in the first thread of the process.
     let as_program = [NAME, "--exact", "--ignored", "--nocapture", "--test-threads=2"];
     command.args(as_program).env(PROGRAM, kind).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
 }
 
-/// A running one; killed when dropped.
+/// A running program; killed when dropped.
 pub struct Program {
     process: Sleeper,
     input: ChildStdin,
@@ -45,7 +44,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it and waits until it says [`ready`].
+    /// Starts it and waits for [`ready`].
     pub fn start(command: &mut Command) -> Self {
         let mut process = Sleeper::spawn(command);
         let input = process.child().stdin.take().expect("a pipe");
@@ -55,35 +54,35 @@ impl Program {
         program
     }
 
-    /// Its PID, or that of the command that has started it.
+    /// Its PID, or the PID of the command in front of it.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     pub fn say(&mut self, line: &str) {
-        writeln!(self.input, "{line}").expect("a program that listens");
+        writeln!(self.input, "{line}").expect("a program that reads");
     }
 
     pub fn hear(&mut self) -> String {
         let mut line = String::new();
-        assert_ne!(self.output.read_line(&mut line).expect("text"), 0, "the program has gone");
+        assert_ne!(self.output.read_line(&mut line).expect("text"), 0, "the program has ended");
         line.trim_end().to_owned()
     }
 
-    /// Kills and collects it.
+    /// Kills and reaps it.
     pub fn end(self) {
         self.process.end();
     }
 }
 
-// For the programs.
+// Functions for the programs.
 
 pub fn ready() {
-    // Behind what the test harness has to say.
+    // On its own line, after the output of the test harness.
     println!("\nready");
 }
 
-/// The next line that is said to it; ends the program where nobody is there any more.
+/// The next line of input; ends the program at the end of the input.
 pub fn heard() -> String {
     let mut line = String::new();
     if std::io::stdin().read_line(&mut line).unwrap_or(0) == 0 {

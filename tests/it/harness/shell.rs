@@ -1,10 +1,10 @@
-//! A shell that stays and can be asked again and again.
+//! A shell that keeps running and runs one line after the other.
 
 use std::process::{Command, Stdio};
 
 use super::Sleeper;
 
-/// A shell that stays and can be asked again and again; killed when dropped.
+/// A running shell; killed when dropped.
 pub struct Shell {
     process: Sleeper,
     input: std::process::ChildStdin,
@@ -12,7 +12,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// `command` starts a shell that reads its lines from standard input, such as `mount.bash("exec bash")`.
+    /// `command` starts a shell that reads its standard input, such as `mount.bash("exec bash")`.
     pub fn start(command: &mut Command) -> Self {
         let mut process = Sleeper::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let input = process.child().stdin.take().expect("a pipe");
@@ -24,25 +24,25 @@ impl Shell {
         self.process.pid()
     }
 
-    /// What the line prints on standard output.
+    /// Runs a line; returns its standard output.
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.hear()
     }
 
-    /// Has the line carried out; [`Shell::hear`] tells what came of it.
+    /// Sends a line without waiting; [`Shell::hear`] returns its output.
     pub fn tell(&mut self, line: &str) {
         use std::io::Write as _;
-        writeln!(self.input, "{line}\necho; echo ---").expect("a shell that listens");
+        writeln!(self.input, "{line}\necho; echo ---").expect("a shell that reads");
     }
 
     pub fn hear(&mut self) -> String {
         use std::io::BufRead as _;
         let mut said = String::new();
         while !said.ends_with("\n---\n") {
-            assert_ne!(self.output.read_line(&mut said).expect("text"), 0, "the shell has gone: {said}");
+            assert_ne!(self.output.read_line(&mut said).expect("text"), 0, "the shell has ended: {said}");
         }
-        // The empty line ends a last line without its newline.
+        // The empty line completes a last line without a newline.
         said.truncate(said.len() - "\n---\n".len());
         said
     }

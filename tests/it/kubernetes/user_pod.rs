@@ -193,7 +193,7 @@ fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_ne
     let holder = node.mount.read("pools/dataplane/0/tasks");
     assert!(!holder.is_empty());
     // What the kubelet does to the container.
-    kill(Pid::from_raw(node.mount.keeper() as i32), Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(node.mount.supervisor() as i32), Signal::SIGTERM).unwrap();
     until("the daemon has gone", || node.mount.daemons().is_empty());
     let (text, status) = pod.sh("ls $C/pools");
     assert_ne!(status, 0, "{text}");

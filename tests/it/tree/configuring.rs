@@ -1,4 +1,4 @@
-//! Configuring: pools, CPU lists and the exclusive flag are made, changed and removed by root alone.
+//! Only root creates, changes and removes pools, CPU lists and the exclusive flag.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -8,23 +8,23 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::Instant;
 
-use crate::harness::{Machine, Mount, NOBODY, PATIENCE, Sleeper, as_nobody, errno, set_mode, write};
+use crate::harness::{Machine, Mount, NOBODY, Sleeper, TIMEOUT, as_nobody, errno, set_mode, write};
 use nix::errno::Errno;
 
-/// What the daemon says of the last refusal, without time and PID.
+/// The message of the last refusal, without time and PID.
 fn reason(mount: &Mount) -> String {
     let line = mount.read("self/last_error");
     line.splitn(3, ' ').nth(2).unwrap_or_else(|| panic!("{line:?}")).trim_end().to_owned()
 }
 
-/// What makes the configuration: every node with its number, owner and mode.
+/// The configuration as nodes: every node with its inode number, owner and mode.
 fn configuration(mount: &Mount) -> Vec<(String, u64, u32, u32, u32)> {
     let nodes = mount.walk().into_iter().filter(|(path, _)| path.starts_with("pools"));
     nodes.map(|(path, stat)| (path, stat.ino(), stat.uid(), stat.gid(), stat.mode())).collect()
 }
 
 #[test]
-fn a_pool_has_a_name_that_kubernetes_takes_too() {
+fn a_pool_name_is_valid_in_kubernetes() {
     let mount = Mount::new();
     for good in ["a", "0", "dataplane", "a-b", "a--b", "0-4294967295", &"x".repeat(63)] {
         fs::create_dir(mount.pool(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
@@ -43,7 +43,7 @@ fn a_pool_has_a_name_that_kubernetes_takes_too() {
 }
 
 #[test]
-fn a_list_is_made_of_cpus_of_this_machine_and_keeps_the_name_it_was_given() {
+fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     let mount = Mount::on_machine(&Machine { offline: vec![3], ..Machine::new(1, 4, 2) });
     mount.make_pool("pool", false, &[]);
     for name in ["1,0", "3", "4-4", "005", "7,6,6-7"] {
@@ -56,7 +56,11 @@ fn a_list_is_made_of_cpus_of_this_machine_and_keeps_the_name_it_was_given() {
     names.sort();
     assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6,6-7", "exclusive", "tasks"]);
     assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 7);
-    assert_eq!(errno(fs::metadata(mount.pool("pool").join("0-1"))), Errno::ENOENT, "no other spelling");
+    assert_eq!(
+        errno(fs::metadata(mount.pool("pool").join("0-1"))),
+        Errno::ENOENT,
+        "no other spelling is accepted"
+    );
 
     for (name, why) in [
         ("a", "no CPU list: \"a\" is neither a number nor a range; write it like 0-2,8-10"),
@@ -78,7 +82,7 @@ fn a_list_is_made_of_cpus_of_this_machine_and_keeps_the_name_it_was_given() {
 }
 
 #[test]
-fn lists_are_disjoint_over_all_pools() {
+fn lists_of_all_pools_are_disjoint() {
     let mount = Mount::on_machine(&Machine::new(1, 8, 1));
     mount.make_pool("a", false, &["2-4"]);
     mount.make_pool("b", true, &["7"]);
@@ -98,7 +102,7 @@ fn lists_are_disjoint_over_all_pools() {
 }
 
 #[test]
-fn what_is_made_has_the_default_mode_whatever_was_asked_for() {
+fn new_nodes_have_the_default_mode() {
     let mount = Mount::new();
     mount.sh("umask 077; mkdir $C/pools/a $C/pools/a/0");
     fs::DirBuilder::new().mode(0o1777).create(mount.pool("b")).unwrap();
@@ -126,7 +130,7 @@ fn nothing_is_made_or_removed_elsewhere() {
 }
 
 #[test]
-fn a_list_with_a_living_task_and_a_pool_with_a_list_stay() {
+fn lists_with_tasks_and_pools_with_lists_stay() {
     let mount = Mount::with_dataplane();
     let list = mount.pool("dataplane").join("0");
     let task = Sleeper::new();
@@ -137,7 +141,7 @@ fn a_list_with_a_living_task_and_a_pool_with_a_list_stay() {
     assert_eq!(reason(&mount), expected);
     assert_eq!(mount.read("pools/dataplane/0/tasks"), format!("{}\n", task.pid()));
     task.end();
-    fs::remove_dir(&list).expect("the dead hold nothing, also where nobody has looked");
+    fs::remove_dir(&list).expect("dead tasks hold nothing, even before a read");
     assert_eq!(errno(fs::remove_dir(mount.pool("dataplane"))), Errno::ENOTEMPTY);
     assert_eq!(reason(&mount), "ENOTEMPTY: dataplane has CPU lists; remove them first");
     fs::remove_dir(mount.pool("dataplane").join("1")).unwrap();
@@ -146,7 +150,7 @@ fn a_list_with_a_living_task_and_a_pool_with_a_list_stay() {
 }
 
 #[test]
-fn exclusive_takes_0_or_1_and_nothing_else() {
+fn exclusive_takes_only_0_or_1() {
     let mount = Mount::with_shared();
     let flag = mount.pool("shared").join("exclusive");
     for good in ["1", "0", "1\n", "0\n", " 1 \n"] {
@@ -162,7 +166,7 @@ fn exclusive_takes_0_or_1_and_nothing_else() {
 }
 
 #[test]
-fn a_pool_becomes_exclusive_only_while_no_list_of_it_holds_two_living_tasks() {
+fn a_list_with_two_tasks_prevents_exclusive() {
     let mount = Mount::with_shared();
     let flag = mount.pool("shared").join("exclusive");
     let (a, b, c) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
@@ -172,7 +176,7 @@ fn a_pool_becomes_exclusive_only_while_no_list_of_it_holds_two_living_tasks() {
     assert_eq!(reason(&mount), expected);
     assert_eq!(mount.read("pools/shared/exclusive"), "0\n");
     a.end();
-    write(&flag, "1").expect("the dead are nobody, also where nobody has looked");
+    write(&flag, "1").expect("dead tasks do not count, even before a read");
     assert_eq!(errno(write(&mount.tasks("shared", "1"), c.pid().to_string())), Errno::EBUSY);
     write(&flag, "0").unwrap();
     write(&mount.tasks("shared", "1"), c.pid().to_string()).unwrap();
@@ -180,7 +184,7 @@ fn a_pool_becomes_exclusive_only_while_no_list_of_it_holds_two_living_tasks() {
 }
 
 #[test]
-fn configuring_needs_root_whatever_the_modes() {
+fn only_root_configures_whatever_the_modes() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let (pools, pool, flag) =
@@ -207,7 +211,7 @@ fn configuring_needs_root_whatever_the_modes() {
 }
 
 #[test]
-fn exclusive_is_written_by_root_through_a_file_that_root_has_opened() {
+fn exclusive_needs_root_at_open_and_at_write() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let flag = mount.pool("dataplane").join("exclusive");
@@ -226,7 +230,7 @@ fn exclusive_is_written_by_root_through_a_file_that_root_has_opened() {
 }
 
 #[test]
-fn the_configuration_survives_a_clean_stop_and_a_kill() {
+fn the_configuration_survives_a_stop_and_a_kill() {
     let mount = Mount::on_machine(&Machine::new(1, 8, 1));
     mount.make_pool("b", true, &["1,0", "003"]);
     mount.make_pool("a", false, &["4-5"]);
@@ -247,11 +251,11 @@ fn the_configuration_survives_a_clean_stop_and_a_kill() {
     assert_eq!(flags(&mount), ["0\n", "1\n", "1\n"]);
     fs::create_dir(mount.pool("new")).unwrap();
     let number = fs::metadata(mount.pool("new")).unwrap().ino();
-    assert!(before.iter().all(|(_, other, ..)| *other < number), "no number is ever given out again");
+    assert!(before.iter().all(|(_, other, ..)| *other < number), "no number is reused");
 }
 
 #[test]
-fn lists_whose_cpus_have_gone_away_stay() {
+fn lists_with_missing_cpus_stay() {
     let mount = Mount::on_machine(&Machine::new(1, 4, 1));
     mount.make_pool("pool", true, &["1", "2-3"]);
     mount.stop();
@@ -265,7 +269,7 @@ fn lists_whose_cpus_have_gone_away_stay() {
     fs::remove_dir(mount.pool("pool").join("2-3")).unwrap();
 }
 
-/// Something that is neither a pool's name nor a CPU list, with what the kernel or the daemon says to it.
+/// Neither a pool name nor a CPU list, with the message of the kernel or the daemon.
 fn junk(round: usize) -> (OsString, Errno) {
     let bytes: Vec<u8> = match round % 10 {
         0 => b"..".to_vec(),
@@ -288,7 +292,7 @@ fn junk(round: usize) -> (OsString, Errno) {
 }
 
 #[test]
-fn ten_thousand_junk_names_are_refused_quickly() {
+fn ten_thousand_invalid_names_are_refused_quickly() {
     let mount = Mount::with_dataplane();
     let daemons = mount.daemons();
     let before = configuration(&mount);
@@ -304,7 +308,7 @@ fn ten_thousand_junk_names_are_refused_quickly() {
     for list in ["0-4294967295", "4294967295", "18446744073709551616", "0-8191", "8191"] {
         refused(&mount.pool("dataplane"), OsStr::from_bytes(list.as_bytes()), Errno::EINVAL);
     }
-    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
     assert_eq!(configuration(&mount), before);
     assert_eq!(mount.daemons(), daemons);
 }

@@ -1,4 +1,4 @@
-//! What is told of what happened: `info/events` and `info/reclaimed`.
+//! The history: `info/events` and `info/reclaimed`.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -7,13 +7,13 @@ use crate::harness::{Mount, Sleeper, Stray, as_nobody, errno, killed_on, until, 
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-/// How many events, and how many reclaimed claims, are kept.
+/// How many events and how many reclaimed claims are kept.
 const KEPT: usize = 1024;
 
 /// JSON lines.
 fn lines(mount: &Mount, file: &str) -> Vec<Value> {
     let text = mount.read(file);
-    assert!(text.is_empty() || text.ends_with('\n'), "{file} ends in a whole line");
+    assert!(text.is_empty() || text.ends_with('\n'), "{file} ends with a complete line");
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -21,7 +21,7 @@ fn seqs(lines: &[Value]) -> Vec<u64> {
     lines.iter().map(|line| line["seq"].as_u64().expect("a number")).collect()
 }
 
-/// The line without what differs from run to run.
+/// The line without the parts that differ between runs.
 fn plain(line: &Value) -> Value {
     let mut line = line.clone();
     let time = line.as_object_mut().and_then(|line| line.remove("time")).expect("a time");
@@ -32,7 +32,7 @@ fn plain(line: &Value) -> Value {
 }
 
 #[test]
-fn events_tell_in_order_what_became_of_each_claim() {
+fn events_report_each_claim_in_order() {
     let mount = Mount::with_dataplane();
     let (list_0, list_1) = (mount.tasks("dataplane", "0"), mount.tasks("dataplane", "1"));
     let task = Sleeper::new();
@@ -80,7 +80,7 @@ fn events_tell_in_order_what_became_of_each_claim() {
 }
 
 #[test]
-fn a_death_that_nobody_has_looked_at_is_told_by_the_events() {
+fn events_report_a_death_that_nobody_saw() {
     let mount = Mount::with_shared();
     let pid = killed_on(&mount.tasks("shared", "0"));
     assert_eq!(
@@ -90,7 +90,7 @@ fn a_death_that_nobody_has_looked_at_is_told_by_the_events() {
 }
 
 #[test]
-fn the_newest_1024_events_are_kept_with_numbers_without_a_gap() {
+fn the_newest_1024_events_are_kept() {
     let mount = Mount::with_shared();
     let mut file = File::options().write(true).open(mount.tasks("shared", "0")).unwrap();
     for round in 0..KEPT + 100 {
@@ -107,7 +107,7 @@ fn the_newest_1024_events_are_kept_with_numbers_without_a_gap() {
 }
 
 #[test]
-fn events_outlive_the_daemon_and_their_numbers_go_on() {
+fn events_survive_the_daemon_and_numbers_continue() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let mut earlier: Vec<u64> = Vec::new();
@@ -127,7 +127,7 @@ fn events_outlive_the_daemon_and_their_numbers_go_on() {
 }
 
 #[test]
-fn only_root_reads_what_happened() {
+fn only_root_reads_events() {
     let mount = Mount::with_shared();
     mount.let_everybody_in();
     for file in ["info/events", "info/reclaimed"] {
@@ -138,7 +138,7 @@ fn only_root_reads_what_happened() {
 }
 
 #[test]
-fn reclaimed_holds_the_killed_until_they_are_acknowledged() {
+fn reclaims_are_kept_until_acknowledged() {
     let mount = Mount::with_dataplane();
     let list = mount.tasks("dataplane", "1");
     let file = mount.conf().join("info/reclaimed");
@@ -148,7 +148,7 @@ fn reclaimed_holds_the_killed_until_they_are_acknowledged() {
     let found = lines(&mount, "info/reclaimed");
     let expected: Vec<Value> =
         pids.iter().map(|pid| json!({ "pid": pid, "pool": "dataplane", "cpus": "1" })).collect();
-    assert_eq!(found.iter().map(plain).collect::<Vec<_>>(), expected, "who exits by itself is not told of");
+    assert_eq!(found.iter().map(plain).collect::<Vec<_>>(), expected, "an exit is not a reclaim");
 
     let seqs = seqs(&found);
     for (event, seq) in
@@ -166,16 +166,16 @@ fn reclaimed_holds_the_killed_until_they_are_acknowledged() {
     write(&file, format!("{}\n", seqs[1])).unwrap();
     assert_eq!(left(), seqs[2..]);
     write(&file, seqs[0].to_string()).unwrap();
-    assert_eq!(left(), seqs[2..], "what comes after is not acknowledged by an older number");
+    assert_eq!(left(), seqs[2..], "an older number does not acknowledge later reclaims");
     mount.stop();
     mount.start();
-    assert_eq!(left(), seqs[2..], "neither forgotten nor told again by the next daemon");
+    assert_eq!(left(), seqs[2..], "the next daemon neither forgets nor repeats them");
     write(&file, "18446744073709551615").unwrap();
     assert_eq!(left(), [0_u64; 0]);
 }
 
 #[test]
-fn the_newest_1024_reclaimed_are_kept_then_a_count_of_those_dropped() {
+fn the_newest_1024_reclaims_are_kept() {
     let mount = Mount::with_shared();
     let tasks = mount.tasks("shared", "0");
     let pids: Vec<u32> = (0..KEPT + 5).map(|_| killed_on(&tasks)).collect();
@@ -186,14 +186,14 @@ fn the_newest_1024_reclaimed_are_kept_then_a_count_of_those_dropped() {
     assert_eq!(kept, pids[5..].iter().map(|&pid| u64::from(pid)).collect::<Vec<_>>());
     mount.kill_daemon();
     mount.start();
-    assert_eq!(lines(&mount, "info/reclaimed"), found, "the count outlives the daemon too");
+    assert_eq!(lines(&mount, "info/reclaimed"), found, "the count survives the daemon, too");
     let seqs = seqs(&found[..KEPT]);
     write(&mount.conf().join("info/reclaimed"), (seqs[0] - 1).to_string()).unwrap();
-    assert_eq!(lines(&mount, "info/reclaimed"), found, "who has read less has not heard of those dropped");
+    assert_eq!(lines(&mount, "info/reclaimed"), found, "a reader of a part has not read the count");
     let last = seqs[KEPT - 1];
     write(&mount.conf().join("info/reclaimed"), last.to_string()).unwrap();
     assert_eq!(mount.read("info/reclaimed"), "");
-    until("the next one is told of", || {
+    until("the next reclaim is reported", || {
         killed_on(&tasks);
         lines(&mount, "info/reclaimed").len() == 1
     });

@@ -1,4 +1,4 @@
-//! Nothing that a client does stops the daemon, makes it grow without bound, or keeps the next claim from working.
+//! No client can stop the daemon, make it grow without bound, or prevent the next claim.
 
 use std::fs::{self, File};
 use std::io::{IoSlice, Write as _};
@@ -9,12 +9,12 @@ use crate::harness::{Mount, Sleeper, as_nobody, errno, run, set_mode, text, unti
 use nix::errno::Errno;
 use nix::sys::uio::writev;
 
-/// The most that the daemon may ever need, in kilobytes.
+/// The most memory that the daemon may ever use, in kilobytes.
 const MOST: u64 = 200 << 10;
-/// What it may need more than before, when the same is done again.
+/// How much more memory it may use if the same work is done again.
 const MORE: u64 = 16 << 10;
 
-/// A mount that is watched while it is ill-treated.
+/// A mount that is checked while clients misuse it.
 struct Victim {
     mount: Mount,
     daemons: Vec<u32>,
@@ -28,7 +28,7 @@ impl Victim {
         Self { mount, daemons }
     }
 
-    /// A line of `/proc/PID/status` that counts kilobytes, of all of the daemon's processes together.
+    /// A line of `/proc/PID/status` in kilobytes, summed over all processes of the daemon.
     fn memory(&self, what: &str) -> u64 {
         let of = |pid: &u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
@@ -38,11 +38,11 @@ impl Victim {
         self.daemons.iter().map(of).sum()
     }
 
-    /// The daemon is the same as at the beginning, needs no more than it may, and takes claims.
+    /// Checks that the processes are the same, use no more memory than allowed, and accept claims.
     fn is_sound(&self) {
         assert_eq!(self.mount.daemons(), self.daemons, "the same processes serve");
-        assert!(self.memory("VmHWM") < MOST, "{} kB at most", self.memory("VmHWM"));
-        until("nobody is on the lists", || self.mount.read("pools/dataplane/tasks").is_empty());
+        assert!(self.memory("VmHWM") < MOST, "at most {} kB", self.memory("VmHWM"));
+        until("no task is on the lists", || self.mount.read("pools/dataplane/tasks").is_empty());
         let task = Sleeper::new();
         for list in ["0", "1"] {
             write(&self.mount.tasks("dataplane", list), task.pid().to_string()).expect("a claim");
@@ -54,7 +54,7 @@ impl Victim {
         assert_eq!(self.mount.read("pools/dataplane/exclusive"), "1\n");
     }
 
-    /// Does it three times; only the first time the daemon may grow.
+    /// Does the work three times; the daemon may grow only the first time.
     fn bears(&self, mut what: impl FnMut()) {
         what();
         self.is_sound();
@@ -72,7 +72,7 @@ impl Victim {
     }
 }
 
-/// Bytes as they come (xorshift64*).
+/// Pseudo-random bytes (xorshift64*).
 struct Random(u64);
 
 impl Random {
@@ -90,7 +90,7 @@ impl Random {
 }
 
 #[test]
-fn ten_megabytes_of_random_bytes_to_every_file_in_every_size_of_write() {
+fn random_bytes_to_every_file() {
     let victim = Victim::new();
     let mut random = Random(0x6b63_6d31);
     let noise = random.bytes(10 << 20);
@@ -106,7 +106,7 @@ fn ten_megabytes_of_random_bytes_to_every_file_in_every_size_of_write() {
             (10 << 20, 1),
         ] {
             for part in noise.chunks(size).take(writes) {
-                // A lone digit is a command: it would be process 1 that is moved.
+                // A single digit is a command: it would move process 1.
                 if part.len() < 8 && part.iter().any(u8::is_ascii_digit) {
                     continue;
                 }
@@ -130,7 +130,7 @@ fn random_bytes_from_another_user() {
         for path in victim.files() {
             let file = File::options().write(true).open(&path).unwrap();
             for _ in 0..200 {
-                // Digits, too, which mean processes of root.
+                // Digits could also name processes of root.
                 let length = random.next() as usize % 12 + 1;
                 let words: Vec<u8> =
                     random.bytes(length).iter().map(|b| b"0123456789-, \n"[*b as usize % 14]).collect();
@@ -145,7 +145,7 @@ fn random_bytes_from_another_user() {
 }
 
 #[test]
-fn a_command_of_64_kib_is_fine_and_a_longer_one_is_not() {
+fn a_command_may_have_64_kib() {
     let victim = Victim::new();
     let tasks = victim.mount.pool("dataplane").join("tasks");
     let task = Sleeper::new();
@@ -165,7 +165,7 @@ fn a_command_of_64_kib_is_fine_and_a_longer_one_is_not() {
 }
 
 #[test]
-fn a_command_that_was_cut_is_refused_and_so_is_its_rest() {
+fn a_cut_command_and_its_rest_are_refused() {
     let victim = Victim::new();
     let tasks = victim.mount.pool("dataplane").join("tasks");
     let task = Sleeper::new();
@@ -177,7 +177,7 @@ fn a_command_that_was_cut_is_refused_and_so_is_its_rest() {
         for rest in ["0", &word, "\n", ""] {
             let written = file.write(rest.as_bytes());
             if rest.is_empty() {
-                assert_eq!(written.unwrap(), 0, "nothing is nothing");
+                assert_eq!(written.unwrap(), 0, "a write of 0 bytes is 0");
             } else {
                 assert_eq!(errno(written), Errno::E2BIG, "{pages} pages, then {rest:?}");
             }
@@ -186,7 +186,7 @@ fn a_command_that_was_cut_is_refused_and_so_is_its_rest() {
         assert!(told.contains("E2BIG: the rest of a command that was too long or cut; "), "{told}");
         assert_eq!(victim.mount.read("pools/dataplane/tasks"), "");
     }
-    // bash cuts what it echoes every 4,096 bytes, here in a number; a living process comes later.
+    // bash cuts its output every 4,096 bytes, here within a number; a living process comes later.
     let dead = "$(seq -s ' ' 2000000000 2000000400)";
     let echo = format!("echo {dead} {} > $C/pools/dataplane/0/tasks", task.pid());
     let (_, err, status) = run(&mut victim.mount.bash(&echo));
@@ -196,7 +196,7 @@ fn a_command_that_was_cut_is_refused_and_so_is_its_rest() {
 }
 
 #[test]
-fn pieces_of_one_writev_are_one_command() {
+fn one_writev_is_one_command() {
     let victim = Victim::new();
     let (task, other) = (Sleeper::new(), Sleeper::new());
     let tasks = victim.mount.pool("dataplane").join("tasks");
@@ -214,7 +214,7 @@ fn pieces_of_one_writev_are_one_command() {
         assert_eq!(put(&released, piece), Ok(released.len()));
         assert_eq!(victim.mount.read("pools/dataplane/tasks"), "");
     }
-    // The kernel makes several requests of so many pieces; none of them names anybody.
+    // The kernel splits so many pieces into several requests; none of them names a process.
     let blanks = " ".repeat(1000);
     assert_eq!(put(&blanks, 1), Ok(1000));
     assert_eq!(errno(write(&tasks, format!("{blanks}x"))), Errno::EINVAL);
@@ -222,7 +222,7 @@ fn pieces_of_one_writev_are_one_command() {
 }
 
 #[test]
-fn millions_of_tokens() {
+fn millions_of_words() {
     let victim = Victim::new();
     let tasks = victim.mount.tasks("dataplane", "0");
     let own = std::process::id();
@@ -246,7 +246,7 @@ fn millions_of_tokens() {
 }
 
 #[test]
-fn a_client_that_is_killed_in_the_middle_of_a_write() {
+fn a_client_killed_in_the_middle_of_a_write() {
     let victim = Victim::new();
     let mut random = Random(0x6b63_6d33);
     victim.bears(|| {
@@ -256,8 +256,8 @@ fn a_client_that_is_killed_in_the_middle_of_a_write() {
             let clients: Vec<Sleeper> = (0..3)
                 .map(|_| Sleeper::spawn(victim.mount.bash(line).stderr(std::process::Stdio::null())))
                 .collect();
-            // Long enough for the first to have begun, and then at any point of what it does.
-            until("somebody writes", || !victim.mount.read("pools/dataplane/tasks").is_empty());
+            // Long enough for the first one to have begun, then at any moment of its work.
+            until("some clients write", || !victim.mount.read("pools/dataplane/tasks").is_empty());
             for _ in 0..random.next() % 50 {
                 let _ = victim.mount.read("self/claim");
             }
@@ -267,7 +267,7 @@ fn a_client_that_is_killed_in_the_middle_of_a_write() {
 }
 
 #[test]
-fn files_that_are_opened_and_never_closed() {
+fn files_that_are_never_closed() {
     let victim = Victim::new();
     victim.bears(|| {
         let paths = victim.files();
@@ -284,7 +284,7 @@ fn files_that_are_opened_and_never_closed() {
         }
         victim.is_sound();
         drop(open);
-        // A client that dies with them open.
+        // A client that dies with the files open.
         let line = "for i in $(seq 200); do exec {fd}<>$C/pools/dataplane/tasks; done; echo open; sleep 1000";
         let mut client = Sleeper::spawn(victim.mount.bash(line).stdout(std::process::Stdio::piped()));
         let mut said = [0; 5];
@@ -295,7 +295,7 @@ fn files_that_are_opened_and_never_closed() {
 }
 
 #[test]
-fn a_storm_of_readers() {
+fn many_readers() {
     let victim = Victim::new();
     let task = Sleeper::new();
     write(&victim.mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();

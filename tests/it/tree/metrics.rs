@@ -1,4 +1,4 @@
-//! `info/metrics`: valid OpenMetrics text, which node_exporter's older format takes too, and what it counts.
+//! `info/metrics` is valid OpenMetrics text, which the older format of node_exporter accepts, too. Tests its values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,7 @@ use nix::errno::Errno;
 /// Values by name and labels, the labels sorted: `kcm_lists{pool="a",state="free"}`.
 type Samples = BTreeMap<String, f64>;
 
-/// A reader of the text format of OpenMetrics 1.0 that is stricter than those that people run: each rule of the
-/// format that a text of counters, gauges and histograms can break.
+/// A strict parser of OpenMetrics 1.0: it checks each rule that a text of counters, gauges and histograms can break.
 fn check(text: &str) -> Result<Samples, String> {
     let body = text.strip_suffix("# EOF\n").ok_or("does not end in # EOF")?;
     let mut samples = Samples::new();
@@ -129,7 +128,7 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// `name{label="value",…} value`, without a time: node_exporter takes none.
+/// `name{label="value",…} value` without a time, which node_exporter refuses.
 fn sample(line: &str) -> Option<(&str, BTreeMap<String, String>, f64)> {
     let end = line.find(['{', ' '])?;
     let (name, rest) = line.split_at(end);
@@ -139,7 +138,7 @@ fn sample(line: &str) -> Option<(&str, BTreeMap<String, String>, f64)> {
             let (label, behind) = rest.split_once("=\"")?;
             let end = behind.find('"')?;
             let (value, behind) = behind.split_at(end);
-            // What would have to be escaped has no business in our labels.
+            // A label needs no escaping.
             if !is_name(label)
                 || value.contains(['\\', '\n'])
                 || labels.insert(label.into(), value.into()).is_some()
@@ -160,7 +159,7 @@ fn sample(line: &str) -> Option<(&str, BTreeMap<String, String>, f64)> {
 }
 
 #[test]
-fn the_checker_takes_what_is_right_and_refuses_what_is_wrong() {
+fn the_checker_refuses_invalid_metrics() {
     let right = "# TYPE a counter\n# HELP a All of it.\na_total{x=\"1\",y=\"2\"} 3\na_total{x=\"1\",y=\"3\"} 0\n\
         # TYPE b_seconds histogram\n# UNIT b_seconds seconds\n# HELP b_seconds B.\n\
         b_seconds_bucket{le=\"0.1\"} 1\nb_seconds_bucket{le=\"+Inf\"} 2\nb_seconds_sum 0.3\nb_seconds_count 2\n# EOF\n";
@@ -204,7 +203,7 @@ fn the_checker_takes_what_is_right_and_refuses_what_is_wrong() {
 }
 
 #[test]
-fn metrics_are_valid_openmetrics_at_every_time() {
+fn metrics_are_always_valid_openmetrics() {
     let mount = Mount::new();
     check(&mount.read("info/metrics")).unwrap();
     mount.make_pool("dataplane", true, &["0"]);
@@ -218,7 +217,7 @@ fn metrics_are_valid_openmetrics_at_every_time() {
 }
 
 #[test]
-fn everybody_may_read_the_metrics() {
+fn all_users_may_read_the_metrics() {
     let mount = Mount::new();
     mount.let_everybody_in();
     let text = as_nobody(|| mount.read("info/metrics"));
@@ -226,7 +225,7 @@ fn everybody_may_read_the_metrics() {
 }
 
 #[test]
-fn metrics_count_lists_tasks_claims_refusals_and_reaps() {
+fn metrics_count_lists_tasks_and_events() {
     let mount = Mount::with_dataplane();
     mount.make_pool("empty", false, &[]);
     let sample = |name: &str| {
@@ -248,7 +247,7 @@ fn metrics_count_lists_tasks_claims_refusals_and_reaps() {
     assert_eq!((lists("dataplane", true, "free"), lists("dataplane", true, "taken")), (0.0, 2.0));
     assert_eq!(sample("kcm_tasks{pool=\"dataplane\"}"), 2.0);
     assert_eq!(sample("kcm_tasks{pool=\"empty\"}"), 0.0);
-    assert_eq!(sample("kcm_claims_total"), 2.0, "a repeated claim is none");
+    assert_eq!(sample("kcm_claims_total"), 2.0, "a repeated claim does not count");
     assert_eq!(sample("kcm_moves_total"), 1.0);
 
     for _ in 0..3 {
@@ -261,7 +260,7 @@ fn metrics_count_lists_tasks_claims_refusals_and_reaps() {
     write(&list_0, format!("-{}", b.pid())).unwrap();
     assert_eq!(sample("kcm_releases_total"), 1.0);
     a.end();
-    assert_eq!(sample("kcm_reclaimed_total"), 1.0, "the metrics see a death that nobody has looked at");
+    assert_eq!(sample("kcm_reclaimed_total"), 1.0, "the metrics see a death before any read");
     assert_eq!(sample("kcm_reclaimed_unacknowledged"), 1.0);
     mount.sh("echo $$ > $C/pools/dataplane/0/tasks");
     assert_eq!(sample("kcm_ended_total"), 1.0);
@@ -272,7 +271,7 @@ fn metrics_count_lists_tasks_claims_refusals_and_reaps() {
 }
 
 #[test]
-fn metrics_count_requests_by_how_long_they_took() {
+fn metrics_count_requests_by_duration() {
     let mount = Mount::with_shared();
     let count = || check(&mount.read("info/metrics")).unwrap()["kcm_request_duration_seconds_count"];
     let before = count();
@@ -281,6 +280,6 @@ fn metrics_count_requests_by_how_long_they_took() {
     }
     let samples = check(&mount.read("info/metrics")).unwrap();
     assert!(count() >= before + 50.0);
-    assert!(samples["kcm_request_duration_seconds_sum"] > 0.0, "in seconds, not whole ones");
+    assert!(samples["kcm_request_duration_seconds_sum"] > 0.0, "in fractions of seconds");
     assert!(samples["kcm_request_duration_seconds_sum"] < 20.0, "in seconds");
 }

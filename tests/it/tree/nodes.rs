@@ -1,4 +1,4 @@
-//! The tree: which files there are, whose they are, and what is read from them.
+//! The tree: which files exist, who owns them, and how they read.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-/// What `tasks` reads as with these on it.
+/// The text of `tasks` for these PIDs.
 fn shown(tasks: &[&Sleeper]) -> String {
     let mut pids: Vec<u32> = tasks.iter().map(|task| task.pid()).collect();
     pids.sort_unstable();
@@ -65,19 +65,19 @@ fn every_node_has_its_name_mode_and_owner() {
 }
 
 #[test]
-fn below_pools_only_pools_and_lists_are_directories() {
+fn below_pools_are_only_pools_and_lists() {
     let mount = Mount::with_shared();
     let found = mount.walk();
     let directories = found.iter().filter(|(_, stat)| stat.is_dir()).filter_map(|(path, stat)| {
         let below = path.strip_prefix("pools/")?;
-        // A directory's link count tells find(1) how many directories are in it.
+        // The link count of a directory tells find(1) how many directories are in it.
         Some((below, stat.nlink()))
     });
     assert_eq!(directories.collect::<Vec<_>>(), [("shared", 4), ("shared/0", 2), ("shared/1", 2)]);
 }
 
 #[test]
-fn every_node_has_a_number_of_its_own() {
+fn every_node_has_its_own_inode_number() {
     let mount = Mount::with_dataplane();
     mount.make_pool("other", false, &[]);
     let found = mount.walk();
@@ -86,13 +86,13 @@ fn every_node_has_a_number_of_its_own() {
 }
 
 #[test]
-fn stat_shows_the_true_size_of_every_file() {
+fn stat_shows_the_true_size() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     claim(&mount, "0", &task);
     let _ = write(&mount.tasks("shared", "0"), "nonsense");
     for (path, _) in mount.walk().iter().filter(|(_, stat)| stat.is_file()) {
-        // What the metrics count goes on for a moment after the answer to the last request.
+        // The metrics still change for a moment after the answer to the last request.
         until(path, || {
             let size = fs::metadata(mount.conf().join(path)).unwrap().len();
             let is_true = size == mount.read(path).len() as u64;
@@ -103,7 +103,7 @@ fn stat_shows_the_true_size_of_every_file() {
 }
 
 #[test]
-fn tasks_are_ascending_with_commas_between_and_a_newline_behind_or_nothing_at_all() {
+fn tasks_are_ascending_with_commas_and_a_newline() {
     let mount = Mount::with_shared();
     let (a, b, c) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
     let check = |on_0: &[&Sleeper], on_1: &[&Sleeper]| {
@@ -132,7 +132,7 @@ fn tasks_are_ascending_with_commas_between_and_a_newline_behind_or_nothing_at_al
 }
 
 #[test]
-fn test_s_tells_whether_a_list_is_taken() {
+fn test_s_shows_if_a_list_is_taken() {
     let mount = Mount::with_dataplane();
     let ask = "test -s $C/pools/dataplane/0/tasks && echo taken || echo free";
     assert_eq!(mount.sh(ask), "free\n");
@@ -141,7 +141,7 @@ fn test_s_tells_whether_a_list_is_taken() {
     assert_eq!(mount.sh(ask), "taken\n");
     assert_eq!(mount.sh(&ask.replace("/0/", "/1/")), "free\n");
     task.end();
-    assert_eq!(mount.sh(ask), "free\n", "nobody has looked at the death before");
+    assert_eq!(mount.sh(ask), "free\n", "the death was not seen before");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn exclusive_reads_as_0_or_1_with_a_newline() {
 }
 
 #[test]
-fn lock_is_empty_and_can_be_taken_by_one_at_a_time() {
+fn lock_is_empty_and_can_be_locked() {
     let mount = Mount::new();
     assert_eq!(mount.read("lock"), "");
     let open = || File::options().read(true).write(true).open(mount.conf().join("lock")).unwrap();
@@ -171,18 +171,18 @@ fn lock_is_empty_and_can_be_taken_by_one_at_a_time() {
     assert_eq!(errno(open().write(b"x")), Errno::EINVAL);
     mount.let_everybody_in();
     let refused = as_nobody(|| File::open(mount.conf().join("lock")).map(|_| ()));
-    assert_eq!(errno(refused), Errno::EACCES, "else anybody could stop the old programs");
+    assert_eq!(errno(refused), Errno::EACCES, "otherwise any user could block the legacy programs");
 }
 
 #[test]
-fn version_is_that_of_the_program() {
+fn version_is_the_programs() {
     let mount = Mount::new();
     let program = run(std::process::Command::new(KCM).arg("--version")).0;
     assert_eq!(format!("kcm {}", mount.read("info/version")), program);
 }
 
 #[test]
-fn topology_tells_sockets_cores_cpus_nodes_and_what_is_isolated_or_offline() {
+fn topology_has_sockets_cores_cpus_and_nodes() {
     let machine =
         Machine { offline: vec![7], cmdline: "quiet isolcpus=1,4-5 nosmt", ..Machine::new(2, 2, 2) };
     let mount = Mount::on_machine(&machine);
@@ -207,7 +207,7 @@ fn topology_tells_sockets_cores_cpus_nodes_and_what_is_isolated_or_offline() {
 }
 
 #[test]
-fn a_name_that_comes_back_is_another_list() {
+fn a_list_with_an_old_name_is_a_new_node() {
     let mount = Mount::with_dataplane();
     let list = mount.pool("dataplane").join("0");
     let tasks = mount.tasks("dataplane", "0");
@@ -221,7 +221,7 @@ fn a_name_that_comes_back_is_another_list() {
     fs::create_dir(&list).unwrap();
     let new = fs::metadata(&tasks).unwrap();
     assert_ne!(new.ino(), old.ino());
-    assert_eq!((new.uid(), new.mode() & 0o7777), (0, 0o644), "nothing of the old list's rights is left");
+    assert_eq!((new.uid(), new.mode() & 0o7777), (0, 0o644), "no right of the old list is left");
 
     write(&tasks, task.pid().to_string()).unwrap();
     assert_eq!(errno(open.read(&mut [0; 10])), Errno::ENODEV);
@@ -230,7 +230,7 @@ fn a_name_that_comes_back_is_another_list() {
 }
 
 #[test]
-fn a_pool_that_comes_back_is_another_pool() {
+fn a_pool_with_an_old_name_is_a_new_node() {
     let mount = Mount::new();
     mount.make_pool("pool", true, &[]);
     let mut flag = File::options().read(true).write(true).open(mount.pool("pool").join("exclusive")).unwrap();
@@ -243,7 +243,7 @@ fn a_pool_that_comes_back_is_another_pool() {
 }
 
 #[test]
-fn names_stay_right_while_they_come_and_go() {
+fn names_are_right_while_they_come_and_go() {
     let mount = Mount::with_dataplane();
     let list = mount.pool("dataplane").join("1");
     let done = AtomicBool::new(false);
@@ -253,8 +253,8 @@ fn names_stay_right_while_they_come_and_go() {
                 while !done.load(Ordering::Relaxed) {
                     match fs::read(list.join("tasks")) {
                         Ok(content) => assert_eq!(text(&content), ""),
-                        // Gone before it was found, or between open(2) and read(2), or once more while the
-                        // kernel looked it up a second time.
+                        // It was removed before the lookup, between open(2) and read(2), or before the kernel's
+                        // second lookup.
                         Err(error) => {
                             let errno = Errno::from_raw(error.raw_os_error().unwrap());
                             assert!(
@@ -277,8 +277,8 @@ fn names_stay_right_while_they_come_and_go() {
 }
 
 #[test]
-fn a_thousand_lists_are_listed_each_once_also_while_others_come_and_go() {
-    // In memory, because each mkdir is made durable.
+fn a_thousand_lists_are_listed_once_each() {
+    // In memory, because each mkdir is synced to disk.
     let mount = Mount::not_mounted_in(Path::new("/dev/shm"));
     mount.start_on(&Machine::new(2, 256, 2));
     let names: BTreeSet<String> = (0..1000).map(|cpu| cpu.to_string()).collect();
@@ -311,7 +311,7 @@ fn a_thousand_lists_are_listed_each_once_also_while_others_come_and_go() {
 }
 
 #[test]
-fn without_a_daemon_nothing_is_written_to_nowhere() {
+fn without_a_daemon_nothing_can_be_written() {
     let mount = Mount::with_dataplane();
     mount.stop();
     for words in [

@@ -1,4 +1,4 @@
-//! Waiting: poll(2) on a `tasks` file tells that it has changed since it was read, and nothing else.
+//! poll(2) on a `tasks` file reports that the file has changed since it was read, and nothing else.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
@@ -9,13 +9,13 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::harness::{Mount, PATIENCE, Sleeper, errno, run, text, until, write};
+use crate::harness::{Mount, Sleeper, TIMEOUT, errno, run, text, until, write};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
-/// What poll(2) says to somebody who asks for all of it.
+/// The events of poll(2) if all are asked for.
 fn events(file: &File, timeout: PollTimeout) -> PollFlags {
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT | PollFlags::POLLPRI)];
     poll(&mut fds, timeout).expect("poll");
@@ -37,19 +37,19 @@ fn read(file: &mut File) -> String {
     content
 }
 
-/// Whether the thread (or process) sleeps in poll(2).
+/// Returns whether the thread (or process) sleeps in poll(2).
 fn sleeps(tid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|function| function.contains("poll"))
 }
 
-/// Somebody who has read a file and sleeps until it changes.
+/// A thread that has read a file and sleeps until it changes.
 struct Poller {
     thread: JoinHandle<String>,
     tid: Pid,
 }
 
 impl Poller {
-    /// It gives what the file reads as once it has changed.
+    /// Returns the content of the file once it has changed.
     fn on(mut file: File) -> Self {
         read(&mut file);
         Self::asleep(move |timeout| {
@@ -62,7 +62,7 @@ impl Poller {
         let (tell, tid) = mpsc::channel();
         let thread = thread::spawn(move || {
             tell.send(gettid()).unwrap();
-            work(PollTimeout::try_from(2 * PATIENCE).unwrap())
+            work(PollTimeout::try_from(2 * TIMEOUT).unwrap())
         });
         let tid = tid.recv().unwrap();
         until("the poller sleeps", || sleeps(tid));
@@ -70,13 +70,13 @@ impl Poller {
     }
 
     fn content(self) -> String {
-        until("the poller has been woken", || self.thread.is_finished());
+        until("the poller was woken", || self.thread.is_finished());
         self.thread.join().unwrap()
     }
 }
 
 #[test]
-fn a_file_is_ready_until_it_is_read_and_again_when_it_has_changed() {
+fn a_file_is_ready_after_a_change_until_it_is_read() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let (list, pool) = (mount.tasks("shared", "0"), mount.pool("shared").join("tasks"));
@@ -89,7 +89,7 @@ fn a_file_is_ready_until_it_is_read_and_again_when_it_has_changed() {
         assert_eq!(events(&file, PollTimeout::ZERO), ordinary);
         write(&list, task.pid().to_string()).unwrap();
         assert_eq!(events(&file, PollTimeout::ZERO), all);
-        assert!(has_changed(&file), "also to who asks twice");
+        assert!(has_changed(&file), "also to a second poll");
         read(&mut file);
         assert_eq!(events(&file, PollTimeout::ZERO), ordinary);
         write(&list, format!("-{}", task.pid())).unwrap();
@@ -98,7 +98,7 @@ fn a_file_is_ready_until_it_is_read_and_again_when_it_has_changed() {
 }
 
 #[test]
-fn every_change_of_a_list_is_told_and_none_of_another() {
+fn only_changes_of_the_list_are_reported() {
     let mount = Mount::with_shared();
     let (a, b) = (Sleeper::new(), Sleeper::new());
     let paths = [mount.tasks("shared", "0"), mount.tasks("shared", "1"), mount.pool("shared").join("tasks")];
@@ -112,9 +112,13 @@ fn every_change_of_a_list_is_told_and_none_of_another() {
     let (claim, release) = (a.pid().to_string(), format!("-{}", a.pid()));
     assert_eq!(changed_after(&|| ()), [false, false, false]);
     assert_eq!(changed_after(&|| write(list_0, &claim).unwrap()), [true, false, true], "a claim");
-    assert_eq!(changed_after(&|| write(list_0, &claim).unwrap()), [false, false, false], "a repeated one");
+    assert_eq!(changed_after(&|| write(list_0, &claim).unwrap()), [false, false, false], "a repeated claim");
     assert_eq!(changed_after(&|| write(list_1, &claim).unwrap()), [true, true, true], "a move");
-    assert_eq!(changed_after(&|| write(list_0, &release).unwrap()), [false, false, false], "nothing of 0");
+    assert_eq!(
+        changed_after(&|| write(list_0, &release).unwrap()),
+        [false, false, false],
+        "a write of 0 bytes"
+    );
     assert_eq!(changed_after(&|| write(list_1, &release).unwrap()), [false, true, true], "a release");
     assert_eq!(changed_after(&|| assert!(write(list_1, "x").is_err())), [false, false, false], "a refusal");
     write(list_1, b.pid().to_string()).unwrap();
@@ -123,7 +127,7 @@ fn every_change_of_a_list_is_told_and_none_of_another() {
 }
 
 #[test]
-fn whoever_sleeps_is_woken_however_many_there_are() {
+fn all_pollers_are_woken() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let (list, pool) = (mount.tasks("shared", "0"), mount.pool("shared").join("tasks"));
@@ -136,7 +140,7 @@ fn whoever_sleeps_is_woken_however_many_there_are() {
         read(&mut file);
         let file = Arc::new(file);
         for file in [Arc::clone(&file), file] {
-            // Without reading it, which would be news to the other one.
+            // Without a read, which would reset the other poller's state.
             sharers.push(Poller::asleep(move |timeout| {
                 let woken = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout);
                 assert_eq!(woken, Ok(1));
@@ -155,7 +159,7 @@ fn whoever_sleeps_is_woken_however_many_there_are() {
 }
 
 #[test]
-fn a_death_that_nobody_has_looked_at_wakes() {
+fn a_death_that_nobody_saw_wakes() {
     let mount = Mount::with_dataplane();
     let task = Sleeper::new();
     write(&mount.tasks("dataplane", "1"), task.pid().to_string()).unwrap();
@@ -166,7 +170,7 @@ fn a_death_that_nobody_has_looked_at_wakes() {
 }
 
 #[test]
-fn who_sleeps_on_one_list_is_not_woken_by_another() {
+fn a_poller_is_not_woken_by_another_list() {
     let mount = Mount::with_shared();
     let (a, b) = (Sleeper::new(), Sleeper::new());
     let poller = Poller::on(open(&mount.tasks("shared", "1")));
@@ -178,13 +182,13 @@ fn who_sleeps_on_one_list_is_not_woken_by_another() {
     write(&mount.tasks("shared", "0"), a.pid().to_string()).unwrap();
     a.end();
     assert_eq!(mount.read("pools/shared/tasks"), "");
-    until("it sleeps on", || sleeps(tid));
+    until("it still sleeps", || sleeps(tid));
     write(&mount.tasks("shared", "1"), b.pid().to_string()).unwrap();
-    assert_eq!(poller.content(), format!("{}\n", b.pid()), "or it would have read nothing");
+    assert_eq!(poller.content(), format!("{}\n", b.pid()), "otherwise it would have read nothing");
 }
 
 #[test]
-fn who_sleeps_on_a_list_is_woken_when_it_is_removed() {
+fn a_poller_is_woken_when_its_list_is_removed() {
     let mount = Mount::with_dataplane();
     mount.make_pool("empty", false, &[]);
     for directory in [mount.pool("dataplane").join("1"), mount.pool("empty")] {
@@ -204,13 +208,13 @@ fn who_sleeps_on_a_list_is_woken_when_it_is_removed() {
 }
 
 #[test]
-fn who_sleeps_over_a_workers_death_is_woken_by_the_next_change() {
+fn a_poller_is_woken_after_a_worker_death() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let mut file = open(&mount.tasks("shared", "0"));
     read(&mut file);
     let poller = Poller::asleep(move |timeout| {
-        // Once for nothing, because what was read before is not known any more.
+        // It wakes once without a change, because the new worker does not know what was read before.
         loop {
             poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout).expect("poll");
             match read(&mut file) {
@@ -231,7 +235,7 @@ fn who_sleeps_over_a_workers_death_is_woken_by_the_next_change() {
     assert_eq!(poller.content(), format!("{}\n", task.pid()));
 }
 
-/// `kcm isolate` of something that says which list it got, asleep until there is one.
+/// `kcm isolate` of a command that prints its list; it sleeps until a list is free.
 fn waiting(mount: &Mount, words: &[&str]) -> Sleeper {
     let command = ["isolate", "--pool=dataplane", "--wait", "--"].iter().chain(words).copied();
     let mut command = mount.kcm(&command.collect::<Vec<_>>());
@@ -259,7 +263,7 @@ fn isolate_wait_gets_the_list_when_its_holder_dies() {
 }
 
 #[test]
-fn of_two_that_wait_each_gets_the_list_in_its_turn() {
+fn two_waiters_get_the_list_one_after_the_other() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
     let holder = Sleeper::new();
@@ -267,7 +271,7 @@ fn of_two_that_wait_each_gets_the_list_in_its_turn() {
     let mut both = [waiting(&mount, &["sleep", "1000"]), waiting(&mount, &["sleep", "1000"])];
     holder.end();
     let mut served = Vec::new();
-    until("both have had it", || {
+    until("both had the list", || {
         if let Ok(pid) = mount.read("pools/dataplane/0/tasks").trim().parse::<u32>() {
             assert!(both.iter().any(|waiting| waiting.pid() == pid), "{pid}");
             if !served.contains(&pid) {
@@ -283,7 +287,7 @@ fn of_two_that_wait_each_gets_the_list_in_its_turn() {
 }
 
 #[test]
-fn isolate_wait_gives_up_when_its_time_is_over() {
+fn isolate_wait_ends_after_its_timeout() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
     let holder = Sleeper::new();
@@ -297,7 +301,7 @@ fn isolate_wait_gives_up_when_its_time_is_over() {
 }
 
 #[test]
-fn a_client_that_is_killed_while_it_waits_never_hangs() {
+fn a_client_killed_while_it_waits_never_hangs() {
     let mount = Mount::new();
     mount.make_pool("dataplane", true, &["0"]);
     let holder = Sleeper::new();

@@ -1,4 +1,5 @@
-//! What a control filesystem does not offer is refused as cgroupfs refuses it: each call is made on both.
+//! Operations that a control filesystem does not support are refused as cgroupfs refuses them: each call is made on
+//! both.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -15,8 +16,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{AccessFlags, access, truncate, unlink};
 use rustix::fs::{IFlags, XattrFlags, getxattr, ioctl_ficlone, ioctl_getflags, ioctl_setflags, setxattr};
 
-/// Where the calls are made: on a directory, a file of it that takes commands, one that takes none, and a
-/// directory in it.
+/// The paths for the calls: a directory, a file in it that takes commands, a file that takes none, and a directory in
+/// it.
 struct Place {
     dir: PathBuf,
     control: PathBuf,
@@ -53,7 +54,7 @@ fn read_write(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).open(path)
 }
 
-/// open(2) for writing with these flags too.
+/// open(2) for writing with these flags.
 fn open_with(path: &Path, flags: i32) -> io::Result<()> {
     File::options().write(true).custom_flags(flags).open(path).map(|_| ())
 }
@@ -76,7 +77,7 @@ fn ask_terminal(file: io::Result<File>) -> io::Result<()> {
 
 #[allow(unsafe_code, reason = "no safe wrapper")]
 fn map_shared(file: &File, protection: i32) -> io::Result<()> {
-    // SAFETY: a new mapping, which nobody looks into and which is never unmapped.
+    // SAFETY: a new mapping; nothing accesses it or unmaps it.
     let mapped =
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -169,18 +170,18 @@ const CALLS: &[(&str, Call)] = &[
     ("sync data", |p| read_write(&p.control)?.sync_data()),
 ];
 
-/// The errno, or none where the call succeeds.
+/// The errno, or `None` if the call succeeds.
 fn outcome(call: Call, place: &Place) -> Option<Errno> {
     call(place).err().map(|error| Errno::from_raw(error.raw_os_error().expect("an errno")))
 }
 
-/// Everything but times.
+/// Everything except times.
 fn tree(mount: &Mount) -> Vec<(String, u64, u32, u32)> {
     mount.walk().into_iter().map(|(path, stat)| (path, stat.ino(), stat.mode(), stat.uid())).collect()
 }
 
 #[test]
-fn every_call_gets_the_answer_of_cgroupfs() {
+fn every_call_is_answered_as_by_cgroupfs() {
     let (mount, cgroup) = (Mount::with_dataplane(), with_sub());
     let (ours, theirs) = (place(&mount), place_in(&cgroup));
     let (daemons, before) = (mount.daemons(), tree(&mount));
@@ -193,7 +194,7 @@ fn every_call_gets_the_answer_of_cgroupfs() {
 }
 
 #[test]
-fn every_call_gets_the_answer_of_cgroupfs_also_for_another_user() {
+fn every_call_of_a_user_is_answered_as_by_cgroupfs() {
     let (mount, cgroup) = (Mount::with_dataplane(), with_sub());
     mount.let_everybody_in();
     let (ours, theirs) = (place(&mount), place_in(&cgroup));
@@ -203,7 +204,7 @@ fn every_call_gets_the_answer_of_cgroupfs_also_for_another_user() {
             assert_eq!(outcome(*call, &ours), outcome(*call, &theirs), "{name}");
         }
     });
-    // Who owns everything may no more than root.
+    // The owner of everything can do no more than root.
     for Place { dir, control, other, sub } in [&ours, &theirs] {
         for path in [dir, control, other, sub, other.parent().unwrap()] {
             chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -231,7 +232,7 @@ fn there_are_no_extended_attributes() {
             assert_eq!(rustix::fs::removexattr(&path, name), refused, "{path:?} {name}");
         }
     }
-    // What does not mind that there are none works.
+    // Calls that do not need extended attributes work.
     mount.sh("ls -lZ $C/pools/dataplane >/dev/null && cp -a $C/info/version $C/../copy");
 }
 
@@ -254,7 +255,7 @@ fn only_files_that_take_commands_can_be_truncated() {
 }
 
 #[test]
-fn o_trunc_and_ftruncate_mean_nothing_on_control_files() {
+fn truncation_of_control_files_has_no_effect() {
     let mount = Mount::with_dataplane();
     let task = Sleeper::new();
     let tasks = mount.tasks("dataplane", "1");
@@ -272,7 +273,7 @@ fn o_trunc_and_ftruncate_mean_nothing_on_control_files() {
 }
 
 #[test]
-fn offsets_mean_nothing_in_a_write() {
+fn offsets_have_no_effect_on_a_write() {
     let mount = Mount::with_dataplane();
     let task = Sleeper::new();
     let (tasks, pid) = (mount.tasks("dataplane", "1"), task.pid());
@@ -293,7 +294,7 @@ fn offsets_mean_nothing_in_a_write() {
 }
 
 #[test]
-fn o_creat_on_a_name_that_exists_opens_it() {
+fn o_creat_on_an_existing_name_opens_it() {
     let mount = Mount::with_dataplane();
     let task = Sleeper::new();
     let tasks = mount.tasks("dataplane", "1");

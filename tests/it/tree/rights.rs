@@ -1,4 +1,4 @@
-//! Who may: claiming for one's own processes, through a file that was opened by somebody with the right, too.
+//! Permissions: a user claims for its own processes, through a file that was opened by a user with the same right.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use crate::harness::{
 };
 use nix::errno::Errno;
 
-/// `dataplane`, whose `tasks` files everybody may read and write.
+/// `dataplane`, with `tasks` files that all users may read and write.
 fn open_to_all() -> Mount {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
@@ -24,7 +24,7 @@ fn open_to_all() -> Mount {
     mount
 }
 
-/// A program that has root's rights whoever starts it.
+/// A setuid program of root.
 fn setuid_root(mount: &Mount, program: &str) -> PathBuf {
     let copy = mount.home().join(program);
     fs::copy(PathBuf::from("/bin").join(program), &copy).expect("a copy");
@@ -41,7 +41,7 @@ fn line(task: &Sleeper) -> String {
 }
 
 #[test]
-fn a_user_claims_for_its_own_processes_alone() {
+fn a_user_claims_only_for_its_own_processes() {
     let mount = open_to_all();
     let (own, roots) = (sleeper_of_nobody(), Sleeper::new());
     let (pool, list) = (mount.pool("dataplane").join("tasks"), mount.tasks("dataplane", "0"));
@@ -54,11 +54,7 @@ fn a_user_claims_for_its_own_processes_alone() {
         let both = format!("{} {}", own.pid(), roots.pid());
         assert_eq!(errno(write(&pool, both)), Errno::EPERM);
     });
-    assert_eq!(
-        mount.read("pools/dataplane/tasks"),
-        "",
-        "nothing of a command is done where a part is refused"
-    );
+    assert_eq!(mount.read("pools/dataplane/tasks"), "", "if a part is refused, nothing is done");
     as_nobody(|| write(&list, line(&own))).unwrap();
     assert_eq!(held(&mount, "0"), line(&own));
     as_nobody(|| write(&mount.tasks("dataplane", "1"), line(&own))).expect("a move");
@@ -67,11 +63,11 @@ fn a_user_claims_for_its_own_processes_alone() {
 }
 
 #[test]
-fn a_user_releases_nobody_elses_claim() {
+fn a_user_releases_only_its_own_claims() {
     let mount = open_to_all();
     let (own, roots) = (sleeper_of_nobody(), Sleeper::new());
     write(&mount.tasks("dataplane", "0"), line(&roots)).unwrap();
-    write(&mount.tasks("dataplane", "1"), line(&own)).expect("root may claim for everybody");
+    write(&mount.tasks("dataplane", "1"), line(&own)).expect("root may claim for all users");
     as_nobody(|| {
         for file in [mount.pool("dataplane").join("tasks"), mount.tasks("dataplane", "0")] {
             assert_eq!(errno(write(&file, format!("-{}", roots.pid()))), Errno::EPERM);
@@ -84,11 +80,11 @@ fn a_user_releases_nobody_elses_claim() {
 }
 
 #[test]
-fn whose_a_process_is_its_real_user_says_as_for_cgroups() {
+fn the_owner_of_a_process_is_its_real_user() {
     let mount = open_to_all();
     let sleep = setuid_root(&mount, "sleep");
     let process = Sleeper::spawn(Command::new(sleep).arg("1000").uid(NOBODY).gid(NOBODY));
-    crate::harness::until("it has root's rights", || {
+    crate::harness::until("it runs with root's rights", || {
         let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
         status.contains(&format!("Uid:\t{NOBODY}\t0\t0\t0"))
     });
@@ -109,11 +105,11 @@ fn a_file_without_the_right_mode_is_not_opened() {
     set_mode(&list, 0o600);
     assert_eq!(errno(as_nobody(|| fs::read_to_string(&list))), Errno::EACCES);
     set_mode(&list, 0o000);
-    write(&list, line(&task)).expect("root may always");
+    write(&list, line(&task)).expect("root always may");
 }
 
 #[test]
-fn chown_chgrp_and_chmod_delegate_also_over_a_stop_and_a_kill() {
+fn chown_chgrp_and_chmod_delegate() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let (pool, list_0, list_1) =
@@ -143,12 +139,12 @@ fn chown_chgrp_and_chmod_delegate_also_over_a_stop_and_a_kill() {
     mount.sh("chown root $C/pools/dataplane/0/tasks; chmod o-w $C/pools/dataplane/1/tasks");
     let task = sleeper_of_nobody();
     for file in [&list_0, &list_1] {
-        assert_eq!(errno(as_nobody(|| write(file, line(&task)))), Errno::EACCES, "taken back");
+        assert_eq!(errno(as_nobody(|| write(file, line(&task)))), Errno::EACCES, "the right is withdrawn");
     }
 }
 
 #[test]
-fn owner_group_and_mode_of_every_node_can_be_changed_and_stay() {
+fn owner_group_and_mode_of_every_node_are_kept() {
     let mount = Mount::with_dataplane();
     let nodes = |mount: &Mount| {
         let nodes = mount.walk().into_iter();
@@ -177,7 +173,7 @@ fn owner_group_and_mode_of_every_node_can_be_changed_and_stay() {
 }
 
 #[test]
-fn an_owner_who_is_not_root_changes_the_mode_and_a_stranger_nothing() {
+fn an_owner_changes_the_mode_and_a_stranger_nothing() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let list = mount.tasks("dataplane", "0");
@@ -200,10 +196,10 @@ fn an_owner_who_is_not_root_changes_the_mode_and_a_stranger_nothing() {
 }
 
 #[test]
-fn a_file_opened_by_a_user_gives_root_no_right_over_others_processes() {
+fn a_file_opened_by_a_user_gives_root_no_right() {
     let mount = open_to_all();
     let (own, roots) = (sleeper_of_nobody(), Sleeper::new());
-    // Root's program does not know what its standard output is (CVE-2021-4197).
+    // The setuid program does not know what its standard output is (CVE-2021-4197).
     let cat = setuid_root(&mount, "cat");
     let print = |task: &Sleeper, file: &str| {
         let print = format!("echo {} | {} > $C/pools/dataplane/{file}", task.pid(), cat.display());
@@ -219,7 +215,7 @@ fn a_file_opened_by_a_user_gives_root_no_right_over_others_processes() {
 
     let file = as_nobody(|| File::options().write(true).open(mount.tasks("dataplane", "1")).unwrap());
     assert_eq!(errno((&file).write(line(&roots).as_bytes())), Errno::EPERM);
-    assert_eq!(errno((&file).write(b"0")), Errno::EPERM, "nor over root's own");
+    assert_eq!(errno((&file).write(b"0")), Errno::EPERM, "nor for root's own process");
     let file =
         as_nobody(|| File::options().read(true).write(true).open(mount.tasks("dataplane", "1")).unwrap());
     let own_pid = std::process::id().to_string();
@@ -228,7 +224,7 @@ fn a_file_opened_by_a_user_gives_root_no_right_over_others_processes() {
 }
 
 #[test]
-fn a_file_opened_by_root_gives_a_user_no_right_over_others_processes() {
+fn a_file_opened_by_root_gives_a_user_no_right() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let (own, roots) = (sleeper_of_nobody(), Sleeper::new());
@@ -241,12 +237,16 @@ fn a_file_opened_by_root_gives_a_user_no_right_over_others_processes() {
         let (_, err, status) = print(text);
         assert!(err.contains("Operation not permitted") && status == Some(1), "{err}");
     }
-    assert_eq!(print(own.pid().to_string()).2, Some(0), "over its own it has it: the file was given to it");
+    assert_eq!(
+        print(own.pid().to_string()).2,
+        Some(0),
+        "for its own process it may: it was given the open file"
+    );
     assert_eq!(held(&mount, "0"), line(&own));
 }
 
 #[test]
-fn kernel_threads_and_kcms_own_processes_are_nobodys_to_claim() {
+fn kernel_threads_and_the_daemon_cannot_be_claimed() {
     let mount = open_to_all();
     let parent = |pid: u32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -1,9 +1,9 @@
-//! What a person at a shell sees: the session of the README.
+//! A session at a shell, as in the README.
 
 use crate::harness::{Mount, run};
 
 #[test]
-fn a_first_session() {
+fn the_session_of_the_readme() {
     let mount = Mount::new();
     mount.sh("$KCM init --conf-dir=$C --num-dp-cores=1 --num-cp-cores=0");
     assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\nexclusive\ntasks\n");
@@ -11,7 +11,7 @@ fn a_first_session() {
     let claim =
         "echo $$ > $C/pools/dataplane/0/tasks && grep Cpus_allowed_list /proc/$$/status && cat $C/self/claim";
     assert_eq!(mount.sh(claim), "Cpus_allowed_list:\t0\ndataplane 0\n");
-    assert_eq!(mount.sh("cat $C/pools/dataplane/0/tasks"), "", "the shell has gone, nobody cleaned up");
+    assert_eq!(mount.sh("cat $C/pools/dataplane/0/tasks"), "", "the shell has ended without a release");
 
     let refused = "sleep 100 & echo $! > $C/pools/dataplane/0/tasks
         echo $$ > $C/pools/dataplane/0/tasks && exit 9

@@ -1,4 +1,4 @@
-//! One open file reads one consistent snapshot, or says that it can no longer be had; never a mixture.
+//! One open file reads one consistent snapshot, or returns an error if the snapshot is lost; never a mixture.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What `tasks` reads as with these on it.
+/// The text of `tasks` for these PIDs.
 fn shown(tasks: &[&Sleeper]) -> String {
     let mut pids: Vec<u32> = tasks.iter().map(|task| task.pid()).collect();
     pids.sort_unstable();
@@ -22,7 +22,7 @@ fn claim(mount: &Mount, list: &str, task: &Sleeper) {
 }
 
 #[test]
-fn one_open_file_reads_one_snapshot_however_small_the_reads() {
+fn one_open_file_reads_one_snapshot() {
     let mount = Mount::with_shared();
     let tasks: Vec<Sleeper> = (0..5).map(|_| Sleeper::new()).collect();
     let (first, rest) = tasks.split_at(3);
@@ -48,11 +48,11 @@ fn one_open_file_reads_one_snapshot_however_small_the_reads() {
     file.rewind().unwrap();
     let mut again = String::new();
     file.read_to_string(&mut again).unwrap();
-    assert_eq!(again, now, "from the beginning it is read anew");
+    assert_eq!(again, now, "from the start it is read again");
 }
 
 #[test]
-fn while_the_content_changes_a_reader_sees_one_state_or_the_other() {
+fn a_reader_sees_one_state_or_the_other() {
     let mount = Mount::with_shared();
     let (stays, comes) = (Sleeper::new(), Sleeper::new());
     claim(&mount, "0", &stays);
@@ -84,7 +84,7 @@ fn while_the_content_changes_a_reader_sees_one_state_or_the_other() {
 }
 
 #[test]
-fn what_was_being_read_through_a_worker_that_died_is_stale() {
+fn a_read_across_a_worker_death_is_estale() {
     let mount = Mount::with_shared();
     let (first, second) = (Sleeper::new(), Sleeper::new());
     claim(&mount, "0", &first);
@@ -99,12 +99,12 @@ fn what_was_being_read_through_a_worker_that_died_is_stale() {
     file.rewind().unwrap();
     let mut content = String::new();
     file.read_to_string(&mut content).unwrap();
-    assert_eq!(content, shown(&[&first, &second]), "from the beginning it is read anew");
+    assert_eq!(content, shown(&[&first, &second]), "from the start it is read again");
     assert_eq!(file.read_at(&mut part, 1).unwrap(), 2);
 }
 
 #[test]
-fn two_open_files_have_a_snapshot_each() {
+fn two_open_files_have_two_snapshots() {
     let mount = Mount::with_shared();
     let (first, second) = (Sleeper::new(), Sleeper::new());
     let tasks = mount.tasks("shared", "0");

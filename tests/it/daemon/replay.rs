@@ -1,5 +1,5 @@
-//! The worker is killed at every step of every operation that changes something: the client notices nothing,
-//! and nothing is done twice. The steps are those that the program itself lists.
+//! The worker is killed at every step of every operation that changes something: the client sees no error, and
+//! nothing is done twice. The program itself lists the steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions, Permissions};
@@ -19,7 +19,7 @@ struct Scene {
     mount: Mount,
     /// `a`, `b`, `c`, and a shell `s` that has no child yet.
     tasks: Vec<Sleeper>,
-    /// Theirs alone: whoever is on the same CPU in the same cgroup might inherit from them.
+    /// Only for these tasks: a process on the same CPU in the same cgroup could inherit from them.
     _cgroup: Cgroup,
 }
 
@@ -59,7 +59,7 @@ impl Scene {
             .collect()
     }
 
-    /// Letters instead of PIDs, `x` for any that has none.
+    /// Replaces PIDs by letters; `x` is any PID without one.
     fn without_pids(&self, text: &str) -> String {
         let mut shown = text.to_owned();
         for name in "abcs".chars() {
@@ -79,7 +79,7 @@ impl Scene {
         result
     }
 
-    /// Everything that can be seen of the mount and the processes, with letters for PIDs.
+    /// Everything that can be observed of the mount and the processes, with letters for PIDs.
     fn picture(&self) -> BTreeMap<String, String> {
         let mut picture = BTreeMap::new();
         self.look(Path::new("pools"), &mut picture);
@@ -88,7 +88,7 @@ impl Scene {
         }
         let last_error = self.mount.read("self/last_error");
         let reason = last_error.split_once(' ').map_or("", |(_time, reason)| reason);
-        // How long it has been held depends on how busy the machine is.
+        // The time that it was held depends on the load of the machine.
         let reason = reason.split(" for ").map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit()));
         picture.insert("last_error".into(), self.without_pids(&reason.collect::<Vec<_>>().join(" for ")));
         let reclaimed = |line: &str| {
@@ -118,7 +118,7 @@ impl Scene {
         picture.insert(path.display().to_string(), seen);
     }
 
-    /// How often each kind of thing that happens to a claim has been recorded.
+    /// How often each kind of event was recorded.
     fn recorded(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let log = fs::read_to_string(self.mount.state().join("claims")).unwrap();
@@ -138,7 +138,7 @@ impl Scene {
     }
 }
 
-/// An operation: its name, what is there before it, and itself.
+/// An operation: its name, its preparation, and the operation itself.
 struct Operation {
     name: &'static str,
     before: fn(&Scene),
@@ -155,7 +155,7 @@ fn a_and_b_on_the_shared_list(scene: &Scene) {
     scene.write("shared", "1", "a,b").unwrap();
 }
 
-/// A child that is younger than the claim, when told so.
+/// A child that starts after the claim, on request.
 fn shell_on_the_exclusive_list(scene: &Scene) {
     scene.write("dataplane", "0", "s").unwrap();
 }
@@ -234,19 +234,19 @@ const OPERATIONS: &[Operation] = &[
         shell.kill()?;
         shell.wait()?;
         assert_eq!(fs::read_to_string(scene.mount.tasks("dataplane", "0"))?, heir);
-        // Put down here, so that nothing of the test is left; the claim goes to nobody.
+        // Ended here, so that no process of the test is left; nothing inherits the claim.
         let result = scene.write("shared", "1", "a");
         signal(heir.trim().parse().unwrap(), Signal::SIGKILL);
-        until("the heir has gone", || fs::read_to_string(scene.mount.tasks("dataplane", "0")).unwrap().is_empty());
+        until("the heir has ended", || fs::read_to_string(scene.mount.tasks("dataplane", "0")).unwrap().is_empty());
         result
     } },
 ];
 
-/// What came of an operation: its result, what can be seen afterwards, and what was recorded.
+/// The result of an operation, the observed state after it, and the recorded events.
 type Outcome = (Result<(), Option<i32>>, BTreeMap<String, String>, BTreeMap<String, usize>);
 
-/// Carries the operation out, under this value of `KCM_FAULT`. Gives the steps that the log names beside, and
-/// whether the worker was killed on the way.
+/// Runs the operation with this value of `KCM_FAULT`. Returns the steps that the log names, and whether the worker
+/// was killed.
 fn play(operation: &Operation, fault: &str) -> (Outcome, Vec<Step>, bool) {
     let mut scene = Scene::new();
     (operation.before)(&scene);
@@ -262,7 +262,7 @@ fn play(operation: &Operation, fault: &str) -> (Outcome, Vec<Step>, bool) {
 }
 
 #[test]
-fn a_kill_at_any_step_of_any_operation_changes_nothing_for_its_client() {
+fn a_kill_at_any_step_is_invisible_to_the_client() {
     let next = Mutex::new(OPERATIONS.iter());
     let reached: Mutex<BTreeSet<&str>> = Mutex::default();
     let wrong: Mutex<Vec<String>> = Mutex::default();
@@ -290,15 +290,11 @@ fn a_kill_at_any_step_of_any_operation_changes_nothing_for_its_client() {
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     let all: BTreeSet<&str> = Step::ALL.iter().map(|step| step.name()).collect();
-    assert_eq!(
-        reached.into_inner().unwrap(),
-        all,
-        "every step of the program is reached by an operation here"
-    );
+    assert_eq!(reached.into_inner().unwrap(), all, "an operation here reaches every step of the program");
 }
 
-/// The first worker dies with the first client's write carried out and not answered. The second one, before it
-/// gets to the repeat, serves a client that undoes it.
+/// The first worker dies after it has carried out the write of the first client and before it answers. The second
+/// worker serves a client that undoes the write before it gets the repeated request.
 fn undone_before_the_repeat_is_answered(before: fn(&Scene), first: &str, then: &str, expected: &str) {
     let scene = Scene::new();
     before(&scene);
@@ -307,7 +303,7 @@ fn undone_before_the_repeat_is_answered(before: fn(&Scene), first: &str, then: &
     start.env("KCM_FAULT", "write-settled").env("KCM_SLOW_REPEATS", "3000");
     assert!(start.status().unwrap().success());
     let worker = scene.mount.worker();
-    // Through two files: the kernel lets one client at a time write to a file that grows.
+    // Through two files: the kernel lets only one client at a time write to a file that grows.
     let files = [scene.mount.pool("shared").join("tasks"), scene.mount.tasks("shared", "1")];
     let files = files.map(|file| OpenOptions::new().write(true).open(file).unwrap());
     std::thread::scope(|scope| {
@@ -315,28 +311,28 @@ fn undone_before_the_repeat_is_answered(before: fn(&Scene), first: &str, then: &
         until("the first worker is dead", || scene.mount.worker().is_some_and(|now| Some(now) != worker));
         (&files[1]).write_all(scene.with_pids(then).as_bytes()).expect("the second client");
         let between = fs::read_to_string(scene.mount.tasks("shared", "1")).unwrap();
-        assert!(!writing.is_finished(), "the repeat is still held up");
+        assert!(!writing.is_finished(), "the repeat is still blocked");
         assert_eq!(between.contains(&scene.pid('a').to_string()), expected.contains('a'));
         writing.join().unwrap().expect("the first client");
     });
     let picture = scene.picture();
-    assert_eq!(picture["pools/shared/1/tasks"].rsplit_once(' ').unwrap().1, expected, "not done again");
+    assert_eq!(picture["pools/shared/1/tasks"].rsplit_once(' ').unwrap().1, expected, "it is not done again");
     let mask = if expected.contains('a') { "[\"1\"]" } else { "[\"0-1\"]" };
     assert_eq!(picture["masks of a"], mask);
 }
 
 #[test]
-fn a_claim_that_another_client_has_released_before_its_repeat_is_not_made_again() {
+fn a_claim_released_by_another_client_is_not_repeated() {
     undone_before_the_repeat_is_answered(nothing, "a", "-a", "");
 }
 
 #[test]
-fn a_release_after_which_another_client_has_claimed_is_not_done_again() {
+fn a_release_before_another_claim_is_not_repeated() {
     undone_before_the_repeat_is_answered(a_and_b_on_the_shared_list, "-a", "a", "a,b");
 }
 
 #[test]
-fn of_configuration_too_what_was_undone_before_its_repeat_is_not_done_again() {
+fn an_undone_configuration_is_not_repeated() {
     let mount = Mount::with_shared();
     mount.stop();
     let mut start = mount.mount_command();
@@ -350,14 +346,14 @@ fn of_configuration_too_what_was_undone_before_its_repeat_is_not_done_again() {
         until("the first worker is dead", || mount.worker().is_some_and(|now| Some(now) != worker));
         assert_eq!(mount.read("pools/shared/exclusive"), "1\n");
         (&files[1]).write_all(b"0").expect("the second client");
-        assert!(!writing.is_finished(), "the repeat is still held up");
+        assert!(!writing.is_finished(), "the repeat is still blocked");
         writing.join().unwrap().expect("the first client");
     });
     assert_eq!(mount.read("pools/shared/exclusive"), "0\n");
 }
 
 #[test]
-fn a_kill_of_keeper_and_worker_at_once_is_a_new_mount_that_knows_what_was_done() {
+fn a_new_mount_knows_what_was_done() {
     for step in [Step::WriteDecided, Step::MasksSet, Step::WriteRecorded, Step::WriteSettled] {
         let scene = Scene::new();
         a_on_the_exclusive_list(&scene);
@@ -366,7 +362,7 @@ fn a_kill_of_keeper_and_worker_at_once_is_a_new_mount_that_knows_what_was_done()
         let result = scene.write("shared", "1", "a").map_err(|error| error.raw_os_error());
         let gone = [Errno::ECONNABORTED, Errno::ENOTCONN].map(|errno| Err(Some(errno as i32)));
         assert!(gone.contains(&result), "{result:?}");
-        until("all have gone", || scene.mount.daemons().is_empty());
+        until("all have ended", || scene.mount.daemons().is_empty());
         scene.mount.start();
         let tasks = |pool, list| fs::read_to_string(scene.mount.tasks(pool, list)).unwrap();
         let on = if tasks("dataplane", "0").is_empty() { ("shared", "1") } else { ("dataplane", "0") };
@@ -374,7 +370,7 @@ fn a_kill_of_keeper_and_worker_at_once_is_a_new_mount_that_knows_what_was_done()
         assert_eq!(on.0 == "shared", recorded, "killed at {}", step.name());
         assert_eq!(tasks(on.0, on.1), format!("{}\n", scene.pid('a')));
         assert_eq!(masks(scene.pid('a')), [on.1]);
-        // What is remembered of requests belongs to the mount that has gone.
+        // Requests are remembered only for the mount that they came from.
         scene.write("dataplane", "0", "-a").unwrap();
         scene.write("shared", "1", "-a").unwrap();
         scene.write("dataplane", "0", "a").unwrap();

@@ -1,4 +1,4 @@
-//! Promises that hold on a mount and on a plain directory, and how commands fail on either.
+//! Tests that hold on a mount and on a plain directory, and how commands fail on both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{KCM, Machine, Mount, NOBODY, Plain, Sleeper, kcm_for, masks, run, set_mode, until};
 
-/// A configuration directory, mounted or plain, for promises that hold on both.
+/// A configuration directory, mounted or plain.
 pub trait Dir {
     fn conf(&self) -> PathBuf;
 
@@ -19,7 +19,7 @@ pub trait Dir {
         kcm_for(&self.conf(), words)
     }
 
-    /// The same for `nobody`, who gets to the directory and to a copy of kcm.
+    /// The same for `nobody`, who can reach the directory and a copy of kcm.
     fn kcm_as_nobody(&self, words: &[&str]) -> Command {
         use std::os::unix::process::CommandExt as _;
         let conf = self.conf();
@@ -34,7 +34,7 @@ pub trait Dir {
         command
     }
 
-    /// What the `tasks` file of a list says.
+    /// The text of a list's `tasks` file.
     fn tasks_of(&self, pool: &str, list: &str) -> String {
         let file = self.conf().join("pools").join(pool).join(list).join("tasks");
         fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().into()
@@ -70,19 +70,19 @@ impl Dir for Plain {
     }
 }
 
-/// A copy of kcm that can be started. Made by another program: what a test starts meanwhile would have it open for
-/// writing for a moment.
+/// Makes a copy of kcm that can be started. Another program makes it: a process that the test starts meanwhile would
+/// inherit the copy open for writing.
 pub fn copy_kcm(to: &Path) {
     assert!(Command::new("cp").arg(KCM).arg(to).status().expect("cp").success());
 }
 
-/// The same on a mount and on a plain directory.
+/// Runs a test on a mount and on a plain directory.
 pub fn on_both(promise: impl Fn(&dyn Dir)) {
     promise(&Mount::new());
     promise(&Plain::new());
 }
 
-/// The one line that a command fails with: status 1, nothing on stdout.
+/// The one line that a command fails with: status 1, nothing on standard output.
 pub fn failure(command: &mut Command) -> String {
     let (out, err, status) = run(command);
     assert_eq!((out.as_str(), status), ("", Some(1)), "{command:?}: {err}");
@@ -93,19 +93,19 @@ pub fn failure(command: &mut Command) -> String {
 }
 
 impl Machine {
-    /// The example of the 2017 document: one socket, 8 cores, 16 CPUs.
-    pub fn of_2017() -> Self {
+    /// The example of the legacy documentation: one socket, 8 cores, 16 CPUs.
+    pub fn legacy_example() -> Self {
         Self::new(1, 8, 2)
     }
 
-    /// Lets a command take this machine, written below `root`, for its own.
+    /// Makes a command see this machine, written below `root`.
     pub fn seen_by<'a>(&self, root: &Path, command: &'a mut Command) -> &'a mut Command {
         self.write(root);
         command.env("KCM_DEV_LSCPU_SYSFS", root).env("KCM_PROC_FS", root.join("proc"))
     }
 }
 
-/// A process whose mask is these CPUs.
+/// A process with these CPUs as its mask.
 pub fn pinned(cpus: &str) -> Sleeper {
     let sleeper = Sleeper::spawn(Command::new("taskset").args(["-c", cpus, "sleep", "1000"]));
     let comm = format!("/proc/{}/comm", sleeper.pid());
@@ -115,7 +115,7 @@ pub fn pinned(cpus: &str) -> Sleeper {
 }
 
 impl Mount {
-    /// Whether the mount table has it, and how often.
+    /// How often the directory is in the mount table.
     pub fn mounted(&self) -> usize {
         let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let conf = self.conf();

@@ -1,5 +1,4 @@
-//! A worker or a keeper that dies or hangs: clients notice a pause and nothing else, and what open files mean
-//! goes on.
+//! A worker or a supervisor dies or hangs: clients see only a pause, and open files keep their meaning.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -15,9 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 #[test]
-fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_write() {
+fn clients_see_a_killed_worker_as_a_pause() {
     let mount = Mount::with_shared();
-    // Each client counts for itself: what one had in hand at a death is done before the next death.
+    // Each client counts its own operations: a request in flight at one death is finished before the next death.
     let (stop, done) = (AtomicBool::new(false), [0; 3].map(AtomicUsize::new));
     let going_on = |client: usize| {
         done[client].fetch_add(1, Ordering::Relaxed);
@@ -32,7 +31,7 @@ fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_writ
                 while going_on(n) {
                     write(&mount.tasks("shared", &list), task.pid().to_string()).expect("claim");
                     let text = fs::read(mount.tasks("shared", &list)).or_else(|error| {
-                        // The one thing that a restart may show: half of a snapshot cannot be had again.
+                        // A restart may show only this: the rest of a snapshot is lost.
                         assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32), "{error}");
                         fs::read(mount.tasks("shared", &list))
                     });
@@ -56,7 +55,7 @@ fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_writ
         for n in 0..20 {
             let counts = || done.each_ref().map(|count| count.load(Ordering::Relaxed));
             let before = counts();
-            until("all go on", || {
+            until("all clients work", || {
                 let now = counts();
                 now.iter().zip(&before).all(|(now, before)| *now > before + 1)
                     && now.iter().sum::<usize>() > before.iter().sum::<usize>() + 20
@@ -69,7 +68,7 @@ fn a_killed_worker_is_a_pause_and_nothing_else_for_those_who_claim_read_and_writ
 }
 
 #[test]
-fn last_error_is_told_after_a_restart_as_before() {
+fn last_error_survives_a_restart() {
     let mount = Mount::with_dataplane();
     let (holder, other) = (Sleeper::new(), Sleeper::new());
     write(&mount.tasks("dataplane", "0"), holder.pid().to_string()).unwrap();
@@ -78,14 +77,14 @@ fn last_error_is_told_after_a_restart_as_before() {
     assert!(before.contains("EBUSY"), "{before}");
     mount.replace_worker();
     assert_eq!(mount.read("self/last_error"), before);
-    // Also in other ways than in its daemon's memory: by stopping and starting.
+    // It must survive a stop and a start, so it is not only in the daemon's memory.
     mount.stop();
     mount.start();
     assert_eq!(mount.read("self/last_error"), before);
 }
 
 #[test]
-fn what_follows_a_command_that_was_too_long_is_refused_after_a_restart_too() {
+fn a_command_that_was_too_long_stays_refused() {
     let mount = Mount::with_shared();
     let file = OpenOptions::new().write(true).open(mount.tasks("shared", "0")).unwrap();
     let me = std::process::id().to_string();
@@ -93,14 +92,14 @@ fn what_follows_a_command_that_was_too_long_is_refused_after_a_restart_too() {
     assert_eq!(errno((&file).write(long.as_bytes())), Errno::E2BIG);
     mount.replace_worker();
     assert_eq!(errno((&file).write(me.as_bytes())), Errno::E2BIG);
-    write(&mount.tasks("shared", "0"), " ").expect("another open file is none the worse");
+    write(&mount.tasks("shared", "0"), " ").expect("another open file is not affected");
     drop(file);
     mount.replace_worker();
     write(&mount.tasks("shared", "0"), " ").expect("a closed file is forgotten");
 }
 
 #[test]
-fn an_open_file_remembers_after_a_restart_who_opened_it() {
+fn an_open_file_remembers_its_opener() {
     let mount = Mount::with_shared();
     let nobody = nix::unistd::User::from_name("nobody").unwrap().expect("the user nobody").uid;
     let tasks = mount.tasks("shared", "0");
@@ -108,7 +107,7 @@ fn an_open_file_remembers_after_a_restart_who_opened_it() {
     fs::set_permissions(mount.home(), fs::Permissions::from_mode(0o755)).unwrap();
     let victim = Sleeper::new();
     let open = || {
-        // Of this thread alone.
+        // Only in this thread.
         nix::unistd::setfsuid(nobody);
         OpenOptions::new().write(true).open(&tasks).expect("open as nobody")
     };
@@ -120,7 +119,7 @@ fn an_open_file_remembers_after_a_restart_who_opened_it() {
 }
 
 #[test]
-fn node_ids_go_on_and_are_never_given_to_another_node() {
+fn node_ids_are_never_reused_after_a_restart() {
     let mount = Mount::with_shared();
     let ino = |path: &str| fs::metadata(mount.conf().join(path)).unwrap().ino();
     let paths = ["", "pools", "pools/shared", "pools/shared/0/tasks", "pools/shared/exclusive", "self/claim"];
@@ -132,12 +131,12 @@ fn node_ids_go_on_and_are_never_given_to_another_node() {
     mount.replace_worker();
     assert_eq!(paths.map(ino), before);
     fs::create_dir(mount.pool("other")).unwrap();
-    assert_ne!(ino("pools/other"), other, "the same name, and another node");
-    assert_eq!(errno(open.read_at(&mut [0; 8], 0)), Errno::ENODEV, "an open file of a node that has gone");
+    assert_ne!(ino("pools/other"), other, "the same name, but another node");
+    assert_eq!(errno(open.read_at(&mut [0; 8], 0)), Errno::ENODEV, "an open file of a removed node");
 }
 
 #[test]
-fn a_client_that_sleeps_in_poll_through_a_restart_is_woken_by_the_next_change() {
+fn the_next_change_wakes_a_poller_after_a_restart() {
     let mount = Mount::with_shared();
     let mut file = File::open(mount.tasks("shared", "0")).unwrap();
     let mut text = String::new();
@@ -152,7 +151,7 @@ fn a_client_that_sleeps_in_poll_through_a_restart_is_woken_by_the_next_change() 
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(|| {
             let mut file = file.try_clone().unwrap();
-            // A restart may wake it although nothing has changed; whoever reads again sees so.
+            // A restart may wake it without a change; a client that reads again sees that.
             loop {
                 let found = events(&file, PollTimeout::from(20_000_u16));
                 assert!(found.contains(PollFlags::POLLPRI), "not woken");
@@ -172,7 +171,7 @@ fn a_client_that_sleeps_in_poll_through_a_restart_is_woken_by_the_next_change() 
         write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
         assert_eq!(sleeper.join().unwrap(), format!("{}\n", task.pid()));
     });
-    // One that is armed just before the worker dies, and a change that the next one makes.
+    // The poll starts just before the worker dies; the next worker makes a change.
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(|| events(&file, PollTimeout::from(20_000_u16)));
         mount.signal_worker(Signal::SIGKILL);
@@ -182,7 +181,7 @@ fn a_client_that_sleeps_in_poll_through_a_restart_is_woken_by_the_next_change() 
 }
 
 #[test]
-fn a_read_that_goes_on_from_a_snapshot_that_has_gone_is_estale() {
+fn the_rest_of_a_lost_snapshot_is_estale() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
@@ -198,13 +197,13 @@ fn a_read_that_goes_on_from_a_snapshot_that_has_gone_is_estale() {
     poll_it();
     for file in [&plain, &polled] {
         assert_eq!(errno(file.read_at(&mut byte, 1)), Errno::ESTALE);
-        file.read_exact_at(&mut byte, 0).expect("from the beginning");
-        file.read_exact_at(&mut byte, 1).expect("and on from there");
+        file.read_exact_at(&mut byte, 0).expect("from the start");
+        file.read_exact_at(&mut byte, 1).expect("and continues from there");
     }
 }
 
 #[test]
-fn events_and_reclaimed_claims_are_numbered_on() {
+fn event_numbers_continue() {
     let mount = Mount::with_shared();
     let die = || {
         let task = Sleeper::new();
@@ -232,29 +231,29 @@ fn events_and_reclaimed_claims_are_numbered_on() {
 }
 
 #[test]
-fn a_killed_keeper_is_replaced_by_its_worker_and_nobody_notices() {
+fn a_killed_supervisor_is_replaced_by_its_worker() {
     let mount = Mount::with_dataplane();
     let device = fs::metadata(mount.conf()).unwrap().dev();
     let task = Sleeper::new();
     write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
     for _ in 0..3 {
-        let (keeper, worker) = (mount.keeper(), mount.worker().unwrap());
-        signal(keeper, Signal::SIGKILL);
-        write(&mount.tasks("dataplane", "0"), task.pid().to_string()).expect("without a keeper");
-        until("there is a new keeper", || mount.keeper() != keeper);
-        assert_eq!(mount.worker(), Some(worker), "the worker goes on");
-        // The new one does a keeper's work.
+        let (supervisor, worker) = (mount.supervisor(), mount.worker().unwrap());
+        signal(supervisor, Signal::SIGKILL);
+        write(&mount.tasks("dataplane", "0"), task.pid().to_string()).expect("without a supervisor");
+        until("there is a new supervisor", || mount.supervisor() != supervisor);
+        assert_eq!(mount.worker(), Some(worker), "the worker keeps running");
+        // The new supervisor does its work.
         mount.replace_worker();
         assert_eq!(fs::read_to_string(mount.tasks("dataplane", "0")).unwrap(), format!("{}\n", task.pid()));
     }
     assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
     assert_eq!(mount.daemons().len(), 2);
-    assert_eq!(errno(write(&mount.tasks("dataplane", "1"), mount.keeper().to_string())), Errno::EINVAL);
+    assert_eq!(errno(write(&mount.tasks("dataplane", "1"), mount.supervisor().to_string())), Errno::EINVAL);
     mount.stop();
 }
 
 #[test]
-fn a_daemon_that_is_stopped_as_a_whole_is_taken_over_by_kcm_mount_with_its_mount() {
+fn a_stopped_daemon_is_taken_over() {
     let mount = Mount::with_shared();
     let device = fs::metadata(mount.conf()).unwrap().dev();
     let task = Sleeper::new();
@@ -264,7 +263,7 @@ fn a_daemon_that_is_stopped_as_a_whole_is_taken_over_by_kcm_mount_with_its_mount
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| (&open).write(task.pid().to_string().as_bytes()));
         mount.start();
-        waiting.join().unwrap().expect("a write through it all");
+        waiting.join().unwrap().expect("a write during all of this");
     });
     assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
@@ -272,7 +271,7 @@ fn a_daemon_that_is_stopped_as_a_whole_is_taken_over_by_kcm_mount_with_its_mount
 }
 
 #[test]
-fn a_worker_that_hangs_is_replaced_and_whoever_waits_goes_on() {
+fn a_hanging_worker_is_replaced() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let worker = mount.signal_worker(Signal::SIGSTOP);
@@ -284,9 +283,9 @@ fn a_worker_that_hangs_is_replaced_and_whoever_waits_goes_on() {
 }
 
 #[test]
-fn sigterm_to_the_keeper_or_the_worker_is_a_clean_stop() {
+fn sigterm_to_either_process_is_a_clean_stop() {
     type Whom = fn(&Mount) -> u32;
-    let whom: [Whom; 3] = [Mount::keeper, |mount| mount.worker().unwrap(), Mount::keeper];
+    let whom: [Whom; 3] = [Mount::supervisor, |mount| mount.worker().unwrap(), Mount::supervisor];
     for (n, whom) in whom.into_iter().enumerate() {
         let mount = Mount::with_shared();
         let task = Sleeper::new();
@@ -294,7 +293,7 @@ fn sigterm_to_the_keeper_or_the_worker_is_a_clean_stop() {
         let open = File::open(mount.tasks("shared", "0")).unwrap();
         signal(whom(&mount), if n == 2 { Signal::SIGINT } else { Signal::SIGTERM });
         until("it has ended", || mount.daemons().is_empty());
-        assert!(fs::read_dir(mount.conf()).unwrap().next().is_none(), "the bare mount point");
+        assert!(fs::read_dir(mount.conf()).unwrap().next().is_none(), "the mount point without a mount");
         assert_eq!(errno(open.read_at(&mut [0; 8], 0)), Errno::ENOTCONN);
         mount.start();
         assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), format!("{}\n", task.pid()));
@@ -302,7 +301,7 @@ fn sigterm_to_the_keeper_or_the_worker_is_a_clean_stop() {
 }
 
 #[test]
-fn a_request_that_kills_workers_is_given_up_and_the_others_go_on() {
+fn a_request_that_kills_workers_is_given_up() {
     let mount = Mount::with_shared();
     mount.stop();
     mount.start_with("KCM_FAULT", "intent-recorded*");
@@ -314,20 +313,20 @@ fn a_request_that_kills_workers_is_given_up_and_the_others_go_on() {
     assert_eq!(given_up.len(), 1, "{:?}", mount.event_lines());
     assert_eq!(given_up[0]["errno"], "EIO");
     assert!(mount.log().contains("was in hand at two deaths"), "{}", mount.log());
-    // Nothing of it is left, and whatever does not kill is done.
+    // No effect of the request is left, and operations that kill no worker succeed.
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
     assert!(masks(task.pid()) != ["0"]);
     fs::create_dir(mount.pool("other")).expect("another request");
 }
 
 #[test]
-fn workers_that_die_at_once_are_started_with_growing_pauses_and_the_mount_stays() {
+fn workers_that_die_at_once_are_restarted_slowly() {
     let mount = Mount::with_shared();
-    // The state cannot be had: each worker ends at once.
+    // The state cannot be read, so each worker exits at once.
     let aside = mount.home().join("aside");
     fs::rename(mount.state(), &aside).unwrap();
     mount.signal_worker(Signal::SIGKILL);
-    // How many there are in a while is what is asked.
+    // The test counts the workers that were started in a period.
     std::thread::sleep(Duration::from_secs(4));
     let deaths = fs::read_to_string(aside.join("log")).unwrap().matches("the worker has died").count();
     assert!((5..20).contains(&deaths), "{deaths} workers died in four seconds");
@@ -341,17 +340,17 @@ fn workers_that_die_at_once_are_started_with_growing_pauses_and_the_mount_stays(
 }
 
 #[test]
-fn a_damaged_state_while_the_worker_restarts_costs_what_is_damaged_and_not_the_mount() {
+fn damaged_state_does_not_end_the_mount() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
-    // A directory in its place cannot be read as a file.
+    // A directory in place of the file cannot be read as a file.
     fs::rename(mount.state().join("claims"), mount.home().join("claims")).unwrap();
     fs::create_dir(mount.state().join("claims")).unwrap();
     mount.replace_worker();
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
     assert!(mount.event_lines().iter().any(|event| event["event"] == "damaged"), "{:?}", mount.event_lines());
-    write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("claims are made as ever");
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("claims work as before");
     let set_aside = fs::read_dir(mount.state())
         .unwrap()
         .filter_map(Result::ok)
@@ -359,8 +358,8 @@ fn a_damaged_state_while_the_worker_restarts_costs_what_is_damaged_and_not_the_m
     assert!(set_aside);
 }
 
-/// Private memory in KiB, without what relocating the program itself takes: in a debug build that is most of it, and
-/// says nothing about the keeper.
+/// Private memory in KiB, without the pages that relocation of the program changes: in a debug build these are most
+/// of it and say nothing about the supervisor.
 fn private(pid: u32) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut of_program, mut sum) = (false, 0);
@@ -368,7 +367,7 @@ fn private(pid: u32) -> u64 {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
         match first.strip_suffix(':') {
-            // The head of a mapping: addresses, modes, offset, device, inode, file.
+            // The first line of a mapping: addresses, modes, offset, device, inode, file.
             None => of_program = line.contains(" r--p ") && line.contains('/'),
             Some("Private_Clean" | "Private_Dirty") if !of_program => {
                 sum += words.next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0);
@@ -380,30 +379,31 @@ fn private(pid: u32) -> u64 {
 }
 
 #[test]
-fn an_idle_daemon_costs_next_to_nothing() {
-    // Where nobody else mounts anything, nor has: each change of the mount table wakes the keeper.
+fn an_idle_daemon_costs_almost_nothing() {
+    // In a mount namespace in which nothing is mounted during the test: each change of the mount table wakes the
+    // supervisor.
     let mount = Mount::not_mounted();
     let command = mount.bash("umount -a -l -t fuse.kcm; exec $KCM mount --conf-dir=$C --state-dir=$S");
     let mut arguments = vec!["--mount".as_ref(), "--propagation=private".as_ref(), command.get_program()];
     arguments.extend(command.get_args());
     let envs = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     assert!(Command::new("unshare").args(arguments).envs(envs).status().unwrap().success());
-    let keeper = mount.keeper();
-    let conf = format!("/proc/{keeper}/root{}", mount.conf().display());
+    let supervisor = mount.supervisor();
+    let conf = format!("/proc/{supervisor}/root{}", mount.conf().display());
     fs::create_dir(format!("{conf}/pools/shared")).unwrap();
     let old = mount.signal_worker(Signal::SIGKILL);
     assert_eq!(fs::read_to_string(format!("{conf}/pools/shared/exclusive")).unwrap(), "0\n");
     let worker = mount.worker().unwrap();
     assert_ne!(worker, old);
-    assert!(private(keeper) <= 1024, "the keeper's private memory: {} KiB", private(keeper));
-    until("what has been closed is forgotten", || {
+    assert!(private(supervisor) <= 1024, "the supervisor's private memory: {} KiB", private(supervisor));
+    until("closed files are forgotten", || {
         let before = sleeps(worker);
         std::thread::sleep(Duration::from_millis(200));
         sleeps(worker) == before
     });
-    let (of_keeper, of_worker) = (sleeps(keeper), sleeps(worker));
+    let (of_supervisor, of_worker) = (sleeps(supervisor), sleeps(worker));
     std::thread::sleep(Duration::from_secs(12));
-    let (of_keeper, of_worker) = (sleeps(keeper) - of_keeper, sleeps(worker) - of_worker);
-    assert_eq!(of_worker, 0, "times that the worker was woken");
-    assert!(of_keeper <= 2, "the keeper was woken {of_keeper} times in 12 s");
+    let (of_supervisor, of_worker) = (sleeps(supervisor) - of_supervisor, sleeps(worker) - of_worker);
+    assert_eq!(of_worker, 0, "the worker was woken");
+    assert!(of_supervisor <= 2, "the supervisor was woken {of_supervisor} times in 12 s");
 }

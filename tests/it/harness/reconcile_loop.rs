@@ -1,4 +1,4 @@
-//! A `kcm reconcile --interval` that goes on beside whatever a test does.
+//! A `kcm reconcile --interval` that runs during a test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Sleeper, told_of};
+use super::{Sleeper, pids_in};
 
-/// A `kcm reconcile --interval` whose output and messages go to files.
-pub struct Looking {
+/// A running `kcm reconcile --interval`; its output and messages go to files.
+pub struct ReconcileLoop {
     process: Sleeper,
     out: PathBuf,
     err: PathBuf,
 }
 
-impl Looking {
+impl ReconcileLoop {
     pub fn start(home: &Path, mut command: Command) -> Self {
         let (out, err) = (home.join("reports"), home.join("messages"));
         command
@@ -29,27 +29,27 @@ impl Looking {
     pub fn reports(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.out).expect("reports");
         let reports = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-        // The last one may be half written.
+        // The last report may be incomplete.
         reports.map_while(Result::ok).collect()
     }
 
-    /// Whose claims were taken back, by its reports.
+    /// The PIDs whose claims were reclaimed, according to its reports.
     pub fn told(&self) -> Vec<u64> {
-        self.reports().iter().flat_map(|report| told_of(report, "reclaimedCpuLists")).collect()
+        self.reports().iter().flat_map(|report| pids_in(report, "reclaimedCpuLists")).collect()
     }
 
-    /// What it has said to people.
+    /// Its messages on standard error.
     pub fn messages(&self) -> String {
         fs::read_to_string(&self.err).expect("messages")
     }
 
-    /// Has it end by a signal; gives its reports and messages.
+    /// Ends it by a signal; returns its reports and messages.
     pub fn end(mut self, signal: Signal) -> (Vec<Value>, String) {
         kill(Pid::from_raw(self.process.pid() as i32), signal).expect("a process");
         let status = self.process.child().wait().expect("a status");
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
         let text = fs::read_to_string(&self.out).expect("reports");
-        assert!(text.is_empty() || text.ends_with("}\n"), "it ends with a whole report");
+        assert!(text.is_empty() || text.ends_with("}\n"), "its output ends with a complete report");
         (self.reports(), self.messages())
     }
 }

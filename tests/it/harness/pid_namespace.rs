@@ -1,16 +1,16 @@
-//! A PID namespace with a daemon and its clients in it, where nobody else is and the next PID is ours to choose.
+//! A PID namespace with a daemon and its clients. No other process is in it, so the test can choose the next PID.
 
 use std::path::{Path, PathBuf};
 
 use super::{Mount, Shell, children};
 
-pub struct Enclosure {
-    // Before the mount: with the shell, which is the first process, all others end.
+pub struct PidNamespace {
+    // Declared before the mount: all processes end with the shell, which is the first one.
     pub shell: Shell,
     pub mount: Mount,
 }
 
-impl Enclosure {
+impl PidNamespace {
     /// `pool` has the lists 0 and 1.
     pub fn new(pool: &str, exclusive: bool) -> Self {
         let mount = Mount::not_mounted();
@@ -27,25 +27,25 @@ impl Enclosure {
         assert!(said.ends_with("mounted\n"), "{said}");
     }
 
-    /// A process inside that sleeps; its number there.
+    /// Starts a process inside that sleeps; returns its PID there.
     pub fn sleeper(&mut self) -> u32 {
         self.number("sleep 1000 >/dev/null & echo $!")
     }
 
-    /// The same, with the number that this line prints.
+    /// Returns the PID that this line prints.
     pub fn number(&mut self, line: &str) -> u32 {
         let said = self.shell.ask(line);
         said.trim().parse().unwrap_or_else(|_| panic!("{line}: {said}"))
     }
 
-    /// A process that sleeps and has this number, which is free.
+    /// Starts a process that sleeps and has this PID, which must be free.
     pub fn sleeper_with(&mut self, number: u32) {
         let line =
             format!("echo {} > /proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null & echo $!", number - 1);
         assert_eq!(self.number(&line), number);
     }
 
-    /// Kills a process inside and collects it.
+    /// Kills a process inside and reaps it.
     pub fn kill(&mut self, number: u32) {
         self.shell.ask(&format!("kill -KILL {number}; wait {number} 2>/dev/null"));
     }
@@ -57,12 +57,12 @@ impl Enclosure {
             .to_owned()
     }
 
-    /// What a file of the mount reads, without its newline.
+    /// The content of a file of the mount, without its newline.
     pub fn read(&mut self, file: &str) -> String {
         self.shell.ask(&format!("cat $C/{file}")).trim_end().to_owned()
     }
 
-    /// A file of the mount as a process outside gets at it.
+    /// The path of a file of the mount for a process outside.
     pub fn as_seen_inside(&self, file: &Path) -> PathBuf {
         let first = children(self.shell.pid())[0];
         let file = file.strip_prefix("/").expect("an absolute path");
