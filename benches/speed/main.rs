@@ -105,7 +105,7 @@ fn document(rows: &[Row], words: &str) -> String {
     let met = rows.iter().filter(|row| row.target != table::Target::Informational && row.is_met()).count();
     let targets = rows.iter().filter(|row| row.target != table::Target::Informational).count();
     format!(
-        "{HEAD}\n{words}. {met} of {targets} targets are met.\n\n{}\n## What was really done\n\n{}",
+        "{HEAD}\n{words}. {met} of {targets} targets are met.\n\n{}\n## Notes\n\n{}",
         table::markdown(rows),
         table::notes(rows)
     )

@@ -11,14 +11,14 @@ use crate::null_fs::NullFs;
 use crate::stats::Rounds;
 use crate::table::{Row, Target};
 
-const SIZE: &str = "the size of tasks is true at any time, so the kernel asks for the attributes at each open; an \
-empty filesystem whose attributes the kernel may remember saves that";
+const SIZE: &str = "the size of tasks is always exact, so the kernel asks for the attributes at each open; an empty \
+filesystem whose attributes the kernel may cache saves that";
 
-const MOVE: &str = "from list 1 to list 0, with the daemon on CPU 0: whoever moves is on the other CPU when it writes, \
-and so is the client of the empty filesystem";
-const PLAIN: &str = "a file on a tmpfs costs less than any question to another process: more system calls than \
-a claim, but no change from one process to another. It says what somebody wrote, not what is so: no CPU is claimed, \
-nothing is checked, and nobody is found dead";
+const MOVE: &str = "from list 1 to list 0, with the daemon on CPU 0: the client is on the other CPU when it writes, and \
+so is the client of the empty filesystem";
+const PLAIN: &str = "a file on a tmpfs costs less than any request to another process: more system calls than a claim, \
+but no switch between processes. It only records text: no CPU is claimed, nothing is checked, and no \
+death is noticed";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
@@ -51,7 +51,7 @@ fn first_claims(
         ("claim-first", "empty FUSE", Some(first(&null_fs.tasks("0"))), Target::AtMost(2.5), ""),
         (
             "claim-first-remembered",
-            "empty FUSE, attributes remembered",
+            "empty FUSE, attributes cached",
             Some(first(&remembered.tasks("0"))),
             Target::Informational,
             SIZE,

@@ -11,13 +11,13 @@ use crate::table::{Row, Target};
 
 const ROUNDS: usize = 7;
 const MS: u64 = 250;
-const LISTS: &str = "a machine of two CPUs has two lists that can be claimed: the clients share lists 0 and 1 of \
-a shared pool, half of them each; each release and claim is two writes. What they cost beyond the exchange of requests \
-is told call by call in architecture.md (*Where its microseconds go*): masks, the log of claims and the cgroup for heirs \
-are most of it";
-const REFUSAL: &str = "a refusal is explained: it is filed for the writer and four of its ancestors, each of which is \
-looked at, in the log of claims and in info/events. The 64 also take turns: whoever gets the list gives it up at once, \
-which is a claim and a release between the refusals";
+const LISTS: &str = "a machine with two CPUs has two lists that can be claimed: half of the clients use list 0 of a \
+shared pool, half of them list 1. A release and a claim are two writes. Most of the cost beyond the \
+exchange of requests is masks, the claims log and the cgroup for heirs; architecture.md (*The cost \
+of a claim*) has it call by call";
+const REFUSAL: &str = "a refusal is explained: the daemon looks up the writer and four of its ancestors, and records the \
+refusal for them, in the claims log and in info/events. The 64 clients also take turns: the one that \
+gets the list releases it at once, so there is a claim and a release between the refusals";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_shared();
@@ -59,7 +59,7 @@ fn fights() -> Vec<Row> {
     let write = Job { timed: vec![Op::Put { file: null_fs.tasks("0"), text: "0".into() }], ..Job::default() };
     let fight = Job { timed: vec![Op::Contend { file: file.clone() }], ..Job::default() };
     let [kcm, theirs] = measure(&[vec![fight.clone(); 64], vec![write.clone(); 64]]);
-    let work = "64 clients fight for one exclusive list: a refusal";
+    let work = "64 clients compete for one exclusive list: a refusal";
     let many =
         row("clients-refused-64", work, &kcm.samples, "empty FUSE", &theirs.samples, Target::AtMost(1.5));
     // Held by somebody who does not give it up.

@@ -53,7 +53,7 @@ fn isolate() -> Vec<Row> {
     let work = "kcm isolate -- true";
     let beside = "taskset -c 0 true";
     let cpu = row("command-isolate-cpu", work, &cpu[0], beside, &cpu[1], Target::AtMost(1.5));
-    let note = "the command's own CPU time; the daemon's is in the claim";
+    let note = "the CPU time of the command only; the daemon's is in the claim";
     vec![
         row("command-isolate", work, &wall[0], beside, &wall[1], Target::AtMost(2.0)),
         row("command-isolate-sh", work, &wall[0], "sh -c true", &wall[2], Target::Informational),
@@ -76,8 +76,8 @@ fn reports() -> Vec<Row> {
     let [wall, _] = race(&mut [mount.kcm(&["describe"]), report, cat], 10);
     let row = |name, work, n: usize| Row {
         note:
-            "the lists are of a made-up machine of 256 CPUs; node-report also runs lscpu and looks at every \
-            process of the machine"
+            "the lists consist of CPUs of a simulated machine with 256 CPUs; node-report also runs lscpu and \
+looks at every process of the machine"
                 .into(),
         ..row(name, work, &wall[n], "cat of the files", &wall[2], Target::AtMost(3.0))
     };

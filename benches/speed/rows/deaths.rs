@@ -7,9 +7,9 @@ use crate::null_fs::NullFs;
 use crate::process_group::ProcessGroup;
 use crate::table::{Row, Target};
 
-const HEIRS: &str = "beyond one look at each process: who each of those is that may run on nothing but the list, among \
-them some ten threads of the kernel for each CPU; how the holder ended; two records, two events; and the claim itself, \
-which an empty filesystem does not have";
+const HEIRS: &str = "beyond one look at each process, kcm identifies each process that may run only on the list (about \
+ten kernel threads per CPU are among them), finds out how the holder ended, and writes two records \
+and two events; then it makes the claim, which an empty filesystem does not have";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();

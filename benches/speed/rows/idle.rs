@@ -47,7 +47,7 @@ fn idle() -> Vec<Row> {
     let a_minute = 60.0 / WINDOW.as_secs_f64();
     let [worker, keeper] = [0, 1].map(|n| (after[n].wakeups - before[n].wakeups) * a_minute);
     let cpu = [0, 1].map(|n| after[n].cpu_ms - before[n].cpu_ms).iter().sum::<f64>() * a_minute;
-    let note = "each mount or unmount on the machine wakes the keeper once";
+    let note = "each mount or unmount on the machine wakes the supervisor once";
     vec![
         told(
             "rest-worker",
@@ -58,7 +58,7 @@ fn idle() -> Vec<Row> {
         ),
         Row {
             note: note.into(),
-            ..told("rest-keeper", "idle: wake-ups of the keeper", keeper, "/min", Target::Within(12.0))
+            ..told("rest-keeper", "idle: wake-ups of the supervisor", keeper, "/min", Target::Within(12.0))
         },
         told("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Target::Within(10.0)),
     ]
@@ -107,7 +107,7 @@ fn with_claims() -> Vec<Row> {
         ..row
     };
     let memory =
-        told("rest-memory", "resident memory: worker and keeper", mib(none), "MiB", Target::Within(8.0));
+        told("rest-memory", "resident memory: worker and supervisor", mib(none), "MiB", Target::Within(8.0));
     let mount =
         told("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Target::Within(1000.0));
     vec![

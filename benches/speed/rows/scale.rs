@@ -9,9 +9,9 @@ use crate::harness::{USUAL, race, row, together};
 use crate::process_group::ProcessGroup;
 use crate::table::{Row, Target};
 
-const MADE_UP: &str = "of a pool's lists only 0 can be claimed here: the others are of CPUs of a made-up machine. \
-A claim takes the first free list of the pool (0); the other claims are on list 1 of a shared pool. State \
-directories are in memory";
+const MADE_UP: &str = "only list 0 of the pool can be claimed here: the others consist of CPUs of a simulated machine. A \
+claim takes the first free list of the pool (0); the other claims are on list 1 of a shared pool. \
+State directories are in memory";
 
 /// Lists of the pool that is claimed from, and claims on another one.
 const SIZES: [(u32, usize); 6] = [(1, 1), (64, 1), (1024, 1), (1, 1_000), (1, 10_000), (1024, 10_000)];

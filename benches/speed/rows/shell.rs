@@ -11,7 +11,7 @@ use crate::stats::Samples;
 use crate::table::{Row, Target};
 
 const TIMES: u32 = 300;
-const AGAIN: &str = "in a loop in one shell: after the first time it is the same claim again";
+const AGAIN: &str = "in a loop in one shell: after the first iteration it repeats the same claim";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_shared();

@@ -10,10 +10,10 @@ use crate::null_fs::NullFs;
 use crate::process_group::ProcessGroup;
 use crate::table::{Row, Target};
 
-const FLOOR: &str = "the bare loop alone cannot be reached through a file, so it stands behind a write to an empty \
-filesystem. What kcm does beyond it: it reads each mask before it sets it, to be able to give it back, and it makes sure \
-that no thread was just making another, which nobody sees yet and which has the mask from before: up to 100 threads are \
-asked for their state, more are given 0.75 ms and listed again";
+const FLOOR: &str = "the baseline is a write to an empty filesystem, followed by the bare loop. Beyond that, kcm reads \
+each mask before it sets it, to be able to restore it, and it makes sure that no thread is creating \
+another one, which would be invisible and would have the old mask: it reads the state of up to 100 \
+threads; with more threads it waits 0.75 ms and lists them again";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
