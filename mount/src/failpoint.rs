@@ -1,7 +1,6 @@
-//! The steps of every operation that changes something, so that tests can kill the daemon after each.
+//! Failpoints: the steps of every operation that changes something, at each of which a test can kill the daemon.
 //!
-//! Owns: the list of steps. In a release build `reached` is nothing at all. Must not know: what the steps
-//! do.
+//! Owns the list of steps. Does not know what the steps do. Debug builds only: in a release build [`reached`] is empty.
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
@@ -10,10 +9,10 @@ macro_rules! steps {
         pub enum Step { $($(#[$doc])* $step,)* }
 
         impl Step {
-            /// Every step that there is.
+            /// All steps.
             pub const ALL: &'static [Step] = &[$(Step::$step,)*];
 
-            /// What `KCM_FAULT` calls it.
+            /// Returns the name of the step in `KCM_FAULT`.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Step::$step => $name,)* }
@@ -25,81 +24,85 @@ macro_rules! steps {
 steps! {
     /// A write has been decided and its lists are reserved.
     WriteDecided = "write-decided",
-    /// The intents are in the log.
+    /// The intents are in the claims log.
     IntentRecorded = "intent-recorded",
     /// All masks are set and read back.
     MasksSet = "masks-set",
-    /// The claims, and the releases to be done, are in the log.
+    /// The claims, and the releases to be made, are in the claims log.
     WriteRecorded = "write-recorded",
-    /// Released tasks have their masks back.
+    /// The masks of released tasks are restored.
     MasksBack = "masks-back",
-    /// That is in the log.
+    /// The releases are recorded.
     ReleaseRecorded = "release-recorded",
     /// The write is settled and not yet answered.
     WriteSettled = "write-settled",
-    /// A claim passes on or ends, and that is in the log.
+    /// A claim was inherited or has ended, and that is recorded.
     DeathRecorded = "death-recorded",
-    /// A refusal is in the log and not yet answered.
+    /// A refusal is recorded and not yet answered.
     RefusalRecorded = "refusal-recorded",
-    /// An acknowledgement is in the log and not yet answered.
+    /// An acknowledgement is recorded and not yet answered.
     AcknowledgementRecorded = "acknowledgement-recorded",
     /// A change of the configuration has been decided.
     ConfigDecided = "config-decided",
     /// The changed configuration is on disk.
     ConfigStored = "config-stored",
-    /// The change is in force and not yet answered.
+    /// The change is in effect and not yet answered.
     ConfigApplied = "config-applied",
 }
 
-/// Dies by SIGKILL where the environment variable `KCM_FAULT` names this step: the first worker alone; with a
-/// `*` behind the name, every worker; with a `!`, the keeper too. A lone `?` has every step named in the log.
-/// With `@<file>` the file says so, at any time, and is removed when it is obeyed. Debug builds only.
+/// The environment variable that names the step at which to die: `<step>` for the first worker only, `<step>*` for every
+/// worker, `<step>!` for the first worker and its supervisor. `?` logs every step instead. `@<file>` reads one of these
+/// from a file at every step, and removes the file before it dies.
+const VARIABLE: &str = "KCM_FAULT";
+/// The environment variable with the time in milliseconds for which every resent request is delayed.
+#[cfg(debug_assertions)]
+const DELAY_VARIABLE: &str = "KCM_SLOW_REPEATS";
+
+/// Dies of SIGKILL if `KCM_FAULT` names this step.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
     use nix::sys::signal::{Signal, kill, raise};
-    static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let Some(wanted) = WANTED.get_or_init(|| std::env::var(VARIABLE).ok()) else { return };
-    if wanted == "?" {
+    static FAULT: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let Some(fault) = FAULT.get_or_init(|| std::env::var(VARIABLE).ok()) else { return };
+    if fault == "?" {
         log::warn!("step {}", step.name());
     }
-    let file = wanted.strip_prefix('@');
-    let wanted = file.map_or_else(|| Ok(wanted.clone()), std::fs::read_to_string).unwrap_or_default();
-    let Some(how) = wanted.strip_prefix(step.name()).filter(|how| matches!(*how, "" | "*" | "!")) else {
+    let file = fault.strip_prefix('@');
+    let fault = file.map_or_else(|| Ok(fault.clone()), std::fs::read_to_string).unwrap_or_default();
+    let Some(suffix) = fault.strip_prefix(step.name()).filter(|suffix| matches!(*suffix, "" | "*" | "!"))
+    else {
         return;
     };
     if file.is_some_and(|file| std::fs::remove_file(file).is_err()) {
         return;
     }
-    if how == "!" {
+    if suffix == "!" {
         let _ = kill(nix::unistd::getppid(), Signal::SIGKILL);
     }
     let _ = raise(Signal::SIGKILL);
 }
 
-/// For a keeper: what its next workers are to be spared.
-pub(crate) fn spare(start: &mut std::process::Command) {
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+pub(crate) fn reached(_: Step) {}
+
+/// Removes the failpoint from the environment of later workers, unless it is meant for every worker.
+pub(crate) fn disarm(command: &mut std::process::Command) {
     if cfg!(debug_assertions)
-        && std::env::var(VARIABLE).is_ok_and(|wanted| !wanted.ends_with('*') && !wanted.starts_with('@'))
+        && std::env::var(VARIABLE).is_ok_and(|fault| !fault.ends_with('*') && !fault.starts_with('@'))
     {
-        start.env_remove(VARIABLE);
+        command.env_remove(VARIABLE);
     }
 }
 
-/// Holds up a request that has come again, for as many milliseconds as the environment variable
-/// `KCM_SLOW_REPEATS` says. Debug builds only.
+/// Delays a resent request by the time that `KCM_SLOW_REPEATS` names.
 #[cfg(debug_assertions)]
-pub(crate) fn hold_up_repeat() {
-    if let Some(ms) = std::env::var("KCM_SLOW_REPEATS").ok().and_then(|ms| ms.parse().ok()) {
+pub(crate) fn delay_replay() {
+    if let Some(ms) = std::env::var(DELAY_VARIABLE).ok().and_then(|ms| ms.parse().ok()) {
         std::thread::sleep(std::time::Duration::from_millis(ms));
     }
 }
 
-/// Nothing, in a release build.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
-pub(crate) fn hold_up_repeat() {}
-
-const VARIABLE: &str = "KCM_FAULT";
-
-/// Nothing, in a release build.
-#[cfg(not(debug_assertions))]
-pub(crate) fn reached(_: Step) {}
+pub(crate) fn delay_replay() {}

@@ -103,7 +103,7 @@ impl Keeper {
             letters: held.letters.place().map_err(failed)?,
             lock: fds::place(held.lock.into_fd(), fds::LOCK).map(StateLock::from_fd).map_err(failed)?,
         };
-        held.lock.sign();
+        held.lock.write_pid();
         let mut start = places.command(Command::new("/proc/self/exe"));
         start.arg("--worker").stdin(Stdio::null()).stdout(Stdio::null());
         for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
@@ -237,7 +237,7 @@ impl Keeper {
         })?;
         let (control, started) = (Some(ours), Instant::now());
         self.worker = Some(Worker { handle, control, started, is_ready: false, is_ours: true });
-        failpoint::spare(&mut self.start);
+        failpoint::disarm(&mut self.start);
         Ok(())
     }
 

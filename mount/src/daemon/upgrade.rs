@@ -35,7 +35,7 @@ const WHOLE: Duration = Duration::from_secs(30);
 /// Nothing is mounted, the state cannot be read by this program, or what the keeper says: the old one goes on.
 pub fn upgrade(places: &Places) -> Result<(), MountError> {
     let failed = |reason: String| MountError::NotUpgraded(reason);
-    let keeper = StateLock::holder(&places.state_dir)
+    let keeper = StateLock::supervisor(&places.state_dir)
         .ok_or_else(|| MountError::NotMounted(places.conf_dir.clone()))?;
     let daemons = processes_of(&mountpoint::resolved(&places.conf_dir));
     if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(keeper)) {

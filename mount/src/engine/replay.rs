@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::events::Event;
 use super::{Engine, RESERVED_HANDLES};
-use crate::failpoint::hold_up_repeat;
+use crate::failpoint::delay_replay;
 use crate::journal::Record;
 
 /// Identifies a request of this mount; the same if it comes again.
@@ -44,7 +44,7 @@ impl Engine {
         if !is_replay {
             return Admission::New;
         }
-        hold_up_repeat();
+        delay_replay();
         let (answer, is_poisoned) =
             self.state.with_requests(|requests| (requests.answer(request), requests.is_poisoned(request)));
         match answer {

@@ -1,76 +1,78 @@
 //! The lock of a state directory: one daemon at a time.
 //!
-//! Owns: the file `lock`, which also says who keeps the mount. It is locked as long as any process of the daemon
-//! has it open: the keeper takes it, and every worker inherits it. Must not know: the other files.
+//! Owns the file `lock`, which also names the supervisor's PID. It stays locked as long as any process of the daemon has
+//! it open: the supervisor locks it, and every worker inherits it. Does not know the other files.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use log::warn;
 
 use super::{StateError, failed};
 
-/// How long a directory may be in use by a daemon that is just dying.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for a lock that is taken: a daemon that was killed holds it until the kernel has closed its files.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the lock is tried meanwhile.
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The right to a state directory.
+/// The right to use a state directory.
 #[derive(Debug)]
-pub(crate) struct StateLock(OwnedFd);
+pub(crate) struct StateLock(File);
 
 impl StateLock {
-    /// Takes it for this process and those that inherit it. The directory is made where it is missing.
+    /// Takes the lock for this process and those that inherit it. Creates the directory if it does not exist.
     ///
     /// # Errors
-    /// [`StateError::InUse`], or the file cannot be had.
+    /// [`StateError::InUse`], or the file cannot be created or locked.
     pub(crate) fn take(path: &Path) -> Result<Self, StateError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(failed(path, "cannot be made"))?;
-        let file = path.join("lock");
-        let lock = open(&file).map_err(failed(&file, "cannot be opened"))?;
-        let deadline = Instant::now() + PATIENCE;
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        created.map_err(failed(path, "cannot be made"))?;
+        let path_of_lock = path.join("lock");
+        let file = open(&path_of_lock).map_err(failed(&path_of_lock, "cannot be opened"))?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(lock.into())),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() > deadline => {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
                     return Err(StateError::InUse(path.to_path_buf()));
                 }
-                // A daemon that was killed keeps it for a moment.
-                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(5)),
-                Err(errno) => return Err(failed(&file, "cannot be locked")(errno.into())),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_INTERVAL),
+                Err(TryLockError::Error(error)) => {
+                    return Err(failed(&path_of_lock, "cannot be locked")(error));
+                }
             }
         }
     }
 
-    /// The one that was inherited.
+    /// Returns the lock that this process inherited as a descriptor.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self(fd.into())
     }
 
-    /// The descriptor that holds the lock.
+    /// Returns the descriptor that keeps the lock.
     pub(crate) fn into_fd(self) -> OwnedFd {
-        self.0
+        self.0.into()
     }
 
-    /// Says that this process keeps the mount.
-    pub(crate) fn sign(&self) {
-        // Always as long, so that nobody ever reads half of it.
+    /// Writes the PID of this process, the supervisor, into the file.
+    pub(crate) fn write_pid(&self) {
+        // Always of the same length, so that a reader never sees part of it.
         let text = format!("{:<10}\n", std::process::id());
-        // A full disk keeps nobody from mounting; only an upgrade will not find us.
-        let signed = nix::sys::uio::pwrite(self.0.as_fd(), text.as_bytes(), 0);
-        if let Err(errno) = signed {
-            log::warn!("the lock of the state directory cannot be signed: {errno}");
+        // A full disk must not prevent the mount. Without the PID, only an upgrade does not find the supervisor.
+        if let Err(error) = self.0.write_all_at(text.as_bytes(), 0) {
+            warn!("the PID cannot be written into the lock of the state directory: {error}");
         }
     }
 
-    /// The keeper of the mount that uses the directory, if there is one.
-    pub(crate) fn holder(path: &Path) -> Option<i32> {
+    /// Returns the PID of the supervisor whose daemon uses the directory, if there is one.
+    pub(crate) fn supervisor(path: &Path) -> Option<i32> {
         let file = File::open(path.join("lock")).ok()?;
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => io::read_to_string(file).ok()?.trim().parse().ok(),
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => io::read_to_string(file).ok()?.trim().parse().ok(),
             _ => None,
         }
     }
