@@ -275,6 +275,10 @@ impl Engine {
     fn recover_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
         let task = claim.task;
         let process = self.processes.find(task).ok().flatten();
+        let claim = match &process {
+            Some(process) => self.upgrade_claim(claim, process),
+            None => claim,
+        };
         if process.as_ref().is_some_and(Process::is_alive) && !self.mask_confirms(&claim, suspect) {
             log::warn!("the claim of {task} is dropped: its mask does not confirm it", task = task.pid);
             self.record_or_owe(Record::Ended { task, reclaimed: None });
@@ -296,6 +300,12 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// Returns the claim with the number of its cgroup as this version records it.
+    fn upgrade_claim(&self, claim: Arc<Claim>, process: &Process) -> Arc<Claim> {
+        let cgroup = self.processes.upgrade_cgroup(process, claim.cgroup);
+        if cgroup == claim.cgroup { claim } else { Arc::new(Claim { cgroup, ..Claim::clone(&claim) }) }
     }
 
     /// Where the log or the kernel leaves a doubt about a claim, the mask of its task has to confirm it.

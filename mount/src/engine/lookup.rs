@@ -158,7 +158,7 @@ impl Engine {
         let mut parent = self.processes.facts(from).ok().flatten().and_then(|facts| facts.parent);
         for _ in 0..most {
             let Some(pid) = parent.filter(|pid| pid.get() != 1) else { return };
-            let Ok(Some(ancestor)) = self.processes.with_number(pid, &self.watch) else { return };
+            let Ok(Some(ancestor)) = self.processes.with_pid(pid, &self.watch) else { return };
             if !self.processes.same_namespace(from, &ancestor) {
                 return;
             }

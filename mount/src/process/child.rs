@@ -14,35 +14,36 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use super::sys;
 use crate::procfs::ProcFs;
 
-/// What is started by the command is killed when we die, and has no signals blocked.
+/// Makes the started program die with `SIGKILL` when the thread that starts it ends, and unblocks all signals in it.
 pub(crate) fn set_pdeathsig(command: &mut Command) {
     let parent = nix::unistd::getpid();
     sys::before_exec(command, move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         if nix::unistd::getppid() != parent {
-            // We died before that was set.
+            // The parent died before the signal was set.
             return Err(io::ErrorKind::NotFound.into());
         }
         Ok(SigSet::empty().thread_set_mask()?)
     });
 }
 
-/// SIGCHLD is what it is by default.
+/// Sets `SIGCHLD` to its default action, so that children can be waited for even if the starter ignored it.
 pub(crate) fn reset_sigchld() -> io::Result<()> {
     sys::default_sigchld()
 }
 
-/// For a child that has not been collected: its PID is nobody else's.
+/// Sends a signal to a child that has not been waited for, so its PID cannot have been reused.
 pub(crate) fn send_signal(pid: u32, signal: u32) -> io::Result<()> {
     sys::kill(pid, signal)
 }
 
-/// A process by its pidfd alone, watched and signalled by whoever is responsible for it.
+/// A pidfd of a process whose identity does not matter, only its life: a part of the daemon.
 #[derive(Debug)]
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Of the process that has this number now: for children that have not been collected, and for oneself.
+    /// Opens the process that has this PID now. Safe for children that have not been waited for, and for this
+    /// process.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
         sys::pidfd_open(pid).map(Self)
     }
@@ -51,17 +52,17 @@ impl PidFd {
         Self(pidfd)
     }
 
-    /// Does nothing where the process has gone.
+    /// Sends `SIGKILL`. Does nothing if the process has gone.
     pub(crate) fn kill(&self) {
         let _ = sys::pidfd_send_signal(self.0.as_fd(), libc::SIGKILL);
     }
 
-    /// Whether it is of a living process; it may be any descriptor.
+    /// Whether the descriptor is a pidfd, and its process is alive.
     pub(crate) fn is_of_process(&self) -> bool {
         sys::pidfd_send_signal(self.0.as_fd(), 0).is_ok()
     }
 
-    /// Whether it is stopped, by a signal or a debugger.
+    /// Whether a signal or a debugger has stopped the process.
     pub(crate) fn is_stopped(&self) -> bool {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()));
         let pid = info.ok().and_then(|info| {
@@ -71,18 +72,18 @@ impl PidFd {
         stat.is_some_and(|stat| stat.is_stopped())
     }
 
-    /// How the process ended, if it is a child of ours that has.
+    /// Returns how the process ended, if it is a child of this process and has ended. Collects it.
     pub(crate) fn collect(&self) -> Option<WaitStatus> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         waitid(Id::PIDFd(self.0.as_fd()), flags).ok().filter(|status| *status != WaitStatus::StillAlive)
     }
 
-    /// A copy of a descriptor of the process.
+    /// Duplicates the descriptor `number` of the process (pidfd_getfd(2)).
     pub(crate) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
         sys::pidfd_getfd(self.0.as_fd(), number)
     }
 
-    /// Waits until the process has died, or the time is over; says whether it has.
+    /// Waits at most `most` for the process to die. Returns whether it has died.
     pub(crate) fn wait(&self, most: Duration) -> bool {
         let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
         matches!(poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout), Ok(1..))
@@ -100,7 +101,7 @@ impl AsFd for PidFd {
     }
 }
 
-/// Forgets the children that have ended.
+/// Collects all children that have ended.
 pub(crate) fn collect_children() {
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
 }

@@ -7,29 +7,32 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use super::sys;
 
-/// The descriptor that was inherited under this number.
+/// Takes ownership of the descriptor that was inherited as `number`.
+///
+/// # Errors
+/// Returns `EBADF` if there is none.
 pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     sys::inherited_fd(number)
 }
 
-/// A copy of the descriptor under this number; programs that are started inherit it.
+/// Duplicates `fd` as `number`, without close-on-exec. Closes what `number` was before.
 pub(crate) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
     sys::dup_to(fd, number)
 }
 
-/// Makes `other` a copy of the descriptor.
+/// Makes `other` refer to the same file as `fd` (dup2(2)).
 pub(crate) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
     sys::replace_fd(fd, other)
 }
 
-/// Programs that are started inherit the descriptor.
+/// Clears close-on-exec, so that started programs inherit the descriptor.
 pub(crate) fn clear_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
     Ok(())
 }
 
-/// Closes what somebody has left open for us, but for what is kept: a daemon must not keep alive what it does
-/// not know.
+/// Closes all descriptors from 3 up that are not in `kept`. A daemon would otherwise keep files, pipes and mounts of its
+/// starter open for as long as it runs.
 pub(crate) fn close_inherited(kept: &[Option<&OwnedFd>]) {
     let mut kept: Vec<u32> = kept.iter().flatten().map(|fd| fd.as_raw_fd() as u32).collect();
     kept.sort_unstable();
@@ -44,7 +47,11 @@ pub(crate) fn close_inherited(kept: &[Option<&OwnedFd>]) {
     }
 }
 
-/// The same descriptor under a number that nobody has agreed upon; programs that are started do not get it.
+/// The lowest number that no program agrees upon with another.
+const FIRST_FREE: RawFd = 16;
+
+/// Moves a descriptor to a number from 16 up, with close-on-exec, so that the numbers below stay free for
+/// [`dup_to`].
 pub(crate) fn dup_above(fd: OwnedFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 16)?)
+    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, FIRST_FREE)?)
 }

@@ -1,13 +1,16 @@
-//! Processes as the kernel shows them: who they are, whose, whether they live, on which CPUs they may run.
+//! Processes: their identity, owner, life, cgroup and CPU affinity.
 //!
-//! Owns: pidfds, PID namespaces, affinity masks, /proc; and in `sys` the only unsafe code. Must not know:
-//! claims. What newer kernels know by a system call is asked of older ones through /proc; which way is found
-//! out once, at the start.
+//! Owns pidfds, PID namespaces and affinity masks and, in `sys`, the only unsafe code of the crate. Does not know
+//! claims.
+//!
+//! Newer kernels answer by system call what older ones answer only through `/proc`. [`Features`] says which way to
+//! ask; it is found out once, at the start.
 
 mod child;
 mod fds;
 mod mask;
 mod namespace;
+mod passes;
 mod scan;
 mod sys;
 #[cfg(test)]
@@ -21,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
+use sha2::{Digest as _, Sha256};
 
 use crate::model::command::Uids;
 use crate::model::cpuset::CpuSet;
@@ -29,23 +33,24 @@ use crate::procfs::ProcFs;
 
 pub(crate) use child::{PidFd, collect_children, reset_sigchld, send_signal, set_pdeathsig};
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, replace_fd};
-pub(crate) use mask::{BlockedWriter, MaskError, SavedMasks, Threads, mask_of};
+pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
+pub(crate) use passes::BlockedWriter;
 pub(crate) use scan::ScannedProcess;
 pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 
-/// Set in [`TaskId::ino`] where it is a start time.
+/// Marks a [`TaskId::ino`] that is a start time instead of an inode number.
 const IS_START_TIME: u64 = 1 << 63;
 
-/// What this kernel can be asked directly.
+/// What this kernel answers by system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Features {
-    /// A pidfd has an inode of its own (6.9).
+    /// Each process has its own pidfd inode (6.9).
     pub(crate) pidfs: bool,
-    /// A PID namespace translates numbers (6.11).
+    /// PID namespaces translate PIDs by ioctl (6.11).
     pub(crate) translation: bool,
-    /// A pidfd tells about its process (6.13).
+    /// A pidfd returns facts about its process (`PIDFD_GET_INFO`, 6.13).
     pub(crate) info: bool,
 }
 
@@ -55,25 +60,26 @@ pub(crate) struct Processes {
     proc: ProcFs,
     features: Features,
     own: Namespace,
-    /// There are hierarchies of cgroup v1 with controllers: one number does not tell a cgroup.
+    /// Whether the machine has cgroup v1 hierarchies with controllers. Then a process is in several cgroups, of which
+    /// the kernel's cgroup id names only one.
     cgroup_v1: bool,
-    /// The list of the online CPUs.
+    /// The file that lists the online CPUs, kept open.
     online: Option<File>,
 }
 
-/// One process, by a pidfd: whatever happens to its number, this is the same process.
+/// One process, held by a pidfd, so that it stays the same process even if its PID is reused.
 #[derive(Debug)]
 pub(crate) struct Process {
     id: TaskId,
     pidfd: OwnedFd,
-    /// Whether its PID namespace is ours, once somebody has asked: it never gets another.
+    /// Whether its PID namespace is the daemon's, once that was asked. A process never changes its namespace.
     in_our_namespace: OnceLock<bool>,
 }
 
-/// What is known of a living process.
+/// The facts about a living process.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    /// None: it has none in our PID namespace.
+    /// `None` if its parent is outside the daemon's PID namespace.
     pub(crate) parent: Option<Pid>,
     pub(crate) uids: Uids,
     pub(crate) kernel_thread: bool,
@@ -82,21 +88,21 @@ pub(crate) struct Facts {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// By itself, with this status.
+    /// It exited with this status.
     Exited(i32),
-    /// By this signal.
+    /// This signal killed it.
     Killed(i32),
-    /// Nobody can tell any more.
+    /// The kernel no longer knows.
     Unknown,
 }
 
 impl Process {
-    /// Which.
+    /// The identity of the process.
     pub(crate) fn id(&self) -> TaskId {
         self.id
     }
 
-    /// Whether one of its threads lives.
+    /// Whether at least one thread of the process is alive.
     pub(crate) fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
@@ -108,18 +114,18 @@ impl Process {
 }
 
 impl Processes {
-    /// Opens /proc and finds out what the kernel knows.
+    /// Opens `/proc` and finds out what the kernel supports.
     ///
     /// # Errors
-    /// /proc is not mounted, or no descriptors are left.
+    /// Returns an error if `/proc` is not mounted or no descriptors are left.
     pub(crate) fn new() -> io::Result<Self> {
         Self::with_features(probe()?)
     }
 
-    /// With some of the kernel's abilities left unused.
+    /// Like [`Processes::new`], using only these features of the kernel.
     ///
     /// # Errors
-    /// Those of [`Processes::new`].
+    /// Returns the errors of [`Processes::new`].
     pub(crate) fn with_features(features: Features) -> io::Result<Self> {
         let proc = ProcFs::new()?;
         let own = Namespace::own(&proc)?;
@@ -133,71 +139,72 @@ impl Processes {
         Ok(Self { proc, features, own, cgroup_v1, online })
     }
 
-    /// Whether a task's identity tells it from every other task of this boot. Where it does not, its mask has
-    /// to confirm it after a restart.
+    /// Whether a [`TaskId`] is unique for this boot. If not, the mask of the task must confirm its claim after a
+    /// restart.
     pub(crate) fn tells_reused_pids(&self) -> bool {
         self.features.pidfs
     }
 
-    /// The process of this thread, by a descriptor that is there already where it can be. None: it does not exist
-    /// (any more).
+    /// Returns the process of thread `tid`, reusing a cached pidfd if there is one; `None` if the thread does not
+    /// exist.
     ///
     /// # Errors
-    /// Those of [`Processes::open`].
+    /// Returns the errors of [`Processes::open`].
     pub(crate) fn of_thread(&self, tid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
         let Some(pid) = self.tgid(tid)? else { return Ok(None) };
-        if let Some(process) = watch.with_number(pid) {
+        if let Some(process) = watch.with_pid(pid) {
             return Ok(Some(process));
         }
         let process = self.open_translated(pid, tid)?.map(Arc::new);
-        Ok(process.inspect(|process| watch.remember(process)))
+        Ok(process.inspect(|process| watch.cache(process)))
     }
 
-    /// The living process with this number, by a descriptor that is there already where it can be.
+    /// Returns the living process `pid`, reusing a cached pidfd if there is one.
     ///
     /// # Errors
-    /// Those of [`Processes::open`].
-    pub(crate) fn with_number(&self, pid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
-        if let Some(process) = watch.with_number(pid) {
+    /// Returns the errors of [`Processes::open`].
+    pub(crate) fn with_pid(&self, pid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
+        if let Some(process) = watch.with_pid(pid) {
             return Ok(Some(process));
         }
         let process = self.open_leader(pid)?.map(Arc::new);
-        Ok(process.inspect(|process| watch.remember(process)))
+        Ok(process.inspect(|process| watch.cache(process)))
     }
 
-    /// The process of this thread. None: it does not exist (any more).
+    /// Opens the process of thread `tid`; `None` if the thread does not exist.
     ///
     /// # Errors
-    /// No descriptors are left, and the like.
+    /// Returns an error if no descriptors are left, or `/proc` cannot be read.
     pub(crate) fn open(&self, tid: Pid) -> io::Result<Option<Process>> {
         self.tgid(tid)?.map_or(Ok(None), |pid| self.open_translated(pid, tid))
     }
 
-    /// The process `pid`, if the thread is one of it.
+    /// Opens the process `pid` if thread `tid` belongs to it.
     fn open_translated(&self, pid: Pid, tid: Pid) -> io::Result<Option<Process>> {
         let Some(process) = self.open_leader(pid)? else { return Ok(None) };
-        // Translated again: the number may have been given to another process before it was opened.
+        // Translated again, because the PID may have been reused before the process was opened.
         Ok((self.tgid(tid)? == Some(pid)).then_some(process))
     }
 
-    /// A task that is known, also one that has died, as long as its parent has not collected it.
+    /// Opens a known task. It may be dead, if its parent has not collected it yet.
     ///
     /// # Errors
-    /// No descriptors are left, and the like.
+    /// Returns an error if no descriptors are left, or `/proc` cannot be read.
     pub(crate) fn find(&self, task: TaskId) -> io::Result<Option<Process>> {
         Ok(self.identify(task.pid)?.filter(|process| process.id == task))
     }
 
-    /// `pid` is that of a thread group.
+    /// Opens the living process `pid`, which is the PID of a thread group.
     fn open_leader(&self, pid: Pid) -> io::Result<Option<Process>> {
         Ok(self.identify(pid)?.filter(Process::is_alive))
     }
 
-    /// Dead or alive.
+    /// Opens the process `pid`, dead or alive.
     fn identify(&self, pid: Pid) -> io::Result<Option<Process>> {
         let pidfd = match sys::pidfd_open(pid.get()) {
             Ok(pidfd) => pidfd,
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL)) => {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -213,10 +220,10 @@ impl Processes {
         Ok(Some(Process { id: TaskId { pid, ino }, pidfd, in_our_namespace: OnceLock::new() }))
     }
 
-    /// Whose it is. None: it has died.
+    /// Returns the facts about a process; `None` if it has died.
     ///
     /// # Errors
-    /// No descriptors are left, and the like.
+    /// Returns an error if no descriptors are left, or `/proc` cannot be read.
     pub(crate) fn facts(&self, process: &Process) -> io::Result<Option<Facts>> {
         let pid = process.id.pid;
         let facts = if self.features.info {
@@ -225,7 +232,7 @@ impl Processes {
                 Ok(info) if info.mask & sys::INFO_CREDS != 0 => {
                     let parent = Pid::new(info.ppid);
                     let uids = Uids { real: info.ruid, effective: info.euid, saved: info.suid };
-                    // Kernel threads descend from number 2 of the machine's PID namespace.
+                    // All kernel threads are children of PID 2 (kthreadd), so others need no look at /proc.
                     let suspect = pid.get() == 2 || parent.is_some_and(|parent| parent.get() == 2);
                     Facts { parent, uids, kernel_thread: suspect && self.is_kernel_thread(pid)? }
                 }
@@ -242,45 +249,70 @@ impl Processes {
             let uids = Uids { real, effective, saved };
             Facts { parent: Pid::new(parent), uids, kernel_thread: self.is_kernel_thread(pid)? }
         };
-        // What was read by number was another's if this one has died.
+        // If the process has died, its PID may have been reused while the facts were read.
         Ok(process.is_alive().then_some(facts))
     }
 
-    /// The groups whose rights over files a thread has; none where it has gone.
+    /// Returns the groups that count for a thread's access to files; empty if it has gone.
     ///
     /// # Errors
-    /// No descriptors are left, and the like.
+    /// Returns an error if no descriptors are left, or `/proc` cannot be read.
     pub(crate) fn groups(&self, tid: u32) -> io::Result<Vec<u32>> {
         let Some(status) = self.proc.status(tid)? else { return Ok(Vec::new()) };
-        // The last of the four group ids is the one for files.
+        // The last of the four group ids is the one for access to files.
         Ok(status.numbers("Gid").into_iter().last().into_iter().chain(status.numbers("Groups")).collect())
     }
 
-    /// When it started, in clock ticks since boot. None: it has died.
+    /// Returns the start time in clock ticks since boot; `None` if the process has died.
     pub(crate) fn started(&self, process: &Process) -> Option<u64> {
         let stat = self.proc.stat(process.id.pid.get()).ok().flatten()?;
         process.is_alive().then_some(stat.started)
     }
 
-    /// A number that tells its cgroup from others, the same for every daemon of this boot. None: it has died.
+    /// Returns a number that identifies the cgroups of the process, the same for every daemon of this boot; `None` if
+    /// the process has died.
+    ///
+    /// The number is the kernel's cgroup id if the kernel returns it and there is only cgroup v2. Otherwise it stands
+    /// for the paths in `/proc/PID/cgroup`: the kernel's id then covers only one of several hierarchies, and the
+    /// cgroup file systems need not be mounted where the daemon runs.
     pub(crate) fn cgroup(&self, process: &Process) -> Option<u64> {
-        if self.features.info && !self.cgroup_v1 {
+        if self.has_cgroup_ids() {
             let info = sys::pidfd_info(process.pidfd(), sys::INFO_CGROUP).ok()?;
             return (info.mask & sys::INFO_CGROUP != 0).then_some(info.cgroup);
         }
-        let text = self.proc.read(&format!("{}/cgroup", process.id.pid)).ok().flatten()?;
-        process.is_alive().then(|| fnv1a(&text))
+        self.cgroup_paths(process).map(|paths| path_hash(&paths))
     }
 
-    /// The name of its program, with nothing in it that a terminal would act on.
+    /// Returns the number to use for a claim of `process` in whose record the number of its cgroup is `recorded`.
+    ///
+    /// Earlier versions recorded another hash of the same paths. It is replaced if it is the hash of the paths that
+    /// the process has now; any other number stays, and then no process is an heir.
+    pub(crate) fn upgrade_cgroup(&self, process: &Process, recorded: u64) -> u64 {
+        if self.has_cgroup_ids() {
+            return recorded;
+        }
+        let paths = self.cgroup_paths(process).filter(|paths| earlier_path_hash(paths) == recorded);
+        paths.map_or(recorded, |paths| path_hash(&paths))
+    }
+
+    fn has_cgroup_ids(&self) -> bool {
+        self.features.info && !self.cgroup_v1
+    }
+
+    fn cgroup_paths(&self, process: &Process) -> Option<Vec<u8>> {
+        let text = self.proc.read(&format!("{}/cgroup", process.id.pid)).ok().flatten()?;
+        process.is_alive().then_some(text)
+    }
+
+    /// Returns the name of the process's program, safe to print on a terminal; `None` if the process has died.
     pub(crate) fn comm(&self, process: &Process) -> Option<String> {
         let name = self.proc.program_name(process.id.pid.get())?;
         process.is_alive().then_some(name)
     }
 
-    /// How a dead process ended.
+    /// Returns how a dead process ended.
     pub(crate) fn ended(&self, process: &Process) -> Ending {
-        // Known from the pidfd once its parent has collected it; until then it is a zombie in /proc.
+        // The pidfd knows once the parent has collected the process; until then it is a zombie in /proc.
         let info = sys::pidfd_info(process.pidfd(), sys::INFO_EXIT).ok();
         let collected = info.filter(|info| info.mask & sys::INFO_EXIT != 0).map(|info| info.exit_code);
         let zombie = || {
@@ -300,15 +332,28 @@ impl Processes {
     }
 }
 
-/// FNV-1a, 64 bits: the same in every build, unlike the standard library's hashes.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+/// The first 64 bits of the SHA-256 hash of a process's cgroup paths.
+///
+/// The paths decide which process is an heir, and users choose them, for example in a delegated subtree or in a
+/// container. So it must be infeasible to find a path with the number of another cgroup; a cryptographic hash needs
+/// 2^64 attempts for that. Two own paths with the same number are easier to find, but are of no use: a process could
+/// as well stay in one of its own cgroups.
+fn path_hash(paths: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.iter_mut().zip(Sha256::digest(paths)).for_each(|(byte, hashed)| *byte = hashed);
+    u64::from_le_bytes(bytes)
 }
 
+/// The hash of earlier versions: FNV-1a with 64 bits.
+fn earlier_path_hash(paths: &[u8]) -> u64 {
+    paths.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Finds out what the kernel supports.
 fn probe() -> io::Result<Features> {
     let own = sys::pidfd_open(std::process::id())?;
     let parent = sys::pidfd_open(nix::unistd::getppid().as_raw() as u32);
-    // Before pidfs all pidfds share the one inode of anonymous files.
+    // Before pidfs, all pidfds share the inode of anonymous files.
     let anonymous = nix::sys::eventfd::EventFd::new()?;
     let inode = |fd: BorrowedFd<'_>| fstat(fd).map(|stat| stat.st_ino);
     let pidfs = inode(own.as_fd())? != inode(anonymous.as_fd())?
@@ -321,7 +366,7 @@ fn probe() -> io::Result<Features> {
     Ok(Features { pidfs, translation, info })
 }
 
-/// Sets the mask of one thread.
+/// Sets the affinity mask of one thread.
 pub(crate) fn set_mask_of(tid: u32, cpus: &CpuSet) -> io::Result<()> {
     sys::set_affinity(tid, cpus.words())
 }

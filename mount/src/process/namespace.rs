@@ -1,6 +1,7 @@
-//! PID namespaces: what a number means to whom.
+//! PID namespaces: which process a PID means in which namespace.
 //!
-//! Owns: translation, through the kernel's ioctls where it has them and `NSpid:` of /proc where not.
+//! Owns the translation of PIDs: by the kernel's ioctls if it has them (6.11), else by `NSpid:` of
+//! `/proc/PID/status`. Does not know claims.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -35,13 +36,13 @@ impl Namespace {
         sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_FROM_PIDNS, std::process::id()).is_ok()
     }
 
-    /// The number in our namespace of the process whose thread has this number in this one.
+    /// Translates the id of a thread in this namespace to the PID of its process in the daemon's namespace.
     fn tgid(&self, number: u32) -> io::Result<Option<Pid>> {
         exists(sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_FROM_PIDNS, number))
             .map(|pid| pid.and_then(Pid::new))
     }
 
-    /// The number in this namespace of the process that has this one in ours.
+    /// Translates a PID in the daemon's namespace to this one.
     fn number_of(&self, pid: Pid) -> io::Result<Option<u32>> {
         exists(sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_IN_PIDNS, pid.get()))
     }
@@ -56,7 +57,7 @@ fn exists<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 impl Processes {
-    /// The process of a thread, both by their numbers in our namespace.
+    /// Returns the PID of the process of thread `tid`, both in the daemon's namespace; `None` if the thread has gone.
     pub(super) fn tgid(&self, tid: Pid) -> io::Result<Option<Pid>> {
         if self.features.translation {
             return self.own.tgid(tid.get());
@@ -65,7 +66,7 @@ impl Processes {
         Ok(status.and_then(|status| Pid::new(*status.numbers("Tgid").first()?)))
     }
 
-    /// Whether numbers mean to the process what they mean to us.
+    /// Whether the process is in the daemon's PID namespace.
     pub(crate) fn shares_namespace(&self, process: &Process) -> io::Result<bool> {
         if let Some(&known) = process.in_our_namespace.get() {
             return Ok(known);
@@ -74,11 +75,12 @@ impl Processes {
         Ok(*process.in_our_namespace.get_or_init(|| namespace.ino == self.own.ino))
     }
 
-    /// The process that has this number in the PID namespace of `of`: translated, opened, translated again.
-    /// None: there is none (any more).
+    /// Opens the process that has the PID `written` in the PID namespace of `of`; `None` if there is none.
+    ///
+    /// The PID is translated again after the process was opened, because it may have been reused in between.
     ///
     /// # Errors
-    /// No descriptors are left, and the like.
+    /// Returns an error if no descriptors are left, or /proc cannot be read.
     pub(crate) fn open_in_namespace_of(
         &self,
         of: &Process,
@@ -94,7 +96,7 @@ impl Processes {
         Ok((self.translate(&namespace, of, written)? == Some(pid)).then(|| Arc::new(process)))
     }
 
-    /// The number that the process has in the PID namespace of `of`. None: it has none there.
+    /// Returns the PID of `pid` in the PID namespace of `of`; `None` if it has none there.
     pub(crate) fn number_in_namespace_of(&self, of: &Process, pid: Pid) -> Option<u32> {
         if self.shares_namespace(of).ok()? {
             return Some(pid.get());
@@ -106,12 +108,12 @@ impl Processes {
         let level = self.numbers(of.id().pid.get()).ok().flatten()?.len().checked_sub(1)?;
         let numbers = self.numbers(pid.get()).ok().flatten()?;
         let number = numbers.get(level).copied()?;
-        // Another namespace may be as many levels down.
+        // A different namespace may be at the same level.
         let is_inside = self.is_below(pid.get(), numbers.len() - 1 - level, &namespace).ok()?;
         is_inside.then_some(number)
     }
 
-    /// Whether both are in the same PID namespace.
+    /// Whether both processes are in the same PID namespace.
     pub(crate) fn same_namespace(&self, a: &Process, b: &Process) -> bool {
         match [a, b].map(|process| self.shares_namespace(process).ok()) {
             [Some(false), Some(false)] => {}
@@ -121,7 +123,7 @@ impl Processes {
         matches!((ino(a), ino(b)), (Some(a), Some(b)) if a == b)
     }
 
-    /// Whether it is the first process of its PID namespace.
+    /// Whether the process is the init process of its PID namespace.
     pub(crate) fn is_namespace_init(&self, process: &Process) -> bool {
         self.number_in_namespace_of(process, process.id().pid) == Some(1)
     }
@@ -150,8 +152,8 @@ impl Processes {
         self.search(namespace, level, written.0.get())
     }
 
-    /// Looks through all threads of the machine for the one that has this number in that namespace, which is
-    /// `level` below ours.
+    /// Searches all threads of the machine for the one that has this number in `namespace`, which is `level` levels
+    /// below the daemon's.
     fn search(&self, namespace: &Namespace, level: usize, number: u32) -> io::Result<Option<Pid>> {
         let mut pids = Vec::new();
         self.proc.each_pid(|pid| pids.push(pid))?;
@@ -168,7 +170,7 @@ impl Processes {
         Ok(None)
     }
 
-    /// Whether the namespace is that of the process, `up` levels above its own.
+    /// Whether `namespace` is the one `up` levels above the process's own.
     fn is_below(&self, pid: u32, up: usize, namespace: &Namespace) -> io::Result<bool> {
         let Some(mut fd) = self.proc.open(&format!("{pid}/ns/pid"), OFlag::O_RDONLY)? else {
             return Ok(false);
@@ -179,7 +181,7 @@ impl Processes {
         Ok(fstat(&fd)?.st_ino == namespace.ino)
     }
 
-    /// The numbers of a thread, from our namespace down to its own.
+    /// Returns the ids of a thread in each namespace, from the daemon's down to the thread's own.
     fn numbers(&self, tid: u32) -> io::Result<Option<Vec<u32>>> {
         Ok(self.proc.status(tid)?.map(|status| status.numbers("NSpid")))
     }

@@ -1,4 +1,6 @@
-//! One look at all processes of the machine.
+//! One pass over all processes of the machine.
+//!
+//! Owns finding processes by their affinity mask. Does not know why they are looked for.
 
 use std::io;
 
@@ -7,24 +9,25 @@ use super::{Facts, Processes};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 
-/// A process that was looked for.
+/// A process that the scan found.
 #[derive(Debug)]
 pub(crate) struct ScannedProcess {
     pub(crate) task: TaskId,
     pub(crate) facts: Facts,
-    /// A number for its cgroup.
+    /// The number of its cgroup, see [`Processes::cgroup`].
     pub(crate) cgroup: u64,
-    /// In clock ticks since boot.
+    /// The start time in clock ticks since boot.
     pub(crate) started: u64,
-    /// Its leader's mask.
+    /// The mask of its first thread.
     pub(crate) mask: CpuSet,
 }
 
 impl Processes {
-    /// Those whose leader's mask is wanted, but none of the kernel's. The others cost one system call each.
+    /// Returns the processes for whose first thread's mask `wanted` returns true, without kernel threads. Every
+    /// other process costs one system call.
     ///
     /// # Errors
-    /// /proc cannot be read.
+    /// Returns an error if `/proc` cannot be read.
     pub(crate) fn scan(&self, wanted: impl Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
         let mut found = Vec::new();
         self.proc.each_pid(|pid| {
@@ -35,7 +38,7 @@ impl Processes {
             }
         })?;
         let candidate = |(pid, mask): (u32, CpuSet)| {
-            // On every CPU sit some of the kernel's own threads: one short look at each is enough.
+            // Every CPU has about ten kernel threads; one cheap check excludes each.
             self.proc.may_have_program(pid).then_some(())?;
             let process = self.open(Pid::new(pid)?).ok().flatten()?;
             let facts = self.facts(&process).ok().flatten().filter(|facts| !facts.kernel_thread)?;

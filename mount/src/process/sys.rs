@@ -1,15 +1,20 @@
-//! System calls that have no safe wrapper.
+//! System calls without a safe wrapper in nix or rustix, or whose wrapper does not fit.
 //!
-//! Owns: every line of unsafe code of the crate, one call a function. Must not know: what they are for.
+//! Owns all unsafe code of the crate, one call per function. Does not know what the calls are for.
+//!
+//! Request numbers and structs are the same on x86-64 and arm64: both use the kernel's generic ioctl encoding, and all
+//! fields have fixed sizes.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-/// The bytes of the largest CPU mask that there is: 8,192 CPUs.
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+/// The length of the largest CPU mask, in words of 64 bits: 8,192 CPUs. (The CPU sets of nix and rustix stop at 1,024.)
 pub(super) const MASK_WORDS: usize = 128;
 
-/// `struct pidfd_info` (linux/pidfd.h), first version.
+/// `struct pidfd_info` (linux/pidfd.h) in its first version of 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PidfdInfo {
@@ -37,7 +42,7 @@ pub(super) const INFO_EXIT: u64 = 1 << 3;
 
 const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
 const PIDFD_GET_PID_NAMESPACE: libc::Ioctl = 0xFF05;
-/// Requests on a PID namespace (linux/nsfs.h).
+/// Requests to a PID namespace (linux/nsfs.h).
 pub(super) const NS_GET_PARENT: libc::Ioctl = 0xB702;
 pub(super) const NS_GET_TGID_FROM_PIDNS: libc::Ioctl = 0x8004_B707_u32 as libc::Ioctl;
 pub(super) const NS_GET_TGID_IN_PIDNS: libc::Ioctl = 0x8004_B709_u32 as libc::Ioctl;
@@ -47,11 +52,8 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 }
 
 pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two numbers; the descriptor that comes back is nobody else's.
-    unsafe {
-        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0))?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 pub(super) fn pidfd_info(pidfd: BorrowedFd<'_>, mask: u64) -> io::Result<PidfdInfo> {
@@ -62,7 +64,7 @@ pub(super) fn pidfd_info(pidfd: BorrowedFd<'_>, mask: u64) -> io::Result<PidfdIn
 }
 
 pub(super) fn pidfd_pid_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: takes no memory; the descriptor that comes back is nobody else's.
+    // SAFETY: takes no memory; the returned descriptor has no other owner.
     unsafe {
         let fd = check(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_PID_NAMESPACE, 0).into())?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
@@ -70,21 +72,21 @@ pub(super) fn pidfd_pid_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> 
 }
 
 pub(super) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: takes no memory; the descriptor that comes back is nobody else's.
+    // SAFETY: takes no memory; the returned descriptor has no other owner.
     unsafe {
         let fd = check(libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT).into())?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
 
-/// One of the requests that translate a number: it is passed by value and the answer is the result.
+/// Makes one of the requests that translate a PID. The PID is passed by value, and the result is the answer.
 pub(super) fn translate(namespace: BorrowedFd<'_>, request: libc::Ioctl, number: u32) -> io::Result<u32> {
     // SAFETY: takes two numbers and no memory.
     check(unsafe { libc::ioctl(namespace.as_raw_fd(), request, number as libc::c_ulong) }.into())
         .map(|n| n as u32)
 }
 
-/// Fills the words with the mask of the thread and gives how many are valid.
+/// Writes the mask of a thread to `words` and returns the number of valid words.
 pub(super) fn get_affinity(tid: u32, words: &mut [u64; MASK_WORDS]) -> io::Result<usize> {
     // SAFETY: the length is that of the buffer.
     let bytes = check(unsafe {
@@ -101,9 +103,9 @@ pub(super) fn set_affinity(tid: u32, words: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
-/// One heap for all threads, and large pieces apart from it, so that what was needed for a moment is used again or
-/// goes back to the machine. With a heap a thread, and pieces as large as once were freed among the small ones, 10,000
-/// claims take half as much again.
+/// Makes malloc use one heap for all threads and separate mappings for large blocks, so that memory of past requests is
+/// reused or returned to the kernel. With one heap per thread and a threshold that grows, 10,000 claims take 1.5 times as
+/// much memory.
 pub(crate) fn keep_heap_small() {
     const LARGE: libc::c_int = 128 * 1024;
     // SAFETY: takes numbers and no memory.
@@ -113,28 +115,28 @@ pub(crate) fn keep_heap_small() {
     }
 }
 
-/// Gives the free pages of the heap back to the machine.
+/// Returns the free pages of the heap to the kernel.
 pub(crate) fn trim_heap() {
     // SAFETY: takes a number and no memory.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Runs `work` in the child, between fork and exec.
+/// Runs `work` in the child between fork and exec.
 pub(super) fn before_exec(
     command: &mut std::process::Command,
     work: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
     use std::os::unix::process::CommandExt as _;
-    // SAFETY: of another thread's locks only the allocator's would matter, and `work` is made of system calls
-    // that take and give numbers.
+    // SAFETY: `work` consists of system calls that take numbers. It takes no lock that another thread could have held
+    // at the fork.
     unsafe { command.pre_exec(work) };
 }
 
-/// From now on the first thread of this process ends, alone, when the process gets SIGUSR1.
+/// Makes the first thread of this process exit, and no other, when the process gets SIGUSR1.
 #[cfg(test)]
 pub(super) fn end_first_thread_on_sigusr1() -> io::Result<()> {
     extern "C" fn end_thread(_: libc::c_int) {
-        // SAFETY: takes one number, and ends no more than the thread that calls it.
+        // SAFETY: takes one number and ends only the calling thread.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
     use nix::sys::signal::{SigHandler, Signal, signal};
@@ -142,34 +144,33 @@ pub(super) fn end_first_thread_on_sigusr1() -> io::Result<()> {
     unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(end_thread)) }.map(|_| ()).map_err(io::Error::from)
 }
 
-/// The descriptor that has this number and that nothing here owns yet.
+/// Takes ownership of the inherited descriptor `number`.
 pub(super) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the number is open, and by agreement (see `handover`) nobody else's.
+    // SAFETY: the number is open, and by the agreement in `daemon::fds` not owned by other code.
     unsafe {
         check(libc::fcntl(number, libc::F_GETFD).into())?;
         Ok(OwnedFd::from_raw_fd(number))
     }
 }
 
-/// A copy of the descriptor under this number, which programs that are started inherit. What was there is
-/// closed.
+/// Duplicates `fd` as `number`, without close-on-exec, and closes what `number` was (dup2(2)).
 pub(super) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: by agreement (see `handover`) the number is nobody else's.
+    // SAFETY: by the agreement in `daemon::fds` no other code owns the number.
     unsafe {
         check(libc::dup2(fd.as_raw_fd(), number).into())?;
         Ok(OwnedFd::from_raw_fd(number))
     }
 }
 
-/// What the other descriptor was is closed, and it becomes a copy of the first.
+/// Makes `other` refer to the same file as `fd` (dup2(2)).
 pub(super) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both stay open; whoever owns the other one owns it still.
+    // SAFETY: both descriptors stay open, and their owners stay the same.
     check(unsafe { libc::dup2(fd.as_raw_fd(), other.as_raw_fd()) }.into()).map(|_| ())
 }
 
 pub(super) fn default_sigchld() -> io::Result<()> {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: takes a handler away and brings none.
+    // SAFETY: the default action runs no code of this program.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(|_| ()).map_err(io::Error::from)
 }
 
@@ -185,17 +186,13 @@ pub(super) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Resul
         .map(|_| ())
 }
 
-/// A copy of the descriptor that the process has under this number.
+/// Duplicates the descriptor `number` of the process.
 pub(super) fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers; the descriptor that comes back is nobody else's.
-    unsafe {
-        let fd = check(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0))?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
+    Ok(rustix::process::pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?)
 }
 
-/// Closes every descriptor from `first` to `last`.
+/// Closes all descriptors from `first` to `last`.
 pub(super) fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: for a program that has just started: nothing of ours holds one of them yet.
+    // SAFETY: called only right after the start of the program, when no value owns one of them.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(|_| ())
 }

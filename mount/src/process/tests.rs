@@ -62,6 +62,29 @@ fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
 }
 
 #[test]
+fn a_claim_of_an_earlier_version_gets_the_new_number_of_its_cgroup() {
+    let child = start(Command::new("sleep").arg("1000"));
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let number = processes.cgroup(&process).unwrap();
+        let paths = std::fs::read(format!("/proc/{}/cgroup", child.pid())).unwrap();
+        let earlier = earlier_path_hash(&paths);
+        assert_ne!(earlier, number);
+        let upgraded = if processes.has_cgroup_ids() { earlier } else { number };
+        assert_eq!(processes.upgrade_cgroup(&process, earlier), upgraded);
+        assert_eq!(processes.upgrade_cgroup(&process, number), number);
+        assert_eq!(processes.upgrade_cgroup(&process, 77), 77, "another cgroup than now");
+    }
+}
+
+#[test]
+fn hashes_of_cgroup_paths_are_the_same_in_every_build() {
+    assert_eq!(path_hash(b"0::/a\n"), 0x8880_c33e_1c96_af3f);
+    assert_eq!(earlier_path_hash(b"a"), 0xaf63_dc4c_8601_ec8c);
+    assert_ne!(path_hash(b"0::/a\n"), path_hash(b"0::/b\n"));
+}
+
+#[test]
 fn a_kernel_thread_is_seen_as_one() {
     for processes in both() {
         let kthreadd = open(&processes, Pid::new(2).unwrap());
@@ -253,7 +276,7 @@ fn a_container_that_has_ended_names_nobody() {
 #[test]
 fn who_asks_again_is_known_by_the_same_descriptor_as_long_as_there_is_room() {
     for processes in both() {
-        let watch = Watch::with_memory(2).unwrap();
+        let watch = Watch::with_cache(2).unwrap();
         let children: Vec<Child> = (0..3).map(|_| start(Command::new("sleep").arg("1000"))).collect();
         let known = |n: usize| processes.of_thread(children[n].pid(), &watch).unwrap().unwrap();
         let first = known(0);
@@ -261,7 +284,7 @@ fn who_asks_again_is_known_by_the_same_descriptor_as_long_as_there_is_room() {
         assert!(Arc::ptr_eq(&first, &known(0)));
         known(2);
         assert!(Arc::ptr_eq(&first, &known(0)), "the one that has not asked for longest makes room");
-        assert!(watch.with_number(children[1].pid()).is_none());
+        assert!(watch.with_pid(children[1].pid()).is_none());
         assert!(!watch.any_dead() && watch.get(&first.id()).is_none(), "it is not watched");
     }
 }

@@ -1,8 +1,10 @@
-//! The tasks that hold a claim, watched for their death; and who has asked lately.
+//! Watches tasks for their death, and caches the pidfds of recent writers.
 //!
-//! Owns: one epoll instance over pidfds, asked and never waited for on the way of a request. A dead
-//! task is reported until it is removed, so that nobody can miss it. The descriptors of others are kept for a while:
-//! whoever writes writes again, and opening one takes longer than asking whether it still is the same process.
+//! Owns one epoll instance over pidfds. Requests poll it and never wait for it. A dead task is reported until it is
+//! removed, so no caller can miss it. Does not know claims.
+//!
+//! The pidfds of other processes are cached, because writers tend to write again, and checking a pidfd is cheaper than
+//! opening one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -17,58 +19,59 @@ use parking_lot::Mutex;
 use super::Process;
 use crate::model::task::{Pid, TaskId};
 
-/// Watched tasks.
+/// The watched tasks and the cached pidfds.
 #[derive(Debug)]
 pub(crate) struct Watch {
     epoll: Epoll,
     state: Mutex<State>,
     limit: usize,
-    /// How many processes are remembered.
-    memory: usize,
+    /// The size of the cache, in processes.
+    cache_size: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tasks: BTreeMap<TaskId, Arc<Process>>,
     by_fd: HashMap<u64, TaskId>,
-    /// Not watched, the latest last.
-    remembered: VecDeque<(Pid, Arc<Process>)>,
+    /// Processes that are not watched, the most recently used last.
+    cached: VecDeque<(Pid, Arc<Process>)>,
 }
 
-/// No more than this many are remembered: they are searched one by one.
-const MAX_MEMORY: usize = 256;
+/// The largest size of the cache, in processes. It is searched linearly.
+const MAX_CACHE: usize = 256;
 
 impl Watch {
-    /// Raises the soft limit of open files to the hard one: each watched task takes one.
+    /// Creates the epoll instance and raises the soft limit of open files to the hard limit, because each watched
+    /// task takes a descriptor.
     ///
     /// # Errors
-    /// No descriptors are left.
+    /// Returns an error if no descriptors are left.
     pub(crate) fn new() -> io::Result<Self> {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         let hard = usize::try_from(hard).unwrap_or(usize::MAX).min(1 << 20);
-        // What requests open for a moment, and what the daemon has open all the time.
+        // For the descriptors that requests open for a moment and those that the daemon always has open.
         let reserve = (hard / 16).max(64);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let memory = MAX_MEMORY.min(reserve / 2);
-        Ok(Self { epoll, state: Mutex::default(), limit: hard.saturating_sub(reserve), memory })
+        let cache_size = MAX_CACHE.min(reserve / 2);
+        Ok(Self { epoll, state: Mutex::default(), limit: hard.saturating_sub(reserve), cache_size })
     }
 
-    /// One that remembers so many processes.
+    /// Like [`Watch::new`], with a cache of this size.
     #[cfg(test)]
-    pub(super) fn with_memory(memory: usize) -> io::Result<Self> {
-        Ok(Self { memory, ..Self::new()? })
+    pub(super) fn with_cache(cache_size: usize) -> io::Result<Self> {
+        Ok(Self { cache_size, ..Self::new()? })
     }
 
-    /// How many tasks can be watched.
+    /// The largest number of tasks that can be watched.
     pub(crate) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Watches a task. One that has died already is reported like any other.
+    /// Starts to watch a task, which may have died already.
     ///
     /// # Errors
-    /// The kernel watches no more.
+    /// Returns an error if the kernel cannot watch more descriptors.
     pub(crate) fn add(&self, process: Arc<Process>) -> io::Result<()> {
         let mut state = self.state.lock();
         let fd = process.pidfd().as_raw_fd() as u64;
@@ -81,7 +84,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches a task no longer.
+    /// Stops watching a task.
     pub(crate) fn remove(&self, task: &TaskId) -> Option<Arc<Process>> {
         let mut state = self.state.lock();
         let process = state.tasks.remove(task)?;
@@ -90,42 +93,42 @@ impl Watch {
         Some(process)
     }
 
-    /// A watched task.
+    /// Returns a watched task.
     pub(crate) fn get(&self, task: &TaskId) -> Option<Arc<Process>> {
         self.state.lock().tasks.get(task).cloned()
     }
 
-    /// The process that has this number, if there is a descriptor of it: one that lives has had its number all the
-    /// time since it was opened.
-    pub(super) fn with_number(&self, pid: Pid) -> Option<Arc<Process>> {
-        self.newest_with_number(pid).filter(|process| process.is_alive())
+    /// Returns the process `pid` if there is a pidfd of it. A process that is alive has had its PID since the pidfd
+    /// was opened.
+    pub(super) fn with_pid(&self, pid: Pid) -> Option<Arc<Process>> {
+        self.newest_with_pid(pid).filter(|process| process.is_alive())
     }
 
-    fn newest_with_number(&self, pid: Pid) -> Option<Arc<Process>> {
+    fn newest_with_pid(&self, pid: Pid) -> Option<Arc<Process>> {
         let (first, last) = (TaskId { pid, ino: 0 }, TaskId { pid, ino: u64::MAX });
-        let State { tasks, remembered, .. } = &mut *self.state.lock();
+        let State { tasks, cached, .. } = &mut *self.state.lock();
         let watched = tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process));
         watched.or_else(|| {
-            let at = remembered.iter().position(|(other, _)| *other == pid)?;
-            let found = remembered.remove(at)?;
+            let at = cached.iter().position(|(other, _)| *other == pid)?;
+            let found = cached.remove(at)?;
             let process = Arc::clone(&found.1);
-            remembered.push_back(found);
+            cached.push_back(found);
             Some(process)
         })
     }
 
-    /// Keeps the descriptor of a process that asks, as long as there is room.
-    pub(super) fn remember(&self, process: &Arc<Process>) {
+    /// Caches the pidfd of a process that sends requests; the least recently used one makes room.
+    pub(super) fn cache(&self, process: &Arc<Process>) {
         let pid = process.id().pid;
-        let State { remembered, .. } = &mut *self.state.lock();
-        remembered.retain(|(other, _)| *other != pid);
-        remembered.push_back((pid, Arc::clone(process)));
-        if remembered.len() > self.memory {
-            remembered.pop_front();
+        let State { cached, .. } = &mut *self.state.lock();
+        cached.retain(|(other, _)| *other != pid);
+        cached.push_back((pid, Arc::clone(process)));
+        if cached.len() > self.cache_size {
+            cached.pop_front();
         }
     }
 
-    /// Whether one of them has died: one system call.
+    /// Whether a watched task has died. Costs one system call.
     pub(crate) fn any_dead(&self) -> bool {
         let mut event = [EpollEvent::empty()];
         loop {
@@ -136,7 +139,7 @@ impl Watch {
         }
     }
 
-    /// Those that have died and have not been removed.
+    /// Returns the watched tasks that have died.
     pub(crate) fn dead(&self) -> Vec<TaskId> {
         let state = self.state.lock();
         let mut events = vec![EpollEvent::empty(); state.tasks.len().max(1)];
@@ -146,7 +149,7 @@ impl Watch {
 }
 
 impl AsFd for Watch {
-    /// Readable while a task has died and has not been removed.
+    /// A descriptor that is readable while a watched task is dead.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
     }
