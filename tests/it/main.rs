@@ -15,6 +15,7 @@ mod claims;
 mod commands;
 mod daemon;
 mod docs;
+mod example;
 mod harness;
 mod kubernetes;
 mod tree;

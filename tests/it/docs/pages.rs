@@ -276,3 +276,10 @@ fn refusals_of_commands_are_in_the_table() {
         assert!(document.contains(said), "{said}");
     }
 }
+
+#[test]
+fn the_example_of_the_tests_is_a_test() {
+    let example = document("tests/it/example.rs");
+    let (_, code) = example.split_once("\n\n").unwrap();
+    assert!(document("tests/README.md").contains(code), "tests/README.md does not show tests/it/example.rs");
+}
