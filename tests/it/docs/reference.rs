@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::harness::{Mount, write};
+use crate::harness::dir::{Dir as _, failure};
+use crate::harness::{KCM, Mount, write};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -37,6 +39,46 @@ fn every_metric_is_in_the_table_with_its_type_and_labels() {
         table.insert(cells[1].trim_matches('`').to_owned(), (cells[2].to_owned(), labels));
     }
     assert_eq!(table, metrics(&mount.read("info/metrics")));
+}
+
+/// What the first column of the table under this heading contains between backquotes.
+fn first_column(page: &str, heading: &str) -> Vec<String> {
+    let (_, section) = page.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    rows.map(|(cell, _)| cell.to_owned()).collect()
+}
+
+#[test]
+fn the_messages_of_a_daemon_that_does_not_start_are_in_the_table() {
+    let (served, other, newer) = (Mount::new(), Mount::not_mounted(), Mount::new());
+    newer.stop();
+    let header = r#"{"header":{"kcm":"config","version":99}}"#;
+    let config = format!("{:08x} {header}\n", crc32fast::hash(header.as_bytes()));
+    fs::write(newer.state().join("config"), config).unwrap();
+    let no_fuse = Mount::not_mounted();
+    let line = "mount --bind /dev/null /dev/fuse && exec \"$KCM\" mount --conf-dir=\"$C\" --state-dir=\"$S\"";
+    let mut without_fuse = Command::new("unshare");
+    without_fuse.args(["--mount", "sh", "-c", line]).env("KCM_LOG_LEVEL", "ERROR");
+    without_fuse.env("KCM", KCM).env("C", no_fuse.conf()).env("S", no_fuse.state());
+    let full = Mount::not_mounted();
+    fs::create_dir_all(full.conf().join("something")).unwrap();
+    let mut same_state = Command::new(KCM);
+    same_state.arg("mount").arg("--conf-dir").arg(other.conf()).arg("--state-dir").arg(served.state());
+    let messages = [
+        failure(&mut other.kcm_as_nobody(&["mount"])),
+        failure(&mut without_fuse),
+        full.mount_failure(),
+        failure(served.mount_command().env("KCM_LOG_LEVEL", "ERROR")),
+        failure(same_state.env("KCM_LOG_LEVEL", "ERROR")),
+        newer.mount_failure(),
+    ];
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/troubleshooting.md")).unwrap();
+    let table = first_column(&page, "## The daemon does not start");
+    assert_eq!(table.len(), messages.len(), "{table:?}");
+    for (part, message) in table.iter().zip(&messages) {
+        assert!(message.contains(part), "{part}: {message}");
+    }
 }
 
 /// The Markdown files of the repository's top level, `docs` and `tests`.
