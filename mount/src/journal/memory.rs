@@ -14,8 +14,9 @@ use std::collections::VecDeque;
 
 use super::claims_log::{LogState, Record, Requests};
 
-/// How many deferred records are queued one by one. One write of so many is a few hundred kilobytes.
-pub(super) const QUEUE_LIMIT: usize = 1024;
+/// How many deferred records are queued one by one. One write of so many is a few hundred kilobytes. In tests it is low,
+/// so that they exceed it often.
+pub(super) const QUEUE_LIMIT: usize = if cfg!(test) { 16 } else { 1024 };
 
 /// The state of the claims log.
 #[derive(Debug)]
@@ -73,7 +74,13 @@ impl Memory {
         self.needs_rewrite || !self.queue.is_empty()
     }
 
-    /// Adds a record that is a fact already.
+    /// Returns how many records are kept one by one.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len().max(self.appending.as_ref().map_or(0, |appending| appending.after.len()))
+    }
+
+    /// Adds a record of something that has happened already.
     pub(super) fn defer(&mut self, record: Record) {
         let Some(appending) = &mut self.appending else {
             self.log.add(record.clone());

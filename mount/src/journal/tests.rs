@@ -4,6 +4,7 @@
 //! They are kept in memory, where an fsync costs nothing.
 
 mod damage;
+mod faults;
 mod golden;
 
 use std::fs::{self, File};
@@ -349,7 +350,7 @@ proptest! {
         for record in records {
             live.add(record);
         }
-        let said = State::of_live(&live);
+        let said = State::of_log(&live);
         let compacted = live.clone().into_records();
         prop_assert_eq!(State::after(&compacted), said);
         // And in no more records than there are things to say.
@@ -388,7 +389,7 @@ impl State {
         }
     }
 
-    fn of_live(live: &LogState) -> Self {
+    fn of_log(live: &LogState) -> Self {
         let mut claims: Vec<(u64, Arc<Claim>)> = live.claims.values().cloned().collect();
         // Those of one batch contradict each other in nothing.
         claims.sort_by_key(|(number, claim)| std::cmp::Reverse((*number, claim.task)));
@@ -410,7 +411,7 @@ impl State {
         for record in records {
             live.add(record.clone());
         }
-        Self::of_live(&live)
+        Self::of_log(&live)
     }
 
     /// Only what is in the log.
