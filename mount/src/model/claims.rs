@@ -1,23 +1,24 @@
 //! The claim machine: who holds which CPU list, and what may change that.
 //!
-//! Owns: every rule of claiming, moving, releasing, inheriting and configuring, and the invariants
-//! - **lists are disjoint**, over all pools;
-//! - **a task has at most one claim**;
-//! - **an exclusive list has at most one task on it or on its way to it**, but for one that leaves it in the
-//!   write that brings the other.
+//! Owns every rule of claiming, moving, releasing, inheriting and configuring, and these invariants:
+//! - **Lists are disjoint**, over all pools.
+//! - **A task has at most one claim.**
+//! - **An exclusive list has at most one task on it or reserved for it**, except for a task that leaves it in
+//!   the same write that brings the other one.
 //!
-//! [`Claims::apply`] is the only way to change anything. It decides at once, so that one lock around it makes
-//! a decision atomic; what takes time (masks, logs) is handed out as a [`Plan`], for which the lists are
-//! reserved until it is settled or abandoned. Must not know: how masks are set, records kept, deaths noticed
-//! or PIDs translated. Time, rights and liveness come in as values.
+//! [`Claims::apply`] is the only way to change anything. It decides at once, so a single lock around it makes
+//! each decision atomic. What takes time (masks, records) is returned as a [`Plan`], whose lists are reserved
+//! until it is settled or abandoned. Does not know how masks are set, records are kept, deaths are noticed or
+//! PIDs are translated: time, rights and liveness are inputs.
 //!
-//! What a write would do is worked out in `deciding`; how pools and lists come and go is in `configuring`.
+//! `deciding` decides what a write would do; `configuring` adds and removes pools and lists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::command::{
-    Change, Claim, ClaimKind, Command, Effects, HeirCandidate, Placement, Plan, Request, TaskInfo,
+    Change, Claim, ClaimKind, Command, CompletedPlacement, CompletedPlan, Effects, Ending, HeirCandidate,
+    Origin, Plan, Rejected, Request, TaskInfo,
 };
 use super::cpuset::{CpuId, CpuSet};
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
@@ -29,13 +30,14 @@ mod deciding;
 #[cfg(test)]
 mod tests;
 
-/// Where a list is between mkdir and rmdir.
+/// The stage of a list between mkdir and rmdir.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It is being stored; nobody gets on it yet.
+    /// Its creation is being stored. It cannot be claimed yet.
     Creating,
+    /// It can be claimed.
     Open,
-    /// Its removal is being stored; nobody gets on it any more.
+    /// Its removal is being stored. It can no longer be claimed.
     Removing,
 }
 
@@ -51,42 +53,42 @@ pub struct List {
 }
 
 impl List {
-    /// Its pool.
+    /// Returns its pool.
     #[must_use]
     pub fn pool(&self) -> PoolId {
         self.pool
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &ListName {
         &self.name
     }
 
-    /// Its CPUs.
+    /// Returns its CPUs.
     #[must_use]
     pub fn cpus(&self) -> &CpuSet {
         &self.cpus
     }
 
-    /// The tasks on it, by PID.
+    /// Returns the tasks on it, ordered by PID.
     #[must_use]
     pub fn tasks(&self) -> &BTreeSet<TaskId> {
         &self.tasks
     }
 
-    /// Whether its removal is under way.
+    /// Returns whether its removal is being stored.
     #[must_use]
     pub fn is_being_removed(&self) -> bool {
         self.stage == Stage::Removing
     }
 
-    /// Somebody on the list or on the way to it who is not in `excluding`.
+    /// Returns a task on the list or reserved for it that is not in `excluding`.
     fn other_task(&self, excluding: &BTreeSet<TaskId>) -> Option<TaskId> {
         self.tasks.iter().chain(&self.reserved).find(|&task| !excluding.contains(task)).copied()
     }
 
-    /// How many tasks are on the list or on the way to it, without those in `excluding`.
+    /// Returns how many tasks are on the list or reserved for it, without those in `excluding`.
     fn task_count(&self, excluding: &BTreeSet<TaskId>) -> usize {
         let leaving = excluding.iter().filter(|task| self.tasks.contains(task)).count();
         let arriving = self.reserved.iter().filter(|task| !self.tasks.contains(task)).count();
@@ -99,43 +101,43 @@ impl List {
 pub struct Pool {
     name: PoolName,
     exclusivity: Exclusivity,
-    /// By their first CPU: lists are disjoint, so no two have the same.
+    /// Keyed by their first CPU: lists are disjoint, so no two have the same.
     lists: BTreeMap<CpuId, ListId>,
-    /// Those of them that have tasks.
+    /// The lists that have tasks.
     taken: BTreeSet<ListId>,
 }
 
 impl Pool {
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &PoolName {
         &self.name
     }
 
-    /// How many tasks a list of it takes.
+    /// Returns how many tasks each of its lists takes.
     #[must_use]
     pub fn exclusivity(&self) -> Exclusivity {
         self.exclusivity
     }
 
-    /// Its lists, by their first CPU.
+    /// Returns its lists, ordered by their first CPU.
     pub fn lists(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
         self.lists.values().copied()
     }
 
-    /// Its lists that have tasks.
+    /// Returns its lists that have tasks.
     pub fn taken(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
         self.taken.iter().copied()
     }
 }
 
-/// What a task has and what is being done with it.
+/// The claim of a task and what is in progress for it.
 #[derive(Clone, Debug, Default)]
 struct TaskState {
     claim: Option<Arc<Claim>>,
-    /// A plan that names the task has neither been settled nor abandoned.
+    /// Whether a plan names the task that is neither settled nor abandoned.
     in_flight: bool,
-    /// It died while it was in hand.
+    /// Whether it died while it was in flight.
     dead: bool,
 }
 
@@ -145,60 +147,60 @@ pub struct Claims {
     pools: BTreeMap<PoolId, Pool>,
     lists: BTreeMap<ListId, List>,
     tasks: HashMap<TaskId, TaskState>,
-    /// How many claims somebody else than root asked for, with those on their way.
+    /// How many claims other users than root asked for, including pending ones.
     not_by_root: usize,
     limit: usize,
 }
 
 impl Claims {
-    /// No pools and no claims; at most `limit` tasks at a time.
+    /// Returns a machine without pools and claims that takes at most `limit` tasks at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { pools: BTreeMap::new(), lists: BTreeMap::new(), tasks: HashMap::new(), not_by_root: 0, limit }
     }
 
-    /// The pools, the oldest first.
+    /// Returns the pools, the oldest first.
     pub fn pools(&self) -> impl ExactSizeIterator<Item = (PoolId, &Pool)> {
         self.pools.iter().map(|(id, pool)| (*id, pool))
     }
 
-    /// The pool of this number.
+    /// Returns the pool with this number.
     #[must_use]
     pub fn pool(&self, id: PoolId) -> Option<&Pool> {
         self.pools.get(&id)
     }
 
-    /// The list of this number.
+    /// Returns the list with this number.
     #[must_use]
     pub fn list(&self, id: ListId) -> Option<&List> {
         self.lists.get(&id)
     }
 
-    /// The claim of a task.
+    /// Returns the claim of a task.
     #[must_use]
     pub fn claim(&self, task: &TaskId) -> Option<&Arc<Claim>> {
         self.tasks.get(task)?.claim.as_ref()
     }
 
-    /// Whether a plan that names the task has neither been settled nor abandoned.
+    /// Returns whether a plan names the task that is neither settled nor abandoned.
     #[must_use]
     pub fn is_in_flight(&self, task: &TaskId) -> bool {
         self.tasks.get(task).is_some_and(|state| state.in_flight)
     }
 
-    /// All claims, in no order.
+    /// Returns all claims, in no particular order.
     pub fn claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
         self.tasks.values().filter_map(|state| state.claim.as_ref())
     }
 
-    /// Whether the task's claim is on an exclusive list, so that its death leaves something to inherit.
+    /// Returns whether an heir can get the claim: its list is exclusive.
     #[must_use]
     pub fn is_inheritable(&self, claim: &Claim) -> bool {
         self.exclusivity(claim.list) == Some(Exclusivity::Exclusive)
     }
 
-    /// Whether the claim may pass to this task once its own has died; [`heir`] knows the rest. A list that is
-    /// already pending to somebody else does not.
+    /// Returns whether this task can get the claim of a dead task: it has no claim itself, and the list is not
+    /// reserved for another task. [`heir`] checks the rest.
     #[must_use]
     pub fn can_inherit(&self, claim: &Claim, heir: &TaskId) -> bool {
         let excluding = BTreeSet::from([claim.task]);
@@ -208,7 +210,7 @@ impl Claims {
             && !self.tasks.contains_key(heir)
     }
 
-    /// The CPUs of all exclusive lists.
+    /// Returns the CPUs of all exclusive lists.
     #[must_use]
     pub fn exclusive_cpus(&self) -> CpuSet {
         let exclusive = self.lists.values().filter(|list| {
@@ -217,79 +219,81 @@ impl Claims {
         exclusive.fold(CpuSet::new(), |all, list| all.union(&list.cpus))
     }
 
-    /// Decides one command, and changes the claims accordingly. Nothing else does.
+    /// Decides one command and changes the claims accordingly.
     ///
     /// # Errors
-    /// A [`Refusal`]: then nothing has changed. [`Refusal::TaskBusy`] asks for another try once the operation
-    /// that has one of the tasks in hand has ended.
-    pub fn apply(&mut self, command: Command) -> Result<Effects, Refusal> {
+    /// [`Rejected`]: nothing has changed. Only [`Command::Write`] is ever [`Rejected::Busy`].
+    pub fn apply(&mut self, command: Command) -> Result<Effects, Rejected> {
         match command {
-            Command::Write(request) => self.write(request),
+            Command::Write(request) => self.write(&request),
             Command::Settle(plan) => Ok(self.settle(plan)),
             Command::Abandon(plan) => Ok(self.abandon(&plan)),
-            Command::End { task, heir } => Ok(self.end(task, heir)),
+            Command::End { task, ending, heir } => Ok(self.end(task, ending, heir)),
+            other => Ok(self.configure(other)?),
+        }
+    }
+
+    fn configure(&mut self, command: Command) -> Result<Effects, Refusal> {
+        match command {
             Command::Restore(claim) => self.restore(claim),
             Command::AddPool { id, name, exclusivity } => self.add_pool(id, name, exclusivity),
             Command::RemovePool(id) => self.remove_pool(id),
             Command::AddList { pool, id, name, cpus } => self.add_list(pool, id, name, cpus),
-            Command::OpenList(id) => {
-                self.list_mut(id).map(|list| list.stage = Stage::Open).map(|()| Effects::default())
-            }
+            Command::OpenList(id) => self.open_list(id),
             Command::CloseList { id, now } => self.close_list(id, now),
             Command::RemoveList(id) => Ok(self.remove_list(id)),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
+            Command::Write(_) | Command::Settle(_) | Command::Abandon(_) | Command::End { .. } => {
+                Ok(Effects::default())
+            }
         }
     }
 
-    /// Two passes: the first decides and changes nothing, the second reserves what was decided.
-    fn write(&mut self, request: Request) -> Result<Effects, Refusal> {
-        let plan = self.decide(&request)?;
+    /// Works in two passes: the first decides and changes nothing, the second reserves what was decided.
+    fn write(&mut self, request: &Request) -> Result<Effects, Rejected> {
+        let plan = self.decide(request)?;
         for task in plan.tasks() {
             self.tasks.entry(task).or_default().in_flight = true;
         }
-        for place in plan.changing() {
-            self.list_mut(place.claim.list)?.reserved.insert(place.claim.task);
+        for placement in plan.changes() {
+            self.list_mut(placement.list)?.reserved.insert(placement.task);
         }
         self.not_by_root += new_not_by_root(&plan);
         Ok(Effects { plan, ..Effects::default() })
     }
 
-    fn settle(&mut self, plan: Plan) -> Effects {
+    fn settle(&mut self, plan: CompletedPlan) -> Effects {
         let mut effects = Effects::default();
-        self.not_by_root -= new_not_by_root(&plan);
         for claim in plan.releases {
             if self.finish(&claim.task) {
                 self.drop_claim(&claim.task);
                 effects.changes.push(Change::Released(claim));
             }
         }
-        for Placement { claim, kind, .. } in plan.placements {
-            if let Some(list) = self.lists.get_mut(&claim.list) {
-                list.reserved.remove(&claim.task);
+        for CompletedPlacement { claim, origin } in plan.placements {
+            if origin == Origin::New && !claim.by_root {
+                self.not_by_root -= 1;
             }
+            self.unreserve(claim.list, &claim.task);
             if !self.finish(&claim.task) {
                 effects.lost.push(claim.task);
                 continue;
             }
-            match kind {
-                ClaimKind::Repeat => {}
-                ClaimKind::New => effects.changes.push(Change::Claimed(claim.clone())),
-                ClaimKind::Move { from } => effects.changes.push(Change::Moved { from, to: claim.clone() }),
+            match origin {
+                Origin::Unchanged => continue,
+                Origin::New => effects.changes.push(Change::Claimed(claim.clone())),
+                Origin::Moved { from } => effects.changes.push(Change::Moved { from, to: claim.clone() }),
             }
-            if kind != ClaimKind::Repeat {
-                self.drop_claim(&claim.task);
-                self.hold(claim);
-            }
+            self.drop_claim(&claim.task);
+            self.hold(claim);
         }
         effects
     }
 
     fn abandon(&mut self, plan: &Plan) -> Effects {
         self.not_by_root -= new_not_by_root(plan);
-        for place in &plan.placements {
-            if let Some(list) = self.lists.get_mut(&place.claim.list) {
-                list.reserved.remove(&place.claim.task);
-            }
+        for placement in &plan.placements {
+            self.unreserve(placement.list, &placement.task);
         }
         let lost = plan.tasks().filter(|task| !self.finish(task)).collect();
         for task in plan.tasks() {
@@ -300,7 +304,13 @@ impl Claims {
         Effects { lost, ..Effects::default() }
     }
 
-    /// The task is no longer in hand. False where it died while it was; then it has nothing left.
+    fn unreserve(&mut self, list: ListId, task: &TaskId) {
+        if let Some(list) = self.lists.get_mut(&list) {
+            list.reserved.remove(task);
+        }
+    }
+
+    /// Takes the task out of flight. Returns false if it died meanwhile; then it holds nothing.
     fn finish(&mut self, task: &TaskId) -> bool {
         match self.tasks.get_mut(task) {
             Some(state) if state.dead => {
@@ -344,7 +354,7 @@ impl Claims {
         Some(claim)
     }
 
-    fn end(&mut self, task: TaskId, heir: Option<TaskInfo>) -> Effects {
+    fn end(&mut self, task: TaskId, ending: Ending, heir: Option<TaskInfo>) -> Effects {
         let in_flight = self.is_in_flight(&task);
         let claim = self.drop_claim(&task);
         if in_flight {
@@ -352,14 +362,15 @@ impl Claims {
         }
         let Some(claim) = claim else { return Effects::default() };
         let heir = heir.filter(|heir| self.can_inherit(&claim, &heir.task));
-        let change = match heir {
-            None => Change::Ended(claim),
-            Some(heir) => {
+        let change = match (heir, ending) {
+            (Some(heir), _) => {
                 let to = Claim { task: heir.task, uid: heir.uids.real, ..Claim::clone(&claim) };
                 let to = Arc::new(to);
                 self.hold(to.clone());
                 Change::Inherited { from: task, to }
             }
+            (None, Ending::Exited(_)) => Change::Ended(claim),
+            (None, Ending::Killed(_) | Ending::Unknown) => Change::Reclaimed(claim),
         };
         Effects { changes: vec![change], ..Effects::default() }
     }
@@ -386,7 +397,7 @@ impl Claims {
         Holder { task, list, held: now.saturating_sub(since) }
     }
 
-    /// The name of the first free list of the pool.
+    /// Returns the name of the first free list of the pool.
     fn free_list(&self, pool: &Pool) -> Option<String> {
         let nobody = BTreeSet::new();
         let mut lists = pool.lists().filter_map(|id| self.lists.get(&id));
@@ -396,15 +407,16 @@ impl Claims {
     }
 }
 
-/// How many first claims of the plan somebody else than root asks for.
+/// Returns how many first claims of the plan other users than root ask for.
 fn new_not_by_root(plan: &Plan) -> usize {
-    plan.placements.iter().filter(|place| place.kind == ClaimKind::New && !place.claim.by_root).count()
+    let is_counted = |kind: &ClaimKind| matches!(kind, ClaimKind::New(claim) if !claim.by_root);
+    plan.placements.iter().filter(|placement| is_counted(&placement.kind)).count()
 }
 
-/// The one of `candidates` to which the claim of a dead task passes: the oldest that started after the
-/// claim, in the same cgroup, of the same user or of root, with its mask within the list.
+/// Returns the candidate that inherits the claim of a dead task: the oldest one that started after the claim,
+/// is in the same cgroup, belongs to the same user or to root, and whose mask lies within the list.
 ///
-/// `tick` is the length of a clock tick in nanoseconds: start times are only known in whole ticks.
+/// `tick` is the length of a clock tick in nanoseconds: start times have that resolution.
 #[must_use]
 pub fn heir<'a>(
     claim: &Claim,

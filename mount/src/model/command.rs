@@ -1,80 +1,116 @@
-//! What is told to the claim machine, and what it tells: requests and commands in, plans and changes out.
+//! The input and output of the claim machine: requests and commands in, plans and changes out.
 //!
-//! Owns: the words between the machine and those who carry its decisions out. Must not know: any rule.
+//! Owns these types. Contains no rule.
 
 use std::sync::Arc;
 
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
+use super::refusal::Refusal;
 use super::task::TaskId;
 
 /// The affinity that a task gets back when its claim is released.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SavedMask {
-    /// All CPUs: it had all that its cpuset allowed, and so follows its cpuset again.
+    /// All CPUs. The task had every CPU that its cpuset allows, so it follows its cpuset again.
     All,
-    /// Just these.
+    /// These CPUs.
     Cpus(CpuSet),
 }
 
-/// The fact that one task is on one CPU list. Shared by the machine and the log, both of which keep it.
+/// The fact that one task is on one CPU list. The claim machine and the journal share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Who.
+    /// The task.
     pub task: TaskId,
-    /// On which list.
+    /// The list.
     pub list: ListId,
-    /// What its leader's mask was before its first claim.
+    /// The mask of the task's leader before its first claim.
     pub saved: SavedMask,
-    /// When the claim was made, in nanoseconds since boot (`CLOCK_BOOTTIME`).
+    /// The time of the claim, in nanoseconds since boot (`CLOCK_BOOTTIME`).
     pub since: u64,
-    /// The real uid of the task when it was claimed: heirs must have it too.
+    /// The real uid of the task at the time of the claim. An heir must have the same.
     pub uid: u32,
-    /// A number for its cgroup when it was claimed: heirs must have it too.
+    /// The cgroup of the task at the time of the claim, as a number. An heir must have the same.
     pub cgroup: u64,
-    /// Whether root asked for it (the others share half of what the daemon can watch).
+    /// Whether root asked for it. Other users share half of the tasks that the daemon can watch.
     pub by_root: bool,
+}
+
+/// The first claim of a task, before its saved mask and its cgroup are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingClaim {
+    /// The task.
+    pub task: TaskId,
+    /// The list.
+    pub list: ListId,
+    /// The time of the decision, in nanoseconds since boot.
+    pub since: u64,
+    /// The real uid of the task.
+    pub uid: u32,
+    /// Whether root asked for it.
+    pub by_root: bool,
+}
+
+impl PendingClaim {
+    /// Returns the claim with what only the task itself can tell.
+    #[must_use]
+    pub fn complete(&self, saved: SavedMask, cgroup: u64) -> Claim {
+        let Self { task, list, since, uid, by_root } = *self;
+        Claim { task, list, saved, since, uid, cgroup, by_root }
+    }
 }
 
 /// The user ids of a process (credentials(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uids {
-    /// The real one.
+    /// The real uid.
     pub real: u32,
-    /// The effective one.
+    /// The effective uid.
     pub effective: u32,
-    /// The saved one.
+    /// The saved uid.
     pub saved: u32,
 }
 
-/// A living process that a write names.
+/// A live process that a write names.
 #[derive(Clone, Debug)]
 pub struct TaskInfo {
-    /// Which.
+    /// The task.
     pub task: TaskId,
-    /// Whose.
+    /// Its users.
     pub uids: Uids,
-    /// Whether it is a thread of the kernel.
+    /// Whether it is a kernel thread.
     pub kernel_thread: bool,
-    /// Whether it is the daemon.
+    /// Whether it is a process of the daemon.
     pub ours: bool,
 }
 
-/// A living process that may be the heir of a dead one.
+/// A live process that may be the heir of a dead one.
 #[derive(Clone, Debug)]
 pub struct HeirCandidate {
-    /// Who.
+    /// The process.
     pub info: TaskInfo,
-    /// A number for its cgroup.
+    /// Its cgroup, as a number.
     pub cgroup: u64,
-    /// When it started, in clock ticks since boot.
+    /// The time of its start, in clock ticks since boot.
     pub started: u64,
     /// Its leader's mask.
     pub mask: CpuSet,
 }
 
-/// Which file was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+    /// The kernel can no longer tell.
+    Unknown,
+}
+
+/// The file that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The `tasks` file of a list.
     List(ListId),
@@ -82,53 +118,55 @@ pub enum Target {
     Pool(PoolId),
 }
 
-/// One write, with all that has to be known to decide it.
+/// One write, with everything that its decision depends on.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The file.
     pub target: Target,
     /// The processes to claim for, each once.
     pub claim: Vec<TaskInfo>,
-    /// The processes whose claim is to end, each once.
+    /// The processes whose claim ends, each once.
     pub release: Vec<TaskInfo>,
-    /// The users who must have the right: who opened the file, and who writes.
+    /// The users who must have the right: the opener of the file and the writer.
     pub users: [u32; 2],
-    /// Lists on which the kernel has let a task not be, in an earlier try of the same write.
+    /// The lists that the kernel refused for a task in an earlier attempt at the same write.
     pub unsuitable: Vec<(TaskId, ListId)>,
     /// Nanoseconds since boot.
     pub now: u64,
 }
 
-/// What is applied to [`Claims`](super::claims::Claims).
+/// A command for [`Claims::apply`](super::claims::Claims::apply).
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Decide a write. What has to be done for it is in [`Effects::plan`].
+    /// Decide a write. [`Effects::plan`] says what has to be done for it.
     Write(Request),
     /// The plan has been carried out.
-    Settle(Plan),
+    Settle(CompletedPlan),
     /// The plan has been undone.
     Abandon(Plan),
     /// The task is dead. Its claim passes to the heir, or ends.
     End {
-        /// The dead one.
+        /// The dead task.
         task: TaskId,
-        /// The process that inherits, where there is one.
+        /// How it died.
+        ending: Ending,
+        /// The process that inherits, if there is one.
         heir: Option<TaskInfo>,
     },
-    /// A claim that an earlier daemon recorded is taken up again.
+    /// Restore a claim that an earlier daemon recorded.
     Restore(Arc<Claim>),
-    /// A new pool, without lists.
+    /// Add a pool without lists.
     AddPool {
         /// Its number.
         id: PoolId,
         /// Its name.
         name: PoolName,
-        /// How many tasks a list of it takes.
+        /// How many tasks each of its lists takes.
         exclusivity: Exclusivity,
     },
-    /// A pool without lists goes away.
+    /// Remove a pool that has no lists.
     RemovePool(PoolId),
-    /// A new list; nobody gets on it before [`Command::OpenList`].
+    /// Add a list. It cannot be claimed before [`Command::OpenList`].
     AddList {
         /// Its pool.
         pool: PoolId,
@@ -139,109 +177,198 @@ pub enum Command {
         /// Its CPUs.
         cpus: CpuSet,
     },
-    /// The list may be claimed.
+    /// Allow claims on the list.
     OpenList(ListId),
-    /// The list, on which nobody is, may not be claimed any more.
+    /// Allow no more claims on the list, which must have no tasks.
     CloseList {
-        /// Which.
+        /// The list.
         id: ListId,
         /// Nanoseconds since boot.
         now: u64,
     },
-    /// A closed list goes away.
+    /// Remove a closed list.
     RemoveList(ListId),
-    /// The pool becomes exclusive or shared.
+    /// Make the pool exclusive or shared.
     SetExclusivity {
-        /// Which.
+        /// The pool.
         pool: PoolId,
         /// What it becomes.
         exclusivity: Exclusivity,
     },
 }
 
-/// How a task gets onto a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimKind {
-    /// It had no claim.
-    New,
-    /// It leaves another list.
-    Move {
-        /// Which.
-        from: ListId,
-    },
-    /// It is there already.
-    Repeat,
+/// Why a command was not applied. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// Another plan names one of the tasks. Try again when that plan has been settled or abandoned.
+    Busy,
+    /// The command breaks a rule.
+    Refused(Refusal),
 }
 
-/// One task that is to be put onto one list.
+impl From<Refusal> for Rejected {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Rejected> for Refusal {
+    /// The refusal for a caller that does not try again.
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Busy => Self::TaskBusy,
+            Rejected::Refused(refusal) => refusal,
+        }
+    }
+}
+
+/// How a task gets onto a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimKind {
+    /// The task has no claim yet.
+    New(PendingClaim),
+    /// The task moves here from another list.
+    Move {
+        /// The other list.
+        from: ListId,
+        /// The claim that replaces the one on the other list.
+        to: Arc<Claim>,
+    },
+    /// The task is on this list already.
+    Repeat(Arc<Claim>),
+}
+
+/// One task and the list that it gets.
 #[derive(Clone, Debug)]
 pub struct Placement {
-    /// The claim as it will be. What has to be asked of the task itself, `saved` and `cgroup`, is not known of a
-    /// new one yet: who carries out the plan fills it in.
-    pub claim: Arc<Claim>,
+    /// The task.
+    pub task: TaskId,
+    /// The list.
+    pub list: ListId,
     /// The CPUs of the list.
     pub cpus: CpuSet,
-    /// From where.
+    /// Where the task comes from.
     pub kind: ClaimKind,
 }
 
-/// What has to be done before a write can be answered: masks set for each place, masks given back for each
-/// release. The tasks and lists in it are reserved until the plan is settled or abandoned.
+impl Placement {
+    /// Whether the task has no claim yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self.kind, ClaimKind::New(_))
+    }
+
+    /// Whether the task gets onto a list that it is not on yet.
+    #[must_use]
+    pub fn is_change(&self) -> bool {
+        !matches!(self.kind, ClaimKind::Repeat(_))
+    }
+
+    /// Returns where the task comes from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        match &self.kind {
+            ClaimKind::New(_) => Origin::New,
+            ClaimKind::Move { from, .. } => Origin::Moved { from: *from },
+            ClaimKind::Repeat(_) => Origin::Unchanged,
+        }
+    }
+
+    /// Returns the placement as carried out, with the claim of its task.
+    #[must_use]
+    pub fn complete(&self, claim: Arc<Claim>) -> CompletedPlacement {
+        CompletedPlacement { claim, origin: self.origin() }
+    }
+}
+
+/// What has to be done before a write can be answered: set the masks of each placement, restore the masks of
+/// each release. Its tasks and lists are reserved until it is settled or abandoned.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Who goes where.
+    /// The tasks and their lists.
     pub placements: Vec<Placement>,
-    /// Claims that end.
+    /// The claims that end.
     pub releases: Vec<Arc<Claim>>,
 }
 
-/// What has changed.
+impl Plan {
+    /// The placements that bring a task onto a list that it is not on yet.
+    pub fn changes(&self) -> impl Iterator<Item = &Placement> {
+        self.placements.iter().filter(|placement| placement.is_change())
+    }
+
+    /// Its tasks.
+    pub fn tasks(&self) -> impl Iterator<Item = TaskId> + '_ {
+        self.placements.iter().map(|placement| placement.task).chain(self.releases.iter().map(|c| c.task))
+    }
+}
+
+/// Where the task of a completed placement comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It had no claim.
+    New,
+    /// It was on another list.
+    Moved {
+        /// The other list.
+        from: ListId,
+    },
+    /// It was on the same list.
+    Unchanged,
+}
+
+/// A placement whose masks are set.
+#[derive(Clone, Debug)]
+pub struct CompletedPlacement {
+    /// The claim.
+    pub claim: Arc<Claim>,
+    /// Where its task comes from.
+    pub origin: Origin,
+}
+
+/// A plan that has been carried out.
+#[derive(Clone, Debug, Default)]
+pub struct CompletedPlan {
+    /// The claims of the tasks.
+    pub placements: Vec<CompletedPlacement>,
+    /// The claims that end.
+    pub releases: Vec<Arc<Claim>>,
+}
+
+/// A change of who holds what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A task without a claim got one.
     Claimed(Arc<Claim>),
     /// A claim was replaced by one on another list.
     Moved {
-        /// Where it was.
+        /// The list before.
         from: ListId,
-        /// Where it is.
+        /// The claim now.
         to: Arc<Claim>,
     },
-    /// A living task gave its claim up.
+    /// The claim of a live task ended.
     Released(Arc<Claim>),
-    /// A dead task's claim passed on.
+    /// The claim of a dead task passed to its heir.
     Inherited {
-        /// The dead one.
+        /// The dead task.
         from: TaskId,
-        /// The claim as it is now.
+        /// The claim now.
         to: Arc<Claim>,
     },
-    /// A dead task's claim ended.
+    /// The claim of a task that exited ended.
     Ended(Arc<Claim>),
+    /// The claim of a task that was killed, or whose ending is unknown, ended.
+    Reclaimed(Arc<Claim>),
 }
 
-/// What an applied command brings about.
+/// The effects of an applied command.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
-    /// What has to be done ([`Command::Write`] alone).
+    /// What has to be done; only for [`Command::Write`].
     pub plan: Plan,
     /// What has changed.
     pub changes: Vec<Change>,
     /// Tasks of a settled plan that have died meanwhile and hold nothing.
     pub lost: Vec<TaskId>,
-}
-
-impl Plan {
-    /// The places that bring a task onto a list on which it is not yet.
-    pub fn changing(&self) -> impl Iterator<Item = &Placement> {
-        self.placements.iter().filter(|place| place.kind != ClaimKind::Repeat)
-    }
-
-    /// Everyone in it.
-    pub fn tasks(&self) -> impl Iterator<Item = TaskId> + '_ {
-        self.placements
-            .iter()
-            .map(|place| place.claim.task)
-            .chain(self.releases.iter().map(|claim| claim.task))
-    }
 }

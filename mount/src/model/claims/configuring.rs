@@ -1,6 +1,7 @@
-//! Pools and lists come and go.
+//! Adding and removing pools and lists.
 //!
-//! Owns: the rules for that: names are told apart, lists are disjoint, and nobody loses a list.
+//! Owns their rules: names are unique, lists are disjoint, and no task loses its list. Does not know where the
+//! configuration is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,15 +41,15 @@ impl Claims {
         name: String,
         cpus: CpuSet,
     ) -> Result<Effects, Refusal> {
-        let home = self.pools.get_mut(&pool).ok_or(Refusal::Removed)?;
-        let name = ListName { pool: home.name.clone(), cpus: name };
+        let owner = self.pools.get_mut(&pool).ok_or(Refusal::Removed)?;
+        let name = ListName { pool: owner.name.clone(), cpus: name };
         if self.lists.values().any(|list| list.name == name) {
             return Err(Refusal::Exists);
         }
         if let Some(other) = self.lists.values().find(|list| !list.cpus.is_disjoint(&cpus)) {
             return Err(Refusal::Overlap { other: other.name.clone(), both: other.cpus.intersection(&cpus) });
         }
-        home.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
+        owner.lists.insert(cpus.first().ok_or(Refusal::BadCpuList(ParseCpuSetError::Empty))?, id);
         let list = List {
             pool,
             name,
@@ -58,6 +59,11 @@ impl Claims {
             reserved: BTreeSet::new(),
         };
         self.lists.insert(id, list);
+        Ok(Effects::default())
+    }
+
+    pub(super) fn open_list(&mut self, id: ListId) -> Result<Effects, Refusal> {
+        self.list_mut(id)?.stage = Stage::Open;
         Ok(Effects::default())
     }
 

@@ -1,71 +1,69 @@
-//! What one write would do, without doing it.
+//! The decision on a write, without carrying it out.
 //!
-//! Owns: the rules of claiming, moving and releasing: who may, which list, and whether there is room.
+//! Owns the rules of claiming, moving and releasing: who may, which list, and whether there is room. Does not
+//! know how a plan is carried out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Claims, Stage, new_not_by_root};
-use crate::model::command::{Claim, ClaimKind, Placement, Plan, Request, SavedMask, Target, TaskInfo};
+use crate::model::command::{
+    Claim, ClaimKind, PendingClaim, Placement, Plan, Rejected, Request, Target, TaskInfo,
+};
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
 
 impl Claims {
-    pub(super) fn decide(&self, request: &Request) -> Result<Plan, Refusal> {
+    pub(super) fn decide(&self, request: &Request) -> Result<Plan, Rejected> {
         for info in request.claim.iter().chain(&request.release) {
-            may(info, &request.users)?;
+            check_permission(info, &request.users)?;
         }
         let leaving: BTreeSet<TaskId> = request.release.iter().map(|info| info.task).collect();
         if request.claim.iter().any(|info| leaving.contains(&info.task)) {
-            return Err(Refusal::Contradiction);
+            return Err(Refusal::Contradiction.into());
         }
         if request.claim.iter().chain(&request.release).any(|info| self.is_in_flight(&info.task)) {
-            return Err(Refusal::TaskBusy);
+            return Err(Rejected::Busy);
         }
         self.check_target(request)?;
-        let mut plan = Plan::default();
-        plan.releases.extend(
-            leaving
-                .iter()
-                .filter_map(|task| self.claim(task))
-                .filter(|claim| self.is_on(claim, &request.target))
-                .cloned(),
-        );
+        let claims = leaving.iter().filter_map(|task| self.claim(task));
+        let releases = claims.filter(|claim| self.is_on(claim, request.target)).cloned().collect();
+        let mut plan = Plan { releases, ..Plan::default() };
         let leaving: BTreeSet<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
         for info in &request.claim {
-            let list = match &request.target {
-                Target::List(id) => self.check_list(*id, info.task, &leaving, request.now)?,
-                Target::Pool(pool) => self.choose(*pool, info.task, &leaving, &plan, request)?,
+            let list = match request.target {
+                Target::List(id) => self.check_list(id, info.task, &leaving, request.now)?,
+                Target::Pool(pool) => self.choose(pool, info.task, &leaving, &plan, request)?,
             };
-            plan.placements.push(self.place(info, list, request)?);
+            plan.placements.push(self.placement(info, list, request)?);
         }
         self.check_room(&plan)?;
         Ok(plan)
     }
 
     fn check_target(&self, request: &Request) -> Result<(), Refusal> {
-        match &request.target {
+        match request.target {
             Target::List(id) => {
                 let list =
-                    self.lists.get(id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
-                if request.claim.len() > 1 && self.exclusivity(*id) == Some(Exclusivity::Exclusive) {
+                    self.lists.get(&id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
+                if request.claim.len() > 1 && self.exclusivity(id) == Some(Exclusivity::Exclusive) {
                     return Err(Refusal::TwoNamed { list: list.name.clone() });
                 }
                 Ok(())
             }
-            Target::Pool(pool) => self.pools.get(pool).map(|_| ()).ok_or(Refusal::Removed),
+            Target::Pool(pool) => self.pools.get(&pool).map(|_| ()).ok_or(Refusal::Removed),
         }
     }
 
-    fn is_on(&self, claim: &Claim, target: &Target) -> bool {
+    fn is_on(&self, claim: &Claim, target: Target) -> bool {
         match target {
-            Target::List(id) => claim.list == *id,
-            Target::Pool(pool) => self.lists.get(&claim.list).is_some_and(|list| list.pool == *pool),
+            Target::List(id) => claim.list == id,
+            Target::Pool(pool) => self.lists.get(&claim.list).is_some_and(|list| list.pool == pool),
         }
     }
 
-    /// The list, if the task may be on it.
+    /// Returns the list if it has room for the task.
     pub(super) fn check_list(
         &self,
         id: ListId,
@@ -89,7 +87,7 @@ impl Claims {
         Ok(id)
     }
 
-    /// The list of the pool on which the task is, or the best one for it.
+    /// Returns the list of the pool that the task is on, or else the best one for it.
     fn choose(
         &self,
         id: PoolId,
@@ -100,16 +98,13 @@ impl Claims {
     ) -> Result<ListId, Refusal> {
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
         let suits = |id: &ListId| !request.unsuitable.contains(&(task, *id));
-        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, &request.target)) {
-            // It keeps its list; no other is tried, and this one not twice.
+        if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, request.target)) {
+            // The task keeps its list. If the kernel has refused that list, no other one is tried.
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
             return Some(claim.list).filter(suits).ok_or_else(refused);
         }
         let pending = |id: ListId| {
-            plan.placements
-                .iter()
-                .filter(|place| place.claim.list == id && place.kind != ClaimKind::Repeat)
-                .count()
+            plan.changes().filter(|placement| placement.list == id).count()
         };
         let open = pool
             .lists()
@@ -141,31 +136,25 @@ impl Claims {
         })
     }
 
-    fn place(&self, info: &TaskInfo, id: ListId, request: &Request) -> Result<Placement, Refusal> {
+    fn placement(&self, info: &TaskInfo, id: ListId, request: &Request) -> Result<Placement, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        let old = self.claim(&info.task);
-        let kind = match old {
-            None => ClaimKind::New,
-            Some(old) if old.list == id => ClaimKind::Repeat,
-            Some(old) => ClaimKind::Move { from: old.list },
+        let (task, since, uid) = (info.task, request.now, info.uids.real);
+        let kind = match self.claim(&task) {
+            None => {
+                let by_root = request.users == [0, 0];
+                ClaimKind::New(PendingClaim { task, list: id, since, uid, by_root })
+            }
+            Some(old) if old.list == id => ClaimKind::Repeat(old.clone()),
+            Some(old) => {
+                let to = Arc::new(Claim { list: id, since, uid, ..Claim::clone(old) });
+                ClaimKind::Move { from: old.list, to }
+            }
         };
-        let claim = match (old, kind) {
-            (Some(old), ClaimKind::Repeat) => old.clone(),
-            _ => Arc::new(Claim {
-                task: info.task,
-                list: id,
-                saved: old.map_or(SavedMask::All, |old| old.saved.clone()),
-                since: request.now,
-                uid: info.uids.real,
-                cgroup: old.map_or(0, |old| old.cgroup),
-                by_root: old.map_or(request.users == [0, 0], |old| old.by_root),
-            }),
-        };
-        Ok(Placement { claim, cpus: list.cpus.clone(), kind })
+        Ok(Placement { task, list: id, cpus: list.cpus.clone(), kind })
     }
 
     fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
-        let new = plan.placements.iter().filter(|place| place.kind == ClaimKind::New).count();
+        let new = plan.placements.iter().filter(|placement| placement.is_new()).count();
         let not_by_root = new_not_by_root(plan);
         if new > 0 && self.tasks.len() + new > self.limit {
             return Err(Refusal::TooMany { limit: self.limit });
@@ -177,10 +166,10 @@ impl Claims {
     }
 }
 
-/// The rule of cgroup v1: root, or a user whose effective uid is the task's real or saved one. The file's
-/// opener has to pass as well as the writer: else a program with more rights could be made to write for
-/// somebody with fewer (CVE-2021-4197).
-fn may(info: &TaskInfo, users: &[u32]) -> Result<(), Refusal> {
+/// Applies the rule of cgroup v1: root may, and a user whose effective uid is the task's real or saved uid.
+/// Both the opener of the file and the writer need the right. Otherwise a user could open the file and make a
+/// program with more rights write to it (CVE-2021-4197).
+fn check_permission(info: &TaskInfo, users: &[u32]) -> Result<(), Refusal> {
     let owns = |uid: u32| uid == 0 || uid == info.uids.real || uid == info.uids.saved;
     if let Some(&uid) = users.iter().find(|&&uid| !owns(uid)) {
         return Err(Refusal::NotPermitted { uid });

@@ -5,7 +5,7 @@ mod model;
 use nix::errno::Errno;
 
 use super::*;
-use crate::model::command::{SavedMask, Target, Uids};
+use crate::model::command::{Placement, SavedMask, Target, Uids};
 
 const NOW: u64 = 50_000_000_000;
 /// Owns every task here.
@@ -102,7 +102,7 @@ fn a_task_on_its_way_to_an_exclusive_list_keeps_others_off() {
     let mut claims = machine();
     let plan = write(&mut claims, request(list(DATA_01), &[1], &[])).unwrap().plan;
     assert_eq!(refusal(write(&mut claims, request(list(DATA_01), &[2], &[]))).errno(), Errno::EBUSY);
-    assert_eq!(places(&mut claims, request(pool(DATA), &[3], &[])), [(3, DATA_23, ClaimKind::New)]);
+    assert_eq!(places(&mut claims, request(pool(DATA), &[3], &[])), [(3, DATA_23, Origin::New)]);
     claims.apply(Command::Abandon(plan)).unwrap();
     take(&mut claims, list(DATA_01), &[2]);
 }
@@ -167,13 +167,13 @@ fn several_tasks_get_as_many_lists_of_an_exclusive_pool_or_none() {
     let found = places(&mut claims, request(pool(DATA), &[1, 2, 3], &[]));
     assert_eq!(
         found,
-        [(1, DATA_01, ClaimKind::New), (2, DATA_23, ClaimKind::New), (3, DATA_45, ClaimKind::New)]
+        [(1, DATA_01, Origin::New), (2, DATA_23, Origin::New), (3, DATA_45, Origin::New)]
     );
     let mut claims = machine();
     let refused = refusal(write(&mut claims, request(pool(DATA), &[1, 2, 3, 4], &[])));
     assert_eq!(refused.errno(), Errno::EBUSY);
     assert!((1..=4).all(|n| !claims.is_in_flight(&task(n))));
-    assert!(places(&mut claims, request(pool(DATA), &[5], &[])) == [(5, DATA_01, ClaimKind::New)]);
+    assert!(places(&mut claims, request(pool(DATA), &[5], &[])) == [(5, DATA_01, Origin::New)]);
 }
 
 #[test]
@@ -186,10 +186,10 @@ fn a_shared_pool_gives_the_list_with_the_fewest_tasks() {
     let found = places(&mut claims, request(pool(INFRA), &[3, 4, 5], &[1]));
     assert_eq!(
         found,
-        [(3, INFRA_67, ClaimKind::New), (4, INFRA_67, ClaimKind::New), (5, INFRA_8, ClaimKind::New)]
+        [(3, INFRA_67, Origin::New), (4, INFRA_67, Origin::New), (5, INFRA_8, Origin::New)]
     );
     // Those on their way count.
-    assert_eq!(places(&mut claims, request(pool(INFRA), &[6], &[])), [(6, INFRA_8, ClaimKind::New)]);
+    assert_eq!(places(&mut claims, request(pool(INFRA), &[6], &[])), [(6, INFRA_8, Origin::New)]);
 }
 
 #[test]
@@ -200,10 +200,10 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
         Request { unsuitable, ..request(target, &[1], &[]) }
     };
     let unsuitable = [DATA_01];
-    assert_eq!(places(&mut claims.clone(), without(pool(DATA), &unsuitable)), [(1, DATA_23, ClaimKind::New)]);
+    assert_eq!(places(&mut claims.clone(), without(pool(DATA), &unsuitable)), [(1, DATA_23, Origin::New)]);
     assert_eq!(
         places(&mut claims.clone(), without(pool(INFRA), &[INFRA_67])),
-        [(1, INFRA_8, ClaimKind::New)]
+        [(1, INFRA_8, Origin::New)]
     );
     let all = without(pool(DATA), &[DATA_01, DATA_23, DATA_45]);
     let none = refusal(write(&mut claims, all.clone()));
@@ -213,7 +213,7 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
     assert_eq!(none, Refusal::NoneSuits { pool: name("infra") });
     // What another task may not have says nothing of this one.
     let other = Request { claim: vec![info(2)], ..without(pool(DATA), &unsuitable) };
-    assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, ClaimKind::New)]);
+    assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, Origin::New)]);
     // Where none is free, it does not matter which ones would suit.
     take(&mut claims, pool(DATA), &[5, 6, 7]);
     assert_eq!(refusal(write(&mut claims, all)), Refusal::NoneFree { pool: name("dataplane"), lists: 3 });
@@ -245,9 +245,9 @@ fn a_claim_that_is_repeated_stays_as_it_is() {
     for target in [list(DATA_01), pool(DATA)] {
         let later = Request { now: NOW + 1, ..request(target, &[1], &[]) };
         let plan = write(&mut claims, later).unwrap().plan;
-        assert_eq!(plan.changing().count(), 0);
-        assert_eq!(plan.placements[0].kind, ClaimKind::Repeat);
-        assert!(claims.apply(Command::Settle(plan)).unwrap().changes.is_empty());
+        assert_eq!(plan.changes().count(), 0);
+        assert_eq!(plan.placements[0].origin(), Origin::Unchanged);
+        assert!(claims.apply(Command::Settle(completed(&plan))).unwrap().changes.is_empty());
         assert_eq!(claims.claim(&task(1)).cloned(), before);
     }
 }
@@ -258,9 +258,9 @@ fn a_move_drops_the_old_claim_in_the_same_step_and_keeps_the_first_saved_mask() 
     take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let second = Request { now: NOW + 1, ..request(pool(INFRA), &[1], &[]) };
     let plan = write(&mut claims, second).unwrap().plan;
-    assert_eq!(plan.placements[0].kind, ClaimKind::Move { from: DATA_01 });
+    assert_eq!(plan.placements[0].origin(), Origin::Moved { from: DATA_01 });
     assert_eq!((on(&claims, DATA_01), on(&claims, INFRA_67)), (vec![1], vec![]));
-    let changes = claims.apply(Command::Settle(plan)).unwrap().changes;
+    let changes = claims.apply(Command::Settle(completed(&plan))).unwrap().changes;
     let [Change::Moved { from: DATA_01, to }] = changes.as_slice() else { panic!("{changes:?}") };
     assert_eq!((to.list, &to.saved, to.since), (INFRA_67, &SavedMask::Cpus(cpus("3")), NOW + 1));
     assert_eq!((on(&claims, DATA_01), on(&claims, INFRA_67)), (vec![], vec![1]));
@@ -303,16 +303,16 @@ fn to_claim_and_to_release_the_same_process_is_a_contradiction() {
 }
 
 #[test]
-fn a_task_in_hand_waits_for_its_plan_to_end() {
+fn a_task_in_flight_waits_for_its_plan_to_end() {
     let mut claims = machine();
     let plan = write(&mut claims, request(list(INFRA_8), &[1], &[])).unwrap().plan;
     for again in [request(list(INFRA_8), &[1], &[]), request(pool(DATA), &[2], &[1])] {
         let refused = refusal(write(&mut claims, again));
-        assert_eq!((refused.errno(), refused), (Errno::EAGAIN, Refusal::TaskBusy));
+        assert_eq!(refused, Rejected::Busy);
     }
     assert!(claims.is_in_flight(&task(1)) && !claims.is_in_flight(&task(2)));
     take(&mut claims, list(INFRA_8), &[2]);
-    claims.apply(Command::Settle(plan)).unwrap();
+    claims.apply(Command::Settle(completed(&plan))).unwrap();
     assert!(!claims.is_in_flight(&task(1)));
     take(&mut claims, list(DATA_01), &[1]);
 }
@@ -357,10 +357,10 @@ fn claims_on_their_way_need_room_too() {
     assert_eq!(refusal(write(&mut claims, by_user(&[3]))), Refusal::TooMany { limit: 2 });
     claims.apply(Command::Abandon(plan)).unwrap();
     let plan = write(&mut claims, by_user(&[3])).unwrap().plan;
-    claims.apply(Command::End { task: task(3), heir: None }).unwrap();
-    claims.apply(Command::Settle(plan)).unwrap();
-    let _in_hand = write(&mut claims, by_user(&[4, 5])).unwrap();
-    let _in_hand = write(&mut claims, request(list(INFRA_8), &[6, 7], &[])).unwrap();
+    claims.apply(Command::End { task: task(3), ending: Ending::Exited(0), heir: None }).unwrap();
+    claims.apply(Command::Settle(completed(&plan))).unwrap();
+    let _in_flight = write(&mut claims, by_user(&[4, 5])).unwrap();
+    let _in_flight = write(&mut claims, request(list(INFRA_8), &[6, 7], &[])).unwrap();
     assert_eq!(refusal(write(&mut claims, request(list(INFRA_8), &[8], &[]))), Refusal::TooMany { limit: 4 });
 }
 
@@ -382,7 +382,7 @@ fn a_recorded_claim_is_taken_up_again_once_and_breaks_no_rule() {
 }
 
 #[test]
-fn a_task_that_dies_in_hand_gets_nothing() {
+fn a_task_that_dies_in_flight_gets_nothing() {
     // Its first claim, a move, a repeat and a release.
     for (first, then) in [
         (None, request(list(DATA_01), &[1], &[])),
@@ -396,12 +396,12 @@ fn a_task_that_dies_in_hand_gets_nothing() {
                 take(&mut claims, list(first), &[1]);
             }
             let plan = write(&mut claims, then.clone()).unwrap().plan;
-            let changes = claims.apply(Command::End { task: task(1), heir: None }).unwrap().changes;
+            let changes = claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: None }).unwrap().changes;
             assert_eq!(changes.len(), usize::from(first.is_some()), "{changes:?}");
             assert_eq!(claims.claim(&task(1)), None);
             assert!(claims.is_in_flight(&task(1)), "until its plan has ended");
             let is_release = plan.placements.is_empty();
-            let end = if abandoned { Command::Abandon(plan) } else { Command::Settle(plan) };
+            let end = if abandoned { Command::Abandon(plan) } else { Command::Settle(completed(&plan)) };
             let effects = claims.apply(end).unwrap();
             assert!(effects.changes.is_empty(), "{effects:?}");
             if !is_release {
@@ -418,8 +418,8 @@ fn a_task_that_dies_in_hand_gets_nothing() {
 fn the_others_of_a_plan_get_what_they_were_promised_when_one_has_died() {
     let mut claims = machine();
     let plan = write(&mut claims, request(list(INFRA_8), &[1, 2], &[])).unwrap().plan;
-    claims.apply(Command::End { task: task(1), heir: None }).unwrap();
-    let effects = claims.apply(Command::Settle(plan)).unwrap();
+    claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: None }).unwrap();
+    let effects = claims.apply(Command::Settle(completed(&plan))).unwrap();
     assert_eq!((effects.lost, on(&claims, INFRA_8)), (vec![task(1)], vec![2]));
 }
 
@@ -429,14 +429,14 @@ fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
     take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let old = claims.claim(&task(1)).cloned().unwrap();
     let heir = TaskInfo { uids: root(), ..info(2) };
-    let changes = claims.apply(Command::End { task: task(1), heir: Some(heir) }).unwrap().changes;
+    let changes = claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(heir) }).unwrap().changes;
     let expected = Arc::new(Claim { task: task(2), uid: 0, ..Claim::clone(&old) });
     assert_eq!(changes, [Change::Inherited { from: task(1), to: expected.clone() }]);
     assert_eq!((claims.claim(&task(1)), claims.claim(&task(2))), (None, Some(&expected)));
-    let changes = claims.apply(Command::End { task: task(2), heir: None }).unwrap().changes;
+    let changes = claims.apply(Command::End { task: task(2), ending: Ending::Exited(0), heir: None }).unwrap().changes;
     assert_eq!(changes, [Change::Ended(expected)]);
     assert!(on(&claims, DATA_01).is_empty());
-    let again = claims.apply(Command::End { task: task(2), heir: Some(info(3)) }).unwrap();
+    let again = claims.apply(Command::End { task: task(2), ending: Ending::Exited(0), heir: Some(info(3)) }).unwrap();
     assert!(again.changes.is_empty(), "who has no claim leaves none");
 }
 
@@ -445,7 +445,7 @@ fn nobody_inherits_a_shared_list() {
     let mut claims = machine();
     take(&mut claims, list(INFRA_8), &[1]);
     assert!(!claims.is_inheritable(claims.claim(&task(1)).unwrap()));
-    let effects = claims.apply(Command::End { task: task(1), heir: Some(info(2)) }).unwrap();
+    let effects = claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(2)) }).unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
     assert!(on(&claims, INFRA_8).is_empty());
 }
@@ -457,22 +457,22 @@ fn who_has_a_claim_or_is_getting_one_inherits_nothing() {
         take(&mut claims, list(DATA_01), &[1]);
         let plan = write(&mut claims, request(list(DATA_23), &[2], &[])).unwrap().plan;
         if !in_flight {
-            claims.apply(Command::Settle(plan)).unwrap();
+            claims.apply(Command::Settle(completed(&plan))).unwrap();
         }
-        let effects = claims.apply(Command::End { task: task(1), heir: Some(info(2)) }).unwrap();
+        let effects = claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(2)) }).unwrap();
         assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
         assert!(on(&claims, DATA_01).is_empty());
     }
 }
 
 #[test]
-fn nobody_inherits_a_list_that_a_write_in_hand_gives_to_another() {
+fn nobody_inherits_a_list_that_a_write_in_flight_gives_to_another() {
     let mut claims = machine();
     take(&mut claims, list(DATA_01), &[1]);
     let plan = write(&mut claims, request(list(DATA_01), &[2], &[1])).unwrap().plan;
-    let effects = claims.apply(Command::End { task: task(1), heir: Some(info(3)) }).unwrap();
+    let effects = claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(3)) }).unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
-    claims.apply(Command::Settle(plan)).unwrap();
+    claims.apply(Command::Settle(completed(&plan))).unwrap();
     assert_eq!(on(&claims, DATA_01), [2]);
 }
 
@@ -554,11 +554,11 @@ fn a_list_with_a_task_on_it_or_on_its_way_is_not_removed() {
     let plan = write(&mut claims, request(list(INFRA_8), &[1], &[])).unwrap().plan;
     let close = || Command::CloseList { id: INFRA_8, now: NOW + 3 };
     assert_eq!(refusal(claims.apply(close())).holder().map(|holder| holder.task), Some(task(1)));
-    claims.apply(Command::Settle(plan)).unwrap();
+    claims.apply(Command::Settle(completed(&plan))).unwrap();
     let refused = refusal(claims.apply(close()));
     assert_eq!(refused.holder(), Some(Holder { task: task(1), list: INFRA_8, held: 3 }));
     assert_eq!(refused.errno(), Errno::EBUSY);
-    claims.apply(Command::End { task: task(1), heir: None }).unwrap();
+    claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: None }).unwrap();
     claims.apply(close()).unwrap();
 }
 
@@ -626,7 +626,7 @@ fn a_pool_becomes_exclusive_only_where_no_list_has_two_tasks_on_it_or_on_their_w
     let refused = set(&mut claims, INFRA, Exclusivity::Exclusive).unwrap_err();
     let Refusal::SharedByMany { list: two, tasks: 2 } = &refused else { panic!("{refused:?}") };
     assert_eq!((two.to_string().as_str(), refused.errno()), ("infra 8", Errno::EBUSY));
-    claims.apply(Command::Settle(plan)).unwrap();
+    claims.apply(Command::Settle(completed(&plan))).unwrap();
     assert_eq!(set(&mut claims, INFRA, Exclusivity::Exclusive).unwrap_err(), refused);
     assert_eq!(claims.pool(INFRA).unwrap().exclusivity(), Exclusivity::Shared);
     settle(&mut claims, request(list(INFRA_67), &[2], &[]));
@@ -661,31 +661,51 @@ fn machine_with_room_for(tasks: usize) -> Claims {
 }
 
 fn add_pool(claims: &mut Claims, id: PoolId, text: &str, exclusivity: Exclusivity) -> Result<(), Refusal> {
-    claims.apply(Command::AddPool { id, name: name(text), exclusivity }).map(|_| ())
+    claims.apply(Command::AddPool { id, name: name(text), exclusivity }).map(|_| ()).map_err(Refusal::from)
 }
 
 fn add_list(claims: &mut Claims, pool: PoolId, id: ListId, text: &str) -> Result<(), Refusal> {
-    claims.apply(Command::AddList { pool, id, name: text.into(), cpus: cpus(text) }).map(|_| ())
+    claims.apply(Command::AddList { pool, id, name: text.into(), cpus: cpus(text) }).map(|_| ()).map_err(Refusal::from)
 }
 
 fn set(claims: &mut Claims, pool: PoolId, exclusivity: Exclusivity) -> Result<(), Refusal> {
-    claims.apply(Command::SetExclusivity { pool, exclusivity }).map(|_| ())
+    claims.apply(Command::SetExclusivity { pool, exclusivity }).map(|_| ()).map_err(Refusal::from)
 }
 
-fn write(claims: &mut Claims, request: Request) -> Result<Effects, Refusal> {
+fn write(claims: &mut Claims, request: Request) -> Result<Effects, Rejected> {
     claims.apply(Command::Write(request))
 }
 
 /// Where a write would put whom; it stays in hand.
-fn places(claims: &mut Claims, request: Request) -> Vec<(u32, ListId, ClaimKind)> {
+fn places(claims: &mut Claims, request: Request) -> Vec<(u32, ListId, Origin)> {
     let plan = write(claims, request).unwrap().plan;
-    plan.placements.iter().map(|place| (place.claim.task.pid.get(), place.claim.list, place.kind)).collect()
+    plan.placements.iter().map(|p| (p.task.pid.get(), p.list, p.origin())).collect()
+}
+
+/// Returns a plan as carried out for tasks that had all CPUs.
+fn completed(plan: &Plan) -> CompletedPlan {
+    completed_with(plan, &SavedMask::All)
+}
+
+fn completed_with(plan: &Plan, saved: &SavedMask) -> CompletedPlan {
+    let complete = |placement: &Placement| {
+        let claim = match &placement.kind {
+            ClaimKind::New(pending) => Arc::new(pending.complete(saved.clone(), 0)),
+            ClaimKind::Move { to, .. } => to.clone(),
+            ClaimKind::Repeat(claim) => claim.clone(),
+        };
+        placement.complete(claim)
+    };
+    CompletedPlan {
+        placements: plan.placements.iter().map(complete).collect(),
+        releases: plan.releases.clone(),
+    }
 }
 
 /// Decides a write and carries it out.
 fn settle(claims: &mut Claims, request: Request) -> Effects {
     let plan = write(claims, request).unwrap().plan;
-    claims.apply(Command::Settle(plan)).unwrap()
+    claims.apply(Command::Settle(completed(&plan))).unwrap()
 }
 
 fn take(claims: &mut Claims, target: Target, tasks: &[u32]) {
@@ -694,9 +714,8 @@ fn take(claims: &mut Claims, target: Target, tasks: &[u32]) {
 
 /// The leader had this mask before.
 fn take_with_mask(claims: &mut Claims, target: Target, task: u32, mask: &str) {
-    let mut plan = write(claims, request(target, &[task], &[])).unwrap().plan;
-    Arc::make_mut(&mut plan.placements[0].claim).saved = SavedMask::Cpus(cpus(mask));
-    claims.apply(Command::Settle(plan)).unwrap();
+    let plan = write(claims, request(target, &[task], &[])).unwrap().plan;
+    claims.apply(Command::Settle(completed_with(&plan, &SavedMask::Cpus(cpus(mask))))).unwrap();
 }
 
 /// By root.
@@ -712,8 +731,11 @@ fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
     }
 }
 
-fn refusal(result: Result<Effects, Refusal>) -> Refusal {
-    result.map(|effects| panic!("not refused: {effects:?}")).unwrap_or_else(|refusal| refusal)
+fn refusal(result: Result<Effects, Rejected>) -> Refusal {
+    match result {
+        Err(Rejected::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
 }
 
 fn on(claims: &Claims, list: ListId) -> Vec<u32> {

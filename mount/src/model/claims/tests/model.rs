@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::super::{Claims, Stage};
-use super::{NOW, cpus, info_of, task};
-use crate::model::command::{Change, ClaimKind, Command, Effects, Plan, Request, Target};
+use super::{NOW, completed, cpus, info_of, task};
+use crate::model::command::{Change, Command, Effects, Ending, Origin, Plan, Rejected, Request, Target};
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
@@ -171,14 +171,14 @@ impl Both {
                 let plan = plan % self.plans.len();
                 let ours = self.plans.remove(plan);
                 let theirs = self.naive.plans.remove(plan);
-                let command = if settle { Command::Settle(ours) } else { Command::Abandon(ours) };
+                let command = if settle { Command::Settle(completed(&ours)) } else { Command::Abandon(ours) };
                 (answer(&self.claims.apply(command)), self.naive.finish(theirs, settle))
             }
             Op::End { task: dead, heir } => {
                 // The dead inherit nothing.
                 let heir = heir.filter(|heir| *heir != dead);
                 let info = heir.map(|heir| info_of(heir, owner(heir)));
-                let command = Command::End { task: task(dead), heir: info };
+                let command = Command::End { task: task(dead), ending: Ending::Killed(9), heir: info };
                 (answer(&self.claims.apply(command)), self.naive.end(dead, heir))
             }
             Op::Restore { task, list } => {
@@ -298,23 +298,23 @@ fn owner(task: u32) -> u32 {
     if task <= 4 { USER } else { 0 }
 }
 
-fn answer(result: &Result<Effects, Refusal>) -> Answer {
-    let effects = result.as_ref().map_err(Refusal::errno)?;
+fn answer(result: &Result<Effects, Rejected>) -> Answer {
+    let effects = result.as_ref().map_err(|rejected| Refusal::from(rejected.clone()).errno())?;
     let mut all: Vec<String> = effects.plan.releases.iter().map(|c| is_to_leave(c.task.pid.get())).collect();
-    all.extend(effects.plan.placements.iter().map(|place| {
-        let from = match place.kind {
-            ClaimKind::New => None,
-            ClaimKind::Move { from } => Some(from.0),
-            ClaimKind::Repeat => Some(place.claim.list.0),
+    all.extend(effects.plan.placements.iter().map(|placement| {
+        let from = match placement.origin() {
+            Origin::New => None,
+            Origin::Moved { from } => Some(from.0),
+            Origin::Unchanged => Some(placement.list.0),
         };
-        goes(place.claim.task.pid.get(), from, place.claim.list.0)
+        goes(placement.task.pid.get(), from, placement.list.0)
     }));
     all.extend(effects.changes.iter().map(|change| match change {
         Change::Claimed(claim) => claimed(claim.task.pid.get(), None, claim.list.0),
         Change::Moved { from, to } => claimed(to.task.pid.get(), Some(from.0), to.list.0),
         Change::Released(claim) => released(claim.task.pid.get(), claim.list.0),
         Change::Inherited { from, to } => inherited(from.pid.get(), to.task.pid.get(), to.list.0),
-        Change::Ended(claim) => ended(claim.task.pid.get(), claim.list.0),
+        Change::Ended(claim) | Change::Reclaimed(claim) => ended(claim.task.pid.get(), claim.list.0),
     }));
     all.extend(effects.lost.iter().map(|task| lost(task.pid.get())));
     all.sort();
