@@ -36,8 +36,8 @@ steps! {
     ReleaseRecorded = "release-recorded",
     /// The write is settled and not yet answered.
     WriteSettled = "write-settled",
-    /// A claim was inherited or has ended, and that is recorded.
-    DeathRecorded = "death-recorded",
+    /// The claim of a dead task was inherited or has ended. Its record may not be written yet.
+    DeathReaped = "death-reaped",
     /// A refusal is recorded and not yet answered.
     RefusalRecorded = "refusal-recorded",
     /// An acknowledgement is recorded and not yet answered.

@@ -117,8 +117,8 @@ fn take_over_task(engine: &Engine, root: Caller, pool: &Pool, list: &List, id: L
         log::warn!("{what}: not taken over: it has died, or its mask is not within the list");
         return;
     }
-    if let Err(refusal) = engine.write_tasks(Target::List(id), root, 0, pid.to_string().as_bytes(), false) {
-        log::warn!("{what}: not taken over: {}", refusal.sentence("another task"));
+    if let Err(refused) = engine.write_tasks(Target::List(id), root, 0, pid.to_string().as_bytes(), false) {
+        log::warn!("{what}: not taken over: {}", refused.refusal.sentence("another task"));
     }
 }
 

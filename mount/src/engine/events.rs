@@ -1,7 +1,7 @@
-//! What happened: the events for `info/events`, and the claims taken back for `info/reclaimed`.
+//! The events of `info/events`, and the reclaimed claims of `info/reclaimed`.
 //!
-//! Owns: the numbers (`seq`) of events, which never repeat, also over restarts. Must not know: what an
-//! event means to anybody.
+//! Owns the numbers (`seq`) of events, which never repeat, not even over restarts. Does not know what an event
+//! means, or where it is stored.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -9,9 +9,12 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::clock;
-use crate::journal::{EVENTS_KEPT, RECLAIMED_KEPT, Reclaimed, StateDir};
+use crate::journal::{EVENTS_KEPT, RECLAIMED_KEPT, Reclaimed};
 
-/// One thing that happened. Fields that do not apply are left out of its line.
+/// How many numbers of events are reserved in the journal at a time.
+const RESERVED_EVENTS: u64 = 1 << 16;
+
+/// An event. Fields that do not apply are left out of its line.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Event {
     pub(crate) event: &'static str,
@@ -21,7 +24,7 @@ pub(crate) struct Event {
     pub(crate) cpus: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<u32>,
-    /// The list that was left, or the dead task that was inherited from.
+    /// The list before a move, or the dead task of an inherited claim.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) from: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,18 +41,20 @@ struct Line<'a> {
     event: &'a Event,
 }
 
-/// The newest events, and the reclaimed claims that nobody has acknowledged.
+/// The newest events, and the reclaimed claims that are not acknowledged.
 #[derive(Debug)]
 pub(crate) struct Events {
     next: u64,
+    /// The next worker uses numbers from here on.
+    reserved: u64,
     lines: VecDeque<(u64, String)>,
     reclaimed: VecDeque<Reclaimed>,
     dropped: u64,
 }
 
 impl Events {
-    /// Goes on with what an earlier daemon has shown. `next` is beyond all numbers that it may have given: a line
-    /// that has another one is damaged.
+    /// Continues after an earlier daemon. `next` is greater than every number that it may have used: a line with a
+    /// greater number is damaged.
     pub(crate) fn new(
         next: u64,
         lines: VecDeque<(u64, String)>,
@@ -57,26 +62,35 @@ impl Events {
         dropped: u64,
     ) -> Self {
         let lines = lines.into_iter().filter(|(seq, _)| *seq < next).collect();
-        Self { next, lines, reclaimed, dropped }
+        Self { next, reserved: next + RESERVED_EVENTS, lines, reclaimed, dropped }
     }
 
-    /// The number that the next event gets.
-    pub(crate) fn next(&self) -> u64 {
-        self.next
+    /// Returns the number that the next worker starts with.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved
     }
 
-    /// Notes an event; gives its number. It is also given to `state` for the next daemon.
-    pub(crate) fn push(&mut self, state: &StateDir, event: &Event) -> u64 {
+    /// Reserves more numbers if half of them are used, and returns the new [`Events::reserved`] to record. That is
+    /// early enough for a record that is written some time later.
+    pub(crate) fn reserve(&mut self) -> Option<u64> {
+        if self.next + RESERVED_EVENTS / 2 < self.reserved {
+            return None;
+        }
+        self.reserved += RESERVED_EVENTS;
+        Some(self.reserved)
+    }
+
+    /// Adds an event. Returns its number and its line.
+    pub(crate) fn push(&mut self, wall_ms: u64, event: &Event) -> (u64, &str) {
         let seq = self.next;
         self.next += 1;
-        let line = Line { seq, time: clock::rfc3339_ms(clock::wall_ms()), event };
+        let line = Line { seq, time: clock::rfc3339_ms(wall_ms), event };
         let text = serde_json::to_string(&line).unwrap_or_default();
-        self.lines.push_back((seq, text.clone()));
-        if self.lines.len() > EVENTS_KEPT {
+        if self.lines.len() == EVENTS_KEPT {
             self.lines.pop_front();
         }
-        state.note_event(&text);
-        seq
+        self.lines.push_back((seq, text));
+        (seq, self.lines.back().map_or("", |(_, line)| line))
     }
 
     pub(crate) fn reclaim(&mut self, reclaimed: Reclaimed) {
@@ -87,8 +101,8 @@ impl Events {
         }
     }
 
-    /// Forgets the reclaimed claims up to and with `seq`; the count of those dropped too, unless some of them
-    /// may be newer.
+    /// Forgets the reclaimed claims up to `seq`, and the count of the dropped ones unless some of those may be
+    /// newer.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
         if self.reclaimed.front().is_none_or(|oldest| oldest.seq <= seq) {
             self.dropped = 0;
@@ -96,7 +110,7 @@ impl Events {
         self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
     }
 
-    /// JSON lines, the oldest first.
+    /// Returns JSON lines, the oldest first.
     pub(crate) fn show(&self) -> String {
         let mut text = String::with_capacity(self.lines.iter().map(|(_, line)| line.len() + 1).sum());
         for (_, line) in &self.lines {
@@ -106,7 +120,7 @@ impl Events {
         text
     }
 
-    /// JSON lines, the oldest first; at the end a count of those that had to make room, if any.
+    /// Returns JSON lines, the oldest first, and at the end a count of the dropped ones, if any.
     pub(crate) fn show_reclaimed(&self) -> String {
         let mut text = String::new();
         for Reclaimed { seq, time, pid, pool, cpus, .. } in &self.reclaimed {

@@ -1,40 +1,62 @@
-//! Why an operation was refused, told to whom it concerns (`self/last_error`).
+//! Refusals, for `self/last_error`.
 //!
-//! Owns: the newest refusals, by the identity of the processes that they concern. Must not know: how
-//! processes are looked up.
+//! Owns the newest refusals, keyed by the identity of the processes that they concern. Does not know how processes
+//! are found.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::journal::{REFUSALS_KEPT, RefusalRecord};
+use crate::journal::{RefusalRecord, REFUSALS_KEPT};
+use crate::model::command::Rejected;
+use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
+
+/// A refused operation. The adapter that answers it records it with [`Engine::record_refusal`](super::Engine).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    /// The PID that was refused, as it was written; `None` for the caller's own.
+    pub(crate) pid: Option<u32>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, pid: None }
+    }
+}
+
+impl From<Rejected> for Refused {
+    fn from(rejected: Rejected) -> Self {
+        Refusal::from(rejected).into()
+    }
+}
 
 /// The newest refusals.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals {
-    filed: VecDeque<Arc<RefusalRecord>>,
+pub(super) struct Refusals {
+    newest: VecDeque<Arc<RefusalRecord>>,
     by_task: HashMap<TaskId, Arc<RefusalRecord>>,
 }
 
 impl Refusals {
-    pub(crate) fn file(&mut self, filed: Arc<RefusalRecord>) {
-        for task in &filed.subjects {
-            self.by_task.insert(*task, Arc::clone(&filed));
+    pub(super) fn add(&mut self, record: Arc<RefusalRecord>) {
+        for task in &record.subjects {
+            self.by_task.insert(*task, Arc::clone(&record));
         }
-        self.filed.push_back(filed);
-        if self.filed.len() > REFUSALS_KEPT
-            && let Some(oldest) = self.filed.pop_front()
+        self.newest.push_back(record);
+        if self.newest.len() > REFUSALS_KEPT
+            && let Some(oldest) = self.newest.pop_front()
         {
             for task in &oldest.subjects {
-                if self.by_task.get(task).is_some_and(|filed| Arc::ptr_eq(filed, &oldest)) {
+                if self.by_task.get(task).is_some_and(|record| Arc::ptr_eq(record, &oldest)) {
                     self.by_task.remove(task);
                 }
             }
         }
     }
 
-    /// The newest refusal that concerns the task.
-    pub(crate) fn of(&self, task: &TaskId) -> Option<Arc<RefusalRecord>> {
+    /// Returns the newest refusal that concerns the task.
+    pub(super) fn of(&self, task: &TaskId) -> Option<Arc<RefusalRecord>> {
         self.by_task.get(task).cloned()
     }
 }

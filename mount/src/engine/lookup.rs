@@ -1,90 +1,82 @@
-//! Who asks, and what there is to say to them: `self/`, and the filing of refusals.
+//! The caller: its claim (`self/claim`, `self/cpus`), its last refusal (`self/last_error`), and its ancestors.
 //!
-//! Owns: the walk from a process to its ancestors, and who may know what of whom. Must not know: what a
-//! refusal means.
+//! Owns the walk from a process to its ancestors, and who may know what about whom. Does not know what a refusal
+//! means.
 
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{Caller, Engine};
+use super::events::Event;
+use super::ports::{Clock as _, Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
+use super::replay::session_thread;
+use super::{Caller, Engine, ProcessOf, Refused};
 use crate::clock;
-use crate::engine::events::Event;
-use crate::engine::replay::session_thread;
 use crate::failpoint::{Step, reached};
-use crate::journal::{HOLDER, Record, RefusalRecord};
+use crate::journal::{RefusalRecord, HOLDER, Record};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
-use crate::model::refusal::{Holder, ListName, Refusal};
+use crate::model::refusal::{Holder, ListName};
 use crate::model::task::{Pid, TaskId};
-use crate::process::Process;
 
-/// To how many of its ancestors a writer's refusal is told.
+/// How many of its ancestors a writer's refusal concerns.
 const NOTIFIED_ANCESTORS: usize = 4;
-/// How far up a reader's ancestors are looked at: a chain that is longer is somebody's joke.
+/// How many ancestors of a reader are looked at, so that a long chain of processes costs bounded time.
 const MAX_ANCESTORS: usize = 256;
 
-impl Engine {
-    /// The process of the caller; None where the daemon cannot see it, or it has died.
-    pub(super) fn writer(&self, caller: Caller) -> Option<Arc<Process>> {
-        self.processes.of_thread(Pid::new(caller.tid)?, &self.watch).ok().flatten()
+impl<P: Ports> Engine<P> {
+    /// Returns the process of the caller; `None` if the daemon cannot see it or it has died.
+    pub(super) fn process_of(&self, caller: Caller) -> Option<Arc<ProcessOf<P>>> {
+        self.processes.of_thread(Pid::new(caller.tid)?).ok().flatten()
     }
 
-    /// The caller's PID as it knows itself.
-    pub(super) fn own_number(&self, writer: Option<&Arc<Process>>, caller: Caller) -> u32 {
-        let own = writer.and_then(|writer| self.processes.number_in_namespace_of(writer, writer.id().pid));
-        own.or_else(|| Some(writer?.id().pid.get())).unwrap_or(caller.tid)
+    /// Returns the caller's PID in its own PID namespace.
+    fn own_pid_of(&self, process: Option<&ProcessOf<P>>, caller: Caller) -> u32 {
+        let own = process.and_then(|process| self.processes.pid_in_namespace_of(process, process.id().pid));
+        own.or_else(|| Some(process?.id().pid.get())).unwrap_or(caller.tid)
     }
 
-    /// Files a refusal that concerns no other process than the caller.
-    pub(crate) fn refused(&self, caller: Caller, refusal: &Refusal) {
-        let writer = self.writer(caller);
-        let number = self.own_number(writer.as_ref(), caller);
-        self.file_refusal(caller, writer.as_deref(), number, refusal);
-    }
-
-    /// Files a refusal under the writer and up to four of its ancestors in the same PID namespace.
-    pub(super) fn file_refusal(
-        &self,
-        caller: Caller,
-        writer: Option<&Process>,
-        number: u32,
-        refusal: &Refusal,
-    ) {
+    /// Records a refusal for the caller and up to four of its ancestors in the same PID namespace, counts it, and adds
+    /// an event. Whoever answers the request calls this, once, before the answer.
+    pub(crate) fn record_refusal(&self, caller: Caller, refused: &Refused) {
+        let Refused { refusal, pid } = refused;
+        let process = self.process_of(caller);
+        let process = process.as_deref();
+        let number = pid.unwrap_or_else(|| self.own_pid_of(process, caller));
         self.metrics.refused(refusal.errno());
         let holder = refusal.holder();
         let text = refusal.sentence(HOLDER);
         self.event(Event {
             event: "refused",
-            pid: Some(writer.map_or(number, |writer| writer.id().pid.get())),
+            pid: Some(process.map_or(number, |process| process.id().pid.get())),
             errno: Some(format!("{:?}", refusal.errno())),
-            reason: Some(named(&text, &self.name_of_holder(holder, false))),
+            reason: Some(with_holder(&text, &self.holder_name(holder, false))),
             ..Event::default()
         });
-        let mut subjects: Vec<TaskId> = writer.iter().map(|writer| writer.id()).collect();
-        if let Some(writer) = writer {
-            self.walk_ancestors(writer, NOTIFIED_ANCESTORS, |ancestor| {
+        let mut subjects: Vec<TaskId> = process.iter().map(|process| process.id()).collect();
+        if let Some(process) = process {
+            self.walk_ancestors(process, NOTIFIED_ANCESTORS, |ancestor| {
                 subjects.push(ancestor.id());
                 true
             });
         }
-        let (time, errno) = (clock::wall_ms(), refusal.errno() as i32);
+        let (time, errno) = (self.clock.wall_ms(), refusal.errno() as i32);
         let filed = Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects });
-        // Before the answer, which may come again from the next worker.
-        self.record_if_possible(Record::Refused {
+        // Recorded before the answer: the next worker may have to repeat it.
+        self.append_if_possible(&Record::Refused {
             request: caller.request,
             session_thread: session_thread(),
             refusal: Arc::clone(&filed),
         });
-        self.state.flush_deferred();
-        self.refusals.lock().file(filed);
+        self.journal.flush_deferred();
+        self.refusals.lock().add(filed);
         reached(Step::RefusalRecorded);
     }
 
-    /// `self/claim`: the list of the reader, or of its nearest ancestor whose list it inherited.
+    /// Returns the list of the reader, or of its nearest ancestor whose list it runs on.
     pub(crate) fn claim_of_reader(&self, caller: Caller) -> Option<ListName> {
         self.reap();
-        let reader = self.writer(caller)?;
+        let reader = self.process_of(caller)?;
         if let Some((_, list)) = self.claim_and_list(&reader.id()) {
             return Some(list);
         }
@@ -93,8 +85,9 @@ impl Engine {
         let mut found = None;
         self.walk_ancestors(&reader, MAX_ANCESTORS, |ancestor| {
             let Some((claim, list)) = self.claim_and_list(&ancestor.id()) else { return true };
-            let cpus = self.claims.lock().list(claim.list).map(|list| list.cpus().clone());
-            if started >= claim.since / self.tick && cpus.is_some_and(|cpus| mask.is_subset(&cpus)) {
+            let cpus = self.configuration().list(claim.list).map(|list| list.cpus().clone());
+            let started_later = started >= claim.since / self.clock.tick();
+            if started_later && cpus.is_some_and(|cpus| mask.is_subset(&cpus)) {
                 found = Some(list);
             }
             found.is_none()
@@ -109,9 +102,10 @@ impl Engine {
         Some((claim, list))
     }
 
-    /// `self/last_error`: one line, or nothing. `shows_pids`: whether the reader may read the `tasks` files.
+    /// Returns `self/last_error`: one line, or nothing. `shows_pids` says whether the reader may read a list's
+    /// `tasks` file.
     pub(crate) fn last_error_of_reader(&self, caller: Caller, shows_pids: impl Fn(ListId) -> bool) -> String {
-        let Some(reader) = self.writer(caller) else { return String::new() };
+        let Some(reader) = self.process_of(caller) else { return String::new() };
         let mut found = self.refusals.lock().of(&reader.id());
         if found.is_none() {
             self.walk_ancestors(&reader, MAX_ANCESTORS, |ancestor| {
@@ -122,44 +116,44 @@ impl Engine {
         let Some(filed) = found else { return String::new() };
         let name = match filed.holder {
             Some(holder) if !shows_pids(holder.list) => "a task".to_owned(),
-            holder => self.name_of_holder(holder, self.may_know_name(caller, holder)),
+            holder => self.holder_name(holder, self.may_know_program(caller, holder)),
         };
         let errno = Errno::from_raw(filed.errno);
         let (time, number) = (clock::rfc3339(filed.time), filed.pid);
-        format!("{time} {number}: {errno:?}: {}\n", named(&filed.text, &name))
+        format!("{time} {number}: {errno:?}: {}\n", with_holder(&filed.text, &name))
     }
 
-    /// Whether the caller has the rights of this group.
+    /// Returns whether the caller is in this group.
     pub(crate) fn is_in_group(&self, caller: Caller, gid: u32) -> bool {
         self.processes.groups(caller.tid).is_ok_and(|groups| groups.contains(&gid))
     }
 
-    /// More than a process's number is shown to root and to its owner alone.
-    fn may_know_name(&self, caller: Caller, holder: Option<Holder>) -> bool {
+    /// Returns whether the caller may know more about a holder than its PID: only root and its owner may.
+    fn may_know_program(&self, caller: Caller, holder: Option<Holder>) -> bool {
         let owner = holder.and_then(|holder| self.claims.lock().claim(&holder.task).map(|claim| claim.uid));
         caller.uid == 0 || owner == Some(caller.uid)
     }
 
-    fn name_of_holder(&self, holder: Option<Holder>, with_name: bool) -> String {
+    fn holder_name(&self, holder: Option<Holder>, with_program: bool) -> String {
         let Some(Holder { task, .. }) = holder else { return String::new() };
-        let process = self.watch.get(&task).filter(|_| with_name);
+        let process = self.processes.watched(&task).filter(|_| with_program);
         match process.and_then(|process| self.processes.comm(&process)) {
             Some(comm) => format!("{} ({comm})", task.pid),
             None => task.pid.to_string(),
         }
     }
 
-    /// Shows the parent, its parent, and so on to `visit`, until that says false, or the first process of the
-    /// PID namespace has been shown. PID 1 of the machine says nothing about anybody else and is not shown.
-    fn walk_ancestors(&self, from: &Process, most: usize, mut visit: impl FnMut(&Process) -> bool) {
+    /// Calls `visit` with the parent, its parent, and so on, until it returns false or has seen the first process of
+    /// the PID namespace. PID 1 of the machine is left out: it says nothing about other processes.
+    fn walk_ancestors(&self, from: &ProcessOf<P>, most: usize, mut visit: impl FnMut(&ProcessOf<P>) -> bool) {
         if self.processes.is_namespace_init(from) {
             return;
         }
         let mut parent = self.processes.facts(from).ok().flatten().and_then(|facts| facts.parent);
         for _ in 0..most {
             let Some(pid) = parent.filter(|pid| pid.get() != 1) else { return };
-            let Ok(Some(ancestor)) = self.processes.with_pid(pid, &self.watch) else { return };
-            if !self.processes.same_namespace(from, &ancestor) {
+            let Ok(Some(ancestor)) = self.processes.with_pid(pid) else { return };
+            if !self.processes.share_namespace(from, &ancestor) {
                 return;
             }
             let Ok(Some(facts)) = self.processes.facts(&ancestor) else { return };
@@ -171,7 +165,7 @@ impl Engine {
     }
 }
 
-/// A filed sentence with the holder's name in it.
-fn named(text: &str, name: &str) -> String {
+/// Returns a recorded sentence with the holder's name in it.
+fn with_holder(text: &str, name: &str) -> String {
     text.replace(HOLDER, name)
 }

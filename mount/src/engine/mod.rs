@@ -1,34 +1,61 @@
 //! The engine: carries out what the claim machine decides.
 //!
-//! Owns: the one lock around the claims, and the order of things: decide, record the intent, set masks, read
-//! them back, record, settle, answer. Joins the model with the processes and the state directory. Must not
-//! know: FUSE, paths, or how a file shows what it shows.
+//! Owns the lock of the claims, and the order of every change: decide, record the intent, set the masks, read
+//! them back, record the claim, settle, answer. Joins the model with processes and journal, which it only knows
+//! as [`ports`]. Does not know FUSE, paths, or the format of a file.
 //!
-//! Locks are taken in this order, and never the other way: `configuring`, `reaping`, `claims`, and then at
-//! most one of `events`, `refusals`, `shown`, those of `changes` and of the state directory. No system call on another process, and no
-//! fsync, happens under `claims`.
+//! # Locks
+//!
+//! Locks are taken in this order, never in the opposite one: `configuring`, `reaping`, `claims`, and then at most
+//! one of `events`, `refusals`, `shown`, `attributes`, and the internal locks of `changes` and of the ports.
+//!
+//! No thread does I/O while it holds `claims`, `reaping`, or a lock after them. Under these locks records are
+//! only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
+//! released. A request that changes something writes them itself before it is answered; a request that reads
+//! only [asks](ports::Journal::request_flush) the journal's thread to do it. So if the disk of the state
+//! directory stops answering, every read, listing and stat(2) is still served, and changes are refused after a
+//! bounded time. At most two threads can be stuck: one in a write to the journal, and one that holds
+//! `configuring` while it stores the configuration. No request that only reads takes `configuring`.
+//!
+//! Nothing under `claims` makes a system call on another process, except to add a process to the watch or to
+//! remove it.
 
 mod changes;
 mod configure;
 mod events;
 mod last_error;
+mod live;
 mod lookup;
+mod ports;
 mod reap;
+mod recover;
 mod replay;
 mod show;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::clock;
+pub(crate) use changes::{Changes, Notify};
+use configure::Configuring;
+pub(crate) use configure::{Attributes, NODES_EACH};
+use events::{Event, Events};
+use last_error::Refusals;
+pub(crate) use last_error::Refused;
+pub(crate) use live::Live;
+pub(crate) use ports::Ports;
+use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
+pub(crate) use replay::{Admission, RequestId};
+
 use crate::failpoint::{Step, reached};
-use crate::journal::{Record, Recovered, StateDir};
+use crate::journal::{AppendError, Record, Recovered};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
@@ -36,32 +63,25 @@ use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::{Pid, TaskId};
 use crate::model::topology::Topology;
-use crate::process::{BlockedWriter, Facts, Process, Processes, Watch};
+use crate::process::{Facts, BlockedWriter};
 
-pub(crate) use changes::{Changes, Notify};
-pub(crate) use configure::{Attributes, NODES_EACH};
-use events::{Event, Events};
-use last_error::Refusals;
-pub(crate) use replay::{Admission, RequestId};
-
-/// How many numbers of events are reserved in the log at a time.
-const RESERVED_EVENTS: u64 = 1 << 16;
-/// How many numbers of open files are reserved in the log at a time.
+/// How many numbers of open files are reserved in the journal at a time.
 pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
-/// How long an operation waits for another one on the same task. Setting masks takes microseconds a thread.
+/// How long a write waits for another write on the same task. Setting masks takes microseconds per thread.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who sends a request: a thread, as the kernel names it in our PID namespace, and its user.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
-    /// 0 where it has no number in our PID namespace.
+    /// Its thread in our PID namespace; 0 if it has no number there.
     pub(crate) tid: u32,
     pub(crate) uid: u32,
-    /// The same if the request comes again; 0 if the request does not come from a client.
+    /// The request, the same if it comes again; 0 if it does not come from the kernel.
     pub(crate) request: RequestId,
 }
 
 impl Caller {
+    /// The thread that waits for the answer.
     fn waiting(&self) -> BlockedWriter {
         if self.request == 0 { BlockedWriter::NONE } else { BlockedWriter::thread(self.tid) }
     }
@@ -69,34 +89,33 @@ impl Caller {
 
 /// The text of a `tasks` file and the version of the file that it shows.
 type Shown = (u64, Arc<[u8]>);
+type ProcessOf<P> = <<P as Ports>::Processes as Processes>::Process;
 
 /// Everything that the files show and change.
 #[derive(Debug)]
-pub(crate) struct Engine {
+pub(crate) struct Engine<P: Ports = Live> {
     claims: Mutex<Claims>,
-    /// Told when a plan was settled or abandoned.
+    /// Notified when a plan has been settled or abandoned.
     plan_finished: Condvar,
-    /// Held while the dead are taken off, so that whoever comes second sees them gone.
+    /// Held while dead tasks are reaped, so that another thread waits until they are.
     reaping: Mutex<()>,
-    /// The next node id. Held for the whole of a change to the configuration: one at a time.
-    configuring: Mutex<u64>,
+    configuring: Configuring,
     attributes: RwLock<HashMap<u64, Attributes>>,
-    processes: Processes,
-    watch: Watch,
-    state: StateDir,
+    processes: P::Processes,
+    journal: P::Journal,
+    clock: P::Clock,
     events: Mutex<Events>,
-    reserved_events: AtomicU64,
-    /// By node.
+    /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
     refusals: Mutex<Refusals>,
     pub(crate) changes: Changes,
     pub(crate) metrics: Metrics,
     topology: Topology,
-    /// The daemon's own processes, which are never claimed: this one, and the supervisor.
-    ours: Pid,
-    /// 0 where there is none just now.
+    /// This process, which is never claimed.
+    own_pid: Pid,
+    /// The supervisor, which is never claimed; 0 if there is none at the moment.
     supervisor: AtomicU32,
-    tick: u64,
+    in_flight_timeout: Duration,
 }
 
 /// Why the engine could not start.
@@ -105,132 +124,125 @@ pub(crate) enum StartError {
     #[error("cannot look at processes: {0}; is /proc mounted?")]
     Processes(#[source] std::io::Error),
     #[error("cannot make an eventfd: {0}; raise the limit of open files")]
-    Doorbell(#[source] nix::Error),
+    Eventfd(#[source] nix::Error),
 }
 
-impl Engine {
-    /// Takes up what an earlier daemon has left: pools, lists, the claims of tasks that still live.
-    /// Gives the number of the first open file beside the engine.
-    pub(crate) fn start(
-        state: StateDir,
+impl<P: Ports> Engine<P> {
+    /// Restores what an earlier daemon has left: pools, lists, the claims of tasks that are still alive. Also
+    /// returns the number of the first open file.
+    pub(crate) fn with_ports(
+        (processes, journal, clock): (P::Processes, P::Journal, P::Clock),
         recovered: Recovered,
         topology: Topology,
         supervisor: Option<u32>,
     ) -> Result<(Self, u32), StartError> {
-        let processes = Processes::new().map_err(StartError::Processes)?;
-        let watch = Watch::new().map_err(StartError::Processes)?;
         let handles = recovered.next_handle;
         let mut refusals = Refusals::default();
-        recovered.refusals.iter().for_each(|filed| refusals.file(Arc::clone(filed)));
-        let mut events = Events::new(
+        recovered.refusals.iter().for_each(|record| refusals.add(Arc::clone(record)));
+        let events = Events::new(
             recovered.next_event,
             recovered.events.clone(),
             recovered.reclaimed.clone(),
             recovered.reclaimed_dropped,
         );
-        for damage in &recovered.damage {
-            log::warn!("{damage}");
-            let reason = Some(damage.to_string());
-            events.push(&state, &Event { event: "damaged", reason, ..Event::default() });
-        }
+        let reserved = Record::Reserved {
+            events: events.reserved(),
+            handles: handles.wrapping_add(2 * RESERVED_HANDLES),
+        };
+        let own_pid = Pid::new(std::process::id());
         let engine = Self {
-            claims: Mutex::new(Claims::new(watch.limit())),
+            claims: Mutex::new(Claims::new(processes.limit())),
             plan_finished: Condvar::new(),
             reaping: Mutex::new(()),
-            configuring: Mutex::new(recovered.config.next_node),
-            attributes: RwLock::new(HashMap::new()),
-            processes,
-            watch,
-            state,
-            reserved_events: AtomicU64::new(events.next() + RESERVED_EVENTS),
+            configuring: Configuring::new(recovered.config.next_node),
+            attributes: RwLock::default(),
             events: Mutex::new(events),
             shown: Mutex::default(),
             refusals: Mutex::new(refusals),
-            changes: Changes::new().map_err(StartError::Doorbell)?,
-            metrics: Metrics::new(clock::wall_ms(), recovered.damage.len()),
+            changes: Changes::new().map_err(StartError::Eventfd)?,
+            metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
             topology,
-            ours: Pid::new(std::process::id())
-                .ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
+            own_pid: own_pid.ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
             supervisor: AtomicU32::new(supervisor.unwrap_or(0)),
-            tick: clock::tick(),
+            in_flight_timeout: IN_FLIGHT_TIMEOUT,
+            processes,
+            journal,
+            clock,
         };
-        let reserved = Record::Reserved {
-            events: recovered.next_event + RESERVED_EVENTS,
-            handles: handles.wrapping_add(2 * RESERVED_HANDLES),
-        };
-        if let Err(error) = engine.state.append(&reserved) {
-            // A full disk must not keep the mount down: releases and reaps go on without a log.
+        for damage in &recovered.damage {
+            log::warn!("{damage}");
+            let reason = Some(damage.to_string());
+            engine.event(Event { event: "damaged", reason, ..Event::default() });
+        }
+        if let Err(error) = engine.journal.append(&reserved) {
+            // A full disk must not prevent the mount: releases and reaps work without a journal.
             log::warn!(
                 "the state directory cannot be written: {error}; claims are refused until there is room"
             );
         }
         engine.recover(recovered);
         engine.update_daemon_affinity();
-        engine.state.flush_deferred();
+        engine.journal.flush_deferred();
         Ok((engine, handles))
     }
 
-    /// The machine, as it was when the daemon started.
+    /// The CPUs of the machine when the daemon started.
     pub(crate) fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    /// Runs `look` on the claims, the dead taken off first.
-    pub(crate) fn with_claims<T>(&self, look: impl FnOnce(&Claims) -> T) -> T {
+    /// Locks the claims, with the dead tasks reaped. For everything that shows or decides who holds what.
+    pub(crate) fn live_claims(&self) -> MutexGuard<'_, Claims> {
         self.reap();
-        look(&self.claims.lock())
+        self.claims.lock()
     }
 
-    /// Runs `look` on the pools and lists, which no death can change.
-    pub(crate) fn with_configuration<T>(&self, look: impl FnOnce(&Claims) -> T) -> T {
-        look(&self.claims.lock())
+    /// Locks the claims as they are. Only for pools and lists, which no death can change.
+    pub(crate) fn configuration(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock()
     }
 
     /// Forgets the reclaimed claims up to `seq`.
     ///
     /// # Errors
-    /// [`Refusal::NoSeq`] where the bytes are no number.
-    pub(crate) fn acknowledge(&self, caller: Caller, bytes: &[u8]) -> Result<(), Refusal> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Refusal::NoSeq)?.trim();
+    /// The data is not a number, or it cannot be recorded.
+    pub(crate) fn acknowledge(&self, caller: Caller, data: &[u8]) -> Result<(), Refusal> {
+        let text = std::str::from_utf8(data).map_err(|_| Refusal::NotASeq)?.trim();
         if text.is_empty() {
             return Ok(());
         }
-        let seq: u64 = text.parse().map_err(|_| Refusal::NoSeq)?;
+        let seq: u64 = text.parse().map_err(|_| Refusal::NotASeq)?;
         let records = std::iter::once(Record::Acknowledged { seq }).chain(replay::answered(caller.request));
-        let mut events = self.events.lock();
-        self.state.append(&Record::Batch(records.collect())).map_err(|_| Refusal::LogFull)?;
+        self.journal.append(&Record::Batch(records.collect())).map_err(not_recorded)?;
         reached(Step::AcknowledgementRecorded);
-        events.acknowledge(seq);
+        self.events.lock().acknowledge(seq);
         Ok(())
     }
 
-    /// Watches deaths and tells the kernel of changed files; for a thread of its own. Sleeps for ever while
-    /// nobody polls.
+    /// Watches deaths and tells pollers of changed files; for a thread of its own. Sleeps while nobody polls.
     pub(crate) fn notify_forever(&self) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         loop {
             let (due, waiting) = self.changes.take_due();
-            for notifier in due {
-                notifier.notify();
-            }
+            due.into_iter().for_each(Notify::notify);
             let mut fds = vec![PollFd::new(self.changes.doorbell().as_fd(), PollFlags::POLLIN)];
             if waiting {
-                fds.push(PollFd::new(self.watch.as_fd(), PollFlags::POLLIN));
+                fds.push(PollFd::new(self.processes.as_fd(), PollFlags::POLLIN));
             }
             let _ = poll(&mut fds, PollTimeout::NONE);
             self.reap();
         }
     }
 
-    /// Writes deferred records whenever that is asked for; for a thread of its own, which sleeps otherwise.
+    /// Writes the records of reads in the background; for a thread of its own. Sleeps while there are none.
     pub(crate) fn flush_forever(&self) {
-        self.state.flush_forever();
+        self.journal.flush_forever();
     }
 
-    /// Notes what has changed: events, counters, versions of files. For whoever holds the lock on the claims,
-    /// so that events come in the order in which things happened.
-    fn note(&self, claims: &Claims, effects: &Effects) {
+    /// Counts changes, and adds their events and the new versions of files. The caller holds the lock of the
+    /// claims, so that events have the order of the changes.
+    fn publish(&self, claims: &Claims, effects: &Effects) {
         for change in &effects.changes {
             let (event, counter, claim, from) = match change {
                 Change::Claimed(claim) => ("claimed", Counter::Claimed, claim, None),
@@ -242,9 +254,11 @@ impl Engine {
                 Change::Inherited { from, to } => {
                     ("inherited", Counter::Inherited, to, Some(from.pid.to_string()))
                 }
-                // Its cause of death decides what it is called: the reaper notes it.
-                Change::Ended(claim) => {
+                Change::Ended(claim) => ("ended", Counter::Ended, claim, None),
+                // Its event has a number that its record needs: `reap_one` adds it.
+                Change::Reclaimed(claim) => {
                     self.list_changed(claims, claim.list);
+                    self.metrics.count(Counter::Reclaimed);
                     continue;
                 }
             };
@@ -254,16 +268,15 @@ impl Engine {
         }
     }
 
+    /// Adds an event and returns its number.
     fn event(&self, event: Event) -> u64 {
         let mut events = self.events.lock();
-        let reserved = self.reserved_events.load(Ordering::Relaxed);
-        if events.next() >= reserved {
-            let record = Record::Reserved { events: reserved + RESERVED_EVENTS, handles: 0 };
-            if self.state.append(&record).is_ok() {
-                self.reserved_events.store(reserved + RESERVED_EVENTS, Ordering::Relaxed);
-            }
+        if let Some(reserved) = events.reserve() {
+            self.journal.defer(Record::Reserved { events: reserved, handles: 0 });
         }
-        events.push(&self.state, &event)
+        let (seq, line) = events.push(self.clock.wall_ms(), &event);
+        self.journal.note_event(line);
+        seq
     }
 
     fn list_changed(&self, claims: &Claims, id: ListId) {
@@ -272,20 +285,10 @@ impl Engine {
         }
     }
 
-    /// What the model has to know of a process. None: it has gone.
-    fn task_info(&self, process: &Process) -> Result<Option<TaskInfo>, Refusal> {
+    /// Returns what the model has to know about a process; `None` if it has died.
+    fn task_info(&self, process: &ProcessOf<P>) -> Result<Option<TaskInfo>, Refusal> {
         let facts = self.processes.facts(process).map_err(self.fault("looking at the process"))?;
         Ok(facts.map(|facts| self.task_info_of(process.id(), &facts)))
-    }
-
-    /// For what the kernel refuses us and has no business to.
-    fn fault(&self, what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
-        let limit = self.watch.limit();
-        move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-            // We are out of descriptors: that is the limit on tasks, met from another side.
-            Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit },
-            errno => Refusal::Fault { what, errno },
-        }
     }
 
     fn task_info_of(&self, task: TaskId, facts: &Facts) -> TaskInfo {
@@ -293,44 +296,55 @@ impl Engine {
             task,
             uids: facts.uids,
             kernel_thread: facts.kernel_thread,
-            ours: task.pid == self.ours || task.pid.get() == self.supervisor.load(Ordering::Relaxed),
+            ours: task.pid == self.own_pid || task.pid.get() == self.supervisor.load(Ordering::Relaxed),
         }
     }
 
-    /// Whether the process lives and its leader's mask lies within the list.
+    /// Maps errors of system calls that should not fail.
+    fn fault(&self, what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
+        let limit = self.processes.limit();
+        move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+            // The limit of open files is the limit of tasks.
+            Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit },
+            errno => Refusal::Fault { what, errno },
+        }
+    }
+
+    /// Returns whether the process is alive and its leader's mask lies within the list.
     pub(crate) fn is_within(&self, id: ListId, pid: u32) -> bool {
-        let cpus = self.with_configuration(|claims| claims.list(id).map(|list| list.cpus().clone()));
+        let cpus = self.configuration().list(id).map(|list| list.cpus().clone());
         let mask = Pid::new(pid).and_then(|pid| self.processes.leader_mask(pid).ok());
         matches!((cpus, mask), (Some(cpus), Some(mask)) if mask.is_subset(&cpus))
     }
 
-    /// A claim is over; the masks of its task are as they were before it.
-    fn restore_mask_of(&self, task: &TaskId, saved: &SavedMask, waiting: BlockedWriter) {
-        if let Some(process) = self.watch.get(task) {
-            self.processes.restore_mask(&process, saved, waiting);
-        }
-    }
-
-    /// Another process keeps the mount from now on.
+    /// Sets the supervisor, which is another process from now on.
     pub(crate) fn set_supervisor(&self, pid: u32) {
         self.supervisor.store(pid, Ordering::Relaxed);
         self.update_daemon_affinity();
     }
 
-    /// Keeps the daemon itself off the exclusive lists, as far as there is a CPU elsewhere.
+    /// Moves the daemon off the exclusive lists, if there are other CPUs.
     fn update_daemon_affinity(&self) {
-        // This thread is one of ours and makes no other meanwhile.
+        // This thread belongs to the daemon and makes no other thread meanwhile.
         let waiting = BlockedWriter::thread(nix::unistd::gettid().as_raw() as u32);
-        let exclusive = self.claims.lock().exclusive_cpus();
+        let exclusive = self.configuration().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
         let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
-        for pid in [Some(self.ours), Pid::new(self.supervisor.load(Ordering::Relaxed))].into_iter().flatten()
-        {
+        let supervisor = Pid::new(self.supervisor.load(Ordering::Relaxed));
+        for pid in [Some(self.own_pid), supervisor].into_iter().flatten() {
             match self.processes.open(pid) {
                 Ok(Some(daemon)) => self.processes.restore_mask(&daemon, &mask, waiting),
-                _ => log::warn!("the daemon's own mask cannot be set"),
+                _ => log::warn!("the affinity of the daemon's process {pid} cannot be set"),
             }
         }
+    }
+}
+
+/// Maps a failed append to what the user is told.
+fn not_recorded(error: AppendError) -> Refusal {
+    match error {
+        AppendError::Stalled => Refusal::DiskStalled,
+        AppendError::Io(_) => Refusal::JournalFull,
     }
 }
 
@@ -346,19 +360,19 @@ fn list_event(event: &'static str, claims: &Claims, claim: &Claim) -> Event {
 }
 
 impl ListId {
-    /// The node of the list's `tasks` file.
+    /// Returns the node of the list's `tasks` file.
     pub(crate) fn tasks_node(self) -> u64 {
         self.0 + 1
     }
 }
 
 impl PoolId {
-    /// The node of the pool's `exclusive` file.
+    /// Returns the node of the pool's `exclusive` file.
     pub(crate) fn exclusive_node(self) -> u64 {
         self.0 + 1
     }
 
-    /// The node of the pool's `tasks` file.
+    /// Returns the node of the pool's `tasks` file.
     pub(crate) fn tasks_node(self) -> u64 {
         self.0 + 2
     }

@@ -1,26 +1,26 @@
-//! What the files that change by themselves say.
+//! The texts of the files that change by themselves.
 //!
-//! Owns: their texts. Each takes the dead off first. Must not know: nodes of the tree but the number of a `tasks`
-//! file.
+//! Owns these texts. Of the tree it only knows the node of a `tasks` file.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::Engine;
+use super::ports::Ports;
 use crate::metrics::PoolGauge;
 use crate::model::claims::Claims;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::task::Pid;
 
-impl Engine {
-    /// The `tasks` file of a list; empty where it has been removed.
+impl<P: Ports> Engine<P> {
+    /// Returns the `tasks` file of a list; empty if the list has been removed.
     pub(crate) fn show_list_tasks(&self, id: ListId) -> Arc<[u8]> {
         self.show_tasks(id.tasks_node(), |claims| {
             claims.list(id).into_iter().flat_map(|list| list.tasks()).map(|task| task.pid).collect()
         })
     }
 
-    /// The `tasks` file of a pool; empty where it has been removed.
+    /// Returns the `tasks` file of a pool; empty if the pool has been removed.
     pub(crate) fn show_pool_tasks(&self, id: PoolId) -> Arc<[u8]> {
         self.show_tasks(id.tasks_node(), |claims| {
             let lists =
@@ -31,12 +31,11 @@ impl Engine {
         })
     }
 
-    /// Ascending PIDs with commas between and a newline at the end; nothing where there are none. The text is
-    /// made once for each version of the file.
+    /// Returns ascending PIDs with commas between them and a newline at the end; nothing if there are none. The
+    /// text is made once per version of the file.
     fn show_tasks(&self, node: u64, pids: impl FnOnce(&Claims) -> Vec<Pid>) -> Arc<[u8]> {
-        self.reap();
         let (version, pids) = {
-            let claims = self.claims.lock();
+            let claims = self.live_claims();
             // Under the lock, so that version and tasks belong together.
             let version = self.changes.version(node);
             if let Some((_, text)) = self.shown.lock().get(&node).filter(|(shown, _)| *shown == version) {
@@ -56,39 +55,35 @@ impl Engine {
         text
     }
 
-    /// `info/events`.
+    /// Returns `info/events`.
     pub(crate) fn show_events(&self) -> String {
         self.reap();
         self.events.lock().show()
     }
 
-    /// `info/reclaimed`.
+    /// Returns `info/reclaimed`.
     pub(crate) fn show_reclaimed(&self) -> String {
         self.reap();
         self.events.lock().show_reclaimed()
     }
 
-    /// `info/metrics`.
+    /// Returns `info/metrics`.
     pub(crate) fn show_metrics(&self) -> String {
-        let pools: Vec<PoolGauge> = self.with_claims(|claims| {
-            claims
-                .pools()
-                .map(|(_, pool)| {
-                    let lists: Vec<usize> = pool
-                        .lists()
-                        .filter_map(|id| claims.list(id))
-                        .map(|list| list.tasks().len())
-                        .collect();
-                    PoolGauge {
-                        pool: pool.name().to_string(),
-                        exclusive: pool.exclusivity() == Exclusivity::Exclusive,
-                        lists_free: lists.iter().filter(|&&tasks| tasks == 0).count(),
-                        lists_taken: lists.iter().filter(|&&tasks| tasks > 0).count(),
-                        tasks: lists.iter().sum(),
-                    }
-                })
-                .collect()
-        });
+        let pools: Vec<PoolGauge> = {
+            let claims = self.live_claims();
+            let gauge = |(_, pool): (PoolId, &crate::model::claims::Pool)| {
+                let lists = pool.lists().filter_map(|id| claims.list(id));
+                let lists: Vec<usize> = lists.map(|list| list.tasks().len()).collect();
+                PoolGauge {
+                    pool: pool.name().to_string(),
+                    exclusive: pool.exclusivity() == Exclusivity::Exclusive,
+                    lists_free: lists.iter().filter(|&&tasks| tasks == 0).count(),
+                    lists_taken: lists.iter().filter(|&&tasks| tasks > 0).count(),
+                    tasks: lists.iter().sum(),
+                }
+            };
+            claims.pools().map(gauge).collect()
+        };
         let unacknowledged = self.events.lock().reclaimed_count();
         self.metrics.show(&pools, unacknowledged)
     }

@@ -1,39 +1,51 @@
 //! One write to a `tasks` file, from the bytes to the answer.
 //!
-//! Owns: the order of a claim, and the way back from each step of it. Must not know: who may be on which
-//! list; that is the claim machine's.
+//! Owns the order of a claim, and how each step of it is undone. Does not know who may be on which list: the
+//! claim machine does.
+//!
+//! ```text
+//! decide -> watch -> record the intent -> set and read back the masks -> record the claim -> settle
+//! ```
+//!
+//! Until the claim is recorded, every step can be undone; from then on the write has happened.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::ports::{Clock as _, Journal as _, Masks, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::answered;
-use super::{Caller, Engine, IN_FLIGHT_TIMEOUT};
-use crate::clock;
+use super::{Caller, Engine, ProcessOf, Refused, not_recorded};
 use crate::failpoint::{Step, reached};
 use crate::journal::Record;
-use crate::model::command::{Claim, ClaimKind, Command, Plan, Request, Target, TaskInfo};
+use crate::model::command::{
+    Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target, TaskInfo,
+};
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
-use crate::process::{self, BlockedWriter, MaskError, Process, SavedMasks, Threads};
+use crate::process::{self, MaskError, Threads, BlockedWriter};
 
-/// What a command for more tasks than this needs for a moment is worth giving back.
+/// A command for more tasks than this uses so much memory that it is worth returning to the system.
 const LARGE: usize = 1000;
+/// How often a write that waits for another one checks whether that one waits for the disk.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A process that a write names.
-#[derive(Clone, Debug)]
-struct ResolvedTask {
+struct ResolvedTask<P: Ports> {
     info: TaskInfo,
-    process: Arc<Process>,
+    process: Arc<ProcessOf<P>>,
 }
 
-/// In whose name something is undo.
+/// The processes to claim for, and those to release.
+type Resolved<P> = (Vec<ResolvedTask<P>>, Vec<ResolvedTask<P>>);
+
+/// The users and the request behind a write.
 #[derive(Clone, Copy, Debug)]
 struct Requester {
-    /// Who opened the file, and who writes.
+    /// The opener of the file, and the writer.
     users: [u32; 2],
-    /// The kernel's request; 0 where it is none of the kernel's.
+    /// The request; 0 if it does not come from the kernel.
     request: u64,
     /// The thread that writes.
     waiting: BlockedWriter,
@@ -43,101 +55,120 @@ struct Requester {
 enum Failure {
     /// One of its tasks has died.
     Died(TaskId),
-    /// The kernel lets this task not be on that list.
+    /// The kernel does not let this task run on this list.
     Unsuitable(TaskId, ListId, Refusal),
+    /// The whole write is refused.
     Refused(Refusal),
 }
 
-/// What was done for a plan so far, so that it can be undone.
-#[derive(Default)]
-struct UndoLog {
-    intents: Vec<TaskId>,
-    masks: Vec<(TaskId, SavedMasks)>,
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
-impl Engine {
-    /// Carries out one write(2) to a `tasks` file, wholly or not at all. `opener`: the user who opened the
-    /// file; `read_write`: whether it was opened for reading too.
+/// What has been done for a plan so far, so that it can be undone.
+struct UndoLog<P: Ports> {
+    /// The tasks whose intent is recorded.
+    intents: Vec<TaskId>,
+    masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
+}
+
+impl<P: Ports> Engine<P> {
+    /// Carries out one write(2) to a `tasks` file, as a whole or not at all. `opener` is the user who opened the file;
+    /// `read_write` says whether it was opened for reading too.
     ///
     /// # Errors
-    /// The [`Refusal`], which has been filed for the writer's `self/last_error`.
+    /// The refusal, with the PID that it concerns if the command names a single process.
     pub(crate) fn write_tasks(
         &self,
         target: Target,
         caller: Caller,
         opener: u32,
-        bytes: &[u8],
+        data: &[u8],
         read_write: bool,
-    ) -> Result<(), Refusal> {
-        let writer = self.writer(caller);
-        let mut number = None;
-        let (users, waiting) = ([opener, caller.uid], caller.waiting());
-        let requester = Requester { users, request: caller.request, waiting };
-        let result = self.try_write(target, writer.as_ref(), requester, bytes, read_write, &mut number);
-        result.inspect_err(|refusal| {
-            let number = number.unwrap_or_else(|| self.own_number(writer.as_ref(), caller));
-            self.file_refusal(caller, writer.as_deref(), number, refusal);
-        })
+    ) -> Result<(), Refused> {
+        let result = self.try_write(target, caller, opener, data, read_write);
+        // What was deferred meanwhile, also by reaping.
+        self.journal.flush_deferred();
+        result
     }
 
     fn try_write(
         &self,
         target: Target,
-        writer: Option<&Arc<Process>>,
-        requester: Requester,
-        bytes: &[u8],
+        caller: Caller,
+        opener: u32,
+        data: &[u8],
         read_write: bool,
-        number: &mut Option<u32>,
-    ) -> Result<(), Refusal> {
-        let write = Write::parse(bytes, read_write).map_err(|no| match no {
+    ) -> Result<(), Refused> {
+        let requester =
+            Requester { users: [opener, caller.uid], request: caller.request, waiting: caller.waiting() };
+        let write = Write::parse(data, read_write).map_err(|no| match no {
             NoWrite::Nonsense(word) => Refusal::Nonsense { word },
             NoWrite::TooLong => Refusal::TooLong,
         })?;
-        let writer = writer.ok_or(Refusal::NoSuchProcess)?;
+        let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
         match write {
             Write::Command(tokens) if tokens.is_empty() => Ok(()),
-            Write::Command(tokens) => {
-                if let [Token::Claim(Named::Number(only)) | Token::Release(Named::Number(only))] =
-                    tokens.as_slice()
-                {
-                    *number = Some(only.0.get());
-                }
-                let (claim, release) = self.resolve(writer, &tokens)?;
-                let is_large = claim.len() + release.len() > LARGE;
-                let placed = self.place(target, claim, release, requester);
-                if is_large {
-                    process::trim_heap();
-                }
-                placed
-            }
-            Write::Rewrite(pids) => self.rewrite(target, writer, &pids, requester),
+            Write::Command(tokens) => self
+                .run_command(target, &writer, &tokens, requester)
+                .map_err(|refusal| Refused { refusal, pid: single_pid(&tokens) }),
+            Write::Rewrite(pids) => Ok(self.rewrite(target, &writer, &pids, requester)?),
         }
     }
 
-    /// The living processes that the tokens name, each once: those to claim for, those to release.
-    fn resolve(
+    fn run_command(
         &self,
-        writer: &Arc<Process>,
+        target: Target,
+        writer: &Arc<ProcessOf<P>>,
         tokens: &[Token],
-    ) -> Result<(Vec<ResolvedTask>, Vec<ResolvedTask>), Refusal> {
-        let (mut claim, mut release): (Vec<ResolvedTask>, Vec<ResolvedTask>) = (Vec::new(), Vec::new());
+        requester: Requester,
+    ) -> Result<(), Refusal> {
+        let (claim, release) = self.resolve(writer, tokens)?;
+        let is_large = claim.len() + release.len() > LARGE;
+        let done = self.decide_and_carry_out(target, claim, release, requester);
+        if is_large {
+            process::trim_heap();
+        }
+        done
+    }
+
+    /// Carries out a rewrite, in which only the writer's own PID matters: present means claim, absent means release.
+    fn rewrite(
+        &self,
+        target: Target,
+        writer: &Arc<ProcessOf<P>>,
+        pids: &[Pid],
+        requester: Requester,
+    ) -> Result<(), Refusal> {
+        let info = self.task_info(writer)?.ok_or(Refusal::NoSuchProcess)?;
+        let own = vec![ResolvedTask { info, process: Arc::clone(writer) }];
+        let is_present = pids.contains(&writer.id().pid);
+        let (claim, release) = if is_present { (own, Vec::new()) } else { (Vec::new(), own) };
+        self.decide_and_carry_out(target, claim, release, requester)
+    }
+
+    /// Returns the live processes that the tokens name, each once: those to claim for and those to release.
+    fn resolve(&self, writer: &Arc<ProcessOf<P>>, tokens: &[Token]) -> Result<Resolved<P>, Refusal> {
+        let (mut claim, mut release): Resolved<P> = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
         for token in tokens.iter().filter(|token| seen.insert(**token)) {
             let (named, tasks) = match token {
                 Token::Claim(named) => (named, &mut claim),
                 Token::Release(named) => (named, &mut release),
             };
-            let Some(process) = self.named(writer, *named)? else { continue };
-            // Who is watched has a descriptor already.
-            let process = self.watch.get(&process.id()).unwrap_or(process);
+            let Some(process) = self.resolve_pid(writer, *named)? else { continue };
+            // A watched process has a descriptor already.
+            let process = self.processes.watched(&process.id()).unwrap_or(process);
             if tasks.iter().any(|task| task.info.task == process.id()) {
                 continue;
             }
             if let Some(info) = self.task_info(&process)? {
                 tasks.push(ResolvedTask { info, process });
             }
-            if claim.len() + release.len() > self.watch.limit() {
-                return Err(Refusal::TooMany { limit: self.watch.limit() });
+            if claim.len() + release.len() > self.processes.limit() {
+                return Err(Refusal::TooMany { limit: self.processes.limit() });
             }
         }
         if claim.is_empty() && release.is_empty() {
@@ -147,244 +178,281 @@ impl Engine {
         }
     }
 
-    fn named(&self, writer: &Arc<Process>, named: Named) -> Result<Option<Arc<Process>>, Refusal> {
-        let Named::Number(number) = named else { return Ok(Some(Arc::clone(writer))) };
+    fn resolve_pid(
+        &self,
+        writer: &Arc<ProcessOf<P>>,
+        named: Named,
+    ) -> Result<Option<Arc<ProcessOf<P>>>, Refusal> {
+        let Named::Number(pid) = named else { return Ok(Some(Arc::clone(writer))) };
         let fault = self.fault("opening the process");
-        if number.0.get() == writer.id().pid.get()
-            && self.processes.shares_namespace(writer).map_err(&fault)?
-        {
+        let is_own = pid.0.get() == writer.id().pid.get();
+        if is_own && self.processes.shares_our_namespace(writer).map_err(&fault)? {
             return Ok(Some(Arc::clone(writer)));
         }
-        let found = self.processes.open_in_namespace_of(writer, number, &self.watch).map_err(&fault)?;
-        // The programs of 2017 know themselves by the daemon's number for them.
-        let itself = || (number.0.get() == writer.id().pid.get()).then(|| Arc::clone(writer));
-        Ok(found.or_else(itself))
+        let found = self.processes.with_pid_in_namespace_of(writer, pid).map_err(&fault)?;
+        // Legacy clients in a container know themselves by their PID in the daemon's namespace.
+        Ok(found.or_else(|| is_own.then(|| Arc::clone(writer))))
     }
 
-    /// Of a rewrite only the writer's own PID counts: it is there, or it is not there any more.
-    fn rewrite(
+    /// Decides a write and carries it out. Decides again if the kernel refuses a list that the pool offered, or if a
+    /// task dies meanwhile.
+    fn decide_and_carry_out(
         &self,
         target: Target,
-        writer: &Arc<Process>,
-        pids: &[Pid],
+        mut claim: Vec<ResolvedTask<P>>,
+        release: Vec<ResolvedTask<P>>,
         requester: Requester,
     ) -> Result<(), Refusal> {
-        let info = self.task_info(writer)?.ok_or(Refusal::NoSuchProcess)?;
-        let own = vec![ResolvedTask { info, process: Arc::clone(writer) }];
-        if pids.contains(&writer.id().pid) {
-            self.place(target, own, Vec::new(), requester)
-        } else {
-            self.place(target, Vec::new(), own, requester)
-        }
-    }
-
-    /// Decides and carries out, again where the kernel has a word in it: it may refuse a list that the pool
-    /// offers, a task may die on the kind, or be in another operation's hands.
-    fn place(
-        &self,
-        target: Target,
-        mut claim: Vec<ResolvedTask>,
-        release: Vec<ResolvedTask>,
-        requester: Requester,
-    ) -> Result<(), Refusal> {
-        let deadline = Instant::now() + IN_FLIGHT_TIMEOUT;
+        let deadline = Instant::now() + self.in_flight_timeout;
         let mut unsuitable = Vec::new();
         loop {
-            self.reap();
             if claim.is_empty() && release.is_empty() {
                 return Err(Refusal::NoSuchProcess);
             }
             let request = Request {
-                target: target.clone(),
+                target,
                 claim: claim.iter().map(|task| task.info.clone()).collect(),
                 release: release.iter().map(|task| task.info.clone()).collect(),
                 users: requester.users,
                 unsuitable: unsuitable.clone(),
-                now: clock::since_boot(),
+                now: self.clock.since_boot(),
             };
-            let decided = {
-                let mut claims = self.claims.lock();
-                match claims.apply(Command::Write(request)) {
-                    Err(Refusal::TaskBusy) if Instant::now() < deadline => {
-                        let _ = self.plan_finished.wait_until(&mut claims, deadline);
-                        continue;
-                    }
-                    decided => decided?,
-                }
-            };
+            let plan = self.decide(&request, deadline)?;
             reached(Step::WriteDecided);
-            match self.carry_out(decided.plan, &claim, requester) {
+            log::trace!("{target:?}: {plan:?}");
+            match self.carry_out(plan, &claim, requester) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Died(task)) => claim.retain(|one| one.info.task != task),
+                Err(Failure::Died(dead)) => {
+                    log::debug!("task {} has died in the middle of its claim", dead.pid);
+                    claim.retain(|task| task.info.task != dead);
+                }
                 Err(Failure::Unsuitable(task, list, refusal)) => match target {
                     Target::List(_) => return Err(refusal),
-                    Target::Pool(_) => unsuitable.push((task, list)),
+                    Target::Pool(_) => {
+                        log::debug!("task {}: {}; trying another list", task.pid, refusal.sentence(""));
+                        unsuitable.push((task, list));
+                    }
                 },
                 Err(Failure::Refused(refusal)) => return Err(refusal),
             }
         }
     }
 
-    fn carry_out(&self, mut plan: Plan, tasks: &[ResolvedTask], requester: Requester) -> Result<(), Failure> {
-        let mut undo = UndoLog::default();
-        match self.try_carry_out(&mut plan, tasks, requester, &mut undo) {
-            Ok(()) => {}
-            Err(failure) => {
-                self.undo(plan, undo, requester.waiting);
-                return Err(failure);
+    /// Decides a write. Waits while another write has one of the tasks in flight.
+    fn decide(&self, request: &Request, deadline: Instant) -> Result<Plan, Refusal> {
+        loop {
+            let mut claims = self.live_claims();
+            match claims.apply(Command::Write(request.clone())) {
+                Ok(effects) => return Ok(effects.plan),
+                Err(Rejected::Refused(refusal)) => return Err(refusal),
+                Err(Rejected::Busy) => {
+                    // The other write may wait for the disk; then this one must not wait as long.
+                    let next_check = deadline.min(Instant::now() + STALL_CHECK_INTERVAL);
+                    let timed_out = self.plan_finished.wait_until(&mut claims, next_check).timed_out();
+                    drop(claims);
+                    if timed_out && self.journal.is_stalled() {
+                        return Err(Refusal::DiskStalled);
+                    }
+                    if timed_out && Instant::now() >= deadline {
+                        return Err(Refusal::TaskBusy);
+                    }
+                    log::debug!("a task is in flight; deciding again");
+                }
             }
         }
+    }
+
+    fn carry_out(&self, plan: Plan, tasks: &[ResolvedTask<P>], requester: Requester) -> Result<(), Failure> {
+        let waiting = requester.waiting;
+        let mut undo = UndoLog { intents: Vec::new(), masks: Vec::new() };
+        let completed = match self.try_carry_out(&plan, tasks, requester, &mut undo) {
+            Ok(completed) => completed,
+            Err(failure) => {
+                self.undo(plan, undo, waiting);
+                return Err(failure);
+            }
+        };
         reached(Step::WriteRecorded);
-        // From here on the write has happened, whatever comes.
-        for claim in &plan.releases {
-            self.restore_mask_of(&claim.task, &claim.saved, requester.waiting);
+        for claim in &completed.releases {
+            if let Some(process) = self.processes.watched(&claim.task) {
+                self.processes.restore_mask(&process, &claim.saved, waiting);
+            }
         }
-        if !plan.releases.is_empty() {
+        if !completed.releases.is_empty() {
             reached(Step::MasksBack);
-            let records = plan.releases.iter().map(|claim| Record::Released { task: claim.task }).collect();
-            self.record_or_owe(Record::Batch(records));
+            let released = completed.releases.iter().map(|claim| Record::Released { task: claim.task });
+            self.journal.defer(Record::Batch(released.collect()));
+            self.journal.flush_deferred();
             reached(Step::ReleaseRecorded);
         }
-        let lost = self.settle(plan, tasks);
+        let lost = self.settle(completed);
         reached(Step::WriteSettled);
-        match lost {
-            Some(task) if tasks.len() == 1 => Err(Failure::Died(task)),
+        match (lost.first(), tasks) {
+            // The single task that was claimed for. If there are others, they have their claims.
+            (Some(&dead), [_]) => Err(Failure::Died(dead)),
             _ => Ok(()),
         }
     }
 
-    /// Watches, records, sets masks and records again. `undo` says how far it came.
+    /// Watches the tasks, records the intents, sets the masks and records the claims. `undo` says how far that went.
     fn try_carry_out(
         &self,
-        plan: &mut Plan,
-        tasks: &[ResolvedTask],
+        plan: &Plan,
+        tasks: &[ResolvedTask<P>],
         requester: Requester,
-        undo: &mut UndoLog,
-    ) -> Result<(), Failure> {
-        let process = |task: TaskId| tasks.iter().find(|one| one.info.task == task).map(|one| &one.process);
-        for place in plan.placements.iter_mut().filter(|place| place.kind == ClaimKind::New) {
-            let died = || Failure::Died(place.claim.task);
-            let process = process(place.claim.task).ok_or_else(died)?;
-            let cgroup = self.processes.cgroup(process).ok_or_else(died)?;
-            let saved =
-                self.processes.saved_mask(process).map_err(|error| self.failed(error, &place.claim))?;
-            let claim = Arc::make_mut(&mut place.claim);
-            (claim.cgroup, claim.saved) = (cgroup, saved);
-            self.watch
-                .add(Arc::clone(process))
-                .map_err(|error| Failure::Refused(self.fault("watching the task")(error)))?;
+        undo: &mut UndoLog<P>,
+    ) -> Result<CompletedPlan, Failure> {
+        let mut parts = Vec::with_capacity(plan.placements.len());
+        for placement in &plan.placements {
+            let found = tasks.iter().find(|one| one.info.task == placement.task);
+            let process = &found.ok_or(Failure::Died(placement.task))?.process;
+            parts.push((placement, process, self.draft_claim(placement, process)?));
         }
-        if plan.changing().next().is_some() {
-            let intents = plan.changing().map(|place| Record::Intent(place.claim.clone())).collect();
-            self.state.append(&Record::Batch(intents)).map_err(|_| Failure::Refused(Refusal::LogFull))?;
-            undo.intents.extend(plan.changing().map(|place| place.claim.task));
+        let changes = || parts.iter().filter(|(placement, ..)| placement.is_change());
+        if changes().next().is_some() {
+            let intents = changes().map(|(_, _, claim)| Record::Intent(claim.clone())).collect();
+            self.journal.append(&Record::Batch(intents)).map_err(not_recorded)?;
+            undo.intents.extend(changes().map(|(placement, ..)| placement.task));
             reached(Step::IntentRecorded);
         }
-        for place in &mut plan.placements {
-            let task = place.claim.task;
-            let process = process(task).ok_or(Failure::Died(task))?;
-            if place.kind == ClaimKind::New {
-                let refined = self
-                    .processes
-                    .probe_saved_mask(process, place.claim.saved.clone())
-                    .map_err(|error| self.failed(error, &place.claim))?;
-                if refined != place.claim.saved {
-                    Arc::make_mut(&mut place.claim).saved = refined;
-                }
-            }
-            let (cpus, waiting) = (&place.cpus, requester.waiting);
-            let previous = match place.kind {
-                ClaimKind::New => self.processes.set_first_mask(process, cpus, &place.claim.saved, waiting),
-                ClaimKind::Move { .. } => self.processes.set_mask(process, cpus, Threads::All, waiting),
-                ClaimKind::Repeat => self.processes.set_mask(process, cpus, Threads::OnlyStrays, waiting),
-            };
-            undo.masks.push((task, previous.map_err(|error| self.failed(error, &place.claim))?));
+        let mut completed = CompletedPlan { placements: Vec::new(), releases: plan.releases.clone() };
+        for (placement, process, draft) in parts {
+            let (claim, previous) = self
+                .set_masks(placement, process, draft, requester.waiting)
+                .map_err(|error| self.mask_failure(error, placement))?;
+            undo.masks.push((placement.task, previous));
+            completed.placements.push(placement.complete(claim));
         }
         reached(Step::MasksSet);
-        let claims = plan.changing().map(|place| Record::Claimed(place.claim.clone()));
-        let releases = plan.releases.iter().map(|claim| Record::Releasing { task: claim.task });
+        self.record(plan, &completed, requester.request)?;
+        Ok(completed)
+    }
+
+    /// Returns the claim of a placement as far as it is known before the task is touched. Watches a new task.
+    fn draft_claim(&self, placement: &Placement, process: &Arc<ProcessOf<P>>) -> Result<Arc<Claim>, Failure> {
+        let pending = match &placement.kind {
+            ClaimKind::New(pending) => pending,
+            ClaimKind::Move { to: claim, .. } | ClaimKind::Repeat(claim) => return Ok(claim.clone()),
+        };
+        let cgroup = self.processes.cgroup(process).ok_or(Failure::Died(placement.task))?;
+        let saved =
+            self.processes.saved_mask(process).map_err(|error| self.mask_failure(error, placement))?;
+        self.processes.watch(Arc::clone(process)).map_err(self.fault("watching the task"))?;
+        Ok(Arc::new(pending.complete(saved, cgroup)))
+    }
+
+    /// Sets the masks of one task. Returns its final claim and the masks that it had.
+    fn set_masks(
+        &self,
+        placement: &Placement,
+        process: &ProcessOf<P>,
+        draft: Arc<Claim>,
+        waiting: BlockedWriter,
+    ) -> Result<(Arc<Claim>, <P::Processes as Masks>::SavedMasks), MaskError> {
+        let cpus = &placement.cpus;
+        let (claim, previous) = match placement.kind {
+            ClaimKind::New(_) => {
+                let saved = self.processes.probe_saved_mask(process, draft.saved.clone())?;
+                let previous = self.processes.set_first_mask(process, cpus, &saved, waiting)?;
+                (with_saved(draft, saved), previous)
+            }
+            ClaimKind::Move { .. } => (draft, self.processes.set_mask(process, cpus, Threads::All, waiting)?),
+            ClaimKind::Repeat(_) => {
+                (draft, self.processes.set_mask(process, cpus, Threads::OnlyStrays, waiting)?)
+            }
+        };
+        Ok((claim, previous))
+    }
+
+    /// Records the claims and the releases of a plan, together with the fact that the request is carried out: if the
+    /// request comes again, it finds both or neither.
+    fn record(&self, plan: &Plan, completed: &CompletedPlan, request: u64) -> Result<(), Refusal> {
+        let claims = completed.changes().map(|claim| Record::Claimed(claim.clone()));
+        let releases = completed.releases.iter().map(|claim| Record::Releasing { task: claim.task });
         let mut records: Vec<Record> = claims.chain(releases).collect();
         if records.is_empty() {
             return Ok(());
         }
-        // In one with what it answers to: a request that comes again finds both or neither.
-        records.extend(answered(requester.request));
-        if plan.changing().next().is_none() {
-            self.record_or_owe(Record::Batch(records));
-            return Ok(());
+        records.extend(answered(request));
+        let records = Record::Batch(records);
+        if plan.changes().next().is_some() {
+            return self.journal.append(&records).map_err(not_recorded);
         }
-        self.state.append(&Record::Batch(records)).map_err(|_| Failure::Refused(Refusal::LogFull))
+        // A release never fails. If its record cannot be written now, it is written later.
+        self.journal.defer(records);
+        let _ = self.journal.flush();
+        Ok(())
     }
 
-    /// Takes back what was done for a plan, the last thing first.
-    fn undo(&self, plan: Plan, undo: UndoLog, waiting: BlockedWriter) {
+    /// Undoes what was done for a plan, the last step first.
+    fn undo(&self, plan: Plan, undo: UndoLog<P>, waiting: BlockedWriter) {
         for (task, previous) in undo.masks.into_iter().rev() {
-            if let Some(process) = self.watch.get(&task) {
+            if let Some(process) = self.processes.watched(&task) {
                 self.processes.undo(&process, previous, waiting);
             }
         }
         if !undo.intents.is_empty() {
             let records = undo.intents.iter().map(|&task| Record::Abandoned { task }).collect();
-            self.record_or_owe(Record::Batch(records));
+            self.journal.defer(Record::Batch(records));
         }
-        let new: Vec<TaskId> = plan
-            .placements
-            .iter()
-            .filter(|place| place.kind == ClaimKind::New)
-            .map(|place| place.claim.task)
-            .collect();
+        let new: Vec<TaskId> = plan.placements.iter().filter(|p| p.is_new()).map(|p| p.task).collect();
         let mut claims = self.claims.lock();
         let _ = claims.apply(Command::Abandon(plan));
         for task in new {
-            self.watch.remove(&task);
+            self.processes.unwatch(&task);
         }
         drop(claims);
         self.plan_finished.notify_all();
     }
 
-    /// Makes the plan a fact. Gives a task that has died meanwhile, if there is one.
-    fn settle(&self, plan: Plan, tasks: &[ResolvedTask]) -> Option<TaskId> {
+    /// Puts a plan into effect. Returns the tasks that have died meanwhile.
+    fn settle(&self, plan: CompletedPlan) -> Vec<TaskId> {
         let released: Vec<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
+        let recorded: HashSet<TaskId> = plan.changes().map(|claim| claim.task).collect();
         let mut claims = self.claims.lock();
-        // Settling is never refused.
+        // Settling is never rejected.
         let effects = claims.apply(Command::Settle(plan)).unwrap_or_default();
-        self.note(&claims, &effects);
+        self.publish(&claims, &effects);
         for task in released.iter().chain(&effects.lost) {
-            self.watch.remove(task);
+            self.processes.unwatch(task);
+        }
+        // Their claims were recorded after their deaths.
+        for &task in effects.lost.iter().filter(|task| recorded.contains(task)) {
+            self.journal.defer(Record::Ended { task, reclaimed: None });
         }
         drop(claims);
         self.plan_finished.notify_all();
-        self.state.flush_deferred();
-        effects.lost.iter().find(|lost| tasks.iter().any(|one| one.info.task == **lost)).copied()
+        effects.lost
     }
 
-    /// What keeps the claim's task off the claim's list.
-    fn failed(&self, error: MaskError, claim: &Claim) -> Failure {
+    /// Maps an error of a mask to what it means for the placement.
+    fn mask_failure(&self, error: MaskError, placement: &Placement) -> Failure {
         let got = match error {
-            MaskError::Gone => return Failure::Died(claim.task),
+            MaskError::Gone => return Failure::Died(placement.task),
             MaskError::KeepsChanging => return Failure::Refused(Refusal::KeepsChanging),
             MaskError::Refused => None,
             MaskError::Narrowed { got } => Some(got),
-            error => return Failure::Refused(mask_fault(&error)),
+            MaskError::Other(error) => {
+                log::warn!("setting or reading a mask: {error}");
+                let errno = nix::errno::Errno::EIO;
+                return Failure::Refused(Refusal::Fault { what: "setting or reading the mask", errno });
+            }
         };
-        let name = self.with_configuration(|claims| claims.list(claim.list).map(|list| list.name().clone()));
+        let name = self.configuration().list(placement.list).map(|list| list.name().clone());
         let refusal = name.map_or(Refusal::Removed, |list| Refusal::MaskRefused { list, got });
-        Failure::Unsuitable(claim.task, claim.list, refusal)
-    }
-
-    /// For what is of use to the next worker, and no more than that.
-    pub(super) fn record_if_possible(&self, record: Record) {
-        let _ = self.state.append(&record);
-    }
-
-    /// For what goes on when the log cannot be written.
-    pub(super) fn record_or_owe(&self, record: Record) {
-        self.state.defer(record);
-        let _ = self.state.flush();
+        Failure::Unsuitable(placement.task, placement.list, refusal)
     }
 }
 
-fn mask_fault(error: &MaskError) -> Refusal {
-    log::warn!("setting or reading a mask: {error}");
-    Refusal::Fault { what: "setting or reading the mask", errno: nix::errno::Errno::EIO }
+/// Returns the claim with this saved mask.
+fn with_saved(claim: Arc<Claim>, saved: SavedMask) -> Arc<Claim> {
+    if claim.saved == saved { claim } else { Arc::new(Claim { saved, ..Claim::clone(&claim) }) }
+}
+
+/// Returns the PID of a command that names a single process by its PID.
+fn single_pid(tokens: &[Token]) -> Option<u32> {
+    match tokens {
+        [Token::Claim(Named::Number(pid)) | Token::Release(Named::Number(pid))] => Some(pid.0.get()),
+        _ => None,
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::engine::{Admission, Attributes, Caller, Engine, Notify, RESERVED_HANDLES};
+use crate::engine::{Admission, Attributes, Caller, Engine, Notify, RESERVED_HANDLES, Refused};
 use crate::handles::OpenFiles;
 use crate::model::refusal::Refusal;
 use crate::tree::{Content, Node, ROOT, Stat, WriteRequest};
@@ -36,14 +36,20 @@ pub(super) enum Object<'a> {
 #[derive(Debug)]
 enum Failure {
     /// The answer has an explanation, which `self/last_error` shows.
-    Refused(Refusal),
+    Refused(Refused),
     /// The kernel or the client asked for something that control files do not have.
     Errno(Errno),
 }
 
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused(refusal.into())
     }
 }
 
@@ -117,7 +123,7 @@ impl Operations {
     fn change_attributes(&self, caller: Caller, node: Node, change: AttributeChange) -> Result<(), Failure> {
         let AttributeChange { mode, uid, gid, truncate } = change;
         if truncate && !node.is_writable() {
-            return Err(Errno::EINVAL.into());
+            return Err(Refusal::NotWritable.into());
         }
         if mode.is_none() && uid.is_none() && gid.is_none() {
             return Ok(());
@@ -135,19 +141,15 @@ impl Operations {
         let make = || {
             // A name that is not UTF-8 cannot name a pool or a list; their rules refuse it with a reason.
             let text = name.to_str().unwrap_or("\u{fffd}");
-            let made =
-                self.node(parent)?.make_child(&self.engine, request.caller, text).ok_or(Errno::EPERM)?;
-            Ok(made?.stat(&self.engine, request.caller))
+            let made = self.node(parent)?.make_child(&self.engine, request.caller, text)?;
+            Ok(made.stat(&self.engine, request.caller))
         };
         let replay = || Ok(self.child(parent, name)?.stat(&self.engine, request.caller));
         self.run_once(request, "mkdir", Object::Name(parent, name), make, replay)
     }
 
     pub(super) fn rmdir(&self, request: Request, parent: u64, name: &OsStr) -> Result<(), Errno> {
-        let remove = || {
-            let removed = self.child(parent, name)?.remove(&self.engine, request.caller);
-            Ok(removed.ok_or(Errno::EPERM)??)
-        };
+        let remove = || Ok(self.child(parent, name)?.remove(&self.engine, request.caller)?);
         self.run_once(request, "rmdir", Object::Name(parent, name), remove, || Ok(()))
     }
 
@@ -192,10 +194,9 @@ impl Operations {
         read_write: bool,
     ) -> Result<(), Errno> {
         let apply = || {
-            let file = self.opened(node)?;
+            let file = self.opened(node).map_err(|_| Refusal::Removed)?;
             if self.files.is_truncated(handle) {
-                self.engine.refused(request.caller, &Refusal::Rest);
-                return Err(Refusal::Rest.into());
+                return Err(Refusal::AfterTooLong.into());
             }
             let command = WriteRequest { data, opener: OpenFiles::opener(handle), read_write };
             Ok(file.store(&self.engine, request.caller, &command)?)
@@ -204,7 +205,7 @@ impl Operations {
         // After a command that was too long, the next write(2) is its rest and must not be taken for a command. This
         // is done for a replayed answer too: the worker before may have died between its record and its answer.
         if result == Err(Errno::E2BIG) && self.files.mark_truncated(handle) {
-            self.engine.note_rest(handle);
+            self.engine.note_truncated(handle);
         }
         result
     }
@@ -306,7 +307,7 @@ impl Operations {
         work: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Errno> {
         self.answer(request, operation, object, || match self.admit(request) {
-            Admission::Deadly => Err(Errno::EIO.into()),
+            Admission::Poisoned => Err(Errno::EIO.into()),
             Admission::New | Admission::Answered(_) => work(),
         })
     }
@@ -325,7 +326,7 @@ impl Operations {
             Admission::New => change(),
             Admission::Answered(None) => replay(),
             Admission::Answered(Some(errno)) => Err(errno.into()),
-            Admission::Deadly => Err(Errno::EIO.into()),
+            Admission::Poisoned => Err(Errno::EIO.into()),
         })
     }
 
@@ -333,7 +334,7 @@ impl Operations {
         self.engine.admit(request.caller.request, request.is_replay)
     }
 
-    /// Does the work of a request and logs it.
+    /// Does the work of a request, records its refusal, and logs it.
     fn answer<T>(
         &self,
         request: Request,
@@ -344,7 +345,10 @@ impl Operations {
         // Before the work: afterwards the object may have gone.
         let logged = log::log_enabled!(log::Level::Debug).then(|| (self.path(object), Instant::now()));
         let result = work().map_err(|failure| match failure {
-            Failure::Refused(refusal) => refusal.errno(),
+            Failure::Refused(refused) => {
+                self.engine.record_refusal(request.caller, &refused);
+                refused.refusal.errno()
+            }
             Failure::Errno(errno) => errno,
         });
         if let Some((path, started)) = logged {

@@ -250,6 +250,12 @@ impl StateDir {
         }
     }
 
+    /// Returns whether a thread has waited for the disk for longer than [`IO_TIMEOUT`].
+    pub(crate) fn is_stalled(&self) -> bool {
+        let since = self.io_since.load(Ordering::Relaxed);
+        since != 0 && clock::since_boot().saturating_sub(since) >= IO_TIMEOUT.as_nanos() as u64
+    }
+
     fn has_unwritten(&self) -> bool {
         self.memory.lock().has_deferred() || self.events.lock().has_unwritten()
     }

@@ -335,6 +335,14 @@ pub struct CompletedPlan {
     pub releases: Vec<Arc<Claim>>,
 }
 
+impl CompletedPlan {
+    /// The claims of tasks that were not on their list before.
+    pub fn changes(&self) -> impl Iterator<Item = &Arc<Claim>> {
+        let changes = self.placements.iter().filter(|placement| placement.origin != Origin::Unchanged);
+        changes.map(|placement| &placement.claim)
+    }
+}
+
 /// A change of who holds what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

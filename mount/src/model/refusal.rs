@@ -1,7 +1,7 @@
-//! Refusals: what was refused, why, and what to do about it.
+//! Refusals: why an operation is refused, and how the user can go on.
 //!
-//! Owns: the errno and the sentence of every refusal, each in one exhaustive match. Must not know: how a
-//! refusal reaches anybody, or the names of processes (they are told to it, where the reader may know them).
+//! Owns the errno and the sentence of every refusal, each in one exhaustive match. Does not know how a refusal
+//! reaches the user, or the names of processes: a caller passes a name if the reader may know it.
 
 use nix::errno::Errno;
 
@@ -9,7 +9,7 @@ use super::cpuset::{CpuSet, ParseCpuSetError};
 use super::pool::{InvalidPoolName, ListId, PoolName};
 use super::task::TaskId;
 
-/// A CPU list as people name it.
+/// The name of a CPU list for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListName {
     /// Its pool.
@@ -24,52 +24,52 @@ impl std::fmt::Display for ListName {
     }
 }
 
-/// Who holds what somebody else wanted.
+/// The task that holds a list which another one wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The task.
     pub task: TaskId,
     /// The list it is on.
     pub list: ListId,
-    /// For how long, in nanoseconds.
+    /// How long it has been on the list, in nanoseconds.
     pub held: u64,
 }
 
-/// Why an operation is refused. Nothing of a refused operation has taken effect.
+/// Why an operation is refused. A refused operation has changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A word of the write is no PID.
+    /// A word of the write is not a PID.
     Nonsense {
         /// The word, printable and short.
         word: String,
     },
-    /// The same process is to be claimed and released.
+    /// The command both claims and releases a process.
     Contradiction,
     /// The command is too long, or was cut by stdio.
     TooLong,
-    /// An earlier part of this command was too long: what follows through the same open file is a rest.
-    Rest,
-    /// None of the processes that were named lives, or the writer cannot be seen by the daemon.
+    /// An earlier part of this command was too long, so what follows through the same open file is refused too.
+    AfterTooLong,
+    /// All named processes are dead, or the daemon cannot see the writer.
     NoSuchProcess,
-    /// Not root, and not the owner of the task.
+    /// The user is not root and does not own the task.
     NotPermitted {
         /// The user who opened the file or wrote.
         uid: u32,
     },
-    /// Kernel threads are not ours to place.
+    /// The process is a kernel thread.
     KernelThread,
-    /// The daemon does not place itself.
+    /// The process belongs to the daemon.
     OwnProcess,
-    /// A living task is on the exclusive list.
+    /// A live task is on the exclusive list.
     Held {
         /// The list.
         list: ListName,
-        /// Who is on it.
+        /// The task on it.
         holder: Holder,
-        /// Another list of the pool that is free.
+        /// A free list of the pool.
         free: Option<String>,
     },
-    /// Two tasks for one exclusive list.
+    /// The command names two tasks for an exclusive list.
     TwoNamed {
         /// The list.
         list: ListName,
@@ -81,7 +81,7 @@ pub enum Refusal {
         /// How many lists it has.
         lists: usize,
     },
-    /// There are free lists, but the kernel lets this task on none of them.
+    /// The pool has free lists, but the kernel allows the task on no free list.
     NoneSuits {
         /// The pool.
         pool: PoolName,
@@ -90,85 +90,89 @@ pub enum Refusal {
     MaskRefused {
         /// The list.
         list: ListName,
-        /// What the kernel made of it, where it did not refuse outright.
+        /// The narrowed mask; `None` if the kernel refused it.
         got: Option<CpuSet>,
     },
     /// The task widens its threads' masks as fast as they are set.
     KeepsChanging,
-    /// More tasks than the daemon can watch.
+    /// The daemon can watch no more tasks.
     TooMany {
-        /// How many there may be for this user.
+        /// The limit for this user.
         limit: usize,
     },
-    /// The log of claims cannot be written.
-    LogFull,
-    /// Another operation on the same task has not ended in time.
+    /// The claims log cannot be written.
+    JournalFull,
+    /// The disk of the state directory does not answer in time.
+    DiskStalled,
+    /// Another operation on the same task has not finished in time.
     TaskBusy,
     /// The list or pool has been removed while its file was open.
     Removed,
-    /// Configuring needs root.
+    /// Only root may configure.
     NotRoot,
-    /// Not a name for a pool.
+    /// The name is not valid for a pool.
     BadPoolName(InvalidPoolName),
-    /// Not a CPU list.
+    /// The name is not a CPU list.
     BadCpuList(ParseCpuSetError),
     /// CPUs that this machine does not have.
     UnknownCpus {
-        /// Those of the list that are unknown.
+        /// The unknown CPUs of the list.
         unknown: CpuSet,
-        /// Those that the machine has.
+        /// The CPUs of the machine.
         known: CpuSet,
     },
-    /// Another list has some of these CPUs already.
+    /// Another list has some of these CPUs.
     Overlap {
-        /// The other one.
+        /// The other list.
         other: ListName,
         /// The CPUs in both.
         both: CpuSet,
     },
-    /// The pool or the list is there already.
+    /// The pool or the list exists already.
     Exists,
-    /// A list that is to be removed has living tasks.
+    /// A list with live tasks cannot be removed.
     ListInUse {
         /// The list.
         list: ListName,
-        /// One of them.
+        /// One of the tasks.
         holder: Holder,
     },
-    /// A pool that is to be removed has lists.
+    /// A pool with lists cannot be removed.
     PoolHasLists {
         /// The pool.
         pool: PoolName,
     },
-    /// A pool that is to be exclusive has a list with several living tasks.
+    /// A pool cannot become exclusive while a list has several live tasks.
     SharedByMany {
         /// The list.
         list: ListName,
         /// How many.
         tasks: usize,
     },
-    /// Neither `0` nor `1`.
-    NoFlag,
-    /// Not an event number.
-    NoSeq,
-    /// The file is not for writing, or nothing can be done to it.
+    /// The data is not `0` or `1`.
+    NotAFlag,
+    /// The data is not the number of an event.
+    NotASeq,
+    /// The file cannot be written.
     NotWritable,
+    /// The directory has only fixed entries.
+    FixedDirectory,
     /// The configuration cannot be stored.
     CannotStore {
-        /// What the state directory answered.
+        /// The error of the state directory.
         errno: Errno,
     },
-    /// Something failed that has no business to.
+    /// A system call failed that should not fail.
     Fault {
-        /// What was tried.
+        /// What the daemon was doing.
         what: &'static str,
-        /// What the kernel answered.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
 
 impl Refusal {
-    /// The error number that the caller gets.
+    /// Returns the error number for the caller.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
@@ -181,12 +185,12 @@ impl Refusal {
             | Self::BadPoolName(_)
             | Self::BadCpuList(_)
             | Self::UnknownCpus { .. }
-            | Self::NoFlag
-            | Self::NoSeq
+            | Self::NotAFlag
+            | Self::NotASeq
             | Self::NotWritable => Errno::EINVAL,
-            Self::TooLong | Self::Rest => Errno::E2BIG,
+            Self::TooLong | Self::AfterTooLong => Errno::E2BIG,
             Self::NoSuchProcess => Errno::ESRCH,
-            Self::NotPermitted { .. } | Self::NotRoot => Errno::EPERM,
+            Self::NotPermitted { .. } | Self::NotRoot | Self::FixedDirectory => Errno::EPERM,
             Self::Held { .. }
             | Self::TwoNamed { .. }
             | Self::NoneFree { .. }
@@ -194,7 +198,8 @@ impl Refusal {
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. } => Errno::EBUSY,
             Self::KeepsChanging | Self::TaskBusy => Errno::EAGAIN,
-            Self::TooMany { .. } | Self::LogFull => Errno::ENOSPC,
+            Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
+            Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
             Self::Exists => Errno::EEXIST,
             Self::PoolHasLists { .. } => Errno::ENOTEMPTY,
@@ -202,7 +207,7 @@ impl Refusal {
         }
     }
 
-    /// Whom the refusal speaks of, where it speaks of a process.
+    /// Returns the task that the refusal names, if it names one.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
         match self {
@@ -211,27 +216,27 @@ impl Refusal {
         }
     }
 
-    /// What happened and what to do about it, on one line. `holder` is how the reader may know the one that
-    /// [`Refusal::holder`] names: `4711 (sleep)`, `4711`, or `a task`.
+    /// Returns the reason and the cure, on one line. `holder` is the name of [`Refusal::holder`] as far as the
+    /// reader may know it: `4711 (sleep)`, `4711`, or `a task`.
     #[must_use]
     pub fn sentence(&self, holder: &str) -> String {
         let seconds = |holder: &Holder| holder.held / 1_000_000_000;
         match self {
             Self::Nonsense { word } => {
-                format!("\"{word}\" is no PID; write 0 (yourself), a PID, or -PID to release it")
+                format!("\"{word}\" is not a PID; write 0 (yourself), a PID, or -PID to release it")
             }
             Self::Contradiction => "one process is both claimed and released; write one of the two".into(),
             Self::TooLong => {
                 "a command is at most 64 KiB, in one write(2); write fewer PIDs at a time".into()
             }
-            Self::Rest => {
-                "the rest of a command that was too long or cut; open the file again and write fewer PIDs"
+            Self::AfterTooLong => {
+                "this follows a command that was too long or cut; open the file again and write fewer PIDs"
                     .into()
             }
             Self::NoSuchProcess => "no such process in the writer's PID namespace; look at ps".into(),
             Self::NotPermitted { uid } => {
                 format!(
-                    "uid {uid} neither is root nor owns the process; claim as its owner, through a file opened by its owner"
+                    "uid {uid} is not root and does not own the process; claim as its owner, through a file opened by its owner"
                 )
             }
             Self::KernelThread => "a kernel thread cannot be claimed; name a process of a user".into(),
@@ -261,7 +266,7 @@ impl Refusal {
             }
             Self::NoneSuits { pool } => {
                 format!(
-                    "the kernel lets the task on no free list of {pool}; look at its cpuset cgroup and at offline CPUs"
+                    "no free list of {pool} is allowed for this task; look at its cpuset cgroup and at offline CPUs"
                 )
             }
             Self::MaskRefused { list, got: None } => {
@@ -279,38 +284,49 @@ impl Refusal {
             }
             Self::TooMany { limit } => {
                 format!(
-                    "{limit} tasks are watched and no more can be; release some, or raise the daemon's open files limit"
+                    "{limit} tasks are watched, which is the limit; release some, or raise the daemon's open files limit"
                 )
             }
-            Self::LogFull => "the log of claims cannot be written; make room for the state directory".into(),
-            Self::TaskBusy => "another operation on the same task has not ended; write again".into(),
+            Self::JournalFull => "the claims log cannot be written; make room for the state directory".into(),
+            Self::DiskStalled => {
+                "the disk of the state directory does not answer; look at it and at dmesg, then try again"
+                    .into()
+            }
+            Self::TaskBusy => "another operation on the same task has not finished; write again".into(),
             Self::Removed => "this CPU list or pool has been removed; open another".into(),
-            Self::NotRoot => "configuring needs root, whatever the modes say; do it as root".into(),
+            Self::NotRoot => "only root may configure, whatever the modes say; do it as root".into(),
             Self::BadPoolName(why) => format!("{why}; choose another name"),
-            Self::BadCpuList(why) => format!("no CPU list: {why}; write it like 0-2,8-10"),
+            Self::BadCpuList(why) => format!("not a CPU list: {why}; write it like 0-2,8-10"),
             Self::UnknownCpus { unknown, known } => {
-                format!("this machine has no CPU {unknown}, it has {known}; choose among those")
+                format!("this machine does not have CPU {unknown}, it has {known}; choose among those")
             }
             Self::Overlap { other, both } => {
                 format!("CPU {both} is in {other} already; remove that list first")
             }
             Self::Exists => "it exists already; nothing to do".into(),
             Self::ListInUse { list, .. } => {
-                format!("{list} has living tasks, one is {holder}; release them first")
+                format!("{list} has live tasks, one is {holder}; release them first")
             }
             Self::PoolHasLists { pool } => format!("{pool} has CPU lists; remove them first"),
             Self::SharedByMany { list, tasks } => {
-                format!("{list} holds {tasks} tasks, an exclusive list takes one; release the others first")
+                format!("{list} has {tasks} tasks, an exclusive list takes one; release the others first")
             }
-            Self::NoFlag => "neither 0 nor 1; write one of them".into(),
-            Self::NoSeq => "not the number of an event; write the seq up to which you have read".into(),
-            Self::NotWritable => "this file is not for writing".into(),
+            Self::NotAFlag => "not 0 or 1; write one of them".into(),
+            Self::NotASeq => {
+                "not the number of an event; write the seq of the last event that you have read".into()
+            }
+            Self::NotWritable => {
+                "this file is read-only; commands go to tasks, exclusive and info/reclaimed".into()
+            }
+            Self::FixedDirectory => {
+                "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()
+            }
             Self::CannotStore { errno } => {
                 format!(
                     "the configuration cannot be stored ({errno}); look at the state directory and its disk"
                 )
             }
-            Self::Fault { what, errno } => format!("{what}: {errno}; the daemon's log may say more"),
+            Self::Fault { what, errno } => format!("{what}: {errno}; the daemon log may say more"),
         }
     }
 }

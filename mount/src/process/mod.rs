@@ -26,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 use sha2::{Digest as _, Sha256};
 
-use crate::model::command::Uids;
+use crate::model::command::{Ending, Uids};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 use crate::procfs::ProcFs;
@@ -83,17 +83,6 @@ pub(crate) struct Facts {
     pub(crate) parent: Option<Pid>,
     pub(crate) uids: Uids,
     pub(crate) kernel_thread: bool,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// It exited with this status.
-    Exited(i32),
-    /// This signal killed it.
-    Killed(i32),
-    /// The kernel no longer knows.
-    Unknown,
 }
 
 impl Process {

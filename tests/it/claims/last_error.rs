@@ -97,7 +97,7 @@ fn only_the_writers_side_reads_the_refusal() {
     let line =
         "unshare --pid --fork bash -c 'echo nonsense > $C/pools/dataplane/tasks; cat $C/self/last_error'";
     let told = shell.ask(line);
-    assert!(told.contains(": EINVAL: \"nonsense\" is no PID; "), "{told}");
+    assert!(told.contains(": EINVAL: \"nonsense\" is not a PID; "), "{told}");
     assert_eq!(mount.read("self/last_error"), "");
     assert_eq!(shell.ask("cat $C/self/last_error"), "");
 }
@@ -122,7 +122,7 @@ fn the_shell_reads_the_refusal_of_its_tool() {
     let told = mount.sh("
         echo $$ nonsense | tee $C/pools/dataplane/tasks >/dev/null 2>&1 && exit 9
         cat $C/self/last_error; exit 0");
-    assert!(told.contains(": EINVAL: \"nonsense\" is no PID; "), "{told}");
+    assert!(told.contains(": EINVAL: \"nonsense\" is not a PID; "), "{told}");
 }
 
 #[test]
@@ -150,17 +150,17 @@ fn the_newest_4096_refusals_are_kept() {
     let mount = Mount::with_dataplane();
     let mut shell = Shell::start(&mut mount.bash("exec bash"));
     let first = "echo first > $C/pools/dataplane/tasks; cat $C/self/last_error";
-    assert!(shell.ask(first).contains("\"first\" is no PID"));
+    assert!(shell.ask(first).contains("\"first\" is not a PID"));
     let mut file = File::options().write(true).open(mount.pool("dataplane").join("tasks")).unwrap();
     for _ in 0..4095 {
         assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
     }
     let told = shell.ask("cat $C/self/last_error");
-    assert!(told.contains("\"first\" is no PID"), "4,096 are kept: {told}");
+    assert!(told.contains("\"first\" is not a PID"), "4,096 are kept: {told}");
     assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
     let told = shell.ask("cat $C/self/last_error");
     assert!(
-        told.contains("\"later\" is no PID"),
+        told.contains("\"later\" is not a PID"),
         "the oldest made room; now its parent, ourselves, is nearest: {told}"
     );
 }

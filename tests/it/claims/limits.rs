@@ -30,7 +30,7 @@ fn told(mount: &Mount) -> String {
 
 fn too_many(limit: usize) -> String {
     format!(
-        "ENOSPC: {limit} tasks are watched and no more can be; release some, or raise the daemon's open files \
+        "ENOSPC: {limit} tasks are watched, which is the limit; release some, or raise the daemon's open files \
         limit\n"
     )
 }

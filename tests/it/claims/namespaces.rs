@@ -200,7 +200,7 @@ fn self_files_stop_at_the_first_process() {
     let lines: Vec<&str> = deep.lines().collect();
     let [claim, cpus, error, deeper] = lines[..] else { panic!("{deep}") };
     assert_eq!((claim, cpus, deeper), ("dataplane 1", "1", "deeper"));
-    assert!(error.contains(" 1: EINVAL: \"more\" is no PID"), "{error}");
+    assert!(error.contains(" 1: EINVAL: \"more\" is not a PID"), "{error}");
     assert!(outer.ask("cat $C/self/last_error").contains("\"nonsense\""), "nothing about the shells inside");
 }
 

@@ -364,7 +364,7 @@ fn the_daemon_may_die_during_recovery() {
         world.add_with_heir();
         world.mount.kill_daemon();
         world.end("subject");
-        fs::write(world.fault(), format!("{}{who}", Step::DeathRecorded.name())).unwrap();
+        fs::write(world.fault(), format!("{}{who}", Step::DeathReaped.name())).unwrap();
         let (_, err, status) = run(&mut world.start_command());
         assert_eq!(status, Some(1), "{err}");
         assert!(!world.fault().exists());

@@ -100,7 +100,7 @@ fn a_claim_that_cannot_be_recorded_is_refused() {
     assert_eq!(mount.tasks_of("excl", "0"), holder.pid().to_string());
     // `last_error` explains it, too.
     let reason = mount.sh("echo $$ > $C/pools/shared/1/tasks 2> /dev/null; cat $C/self/last_error");
-    assert!(reason.contains("ENOSPC: the log of claims cannot be written; make room"), "{reason}");
+    assert!(reason.contains("ENOSPC: the claims log cannot be written; make room"), "{reason}");
     // A change within existing blocks needs no space.
     world.claim(&holder, "excl", "0").expect("a repeated claim");
 

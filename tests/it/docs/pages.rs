@@ -145,7 +145,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Nonsense { word: "make".into() },
         Refusal::Contradiction,
         Refusal::TooLong,
-        Refusal::Rest,
+        Refusal::AfterTooLong,
         Refusal::NoSuchProcess,
         Refusal::NotPermitted { uid: 1000 },
         Refusal::KernelThread,
@@ -160,7 +160,8 @@ fn refusals() -> Vec<Refusal> {
         Refusal::MaskRefused { list: list("0-1"), got: Some(cpus("0")) },
         Refusal::KeepsChanging,
         Refusal::TooMany { limit: 10_000 },
-        Refusal::LogFull,
+        Refusal::JournalFull,
+        Refusal::DiskStalled,
         Refusal::TaskBusy,
         Refusal::Removed,
         Refusal::NotRoot,
@@ -175,9 +176,10 @@ fn refusals() -> Vec<Refusal> {
             list: ListName { pool: "infra".parse().unwrap(), cpus: "2-3".into() },
             tasks: 5,
         },
-        Refusal::NoFlag,
-        Refusal::NoSeq,
+        Refusal::NotAFlag,
+        Refusal::NotASeq,
         Refusal::NotWritable,
+        Refusal::FixedDirectory,
         Refusal::CannotStore { errno: Errno::ENOSPC },
         Refusal::Fault { what: "setting or reading the mask", errno: Errno::EIO },
     ]
@@ -189,7 +191,7 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::Nonsense { .. } => 0,
         Refusal::Contradiction => 1,
         Refusal::TooLong => 2,
-        Refusal::Rest => 3,
+        Refusal::AfterTooLong => 3,
         Refusal::NoSuchProcess => 4,
         Refusal::NotPermitted { .. } => 5,
         Refusal::KernelThread => 6,
@@ -201,23 +203,25 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::MaskRefused { .. } => 12,
         Refusal::KeepsChanging => 13,
         Refusal::TooMany { .. } => 14,
-        Refusal::LogFull => 15,
-        Refusal::TaskBusy => 16,
-        Refusal::Removed => 17,
-        Refusal::NotRoot => 18,
-        Refusal::BadPoolName(_) => 19,
-        Refusal::BadCpuList(_) => 20,
-        Refusal::UnknownCpus { .. } => 21,
-        Refusal::Overlap { .. } => 22,
-        Refusal::Exists => 23,
-        Refusal::ListInUse { .. } => 24,
-        Refusal::PoolHasLists { .. } => 25,
-        Refusal::SharedByMany { .. } => 26,
-        Refusal::NoFlag => 27,
-        Refusal::NoSeq => 28,
-        Refusal::NotWritable => 29,
-        Refusal::CannotStore { .. } => 30,
-        Refusal::Fault { .. } => 31,
+        Refusal::JournalFull => 15,
+        Refusal::DiskStalled => 16,
+        Refusal::TaskBusy => 17,
+        Refusal::Removed => 18,
+        Refusal::NotRoot => 19,
+        Refusal::BadPoolName(_) => 20,
+        Refusal::BadCpuList(_) => 21,
+        Refusal::UnknownCpus { .. } => 22,
+        Refusal::Overlap { .. } => 23,
+        Refusal::Exists => 24,
+        Refusal::ListInUse { .. } => 25,
+        Refusal::PoolHasLists { .. } => 26,
+        Refusal::SharedByMany { .. } => 27,
+        Refusal::NotAFlag => 28,
+        Refusal::NotASeq => 29,
+        Refusal::NotWritable => 30,
+        Refusal::FixedDirectory => 31,
+        Refusal::CannotStore { .. } => 32,
+        Refusal::Fault { .. } => 33,
     }
 }
 
@@ -234,7 +238,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=31).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=33).collect::<Vec<_>>());
 }
 
 #[test]

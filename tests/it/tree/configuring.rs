@@ -63,18 +63,18 @@ fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     );
 
     for (name, why) in [
-        ("a", "no CPU list: \"a\" is neither a number nor a range; write it like 0-2,8-10"),
-        (",", "no CPU list: an empty part; write it like 0-2,8-10"),
-        ("2,", "no CPU list: an empty part; write it like 0-2,8-10"),
-        ("2-", "no CPU list: \"2-\" is neither a number nor a range; write it like 0-2,8-10"),
-        ("-2", "no CPU list: \"-2\" is neither a number nor a range; write it like 0-2,8-10"),
-        ("2 ", "no CPU list: \"2 \" is neither a number nor a range; write it like 0-2,8-10"),
-        ("0x2", "no CPU list: \"0x2\" is neither a number nor a range; write it like 0-2,8-10"),
-        ("7-2", "no CPU list: the range 7-2 runs backwards; write it like 0-2,8-10"),
-        ("0-4294967295", "no CPU list: no CPU has a number above 8191; write it like 0-2,8-10"),
-        ("99999999999999999999", "no CPU list: no CPU has a number above 8191; write it like 0-2,8-10"),
-        ("8", "this machine has no CPU 8, it has 0-7; choose among those"),
-        ("2,8-9", "this machine has no CPU 8-9, it has 0-7; choose among those"),
+        ("a", "not a CPU list: \"a\" is neither a number nor a range; write it like 0-2,8-10"),
+        (",", "not a CPU list: an empty part; write it like 0-2,8-10"),
+        ("2,", "not a CPU list: an empty part; write it like 0-2,8-10"),
+        ("2-", "not a CPU list: \"2-\" is neither a number nor a range; write it like 0-2,8-10"),
+        ("-2", "not a CPU list: \"-2\" is neither a number nor a range; write it like 0-2,8-10"),
+        ("2 ", "not a CPU list: \"2 \" is neither a number nor a range; write it like 0-2,8-10"),
+        ("0x2", "not a CPU list: \"0x2\" is neither a number nor a range; write it like 0-2,8-10"),
+        ("7-2", "not a CPU list: the range 7-2 runs backwards; write it like 0-2,8-10"),
+        ("0-4294967295", "not a CPU list: no CPU has a number above 8191; write it like 0-2,8-10"),
+        ("99999999999999999999", "not a CPU list: no CPU has a number above 8191; write it like 0-2,8-10"),
+        ("8", "this machine does not have CPU 8, it has 0-7; choose among those"),
+        ("2,8-9", "this machine does not have CPU 8-9, it has 0-7; choose among those"),
     ] {
         assert_eq!(errno(fs::create_dir(mount.pool("pool").join(name))), Errno::EINVAL, "{name:?}");
         assert_eq!(reason(&mount), format!("EINVAL: {why}"), "{name:?}");
@@ -137,7 +137,7 @@ fn lists_with_tasks_and_pools_with_lists_stay() {
     write(&list.join("tasks"), task.pid().to_string()).unwrap();
     assert_eq!(errno(fs::remove_dir(&list)), Errno::EBUSY);
     let expected =
-        format!("EBUSY: dataplane 0 has living tasks, one is {} (sleep); release them first", task.pid());
+        format!("EBUSY: dataplane 0 has live tasks, one is {} (sleep); release them first", task.pid());
     assert_eq!(reason(&mount), expected);
     assert_eq!(mount.read("pools/dataplane/0/tasks"), format!("{}\n", task.pid()));
     task.end();
@@ -160,7 +160,7 @@ fn exclusive_takes_only_0_or_1() {
     let long = "1".repeat(5000);
     for bad in ["2", "-1", "01", "1 1", "10", "yes", "true", "\n", " ", "\0", "1\0", &long] {
         assert_eq!(errno(write(&flag, bad)), Errno::EINVAL, "{bad:?}");
-        assert_eq!(reason(&mount), "EINVAL: neither 0 nor 1; write one of them", "{bad:?}");
+        assert_eq!(reason(&mount), "EINVAL: not 0 or 1; write one of them", "{bad:?}");
     }
     assert_eq!(mount.read("pools/shared/exclusive"), "1\n");
 }
@@ -172,7 +172,7 @@ fn a_list_with_two_tasks_prevents_exclusive() {
     let (a, b, c) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
     write(&mount.tasks("shared", "1"), format!("{} {}", a.pid(), b.pid())).unwrap();
     assert_eq!(errno(write(&flag, "1")), Errno::EBUSY);
-    let expected = "EBUSY: shared 1 holds 2 tasks, an exclusive list takes one; release the others first";
+    let expected = "EBUSY: shared 1 has 2 tasks, an exclusive list takes one; release the others first";
     assert_eq!(reason(&mount), expected);
     assert_eq!(mount.read("pools/shared/exclusive"), "0\n");
     a.end();
@@ -204,7 +204,7 @@ fn only_root_configures_whatever_the_modes() {
         assert_eq!(errno(fs::remove_dir(pool.join("0"))), Errno::EPERM);
         assert_eq!(errno(fs::remove_dir(&pool)), Errno::EPERM);
         assert_eq!(errno(write(&flag, "0")), Errno::EPERM);
-        let expected = "EPERM: configuring needs root, whatever the modes say; do it as root";
+        let expected = "EPERM: only root may configure, whatever the modes say; do it as root";
         assert_eq!(reason(&mount), expected);
     });
     assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");

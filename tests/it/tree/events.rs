@@ -102,7 +102,7 @@ fn the_newest_1024_events_are_kept() {
     assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{seqs:?}");
     for (line, round) in [(&found[0], 100), (&found[KEPT - 1], KEPT + 99)] {
         let reason = line["reason"].as_str().unwrap();
-        assert!(reason.starts_with(&format!("\"x{round}\" is no PID; ")), "{reason}");
+        assert!(reason.starts_with(&format!("\"x{round}\" is not a PID; ")), "{reason}");
     }
 }
 

@@ -103,9 +103,7 @@ impl Claims {
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
             return Some(claim.list).filter(suits).ok_or_else(refused);
         }
-        let pending = |id: ListId| {
-            plan.changes().filter(|placement| placement.list == id).count()
-        };
+        let pending = |id: ListId| plan.changes().filter(|placement| placement.list == id).count();
         let open = pool
             .lists()
             .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));

@@ -1,0 +1,292 @@
+//! The ports of a daemon that serves a mount: the processes of this machine and the state directory.
+//!
+//! Owns nothing but the delegation. Does not know what the engine does with it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::ports::{Clock, Journal, Masks, Ports, Process, Processes, Watch};
+use super::{Engine, StartError};
+use crate::clock;
+use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
+use crate::model::command::{Ending, SavedMask};
+use crate::model::cpuset::CpuSet;
+use crate::model::task::{Pid, TaskId, WrittenPid};
+use crate::model::topology::Topology;
+use crate::process::{self, ScannedProcess, Facts, MaskError, SavedMasks, Threads, BlockedWriter};
+
+/// The real ports.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Live {}
+
+impl Ports for Live {
+    type Processes = Machine;
+    type Journal = StateDir;
+    type Clock = SystemClock;
+}
+
+impl Engine {
+    /// Starts the engine on this machine and this state directory. Also returns the number of the first open file.
+    ///
+    /// # Errors
+    /// /proc is not mounted, or no descriptors are left.
+    pub(crate) fn start(
+        state: StateDir,
+        recovered: Recovered,
+        topology: Topology,
+        supervisor: Option<u32>,
+    ) -> Result<(Self, u32), StartError> {
+        let machine = Machine::new().map_err(StartError::Processes)?;
+        Self::with_ports((machine, state, SystemClock), recovered, topology, supervisor)
+    }
+}
+
+/// The processes of this machine, and the watched ones among them.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    processes: process::Processes,
+    watch: process::Watch,
+}
+
+impl Machine {
+    /// # Errors
+    /// /proc is not mounted, or no descriptors are left.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { processes: process::Processes::new()?, watch: process::Watch::new()? })
+    }
+}
+
+impl Process for process::Process {
+    fn id(&self) -> TaskId {
+        self.id()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.is_alive()
+    }
+}
+
+impl Processes for Machine {
+    type Process = process::Process;
+
+    fn of_thread(&self, tid: Pid) -> io::Result<Option<Arc<process::Process>>> {
+        self.processes.of_thread(tid, &self.watch)
+    }
+
+    fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<process::Process>>> {
+        self.processes.with_number(pid, &self.watch)
+    }
+
+    fn open(&self, tid: Pid) -> io::Result<Option<process::Process>> {
+        self.processes.open(tid)
+    }
+
+    fn find(&self, task: TaskId) -> io::Result<Option<process::Process>> {
+        self.processes.find(task)
+    }
+
+    fn with_pid_in_namespace_of(
+        &self,
+        writer: &process::Process,
+        pid: WrittenPid,
+    ) -> io::Result<Option<Arc<process::Process>>> {
+        self.processes.open_in_namespace_of(writer, pid, &self.watch)
+    }
+
+    fn pid_in_namespace_of(&self, reader: &process::Process, pid: Pid) -> Option<u32> {
+        self.processes.number_in_namespace_of(reader, pid)
+    }
+
+    fn shares_our_namespace(&self, process: &process::Process) -> io::Result<bool> {
+        self.processes.shares_namespace(process)
+    }
+
+    fn share_namespace(&self, a: &process::Process, b: &process::Process) -> bool {
+        self.processes.same_namespace(a, b)
+    }
+
+    fn is_namespace_init(&self, process: &process::Process) -> bool {
+        self.processes.is_namespace_init(process)
+    }
+
+    fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
+        self.processes.scan(wanted)
+    }
+
+    fn tells_reused_pids(&self) -> bool {
+        self.processes.tells_reused_pids()
+    }
+
+    fn facts(&self, process: &process::Process) -> io::Result<Option<Facts>> {
+        self.processes.facts(process)
+    }
+
+    fn groups(&self, tid: u32) -> io::Result<Vec<u32>> {
+        self.processes.groups(tid)
+    }
+
+    fn started(&self, process: &process::Process) -> Option<u64> {
+        self.processes.started(process)
+    }
+
+    fn cgroup(&self, process: &process::Process) -> Option<u64> {
+        self.processes.cgroup(process)
+    }
+
+    fn upgrade_cgroup(&self, process: &process::Process, recorded: u64) -> u64 {
+        self.processes.upgrade_cgroup(process, recorded)
+    }
+
+    fn comm(&self, process: &process::Process) -> Option<String> {
+        self.processes.comm(process)
+    }
+
+    fn ending(&self, process: &process::Process) -> Ending {
+        self.processes.ended(process)
+    }
+}
+
+impl Masks for Machine {
+    type SavedMasks = SavedMasks;
+
+    fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError> {
+        self.processes.leader_mask(pid)
+    }
+
+    fn saved_mask(&self, process: &process::Process) -> Result<SavedMask, MaskError> {
+        self.processes.saved_mask(process)
+    }
+
+    fn probe_saved_mask(&self, process: &process::Process, saved: SavedMask) -> Result<SavedMask, MaskError> {
+        self.processes.probe_saved_mask(process, saved)
+    }
+
+    fn set_first_mask(
+        &self,
+        process: &process::Process,
+        cpus: &CpuSet,
+        saved: &SavedMask,
+        waiting: BlockedWriter,
+    ) -> Result<SavedMasks, MaskError> {
+        self.processes.set_first_mask(process, cpus, saved, waiting)
+    }
+
+    fn set_mask(
+        &self,
+        process: &process::Process,
+        cpus: &CpuSet,
+        threads: Threads,
+        waiting: BlockedWriter,
+    ) -> Result<SavedMasks, MaskError> {
+        self.processes.set_mask(process, cpus, threads, waiting)
+    }
+
+    fn undo(&self, process: &process::Process, previous: SavedMasks, waiting: BlockedWriter) {
+        self.processes.undo(process, previous, waiting);
+    }
+
+    fn restore_mask(&self, process: &process::Process, mask: &SavedMask, waiting: BlockedWriter) {
+        self.processes.restore_mask(process, mask, waiting);
+    }
+}
+
+impl AsFd for Machine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+}
+
+impl Watch for Machine {
+    fn watch(&self, process: Arc<process::Process>) -> io::Result<()> {
+        self.watch.add(process)
+    }
+
+    fn unwatch(&self, task: &TaskId) {
+        self.watch.remove(task);
+    }
+
+    fn watched(&self, task: &TaskId) -> Option<Arc<process::Process>> {
+        self.watch.get(task)
+    }
+
+    fn any_dead(&self) -> bool {
+        self.watch.any_dead()
+    }
+
+    fn dead(&self) -> Vec<TaskId> {
+        self.watch.dead()
+    }
+
+    fn limit(&self) -> usize {
+        self.watch.limit()
+    }
+}
+
+impl Journal for StateDir {
+    fn append(&self, record: &Record) -> Result<(), AppendError> {
+        self.append(record)
+    }
+
+    fn defer(&self, record: Record) {
+        self.defer(record);
+    }
+
+    fn note_event(&self, line: &str) {
+        self.note_event(line);
+    }
+
+    fn flush(&self) -> Result<(), AppendError> {
+        self.flush()
+    }
+
+    fn flush_deferred(&self) {
+        self.flush_deferred();
+    }
+
+    fn request_flush(&self) {
+        self.request_flush();
+    }
+
+    fn flush_forever(&self) {
+        self.flush_forever();
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.is_stalled()
+    }
+
+    fn store_config(&self, config: &Config) -> io::Result<()> {
+        self.store_config(config)
+    }
+
+    fn mount(&self) -> u64 {
+        self.mount()
+    }
+
+    fn answer(&self, request: u64) -> Option<i32> {
+        self.with_requests(|requests| requests.answer(request))
+    }
+
+    fn is_poisoned(&self, request: u64) -> bool {
+        self.with_requests(|requests| requests.is_poisoned(request))
+    }
+}
+
+/// The clocks of the kernel.
+#[derive(Debug)]
+pub(crate) struct SystemClock;
+
+impl Clock for SystemClock {
+    fn since_boot(&self) -> u64 {
+        clock::since_boot()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        clock::wall_ms()
+    }
+
+    fn tick(&self) -> u64 {
+        clock::tick()
+    }
+}

@@ -1,0 +1,207 @@
+//! What the engine needs from the rest of the daemon, as traits.
+//!
+//! Owns these traits. The engine is generic over [`Ports`], so that its tests run it on fakes, without root and
+//! without a mount; `live` implements the traits with the kernel and the state directory. Does not know the engine.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::journal::{AppendError, Config, Record};
+use crate::model::command::{Ending, SavedMask};
+use crate::model::cpuset::CpuSet;
+use crate::model::task::{Pid, TaskId, WrittenPid};
+use crate::process::{ScannedProcess, Facts, MaskError, Threads, BlockedWriter};
+
+/// One implementation of each port.
+pub(crate) trait Ports: Copy + Debug + 'static {
+    type Processes: Processes + Masks + Watch;
+    type Journal: Journal;
+    type Clock: Clock;
+}
+
+/// A process that stays the same even if its PID is reused.
+pub(crate) trait Process: Debug + Send + Sync + 'static {
+    fn id(&self) -> TaskId;
+
+    /// Returns whether any of its threads is alive.
+    fn is_alive(&self) -> bool;
+}
+
+/// Finds processes and describes them. Unless a method says otherwise, `None` means that the process has died.
+pub(crate) trait Processes: Debug + Send + Sync + 'static {
+    type Process: Process;
+
+    /// Returns the process of a thread; cheap for a process that has asked before.
+    fn of_thread(&self, tid: Pid) -> io::Result<Option<Arc<Self::Process>>>;
+
+    /// Returns the process with this PID; cheap for a process that has asked before.
+    fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<Self::Process>>>;
+
+    /// Returns the process of a thread.
+    fn open(&self, tid: Pid) -> io::Result<Option<Self::Process>>;
+
+    /// Returns a known task, even a dead one that its parent has not collected yet.
+    fn find(&self, task: TaskId) -> io::Result<Option<Self::Process>>;
+
+    /// Returns the process that has this PID in the PID namespace of `writer`.
+    fn with_pid_in_namespace_of(
+        &self,
+        writer: &Self::Process,
+        pid: WrittenPid,
+    ) -> io::Result<Option<Arc<Self::Process>>>;
+
+    /// Returns the PID of a process in the PID namespace of `reader`.
+    fn pid_in_namespace_of(&self, reader: &Self::Process, pid: Pid) -> Option<u32>;
+
+    /// Returns whether the process is in the PID namespace of the daemon.
+    fn shares_our_namespace(&self, process: &Self::Process) -> io::Result<bool>;
+
+    /// Returns whether two processes are in one PID namespace.
+    fn share_namespace(&self, a: &Self::Process, b: &Self::Process) -> bool;
+
+    /// Returns whether the process is the first one of its PID namespace.
+    fn is_namespace_init(&self, process: &Self::Process) -> bool;
+
+    /// Returns all processes whose leader's mask is wanted, without kernel threads.
+    fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>>;
+
+    /// Returns whether a [`TaskId`] is unique for this boot.
+    fn tells_reused_pids(&self) -> bool;
+
+    fn facts(&self, process: &Self::Process) -> io::Result<Option<Facts>>;
+
+    /// Returns the groups that count for a thread's rights to files.
+    fn groups(&self, tid: u32) -> io::Result<Vec<u32>>;
+
+    /// Returns the time of its start, in clock ticks since boot.
+    fn started(&self, process: &Self::Process) -> Option<u64>;
+
+    /// Returns its cgroup, as a number.
+    fn cgroup(&self, process: &Self::Process) -> Option<u64>;
+
+    /// Returns the number that [`Processes::cgroup`] has for the cgroup that an earlier version recorded as `recorded`.
+    fn upgrade_cgroup(&self, process: &Self::Process, recorded: u64) -> u64;
+
+    /// Returns the name of its program.
+    fn comm(&self, process: &Self::Process) -> Option<String>;
+
+    /// Returns how a dead process ended.
+    fn ending(&self, process: &Self::Process) -> Ending;
+}
+
+/// Sets and reads the affinity masks of tasks.
+pub(crate) trait Masks: Processes {
+    /// The masks that the threads of a task had, for [`Masks::undo`].
+    type SavedMasks: Debug;
+
+    /// Returns the mask of the task's leader.
+    fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError>;
+
+    /// Returns the mask to save for a task, as far as it is known without touching the task.
+    fn saved_mask(&self, process: &Self::Process) -> Result<SavedMask, MaskError>;
+
+    /// Returns the mask to save for a task whose intent is recorded. May change the task's mask for a moment.
+    fn probe_saved_mask(&self, process: &Self::Process, saved: SavedMask) -> Result<SavedMask, MaskError>;
+
+    /// Sets the mask of a task that will get `saved` back, and reads it back. On an error the task has the masks
+    /// that it had.
+    fn set_first_mask(
+        &self,
+        process: &Self::Process,
+        cpus: &CpuSet,
+        saved: &SavedMask,
+        waiting: BlockedWriter,
+    ) -> Result<Self::SavedMasks, MaskError>;
+
+    /// Sets the mask of a task that has a claim, and reads it back. On an error the task has the masks that it had.
+    fn set_mask(
+        &self,
+        process: &Self::Process,
+        cpus: &CpuSet,
+        threads: Threads,
+        waiting: BlockedWriter,
+    ) -> Result<Self::SavedMasks, MaskError>;
+
+    /// Gives the threads of a task their previous masks. Never fails.
+    fn undo(&self, process: &Self::Process, previous: Self::SavedMasks, waiting: BlockedWriter);
+
+    /// Sets the mask of all threads, or all CPUs if that is not possible. Never fails.
+    fn restore_mask(&self, process: &Self::Process, mask: &SavedMask, waiting: BlockedWriter);
+}
+
+/// Watches tasks for their death. As a descriptor, it is readable while a watched task is dead.
+pub(crate) trait Watch: Processes + AsFd {
+    /// Watches a task. A task that is dead already is reported like any other.
+    fn watch(&self, process: Arc<Self::Process>) -> io::Result<()>;
+
+    fn unwatch(&self, task: &TaskId);
+
+    /// Returns a watched task.
+    fn watched(&self, task: &TaskId) -> Option<Arc<Self::Process>>;
+
+    /// Returns whether a watched task is dead; one system call.
+    fn any_dead(&self) -> bool;
+
+    /// Returns the watched tasks that are dead.
+    fn dead(&self) -> Vec<TaskId>;
+
+    /// Returns how many tasks can be watched.
+    fn limit(&self) -> usize;
+}
+
+/// Keeps records and the configuration for the next worker.
+///
+/// Records and events have one order: that of the calls of `append`, `defer` and `note_event`. `defer` and
+/// `note_event` do no I/O, so they may be called under any lock.
+pub(crate) trait Journal: Debug + Send + Sync + 'static {
+    /// Writes a record, after all deferred ones. It survives this process when this returns. Waits for the disk, but
+    /// not for another thread that has waited too long.
+    fn append(&self, record: &Record) -> Result<(), AppendError>;
+
+    /// Queues the record of something that has happened.
+    fn defer(&self, record: Record);
+
+    /// Queues a line of the events file.
+    fn note_event(&self, line: &str);
+
+    /// Writes what is queued. Waits no longer than [`Journal::append`].
+    fn flush(&self) -> Result<(), AppendError>;
+
+    /// Writes what is queued, unless another thread is writing.
+    fn flush_deferred(&self);
+
+    /// Has another thread write what is queued.
+    fn request_flush(&self);
+
+    /// Writes what is queued whenever [`Journal::request_flush`] asks for it; does not return.
+    fn flush_forever(&self);
+
+    /// Returns whether a thread has waited for the disk for too long.
+    fn is_stalled(&self) -> bool;
+
+    /// Replaces the configuration; durable when this returns.
+    fn store_config(&self, config: &Config) -> io::Result<()>;
+
+    /// Returns the identity of the mount.
+    fn mount(&self) -> u64;
+
+    /// Returns the answer to a request that an earlier worker has decided: 0 or an errno.
+    fn answer(&self, request: u64) -> Option<i32>;
+
+    /// Returns whether a request was in flight at the death of two workers.
+    fn is_poisoned(&self, request: u64) -> bool;
+}
+
+/// The clocks.
+pub(crate) trait Clock: Debug + Send + Sync + 'static {
+    /// Nanoseconds since boot.
+    fn since_boot(&self) -> u64;
+
+    /// Wall time in milliseconds since 1970.
+    fn wall_ms(&self) -> u64;
+
+    /// The length of a clock tick in nanoseconds.
+    fn tick(&self) -> u64;
+}

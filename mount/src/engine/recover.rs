@@ -1,0 +1,139 @@
+//! Recovery: restores what the journal of an earlier worker says.
+//!
+//! Owns the checks on recorded claims, and undoing what that worker had only begun. Does not know how records are
+//! read.
+
+use std::sync::Arc;
+
+use super::ports::{Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
+use super::{Attributes, Engine, ProcessOf};
+use crate::journal::{PoolConfig, Record, Recovered};
+use crate::model::claims::Claims;
+use crate::model::command::{Claim, Command, Ending, Rejected, SavedMask};
+use crate::model::pool::PoolId;
+use crate::model::refusal::Refusal;
+use crate::model::task::TaskId;
+use crate::process::BlockedWriter;
+
+impl<P: Ports> Engine<P> {
+    /// Restores pools, lists and claims, and rolls back unfinished writes.
+    pub(super) fn recover(&self, recovered: Recovered) {
+        let Recovered { config, claims: recorded, intents, releasing, suspect, .. } = recovered;
+        for pool in config.pools {
+            let name = pool.name.clone();
+            let restored = restore_pool(&mut self.claims.lock(), pool);
+            if let Err(rejected) = restored {
+                let why = Refusal::from(rejected).sentence("a task");
+                log::warn!("a part of pool {name} is dropped: {why}");
+            }
+        }
+        let is_known = |node: u64| node < config.next_node;
+        self.attributes.write().extend(
+            config
+                .attributes
+                .into_iter()
+                .filter(|a| is_known(a.node))
+                .map(|a| (a.node, Attributes { uid: a.uid, gid: a.gid, mode: a.mode })),
+        );
+        let dead: Vec<TaskId> =
+            recorded.into_iter().filter_map(|claim| self.recover_claim(claim, suspect)).collect();
+        self.reap_all(&dead);
+        for claim in releasing {
+            self.roll_back(&claim, &claim.saved.clone());
+            self.journal.defer(Record::Released { task: claim.task });
+        }
+        for intent in intents {
+            self.roll_back_intent(&intent);
+        }
+        self.reap();
+    }
+
+    /// Restores a recorded claim, even that of a task that has died meanwhile, so that its heirs are looked for.
+    /// Returns the task if it is dead and collected: then it cannot be watched, and the caller reaps it.
+    fn recover_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
+        let task = claim.task;
+        let process = self.processes.find(task).ok().flatten();
+        let claim = match &process {
+            Some(process) => self.upgrade_claim(claim, process),
+            None => claim,
+        };
+        if process.as_ref().is_some_and(|process| process.is_alive()) && !self.mask_confirms(&claim, suspect)
+        {
+            log::warn!("the claim of {} is dropped: its mask does not confirm it", task.pid);
+            self.journal.defer(Record::Ended { task, reclaimed: None });
+            return None;
+        }
+        let mut claims = self.claims.lock();
+        if let Err(rejected) = claims.apply(Command::Restore(claim)) {
+            self.journal.defer(Record::Ended { task, reclaimed: None });
+            drop(claims);
+            let why = Refusal::from(rejected).sentence("another task");
+            log::warn!("the claim of {} is dropped: {why}", task.pid);
+            return None;
+        }
+        match process.map(|process| self.processes.watch(Arc::new(process))) {
+            None => Some(task),
+            Some(Ok(())) => None,
+            Some(Err(error)) => {
+                let _ = claims.apply(Command::End { task, ending: Ending::Unknown, heir: None });
+                self.journal.defer(Record::Ended { task, reclaimed: None });
+                drop(claims);
+                log::warn!("the claim of {} is dropped: it cannot be watched: {error}", task.pid);
+                None
+            }
+        }
+    }
+
+    /// Returns the claim with the number of its cgroup as this version records it.
+    fn upgrade_claim(&self, claim: Arc<Claim>, process: &ProcessOf<P>) -> Arc<Claim> {
+        let cgroup = self.processes.upgrade_cgroup(process, claim.cgroup);
+        if cgroup == claim.cgroup { claim } else { Arc::new(Claim { cgroup, ..Claim::clone(&claim) }) }
+    }
+
+    /// Returns whether a recorded claim is valid. If records may be missing, or if the kernel may have reused the
+    /// PID, the mask of the task decides.
+    fn mask_confirms(&self, claim: &Claim, suspect: bool) -> bool {
+        if !suspect && self.processes.tells_reused_pids() {
+            return true;
+        }
+        let cpus = self.configuration().list(claim.list).map(|list| list.cpus().clone());
+        let mask = self.processes.leader_mask(claim.task.pid);
+        matches!((cpus, mask), (Some(cpus), Ok(mask)) if mask.is_subset(&cpus))
+    }
+
+    /// Undoes an intent that never became a claim: the task gets back the mask that it had, or the CPUs of its
+    /// list if it was moving.
+    fn roll_back_intent(&self, intent: &Claim) {
+        let old = {
+            let claims = self.configuration();
+            claims.claim(&intent.task).and_then(|old| claims.list(old.list)).map(|list| list.cpus().clone())
+        };
+        self.roll_back(intent, &old.map_or_else(|| self.probe_saved_mask(intent), SavedMask::Cpus));
+        self.journal.defer(Record::Abandoned { task: intent.task });
+    }
+
+    /// Returns the mask to restore for an intent. An intent is recorded before its task is touched, so whether
+    /// the saved mask was all that the task's cpuset allowed is only found out now.
+    fn probe_saved_mask(&self, intent: &Claim) -> SavedMask {
+        let process = self.processes.find(intent.task).ok().flatten();
+        let refined = process.and_then(|it| self.processes.probe_saved_mask(&it, intent.saved.clone()).ok());
+        refined.unwrap_or_else(|| intent.saved.clone())
+    }
+
+    fn roll_back(&self, claim: &Claim, mask: &SavedMask) {
+        let process = self.processes.open(claim.task.pid).ok().flatten();
+        if let Some(process) = process.filter(|process| process.id() == claim.task) {
+            self.processes.restore_mask(&process, mask, BlockedWriter::NONE);
+        }
+    }
+}
+
+fn restore_pool(claims: &mut Claims, pool: PoolConfig) -> Result<(), Rejected> {
+    let id = PoolId(pool.node);
+    claims.apply(Command::AddPool { id, name: pool.name, exclusivity: pool.exclusivity })?;
+    for list in pool.lists {
+        claims.apply(Command::AddList { pool: id, id: list.id, name: list.name, cpus: list.cpus })?;
+        claims.apply(Command::OpenList(list.id))?;
+    }
+    Ok(())
+}
