@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::journal::{RefusalRecord, REFUSALS_KEPT};
+use crate::journal::{REFUSALS_KEPT, RefusalRecord};
 use crate::model::command::Rejected;
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;

@@ -14,7 +14,7 @@ use crate::model::command::{Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::model::topology::Topology;
-use crate::process::{self, ScannedProcess, Facts, MaskError, SavedMasks, Threads, BlockedWriter};
+use crate::process::{self, BlockedWriter, Facts, MaskError, SavedMasks, ScannedProcess, Threads};
 
 /// The real ports.
 #[derive(Clone, Copy, Debug)]

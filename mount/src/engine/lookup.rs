@@ -13,7 +13,7 @@ use super::replay::session_thread;
 use super::{Caller, Engine, ProcessOf, Refused};
 use crate::clock;
 use crate::failpoint::{Step, reached};
-use crate::journal::{RefusalRecord, HOLDER, Record};
+use crate::journal::{HOLDER, Record, RefusalRecord};
 use crate::model::command::Claim;
 use crate::model::pool::ListId;
 use crate::model::refusal::{Holder, ListName};

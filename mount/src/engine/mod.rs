@@ -63,7 +63,7 @@ use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::{Pid, TaskId};
 use crate::model::topology::Topology;
-use crate::process::{Facts, BlockedWriter};
+use crate::process::{BlockedWriter, Facts};
 
 /// How many numbers of open files are reserved in the journal at a time.
 pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;

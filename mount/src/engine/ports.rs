@@ -12,7 +12,7 @@ use crate::journal::{AppendError, Config, Record};
 use crate::model::command::{Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId, WrittenPid};
-use crate::process::{ScannedProcess, Facts, MaskError, Threads, BlockedWriter};
+use crate::process::{BlockedWriter, Facts, MaskError, ScannedProcess, Threads};
 
 /// One implementation of each port.
 pub(crate) trait Ports: Copy + Debug + 'static {

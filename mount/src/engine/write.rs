@@ -24,7 +24,7 @@ use crate::model::command::{
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
-use crate::process::{self, MaskError, Threads, BlockedWriter};
+use crate::process::{self, BlockedWriter, MaskError, Threads};
 
 /// A command for more tasks than this uses so much memory that it is worth returning to the system.
 const LARGE: usize = 1000;
