@@ -75,7 +75,7 @@ impl Processes for Machine {
     }
 
     fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<process::Process>>> {
-        self.processes.with_number(pid, &self.watch)
+        self.processes.with_pid(pid, &self.watch)
     }
 
     fn open(&self, tid: Pid) -> io::Result<Option<process::Process>> {
