@@ -35,7 +35,6 @@ impl<P: Ports> Engine<P> {
         };
         // The caller may be a read, which must not wait for a disk.
         self.journal.request_flush();
-        reached(Step::DeathReaped);
         for change in changes {
             log::debug!("reaped: {change:?}");
         }
@@ -54,6 +53,7 @@ impl<P: Ports> Engine<P> {
                 .filter(|_| dead.inheritable)
                 .and_then(|info| Some((self.reopen(info)?, info.clone())));
             changes.extend(self.reap_one(dead, heir));
+            reached(Step::DeathReaped);
         }
         self.plan_finished.notify_all();
         changes
