@@ -1,23 +1,23 @@
-//! Messages for people: `WARNING:root:text` on stderr, as in 2017; scripts parse them.
+//! Messages on stderr, in the legacy format `WARNING:root:text`, which scripts parse.
 //!
-//! Owns: levels and the form of a line. Must not know: who logs.
+//! Owns `KCM_LOG_LEVEL` and the format of a line. Does not know who logs.
 
 use std::io::Write as _;
 
 use kcm_mount::daemon;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The environment variable that adjusts verbosity.
+/// The environment variable with the level.
 const VARIABLE: &str = "KCM_LOG_LEVEL";
 
 struct Stderr;
 
-/// Takes up the level that the environment asks for; INFO where it asks for none.
+/// Installs the logger with the level from the environment; the default is INFO.
 pub(crate) fn init() {
     let wanted = std::env::var(VARIABLE).ok();
     let level = wanted.as_deref().map_or(Some(LevelFilter::Info), level);
     log::set_max_level(level.unwrap_or(LevelFilter::Info));
-    // Fails where there is a logger already: there is none.
+    // Fails only if there is a logger already.
     let _ = log::set_logger(&Stderr);
     if level.is_none() {
         log::warn!(
@@ -27,9 +27,10 @@ pub(crate) fn init() {
     }
 }
 
+/// Returns the level of a legacy name.
 fn level(name: &str) -> Option<LevelFilter> {
     Some(match name {
-        // Nothing of ours is worse than an error.
+        // kcm logs no message above ERROR, so this level prints nothing.
         "CRITICAL" => LevelFilter::Off,
         "ERROR" => LevelFilter::Error,
         "WARNING" => LevelFilter::Warn,
@@ -41,7 +42,7 @@ fn level(name: &str) -> Option<LevelFilter> {
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // What the libraries below tell of is for their own people.
+        // Messages of libraries are for their developers.
         metadata.target().starts_with("kcm")
     }
 
@@ -55,11 +56,24 @@ impl Log for Stderr {
             Level::Info => "INFO",
             Level::Debug | Level::Trace => "DEBUG",
         };
-        // A log is for those who come later: they want to know when.
+        // Lines of the daemon log have a time; messages to a terminal do not, as in the legacy kcm.
         let time = if daemon::writes_to_log() { daemon::timestamp() + " " } else { String::new() };
-        // One write, so that lines of several processes do not mix. Where stderr is gone, nobody reads.
+        // One write, so that lines of several processes do not mix. If stderr is closed, no one can be informed.
         let _ = std::io::stderr().write_all(format!("{time}{name}:root:{}\n", record.args()).as_bytes());
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_their_legacy_names() {
+        assert_eq!(level("CRITICAL"), Some(LevelFilter::Off));
+        assert_eq!(level("WARNING"), Some(LevelFilter::Warn));
+        assert_eq!(level(""), Some(LevelFilter::Info));
+        assert_eq!(level("debug"), None);
+    }
 }

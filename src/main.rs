@@ -1,7 +1,7 @@
-//! The `kcm` program: parse, dispatch, exit code.
+//! The `kcm` program: parses the command line, runs a command, returns the exit code.
 //!
-//! Owns: the three exit codes (0 done, 1 failed, 2 usage) and that a failure is one line. Must not know: what
-//! a command does.
+//! Owns the exit codes (0 success, 1 failure, 2 wrong usage), and prints a failure as one line. Does not know what a
+//! command does.
 
 mod backoff;
 mod cli;

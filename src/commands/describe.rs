@@ -1,19 +1,19 @@
 //! `kcm describe`: the configuration directory as JSON, as a table, or as a map of the CPUs.
 //!
-//! Owns: the shapes. The JSON is that of 2017 to the byte. Must not know: how files are read.
+//! Owns the formats; the JSON is the legacy one, byte for byte. Does not know how files are read.
 
 use std::process::ExitCode;
 
 use anyhow::Error;
-use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use serde_json::{Value, json};
 
 use super::common::output::{json_text, print};
 use crate::cli::{self, Format};
-use crate::confdir::{self, ConfDir, Pools};
+use crate::confdir::{self, ConfDir, Pool, Pools};
 use crate::host::Host;
 
-/// Prints it.
+/// Prints the directory in the requested format.
 pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     let dir = ConfDir::open(&args.dir.conf_dir)?;
     let pools = dir.pools()?;
@@ -27,7 +27,7 @@ pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`.
+/// Returns `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`.
 pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
     let pools = pools.iter().map(|(name, pool)| {
         let lists =
@@ -39,6 +39,7 @@ pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
     json!({ "path": dir.path().to_string_lossy(), "pools": pools })
 }
 
+/// Returns one line per list: its pool, tasks, and what is wrong with its CPUs.
 fn table(pools: &Pools, online: &CpuSet) -> String {
     let mut rows = vec![["POOL".into(), "EXCLUSIVE".into(), "CPUS".into(), "TASKS".into(), "NOTE".into()]];
     for (name, pool) in pools {
@@ -60,7 +61,7 @@ fn table(pools: &Pools, online: &CpuSet) -> String {
     columns(&rows)
 }
 
-/// One line a CPU: where it is, whose it is, and who is there.
+/// Returns one line per CPU: its place in the topology, its pool and list, and their tasks.
 fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
     let topology = host.topology()?;
     let header = ["CPU", "CORE", "SOCKET", "NODE", "POOL", "LIST", "TASKS"].map(String::from);
@@ -72,23 +73,17 @@ fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
             (true, true) => " isolated",
             (true, false) => "",
         };
-        let home = pools.iter().find_map(|(name, pool)| {
-            let is_here =
-                |list: &&str| confdir::parse_cpu_list(list).is_some_and(|cpus| cpus.contains(cpu.id));
-            let (list, tasks) = pool.lists.iter().find(|(list, _)| is_here(&list.as_str()))?;
-            Some((name, pool, list, tasks))
-        });
-        let (pool, list, tasks) = match home {
-            None => ("-".into(), "-".into(), "-".into()),
+        let [pool, list, tasks] = match list_with(pools, cpu.id) {
+            None => ["-"; 3].map(String::from),
             Some((name, pool, list, tasks)) => {
-                let named = |pid: &u32| match host.program_name(*pid) {
+                let names = |pid: &u32| match host.program_name(*pid) {
                     Some(program) => format!("{pid} ({program})"),
                     None => pid.to_string(),
                 };
-                let tasks: Vec<String> = tasks.iter().map(named).collect();
+                let tasks: Vec<String> = tasks.iter().map(names).collect();
                 let free = if pool.exclusive { "free" } else { "-" };
                 let tasks = if tasks.is_empty() { free.into() } else { tasks.join(", ") };
-                (name.clone(), list.clone(), tasks)
+                [name.to_owned(), list.to_owned(), tasks]
             }
         };
         let id = format!("{}{state}", cpu.id);
@@ -97,7 +92,16 @@ fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
     Ok(columns(&rows))
 }
 
-/// Left-aligned columns with two spaces between.
+/// Returns the list that has `cpu`, with its pool and tasks.
+fn list_with(pools: &Pools, cpu: CpuId) -> Option<(&str, &Pool, &str, &[u32])> {
+    pools.iter().find_map(|(name, pool)| {
+        let has_cpu = |list: &str| confdir::parse_cpu_list(list).is_some_and(|cpus| cpus.contains(cpu));
+        let (list, tasks) = pool.lists.iter().find(|(list, _)| has_cpu(list))?;
+        Some((name.as_str(), pool, list.as_str(), tasks.as_slice()))
+    })
+}
+
+/// Returns the rows as left-aligned columns with two spaces between them.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
@@ -123,5 +127,36 @@ mod tests {
     fn a_column_is_as_wide_as_its_widest_cell() {
         let rows = [["A", "B"], ["long", "b"]].map(|row| row.map(String::from));
         assert_eq!(columns(&rows), "A     B\nlong  b\n");
+    }
+
+    fn pools() -> Pools {
+        let lists = |lists: &[(&str, &[u32])]| {
+            lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec())).collect()
+        };
+        let dataplane = Pool { exclusive: true, lists: lists(&[("8", &[]), ("0-1", &[7])]) };
+        let empty = Pool { exclusive: false, lists: lists(&[]) };
+        let wrong = Pool { exclusive: false, lists: lists(&[("x", &[])]) };
+        [("dataplane", dataplane), ("empty", empty), ("wrong", wrong)].map(|(n, p)| (n.to_owned(), p)).into()
+    }
+
+    #[test]
+    fn the_table_notes_what_is_wrong_with_a_list() {
+        let expected = "\
+POOL       EXCLUSIVE  CPUS  TASKS  NOTE
+dataplane  yes        0-1   7
+dataplane  yes        8     -      offline: 8
+empty      no         -     -      no CPU lists
+wrong      no         x     -      not a CPU list
+";
+        assert_eq!(table(&pools(), &"0-3".parse().unwrap()), expected);
+    }
+
+    #[test]
+    fn a_cpu_is_found_in_its_list() {
+        let pools = pools();
+        let list =
+            |cpu: u32| list_with(&pools, CpuId::new(cpu).unwrap()).map(|(pool, _, list, _)| (pool, list));
+        assert_eq!(list(1), Some(("dataplane", "0-1")));
+        assert_eq!(list(2), None);
     }
 }

@@ -1,6 +1,7 @@
-//! `kcm init`: the pools dataplane, controlplane and infra, made of whole cores.
+//! `kcm init`: creates the pools dataplane, controlplane and infra from whole cores.
 //!
-//! Owns: which core goes where, and the messages of 2017 about it. Must not know: how pools are made.
+//! Owns the assignment of cores to pools, and its messages, which are the legacy ones. Does not know how pools are
+//! created.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,14 +19,14 @@ const DATAPLANE: &str = "dataplane";
 const CONTROLPLANE: &str = "controlplane";
 const INFRA: &str = "infra";
 
-/// How many cores are asked for.
+/// The requested numbers of cores.
 #[derive(Clone, Copy, Debug)]
 struct Counts {
     dataplane: usize,
     controlplane: usize,
 }
 
-/// A pool as it is to be.
+/// A pool that should exist.
 #[derive(Debug, PartialEq, Eq)]
 struct PlannedPool {
     name: &'static str,
@@ -33,18 +34,18 @@ struct PlannedPool {
     lists: Vec<CpuSet>,
 }
 
-/// Makes the pools, completes those that an interrupted init has left, or checks those that are there.
+/// Creates the pools, completes an interrupted init, or checks the existing pools.
 pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     let path = &args.dir.conf_dir;
     let counts = Counts { dataplane: args.num_dp_cores, controlplane: args.num_cp_cores };
     log::info!("Writing config to {}.", path.display());
     log::info!("Requested data plane cores = {}.", counts.dataplane);
     log::info!("Requested control plane cores = {}.", counts.controlplane);
-    // A mount whose daemon has gone cannot be looked at either, and is not nothing.
+    // An error does not mean that nothing is there: it may be a mount whose daemon has ended.
     let is_new = matches!(path.try_exists(), Ok(false));
-    if !is_new && !begins_from_nothing(&ConfDir::open(path)?)? {
+    if !is_new && !is_unconfigured(&ConfDir::open(path)?)? {
         let dir = ConfDir::open(path)?;
-        if !dir.path().join("pools").is_dir() {
+        if !dir.pools_dir().is_dir() {
             bail!(
                 "{}: neither empty nor a configuration directory; empty it, or give another --conf-dir",
                 dir.path().display()
@@ -53,6 +54,7 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
         let _lock = dir.lock()?;
         return complete_or_check(&dir, counts);
     }
+    // Before anything is created, so that a refused init leaves nothing behind.
     let topology = Host::from_env().topology()?;
     let plan = plan(&topology, counts)?;
     if is_new {
@@ -60,21 +62,21 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     }
     let dir = ConfDir::open(path)?;
     let lock = dir.lock();
-    let made = lock.and_then(|_lock| match begins_from_nothing(&dir)? {
-        true => make(&dir, &plan, &Pools::new()),
+    let created = lock.and_then(|_lock| match is_unconfigured(&dir)? {
+        true => create(&dir, &plan, &Pools::new()),
         // Another init was faster.
         false => complete_or_check(&dir, counts).map(|_| ()),
     });
-    if made.is_err() && is_new {
+    if created.is_err() && is_new {
         let _ = std::fs::remove_file(path.join("lock"));
         let _ = std::fs::remove_dir(path);
     }
-    made.map(|()| ExitCode::SUCCESS)
+    created.map(|()| ExitCode::SUCCESS)
 }
 
-/// Whether nothing has been configured here: a mount without pools, or a plain directory in which nothing is
-/// but the lock.
-fn begins_from_nothing(dir: &ConfDir) -> Result<bool, Error> {
+/// Whether the directory has no configuration: a mount without pools, or a plain directory that is empty but for the
+/// lock.
+fn is_unconfigured(dir: &ConfDir) -> Result<bool, Error> {
     if dir.is_mounted() {
         return Ok(dir.pools()?.is_empty());
     }
@@ -82,29 +84,33 @@ fn begins_from_nothing(dir: &ConfDir) -> Result<bool, Error> {
     Ok(entries.filter_map(Result::ok).all(|entry| entry.file_name() == "lock"))
 }
 
-/// For whoever holds the lock: finishes what an interrupted init began, or says whether what is there is what
-/// is asked for.
+/// Completes the pools of an interrupted init, or checks that the existing pools are the requested ones. The caller
+/// holds the lock.
 fn complete_or_check(dir: &ConfDir, counts: Counts) -> Result<ExitCode, Error> {
     dir.remove_incomplete();
     let topology = Host::from_env().topology()?;
-    let found = dir.pools()?;
-    let is_whole = [DATAPLANE, CONTROLPLANE, INFRA].iter().all(|name| found.contains_key(*name))
-        && found.get(INFRA).is_some_and(|infra| !infra.lists.is_empty());
-    if !is_whole
+    let existing = dir.pools()?;
+    if !is_complete(&existing)
         && let Ok(plan) = plan(&topology, counts)
-        && is_part_of(&found, &plan)
+        && is_part_of(&existing, &plan)
     {
         log::info!("Completing what an earlier init began.");
-        make(dir, &plan, &found)?;
+        create(dir, &plan, &existing)?;
         return Ok(ExitCode::SUCCESS);
     }
     log::info!("Configuration directory already exists.");
-    check(&found, &topology, counts)
+    check(&existing, &topology, counts)
 }
 
-/// Whether everything that was found is also planned.
-fn is_part_of(found: &Pools, plan: &[PlannedPool]) -> bool {
-    found.iter().all(|(name, pool)| {
+/// Whether an init has created everything: infra's list comes last.
+fn is_complete(existing: &Pools) -> bool {
+    [DATAPLANE, CONTROLPLANE, INFRA].iter().all(|name| existing.contains_key(*name))
+        && existing.get(INFRA).is_some_and(|infra| !infra.lists.is_empty())
+}
+
+/// Whether an interrupted init with this plan can have created the existing pools.
+fn is_part_of(existing: &Pools, plan: &[PlannedPool]) -> bool {
+    existing.iter().all(|(name, pool)| {
         let planned = plan.iter().find(|planned| planned.name == name);
         planned.is_some_and(|planned| {
             let is_planned = |list: &String| planned.lists.iter().any(|cpus| cpus.to_string() == *list);
@@ -114,11 +120,11 @@ fn is_part_of(found: &Pools, plan: &[PlannedPool]) -> bool {
     })
 }
 
-/// Whether the pools have as many cores as are asked for.
-fn check(found: &Pools, topology: &Topology, counts: Counts) -> Result<ExitCode, Error> {
+/// Checks that the pools have the requested numbers of cores.
+fn check(existing: &Pools, topology: &Topology, counts: Counts) -> Result<ExitCode, Error> {
     let mut code = ExitCode::SUCCESS;
     for (name, requested) in [(DATAPLANE, counts.dataplane), (CONTROLPLANE, counts.controlplane)] {
-        let Some(pool) = found.get(name) else {
+        let Some(pool) = existing.get(name) else {
             bail!("{name} pool does not exist; make it by hand, or remove all pools and run kcm init again")
         };
         let cores = cores_of(pool, topology);
@@ -130,7 +136,8 @@ fn check(found: &Pools, topology: &Topology, counts: Counts) -> Result<ExitCode,
     Ok(code)
 }
 
-/// How many cores the lists of a pool take up. Each list is at least one: its CPUs may be offline now.
+/// Returns the number of cores in the lists of a pool. Each list counts as at least one core, because its CPUs may be
+/// offline now.
 fn cores_of(pool: &Pool, topology: &Topology) -> usize {
     let cores = topology.cores();
     let of_list = |list: &String| {
@@ -140,48 +147,52 @@ fn cores_of(pool: &Pool, topology: &Topology) -> usize {
     pool.lists.keys().map(of_list).sum()
 }
 
-/// Makes what of the plan has not been found. Where that fails, all that was made here is gone again.
-fn make(dir: &ConfDir, plan: &[PlannedPool], found: &Pools) -> Result<(), Error> {
-    let mut made = Vec::new();
-    let result = make_all(dir, plan, found, &mut made);
+/// Creates the part of the plan that does not exist yet. If that fails, removes everything that it has created.
+fn create(dir: &ConfDir, plan: &[PlannedPool], existing: &Pools) -> Result<(), Error> {
+    let mut created = Vec::new();
+    let result = create_all(dir, plan, existing, &mut created);
     if result.is_err() {
-        made.iter().rev().for_each(|directory| dir.remove_created(directory));
+        created.iter().rev().for_each(|directory| dir.remove_created(directory));
     }
     result
 }
 
-fn make_all(
+/// As [`create`]; adds each directory to `created` before it creates it.
+fn create_all(
     dir: &ConfDir,
     plan: &[PlannedPool],
-    found: &Pools,
-    made: &mut Vec<PathBuf>,
+    existing: &Pools,
+    created: &mut Vec<PathBuf>,
 ) -> Result<(), Error> {
     if dir.create_pools_dir()? {
-        made.push(dir.path().join("pools"));
+        created.push(dir.pools_dir());
     }
     for PlannedPool { name, exclusive, lists } in plan {
-        let there = found.get(*name);
+        let existing = existing.get(*name);
         log::info!("Adding {name} pool.");
-        if there.is_none() {
-            made.push(dir.pool(name));
+        if existing.is_none() {
+            created.push(dir.pool(name));
             dir.create_pool(name)?;
         }
-        if there.is_none_or(|pool| pool.exclusive != *exclusive) {
+        if existing.is_none_or(|pool| pool.exclusive != *exclusive) {
             dir.set_exclusive(name, *exclusive)?;
         }
         for list in lists.iter().map(CpuSet::to_string) {
-            if there.is_some_and(|pool| pool.lists.contains_key(&list)) {
+            if existing.is_some_and(|pool| pool.lists.contains_key(&list)) {
                 continue;
             }
             log::info!("Adding cpu list {list} to {name} pool.");
-            made.push(dir.pool(name).join(&list));
+            created.push(dir.pool(name).join(&list));
             dir.create_list(name, &list)?;
         }
     }
     Ok(())
 }
 
-/// Decides which core goes where.
+/// Assigns cores to pools.
+///
+/// # Errors
+/// There are not enough cores.
 fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 3], Error> {
     let cores = topology.cores();
     let isolated = isolated_cores(topology, &cores);
@@ -192,7 +203,7 @@ fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 3], Error> 
         (cores.into_iter().map(|core| core.cpus).collect(), None)
     } else {
         check_isolated(isolated.len(), counts)?;
-        // What is isolated and not asked for is stranded: the scheduler does not spread tasks onto it.
+        // Isolated cores that nobody requested go to no pool: infra needs the scheduler's balancing.
         let is_isolated = topology.isolated();
         let others = cores.iter().map(|core| core.cpus.difference(&is_isolated));
         let others: Vec<CpuSet> = others.filter(|cpus| !cpus.is_empty()).collect();
@@ -215,6 +226,7 @@ fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 3], Error> 
     ])
 }
 
+/// Removes the first `count` cores from `cores` and returns them.
 fn take(cores: &mut Vec<CpuSet>, pool: &str, count: usize) -> Result<Vec<CpuSet>, Error> {
     if count > 0 && cores.is_empty() {
         bail!("No more free cores left to assign for {pool}");
@@ -225,7 +237,7 @@ fn take(cores: &mut Vec<CpuSet>, pool: &str, count: usize) -> Result<Vec<CpuSet>
     Ok(cores.drain(..count).collect())
 }
 
-/// The CPUs of each core that is isolated completely.
+/// Returns the CPUs of each core whose threads are all isolated.
 fn isolated_cores(topology: &Topology, cores: &[Core]) -> Vec<CpuSet> {
     let isolated = topology.isolated();
     if isolated.is_empty() {
@@ -243,6 +255,7 @@ fn isolated_cores(topology: &Topology, cores: &[Core]) -> Vec<CpuSet> {
     whole.into_iter().map(|core| core.cpus.clone()).collect()
 }
 
+/// Checks that the isolated cores suffice.
 fn check_isolated(isolated: usize, counts: Counts) -> Result<(), Error> {
     let requested = counts.dataplane.saturating_add(counts.controlplane);
     if isolated < requested {
@@ -290,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_document() {
+    fn the_example_of_the_legacy_documentation() {
         let expected = expected(["0,8 1,9 2,10 3,11", "4,12", "5-7,13-15"]);
         assert_eq!(planned(&machine(1, 8, "0-4,8-12"), 4, 1), expected);
         assert_eq!(planned(&machine(1, 8, ""), 4, 1), expected);
@@ -303,19 +316,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_isolated_and_not_asked_for_is_stranded() {
+    fn isolated_cores_that_nobody_requested_are_in_no_pool() {
         assert_eq!(planned(&machine(1, 4, "0-2,4-6"), 1, 1), expected(["0,4", "1,5", "3,7"]));
-        // Half a core: its other half is infra's.
+        // One thread of core 1 is isolated; infra gets the other.
         assert_eq!(planned(&machine(1, 4, "0,4,1"), 1, 0), expected(["0,4", "", "2-3,5-7"]));
     }
 
     #[test]
-    fn half_isolated_cores_alone_are_none() {
+    fn partially_isolated_cores_do_not_count_as_isolated() {
         assert_eq!(planned(&machine(1, 2, "0,1"), 1, 0), expected(["0,2", "", "1,3"]));
     }
 
     #[test]
-    fn refusals_are_those_of_2017() {
+    fn errors_are_the_legacy_ones() {
         for (isolated, dataplane, controlplane, message) in [
             ("", 99, 1, "99 cores requested for dataplane. Only 8 cores available"),
             ("", 8, 1, "No more free cores left to assign for controlplane"),
@@ -330,5 +343,46 @@ mod tests {
             let refusal = planned(&machine(1, 8, isolated), dataplane, controlplane);
             assert_eq!(refusal, Err(message.to_owned()));
         }
+    }
+
+    fn pool(exclusive: bool, lists: &[&str]) -> Pool {
+        Pool { exclusive, lists: lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect() }
+    }
+
+    fn pools(pools: &[(&str, Pool)]) -> Pools {
+        pools.iter().map(|(name, pool)| ((*name).to_owned(), pool.clone())).collect()
+    }
+
+    #[test]
+    fn an_interrupted_init_is_part_of_its_plan() {
+        let plan = plan(&machine(1, 4, ""), Counts { dataplane: 1, controlplane: 1 }).unwrap();
+        for (existing, expected) in [
+            (pools(&[]), true),
+            (pools(&[("dataplane", pool(true, &["0,4"]))]), true),
+            // A pool is created as a shared one, and then made exclusive.
+            (pools(&[("dataplane", pool(false, &[]))]), true),
+            (pools(&[("dataplane", pool(false, &["0,4"]))]), false),
+            (pools(&[("dataplane", pool(true, &["2,6"]))]), false),
+            (pools(&[("other", pool(true, &[]))]), false),
+        ] {
+            assert_eq!(is_part_of(&existing, &plan), expected, "{existing:?}");
+        }
+    }
+
+    #[test]
+    fn pools_are_complete_once_infra_has_its_list() {
+        let [dataplane, controlplane] = [("dataplane", pool(true, &[])), ("controlplane", pool(false, &[]))];
+        let with_infra = |infra: Pool| pools(&[dataplane.clone(), controlplane.clone(), ("infra", infra)]);
+        assert!(is_complete(&with_infra(pool(false, &["0"]))));
+        assert!(!is_complete(&with_infra(pool(false, &[]))));
+        assert!(!is_complete(&pools(&[("infra", pool(false, &["0"]))])));
+    }
+
+    #[test]
+    fn a_list_counts_the_cores_that_it_touches() {
+        let topology = machine(1, 4, "");
+        assert_eq!(cores_of(&pool(true, &["0,4", "1,5"]), &topology), 2);
+        assert_eq!(cores_of(&pool(true, &["0-3"]), &topology), 4);
+        assert_eq!(cores_of(&pool(true, &["0", "4000"]), &topology), 2, "offline CPUs count as one core");
     }
 }

@@ -1,6 +1,7 @@
 //! `kcm install` and `kcm uninstall`.
 //!
-//! Owns: what is put on a node and taken from it again. Must not know: how pools are made.
+//! Owns the files that are installed on a node, the systemd unit among them, and their removal. Does not know how
+//! pools are created.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,26 +17,26 @@ use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
 
-/// The name of the program in its directory.
+/// The file name of the program.
 const PROGRAM: &str = "kcm";
-/// The name of the unit.
+/// The name of the systemd unit.
 const UNIT: &str = "kcm.service";
-/// At which point of the boot it is started.
+/// The systemd target that starts the unit.
 const TARGET: &str = "multi-user.target";
 
-/// How many PIDs surely fit into one write.
-const RELEASED_AT_ONCE: usize = 1000;
+/// The number of PIDs in one write: with 12 bytes each they are far below the limit of a command, 64 KiB.
+const RELEASES_PER_WRITE: usize = 1000;
 
-/// Puts this program, and a unit for systemd where that is asked for, in their places.
+/// Installs this program and, with `--systemd`, its unit.
 pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     let program = args.target.install_dir.join(PROGRAM);
     let own = File::open("/proc/self/exe").context("/proc/self/exe: cannot be read; mount /proc")?;
-    put(&program, own, 0o755)?;
+    install_file(&program, own, 0o755)?;
     log::info!("Installed {}.", program.display());
     if let Some(directory) = &args.systemd {
         let program = std::path::absolute(&program)?;
         let unit = directory.join(UNIT);
-        put(&unit, unit_text(&program)?.as_bytes(), 0o644)?;
+        install_file(&unit, unit_text(&program)?.as_bytes(), 0o644)?;
         log::info!(
             "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
             unit.display()
@@ -44,11 +45,11 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes it all back: first what brings pods here, where this is somebody's node; the pools last, which hurts
-/// most.
+/// Uninstalls in order of increasing damage: the node's Kubernetes resources first (if this is a node), so that no pod
+/// arrives; the pools last.
 pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
-    let dir = dir.filter(|dir| dir.path().join("pools").exists());
+    let dir = dir.filter(|dir| dir.pools_dir().exists());
     let _lock = dir.as_ref().map(ConfDir::lock).transpose()?;
     if let Some(dir) = dir.as_ref().filter(|_| !args.force) {
         check_unused(dir)?;
@@ -57,7 +58,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
         discover::withdraw(&node)?;
     }
     let unit = args.systemd.join(UNIT);
-    // What systemctl enable has made of it.
+    // The link that `systemctl enable` creates.
     let wanted = args.systemd.join(format!("{TARGET}.wants")).join(UNIT);
     for file in [args.target.install_dir.join(PROGRAM), wanted, unit] {
         match fs::remove_file(&file) {
@@ -76,13 +77,14 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Checks that no list has tasks.
 fn check_unused(dir: &ConfDir) -> Result<(), Error> {
     let host = Host::from_env();
-    // A plain directory still names the dead.
-    let holds = |pid: &u32| dir.is_mounted() || host.is_alive(*pid);
+    // A plain directory also has the PIDs of dead tasks.
+    let is_live = |pid: &u32| dir.is_mounted() || host.is_alive(*pid);
     for (pool, content) in &dir.pools()? {
         for (list, tasks) in &content.lists {
-            if let Some(pid) = tasks.iter().find(|pid| holds(pid)) {
+            if let Some(pid) = tasks.iter().find(|pid| is_live(pid)) {
                 bail!("{pool} {list} is held by {pid}; end that first, or release it with --force");
             }
         }
@@ -90,13 +92,13 @@ fn check_unused(dir: &ConfDir) -> Result<(), Error> {
     Ok(())
 }
 
-/// For whoever holds the lock. `force`: on a mount, who is on a list is released.
+/// Removes all pools. `force`: on a mount, releases the tasks of each list first. The caller holds the lock.
 fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
     for (pool, content) in dir.pools()? {
         for (list, tasks) in content.lists {
-            for pids in tasks.chunks(RELEASED_AT_ONCE).filter(|_| force && dir.is_mounted()) {
+            for pids in tasks.chunks(RELEASES_PER_WRITE).filter(|_| force && dir.is_mounted()) {
                 let words: Vec<String> = pids.iter().map(|pid| format!("-{pid}")).collect();
-                // Whether it was enough (somebody may have died, or come) is known to who removes the list.
+                // An error needs no handling: the removal fails if a task is left, for this reason or a later claim.
                 let _ = fs::write(dir.tasks(&pool, &list), words.join(" ") + "\n");
             }
             remove(dir, &dir.pool(&pool).join(&list))?;
@@ -104,7 +106,7 @@ fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
         remove(dir, &dir.pool(&pool))?;
     }
     if !dir.is_mounted() {
-        let pools = dir.path().join("pools");
+        let pools = dir.pools_dir();
         fs::remove_dir(&pools).map_err(|error| confdir::file_error(&pools, error))?;
         let lock = dir.path().join("lock");
         fs::remove_file(&lock).map_err(|error| confdir::file_error(&lock, error))?;
@@ -112,26 +114,29 @@ fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
     Ok(())
 }
 
+/// Removes a pool or a list.
 fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
     dir.remove_created(directory);
     if directory.exists() {
-        // Again, for its reason.
+        // Removing it again returns the reason of the failure.
         dir.with_reason(directory, || fs::remove_dir(directory))?;
     }
     Ok(())
 }
 
-/// Replaces a file atomically: whoever starts the program gets the old one or the new one.
-fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
+/// Installs a file by atomic replacement: a process that starts the program gets the old one or the new one.
+fn install_file(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
     let directory = file.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(|error| confdir::file_error(directory, error))?;
     let new = PathBuf::from(format!("{}.{}.new", file.display(), std::process::id()));
+    log::debug!("{}: writing {}", file.display(), new.display());
     let write = || {
         let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
         io::copy(&mut content, &mut out)?;
+        // The umask has narrowed the mode of `open`.
         out.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         out.sync_all()?;
-        // A program that is open for writing cannot be started.
+        // A program that is open for writing cannot be started (ETXTBSY).
         drop(out);
         fs::rename(&new, file)?;
         File::open(directory)?.sync_all()
@@ -143,14 +148,18 @@ fn put(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> 
     })
 }
 
-/// A unit that starts the daemon at boot. What it may do besides is what the work allows to forbid: it sets
-/// masks of processes of all users, and mounts in the namespace of the machine.
+/// Returns the unit that starts the daemon at boot. It is as restricted as the daemon's work allows: setting affinities
+/// of all users' processes, and mounting in the mount namespace of the machine.
+///
+/// # Errors
+/// systemd cannot have this path in a unit.
 fn unit_text(program: &Path) -> Result<String, Error> {
     let plain =
         program.to_str().filter(|path| !path.contains(|c: char| c.is_control() || "\"\\$".contains(c)));
-    let path =
-        plain.with_context(|| format!("{}: systemd takes no such name; give another", program.display()))?;
-    // A percent sign means something to systemd.
+    let path = plain.with_context(|| {
+        format!("{}: systemd does not accept such a name; give another", program.display())
+    })?;
+    // A percent sign begins a specifier (systemd.unit(5)).
     let program = path.replace('%', "%%");
     Ok(format!(
         "\
@@ -161,8 +170,8 @@ Before=kubelet.service
 [Service]
 Type=notify
 ExecStart=\"{program}\" mount --foreground
-# Holds the mount while the daemon is started again; so a restart only asks the daemon to leave (SIGUSR1), and
-# a stop unmounts before.
+# systemd holds the mount while the daemon restarts. So a restart only ends the daemon (SIGUSR1), whereas a stop
+# unmounts first.
 FileDescriptorStoreMax=4
 ExecStop=/bin/sh -c 'systemctl list-jobs --no-legend {UNIT} | grep -qw restart || exec \"{program}\" unmount'
 KillSignal=SIGUSR1
@@ -174,7 +183,7 @@ LimitNOFILE=1048576
 StateDirectory=kcm
 StateDirectoryMode=0700
 UMask=0077
-# A namespace of its own (ProtectSystem=, PrivateTmp= and their like) would hide the mount from everybody.
+# A private mount namespace (as with ProtectSystem= or PrivateTmp=) would hide the mount from all other processes.
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER
 DeviceAllow=/dev/fuse rw
 DevicePolicy=closed
@@ -192,4 +201,61 @@ SystemCallArchitectures=native
 WantedBy={TARGET}
 "
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_names_the_program_as_systemd_reads_it() {
+        let unit = unit_text(Path::new("/opt/50% off/kcm")).unwrap();
+        assert!(unit.contains("ExecStart=\"/opt/50%% off/kcm\" mount --foreground\n"), "{unit}");
+        for path in ["/opt/a$b/kcm", "/opt/a\"b/kcm", "/opt/a\\b/kcm", "/opt/a\nb/kcm"] {
+            assert!(unit_text(Path::new(path)).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_with_its_mode_and_without_leftovers() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("bin/kcm");
+        for content in ["old", "new"] {
+            install_file(&file, content.as_bytes(), 0o755).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), content);
+        }
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o755);
+        assert_eq!(fs::read_dir(home.path().join("bin")).unwrap().count(), 1);
+        fs::create_dir(home.path().join("directory")).unwrap();
+        assert!(install_file(&home.path().join("directory"), "x".as_bytes(), 0o644).is_err());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "the new file is removed after an error");
+    }
+
+    #[test]
+    fn a_plain_directory_is_removed_with_its_pools_and_lock() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = ConfDir::open(home.path()).unwrap();
+        dir.create_pools_dir().unwrap();
+        dir.create_pool("p").unwrap();
+        dir.set_exclusive("p", true).unwrap();
+        dir.create_list("p", "0").unwrap();
+        let _lock = dir.lock().unwrap();
+        check_unused(&dir).unwrap();
+        remove_pools(&dir, false).unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_list_with_a_live_task_is_in_use() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = ConfDir::open(home.path()).unwrap();
+        dir.create_pools_dir().unwrap();
+        dir.create_pool("p").unwrap();
+        dir.set_exclusive("p", true).unwrap();
+        dir.create_list("p", "0").unwrap();
+        fs::write(dir.tasks("p", "0"), std::process::id().to_string()).unwrap();
+        let error = check_unused(&dir).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("p 0 is held by {}", std::process::id())), "{error}");
+    }
 }

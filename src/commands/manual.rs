@@ -1,4 +1,6 @@
-//! `kcm completions` and `kcm man`: both made from the definitions of the command line.
+//! `kcm completions` and `kcm man`.
+//!
+//! Owns the choice of the page. Both are generated from the definitions in `cli`; this file does not know any flag.
 
 use std::process::ExitCode;
 
@@ -9,7 +11,7 @@ use clap::error::ErrorKind;
 use super::common::output::print;
 use crate::cli;
 
-/// Prints a script for a shell.
+/// Prints the completion script for a shell.
 pub(super) fn completions(args: &cli::Completions) -> Result<ExitCode, Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli::Cli::command(), "kcm", &mut script);
@@ -17,7 +19,7 @@ pub(super) fn completions(args: &cli::Completions) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the page of kcm(1), or of one command.
+/// Prints the man page of kcm(1), or of one command.
 pub(super) fn man(args: &cli::Man) -> Result<ExitCode, Error> {
     let mut command = cli::Cli::command();
     command.build();

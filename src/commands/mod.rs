@@ -1,6 +1,6 @@
-//! The commands, one file each.
+//! The commands, one file each; `common` has what they share.
 //!
-//! Owns: dispatch. Must not know: flags.
+//! Owns the dispatch. Does not know any flag.
 
 mod cluster_init;
 mod common;
@@ -24,10 +24,10 @@ pub(crate) use common::output::display_error;
 
 use crate::cli::{Cli, Command};
 
-/// Runs what was typed.
+/// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the command from doing what it is for.
+/// The command failed.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
     match cli.command {
         Command::Mount(args) => mount::mount(&args),

@@ -185,7 +185,7 @@ fn a_failed_install_is_one_line() {
     let mut command = Command::new(KCM);
     fails(command.args(["install", &flag("--install-dir", &below)]), &below.display().to_string(), "");
     let mut command = kcm(&["install"], &home.path().join("a$b"));
-    let begin = format!("{}: systemd takes no such name", home.path().join("a$b/bin/kcm").display());
+    let begin = format!("{}: systemd does not accept such a name", home.path().join("a$b/bin/kcm").display());
     fails(
         command.arg(flag("--systemd", &home.path().join("units"))).env("KCM_LOG_LEVEL", "ERROR"),
         &begin,
