@@ -1,6 +1,6 @@
-//! `kcm node-report`: whether this node is as it should be.
+//! `kcm node-report`: checks this node.
 //!
-//! Owns: the checks and their words. Must not know: where a report is sent.
+//! Owns the checks and their messages. Does not know the API server.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
 use crate::kubernetes::objects::reports::{self, Kind};
 
-/// Prints the report, once or on a beat.
+/// Prints the report, once or periodically.
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::from_env();
     let mut publisher = Publisher::new(Kind::Node, &args.publish, args.interval)?;
@@ -34,21 +34,30 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     })
 }
 
-/// `{"checks": {<name>: {"ok", "errors"}}, "description": …, "topology": …}`.
+/// Returns `{"checks": {<name>: {"ok", "errors"}}, "description": …, "topology": …}`. If the directory cannot be read, the
+/// description is null and there are only the checks `configDirectory` and `mount`.
+///
+/// # Errors
+/// The topology cannot be read.
 pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Value, Error> {
     let topology = host.topology()?.report();
-    // First, since this never hangs.
-    let mount = mount(conf_dir);
-    let read = match &mount {
-        (Some(Status::NotAnswering), _) => Err(anyhow!("{}: does not answer", conf_dir.display())),
+    // First, because it never blocks, whereas reading from a mount that does not answer does.
+    let status = mountpoint::status(conf_dir).ok();
+    let pools = match status {
+        Some(Status::NotAnswering) => Err(anyhow!("{}: does not answer", conf_dir.display())),
         _ => ConfDir::open(conf_dir).and_then(|dir| Ok((dir.pools()?, dir))),
     };
-    let (pools, dir) = match read {
+    let metrics = match status {
+        Some(Status::Live) => fs::read_to_string(conf_dir.join("info/metrics")).unwrap_or_default(),
+        _ => String::new(),
+    };
+    let mount = mount(status, &metrics);
+    let (pools, dir) = match pools {
         Ok(read) => read,
         Err(error) => {
             log::debug!("{error:#}");
             let unreadable = check(vec!["Unable to read the KCM configuration directory".into()]);
-            let checks = json!({ "configDirectory": unreadable, "mount": mount.1 });
+            let checks = json!({ "configDirectory": unreadable, "mount": mount });
             return Ok(json!({ "checks": checks, "description": null, "topology": topology }));
         }
     };
@@ -58,35 +67,49 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
         "cpus": check(offline(&pools, &online)),
         "intruders": check(intruders(&pools, &online, host)),
         "kubelet": check(kubelet(&pools, kubelet_dir)),
-        "mount": mount.1,
+        "mount": mount,
     });
     Ok(json!({ "checks": checks, "description": describe::description(&dir, &pools), "topology": topology }))
 }
 
+/// Returns a check with these errors; it is ok without errors.
 fn check(errors: Vec<String>) -> Value {
     json!({ "ok": errors.is_empty(), "errors": errors })
 }
 
-/// Every list as `pool:list` with its CPUs, in the order of describe.
-fn lists(pools: &Pools) -> impl Iterator<Item = (String, bool, &Vec<u32>, CpuSet)> {
-    pools.iter().flat_map(|(name, pool)| {
-        let cpus = |list: &String| confdir::parse_cpu_list(list).unwrap_or_default();
-        pool.lists
-            .iter()
-            .map(move |(list, tasks)| (format!("{name}:{list}"), pool.exclusive, tasks, cpus(list)))
+/// A CPU list of the directory.
+struct List<'a> {
+    /// `pool:list`.
+    name: String,
+    exclusive: bool,
+    tasks: &'a [u32],
+    /// Empty if the directory's name is not a CPU list.
+    cpus: CpuSet,
+}
+
+/// Returns every list, in the order of `describe`.
+fn lists(pools: &Pools) -> impl Iterator<Item = List<'_>> {
+    pools.iter().flat_map(|(pool_name, pool)| {
+        pool.lists.iter().map(move |(list, tasks)| List {
+            name: format!("{pool_name}:{list}"),
+            exclusive: pool.exclusive,
+            tasks,
+            cpus: confdir::parse_cpu_list(list).unwrap_or_default(),
+        })
     })
 }
 
-/// Every pair of lists that share CPUs, once.
+/// Returns an error for each pair of lists that share CPUs.
 fn overlaps(pools: &Pools) -> Vec<String> {
-    let all: Vec<_> = lists(pools).collect();
+    let all: Vec<List<'_>> = lists(pools).collect();
     let mut errors = Vec::new();
-    for (index, (name, _, _, cpus)) in all.iter().enumerate() {
-        for (other_name, _, _, other) in all.iter().skip(index + 1) {
-            let both: Vec<u32> = cpus.intersection(other).iter().map(CpuId::get).collect();
+    for (index, list) in all.iter().enumerate() {
+        for other in all.iter().skip(index + 1) {
+            let both: Vec<u32> = list.cpus.intersection(&other.cpus).iter().map(CpuId::get).collect();
             if !both.is_empty() {
                 errors.push(format!(
-                    "CPU list overlap detected in {name} and {other_name} (in both: {both:?})"
+                    "CPU list overlap detected in {} and {} (in both: {both:?})",
+                    list.name, other.name
                 ));
             }
         }
@@ -94,73 +117,95 @@ fn overlaps(pools: &Pools) -> Vec<String> {
     errors
 }
 
+/// Returns an error for each list with offline CPUs.
 fn offline(pools: &Pools, online: &CpuSet) -> Vec<String> {
-    let offline = lists(pools).map(|(name, _, _, cpus)| (name, cpus.difference(online)));
+    let offline = lists(pools).map(|list| (list.name, list.cpus.difference(online)));
     let offline = offline.filter(|(_, cpus)| !cpus.is_empty());
     offline.map(|(name, cpus)| format!("CPU list {name} has offline CPUs: {cpus}")).collect()
 }
 
-/// Processes with a thread whose mask lies wholly within an exclusive list, and that neither hold it nor
-/// descend from one that does: somebody's taskset(1). Who may be on every CPU is pinned to none.
+/// Returns an error for each intruder: a process with a thread whose affinity lies within an exclusive list, while
+/// neither the process nor an ancestor is a task of that list. Such a thread was pinned with taskset(1) or similar.
 fn intruders(pools: &Pools, online: &CpuSet, host: &Host) -> Vec<String> {
-    let exclusive: Vec<_> = lists(pools).filter(|(_, exclusive, ..)| *exclusive).collect();
+    let exclusive: Vec<List<'_>> = lists(pools).filter(|list| list.exclusive).collect();
     if exclusive.is_empty() {
         return Vec::new();
     }
-    let home = |mask: &CpuSet| {
-        let pinned = !mask.is_empty() && !online.is_subset(mask);
-        exclusive.iter().find(|(.., cpus)| pinned && mask.is_subset(cpus))
-    };
     let mut errors = Vec::new();
     for pid in host.user_processes() {
         let masks = host.thread_masks(pid);
-        let found = masks.iter().find_map(|(tid, mask)| Some((tid, mask, home(mask)?)));
-        let Some((tid, mask, (name, _, holders, _))) = found else { continue };
-        let mut line = std::iter::successors(Some(pid), |&pid| host.parent(pid));
-        if line.any(|pid| holders.contains(&pid)) {
+        let found =
+            masks.iter().find_map(|(tid, mask)| Some((tid, mask, pinned_to(&exclusive, mask, online)?)));
+        let Some((tid, mask, list)) = found else { continue };
+        let mut ancestors = std::iter::successors(Some(pid), |&pid| host.parent(pid));
+        if ancestors.any(|pid| list.tasks.contains(&pid)) {
             continue;
         }
-        // One that has died meanwhile has no name.
+        // A process without a name has exited since.
         if let Some(program) = host.program_name(pid) {
             let thread = if *tid == pid { String::new() } else { format!("thread {tid} of ") };
             errors.push(format!(
-                "{thread}{pid} ({program}) is pinned to {mask}, within CPU list {name}, without a claim"
+                "{thread}{pid} ({program}) is pinned to {mask}, within CPU list {}, without a claim",
+                list.name
             ));
         }
     }
     errors
 }
 
-/// What the kubelet's static CPU manager hands out, or may hand out, of the pools.
+/// Returns the exclusive list that contains the whole affinity of a thread. A thread that may run on every CPU is not
+/// pinned, even if one list has all CPUs.
+fn pinned_to<'a>(exclusive: &'a [List<'a>], mask: &CpuSet, online: &CpuSet) -> Option<&'a List<'a>> {
+    if mask.is_empty() || online.is_subset(mask) {
+        return None;
+    }
+    exclusive.iter().find(|list| mask.is_subset(&list.cpus))
+}
+
+/// Returns an error for each CPU of a list that the kubelet's static CPU manager has assigned or may assign.
 fn kubelet(pools: &Pools, kubelet_dir: &Path) -> Vec<String> {
     let file = kubelet_dir.join("cpu_manager_state");
-    let Ok(text) = fs::read(&file) else { return Vec::new() };
-    let Ok(state) = serde_json::from_slice::<Value>(&text) else {
-        return vec![format!("{}: not JSON", file.display())];
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(error) => {
+            // Most machines have no kubelet.
+            log::debug!("{}: {error}; not checked", file.display());
+            return Vec::new();
+        }
     };
+    match serde_json::from_slice(&text) {
+        Ok(state) => kubelet_conflicts(pools, &state),
+        Err(_) => vec![format!("{}: not JSON", file.display())],
+    }
+}
+
+/// As [`kubelet`], for the content of `cpu_manager_state`.
+fn kubelet_conflicts(pools: &Pools, state: &Value) -> Vec<String> {
     let cpus =
         |value: &Value| value.as_str().and_then(|text| text.parse::<CpuSet>().ok()).unwrap_or_default();
     let mut errors = Vec::new();
     let entries = state.get("entries").and_then(Value::as_object).into_iter().flatten();
     for (pod, containers) in entries {
-        for (container, given) in containers.as_object().into_iter().flatten() {
-            for (name, _, _, list) in lists(pools) {
-                let both = list.intersection(&cpus(given));
+        for (container, assigned) in containers.as_object().into_iter().flatten() {
+            for list in lists(pools) {
+                let both = list.cpus.intersection(&cpus(assigned));
                 if !both.is_empty() {
                     errors.push(format!(
-                        "the kubelet has given CPU {both} of {name} to {container} of pod {pod}"
+                        "the kubelet has given CPU {both} of {} to {container} of pod {pod}",
+                        list.name
                     ));
                 }
             }
         }
     }
     if state.get("policyName").and_then(Value::as_str) == Some("static") {
-        let may = state.get("defaultCpuSet").map(cpus).unwrap_or_default();
-        for (name, exclusive, _, list) in lists(pools) {
-            let both = list.intersection(&may);
-            if exclusive && !both.is_empty() {
+        let shared_pool = state.get("defaultCpuSet").map(cpus).unwrap_or_default();
+        for list in lists(pools).filter(|list| list.exclusive) {
+            let both = list.cpus.intersection(&shared_pool);
+            if !both.is_empty() {
                 errors.push(format!(
-                    "the kubelet may use CPU {both} of {name}; name it in reservedSystemCPUs, with strict-cpu-reservation"
+                    "the kubelet may use CPU {both} of {}; name it in reservedSystemCPUs, with strict-cpu-reservation",
+                    list.name
                 ));
             }
         }
@@ -168,11 +213,9 @@ fn kubelet(pools: &Pools, kubelet_dir: &Path) -> Vec<String> {
     errors
 }
 
-/// Whether the directory is live, since when, and whether the daemon had to leave a part of its state aside.
-fn mount(conf_dir: &Path) -> (Option<Status>, Value) {
-    let status = mountpoint::status(conf_dir).ok();
-    let live = status == Some(Status::Live);
-    let metrics = fs::read_to_string(conf_dir.join("info/metrics")).ok().filter(|_| live).unwrap_or_default();
+/// Returns the check of the mount: whether it is live, since when, and whether the daemon has set damaged state aside.
+/// `metrics`: the content of `info/metrics`, empty if the mount is not live.
+fn mount(status: Option<Status>, metrics: &str) -> Value {
     let value = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         line.parse::<f64>().ok()
@@ -191,8 +234,84 @@ fn mount(conf_dir: &Path) -> (Option<Status>, Value) {
     });
     let mut check = check(error.into_iter().collect());
     if let Some(fields) = check.as_object_mut() {
-        fields.insert("live".into(), json!(live));
+        fields.insert("live".into(), json!(status == Some(Status::Live)));
         fields.insert("since".into(), json!(since));
     }
-    (status, check)
+    check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::confdir::Pool;
+
+    fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
+        let pool = |&(name, exclusive, lists): &(&str, bool, &[&str])| {
+            let lists = lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect();
+            (name.to_owned(), Pool { exclusive, lists })
+        };
+        pools.iter().map(pool).collect()
+    }
+
+    fn cpus(text: &str) -> CpuSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_overlap_is_reported_once() {
+        let pools = pools(&[("a", true, &["0-2"]), ("b", false, &["2,4", "5", "x"])]);
+        assert_eq!(overlaps(&pools), ["CPU list overlap detected in a:0-2 and b:2,4 (in both: [2])"]);
+    }
+
+    #[test]
+    fn offline_cpus_are_reported_per_list() {
+        let pools = pools(&[("a", true, &["0-2", "3"])]);
+        assert_eq!(offline(&pools, &cpus("0-1,3")), ["CPU list a:0-2 has offline CPUs: 2"]);
+    }
+
+    #[test]
+    fn a_thread_is_pinned_if_it_may_only_use_the_list() {
+        let pools = pools(&[("a", true, &["0-1", "2-3"])]);
+        let exclusive: Vec<List<'_>> = lists(&pools).collect();
+        let list = |mask: CpuSet, online: &str| {
+            pinned_to(&exclusive, &mask, &cpus(online)).map(|list| list.name.clone())
+        };
+        assert_eq!(list(cpus("3"), "0-3").as_deref(), Some("a:2-3"));
+        assert_eq!(list(cpus("1-2"), "0-3"), None, "in no single list");
+        assert_eq!(list(cpus("0-1"), "0-1"), None, "all CPUs that are online");
+        assert_eq!(list(CpuSet::new(), "0-3"), None);
+    }
+
+    #[test]
+    fn the_kubelet_conflicts_by_assignment_and_by_policy() {
+        let pools = pools(&[("a", true, &["0-1"]), ("b", false, &["2"])]);
+        let state = json!({
+            "policyName": "static",
+            "defaultCpuSet": "1-3",
+            "entries": { "pod-1": { "main": "2", "other": "7" } },
+        });
+        let errors = kubelet_conflicts(&pools, &state);
+        assert_eq!(
+            errors,
+            [
+                "the kubelet has given CPU 2 of b:2 to main of pod pod-1",
+                "the kubelet may use CPU 1 of a:0-1; name it in reservedSystemCPUs, with strict-cpu-reservation",
+            ]
+        );
+        assert_eq!(kubelet_conflicts(&pools, &json!({ "policyName": "none", "defaultCpuSet": "" })), [""; 0]);
+    }
+
+    #[test]
+    fn the_mount_check_names_what_to_do() {
+        let live = mount(Some(Status::Live), "kcm_start_time_seconds 1000.5\nkcm_state_damaged 0\n");
+        let expected = json!({ "ok": true, "errors": [], "live": true, "since": "1970-01-01T00:16:40Z" });
+        assert_eq!(live, expected);
+        let damaged = mount(Some(Status::Live), "kcm_state_damaged 2\n");
+        assert_eq!(damaged["ok"], false);
+        for status in [Status::Stale, Status::Marked, Status::NotAnswering] {
+            let check = mount(Some(status), "");
+            assert_eq!((&check["ok"], &check["live"]), (&json!(false), &json!(false)));
+        }
+        assert_eq!(mount(None, "")["ok"], true, "a plain directory");
+    }
 }
