@@ -74,12 +74,14 @@ fn reports() -> Vec<Row> {
     let mut report = mount.kcm(&["node-report"]);
     report.env("KCM_DEV_LSCPU_SYSFS", mount.home().join("machine"));
     let [wall, _] = race(&mut [mount.kcm(&["describe"]), report, cat], 10);
-    let row = |name, work, n: usize| Row {
+    let row = |name, work, n: usize| {
+        Row {
         note:
-            "the lists consist of CPUs of a simulated machine with 256 CPUs; node-report also runs lscpu and \
+            "the lists consist of CPUs of a simulated machine with 256 CPUs; node-report also reads the topology and \
 looks at every process of the machine"
                 .into(),
         ..row(name, work, &wall[n], "cat of the files", &wall[2], Target::AtMost(3.0))
+    }
     };
     vec![
         row("command-describe", "kcm describe with 256 lists", 0),
