@@ -1,10 +1,11 @@
-//! `kcm cluster-init`: the pods that prepare each node, made one after another, many nodes side by side.
+//! `kcm cluster-init`: prepares nodes with pods, one pod after another, many nodes at the same time.
 //!
-//! Owns: the checks before the first request, the order on a node, and what is said of a pod that does not get
-//! there. Must not know: what is in a pod.
+//! Owns the checks before the first request, the order on a node, and the message about a pod that fails. Does not
+//! know what is in a pod. It is the only command with async code of its own (tokio, on one thread), because it waits for
+//! the pods of many nodes at the same time.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,26 +15,29 @@ use anyhow::{Context as _, Error, anyhow, bail};
 use futures_util::StreamExt as _;
 use futures_util::future::{Either, select};
 use futures_util::stream;
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::{sleep, timeout};
 
 use super::common::output::print;
 use crate::backoff::Backoff;
 use crate::cli;
-use crate::kubernetes::objects::pods::{self, Plan, Pod, State};
+use crate::kubernetes::objects::pods::{self, Plan, PlannedPod, State};
 use crate::kubernetes::objects::{node, yaml_stream};
-use crate::kubernetes::{Cluster, Failure, Notify, Sender, interrupted, sleep, timeout};
+use crate::kubernetes::{Client, Cluster, interrupted};
 
+mod pod_cache;
 mod progress;
 
+use pod_cache::PodCache;
 use progress::Progress;
 
-/// How long a request is tried.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How many nodes are in work at once.
-const AT_ONCE: usize = 50;
-/// Between watches that end at once, at first and at most.
+/// How long a request is retried.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many nodes are in progress at the same time.
+const NODES_AT_ONCE: usize = 50;
+/// The pauses after conflicts.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(5);
-/// How long names may be (RFC 1123).
+/// How long the name of an object may be, in bytes (RFC 1123).
 const LONGEST_NAME: usize = 253;
 
 /// Prepares the nodes.
@@ -44,27 +48,26 @@ pub(super) fn run(args: &cli::ClusterInit) -> Result<ExitCode, Error> {
     if args.dry_run && !args.all_hosts {
         return show(&plan, &named);
     }
-    let cluster = Cluster::find(PATIENCE)?;
+    let cluster = Cluster::find(RETRY_TIMEOUT)?;
     let known = nodes(&cluster)?;
-    let nodes = if args.all_hosts { known } else { all_known(named, &known)? };
+    let nodes = if args.all_hosts { known } else { check_known(named, &known)? };
     check_names(&plan, &nodes)?;
     if args.dry_run {
         return show(&plan, &nodes);
     }
     log::info!(
-        "A pod that mounts {0} itself keeps the mount that it has started with: start it anew when {0} is mounted anew.",
+        "A pod that mounts {0} itself keeps the mount that it started with; restart it when {0} is mounted again.",
         plan.conf_dir
     );
     let work = Work {
         plan: &plan,
-        sender: cluster.sender(),
+        client: cluster.client(),
         timeout: args.timeout,
-        pods: RefCell::default(),
-        made: RefCell::default(),
-        changed: Notify::new(),
+        cache: PodCache::new(cluster.client(), &plan.namespace),
+        created: RefCell::default(),
         progress: RefCell::new(Progress::new(nodes.len())),
     };
-    cluster.run(work.carry_out(&nodes))
+    cluster.run(work.prepare_all(&nodes))
 }
 
 fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
@@ -86,7 +89,7 @@ fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
         controlplane: args.num_cp_cores,
     };
     if [&plan.conf_dir, &plan.state_dir, &plan.install_dir].iter().any(|path| path.is_empty()) {
-        bail!("/ itself cannot be given to kcm; give a directory in it");
+        bail!("/ cannot be a directory of kcm; give a directory below it");
     }
     Ok(plan)
 }
@@ -102,7 +105,7 @@ fn pod_command(command: cli::HostCommand) -> pods::Command {
     }
 }
 
-/// Whether the pods of these nodes can have their names.
+/// Checks that the pods of these nodes can have their names.
 fn check_names(plan: &Plan, nodes: &[String]) -> Result<(), Error> {
     for node in nodes {
         if let Some(pod) = plan.pods(node).into_iter().find(|pod| pod.name.len() > LONGEST_NAME) {
@@ -113,206 +116,144 @@ fn check_names(plan: &Plan, nodes: &[String]) -> Result<(), Error> {
 }
 
 fn show(plan: &Plan, nodes: &[String]) -> Result<ExitCode, Error> {
-    let pods: Vec<Pod> = nodes.iter().flat_map(|node| plan.pods(node)).collect();
+    let pods: Vec<PlannedPod> = nodes.iter().flat_map(|node| plan.pods(node)).collect();
     print(&yaml_stream(pods.iter().map(|pod| &pod.object)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of all nodes.
+/// Returns the names of all nodes.
 fn nodes(cluster: &Cluster) -> Result<Vec<String>, Error> {
     let (mut names, mut token) = (Vec::new(), None::<String>);
     loop {
-        let page = cluster.send(&node::list(token.as_deref()))?;
-        names.extend(items(&page).filter_map(node::name).map(String::from));
-        token = page.pointer("/metadata/continue").and_then(Value::as_str).map(String::from);
+        let page = cluster.send(&node::list(token.as_deref())?)?;
+        names.extend(page.items.into_iter().filter_map(|node| node.metadata.name));
+        token = page.metadata.continue_;
         if token.as_ref().is_none_or(String::is_empty) {
             return Ok(names);
         }
     }
 }
 
-fn all_known(named: Vec<String>, known: &[String]) -> Result<Vec<String>, Error> {
+fn check_known(named: Vec<String>, known: &[String]) -> Result<Vec<String>, Error> {
     let unknown: Vec<&str> = named.iter().filter(|name| !known.contains(name)).map(String::as_str).collect();
     if !unknown.is_empty() {
-        bail!("not in this cluster: {}; nothing was made; look at kubectl get nodes", unknown.join(", "));
+        bail!("not in this cluster: {}; nothing was created; see kubectl get nodes", unknown.join(", "));
     }
     Ok(named)
 }
 
-/// What is going on.
+/// One run of the command.
 struct Work<'a> {
     plan: &'a Plan,
-    sender: Sender,
+    client: Client,
+    /// How long a pod may take.
     timeout: cli::Wait,
-    /// Our pods as the server last told of them; None before it has.
-    pods: RefCell<Option<BTreeMap<String, Value>>>,
-    made: RefCell<Vec<String>>,
-    changed: Notify,
+    cache: PodCache,
+    /// The names of the pods that were created.
+    created: RefCell<Vec<String>>,
     progress: RefCell<Progress>,
 }
 
 impl Work<'_> {
-    async fn carry_out(&self, nodes: &[String]) -> Result<ExitCode, Error> {
-        let all = stream::iter(nodes).map(|node| self.prepare(node)).buffer_unordered(AT_ONCE);
+    async fn prepare_all(&self, nodes: &[String]) -> Result<ExitCode, Error> {
+        let all = stream::iter(nodes).map(|node| self.prepare(node)).buffer_unordered(NODES_AT_ONCE);
         let all = std::pin::pin!(all.collect::<Vec<_>>());
-        let others = std::pin::pin!(self.until_disturbed());
-        let results = match select(all, others).await {
+        let stopped = std::pin::pin!(self.stopped());
+        let results = select(all, stopped).await;
+        self.progress.borrow_mut().end();
+        let results = match results {
             Either::Left((results, _)) => results,
             Either::Right((error, _)) => {
-                self.progress.borrow_mut().end();
-                let made = self.made.borrow();
-                let left = if made.is_empty() { "no pod was made".into() } else { made.join(", ") };
-                bail!("{error:#}; left as it is: {left}; run again to go on");
+                let created = self.created.borrow();
+                let created = if created.is_empty() { "none".into() } else { created.join(", ") };
+                bail!("{error:#}; created pods, which stay: {created}; run again to continue");
             }
         };
-        self.progress.borrow_mut().end();
         let failures: Vec<&Error> = results.iter().filter_map(|result| result.as_ref().err()).collect();
         for failure in &failures {
             log::error!("{failure:#}");
         }
         if !failures.is_empty() {
-            bail!("{} of {} nodes failed; put that right and run again", failures.len(), nodes.len());
+            bail!("{} of {} nodes failed; solve the problems and run again", failures.len(), nodes.len());
         }
         log::info!("{} nodes are ready.", nodes.len());
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Goes on until somebody tells us to stop or the server does not let us see our pods.
-    async fn until_disturbed(&self) -> Error {
-        match select(std::pin::pin!(self.follow()), std::pin::pin!(interrupted())).await {
+    /// Returns when a signal arrives, or when the server does not let us see our pods.
+    async fn stopped(&self) -> Error {
+        match select(std::pin::pin!(self.cache.run()), std::pin::pin!(interrupted())).await {
             Either::Left((failure, _)) => failure.into(),
             Either::Right((Ok(()), _)) => anyhow!("interrupted"),
-            Either::Right((Err(error), _)) => Error::from(error).context("signals cannot be caught"),
+            Either::Right((Err(error), _)) => Error::from(error).context("cannot catch signals"),
         }
     }
 
-    /// Keeps `pods` as the server has them.
-    async fn follow(&self) -> Failure {
-        let namespace = &self.plan.namespace;
-        let mut backoff = Backoff::new(PAUSES);
-        loop {
-            let list = match self.sender.send(&pods::list(namespace)).await {
-                Ok(list) => list,
-                Err(failure) => return failure,
-            };
-            let items = items(&list).filter_map(|pod| Some((name(pod)?.to_owned(), pod.clone())));
-            self.pods.replace(Some(items.collect()));
-            self.changed.notify_waiters();
-            let mut version = version(&list).unwrap_or_default();
-            // A watch ends by itself now and then, and is taken up where it has ended. One that has expired, or from
-            // which nothing came, leaves us not knowing: then we list again.
-            let mut goes_on = true;
-            while goes_on {
-                goes_on = false;
-                match self.sender.watch(&pods::watch(namespace, &version)).await {
-                    Ok(mut watch) => {
-                        while let Some(event) = watch.next().await {
-                            let newer = self.take(&event);
-                            goes_on = newer.is_some();
-                            let Some(newer) = newer else { break };
-                            version = newer;
-                            backoff.reset();
-                        }
-                    }
-                    Err(failure) if failure.is_passing() || failure.code() == Some(410) => {
-                        log::debug!("{failure}");
-                    }
-                    Err(failure) => return failure,
-                }
-                sleep(backoff.next()).await;
-            }
-        }
-    }
-
-    /// Takes up an event; gives its version. None where we have to list again.
-    fn take(&self, event: &Value) -> Option<String> {
-        let object = event.get("object")?;
-        if let Some(pods) = self.pods.borrow_mut().as_mut()
-            && let Some(name) = name(object)
-        {
-            match event.get("type")?.as_str()? {
-                "ADDED" | "MODIFIED" => drop(pods.insert(name.to_owned(), object.clone())),
-                "DELETED" => drop(pods.remove(name)),
-                _ => {}
-            }
-        }
-        self.changed.notify_waiters();
-        version(object)
-    }
-
-    /// Brings one node to where all its pods do what they are for.
+    /// Prepares one node: each of its pods has to reach its goal before the next one is created.
     async fn prepare(&self, node: &str) -> Result<(), Error> {
-        let pods = self.plan.pods(node);
-        self.progress.borrow_mut().say(node, "waiting");
-        for (index, pod) in pods.iter().enumerate() {
-            let done = self.bring_up(node, pod).await;
-            if let Err(error) = done {
-                self.progress.borrow_mut().finish(node, &format!("{}: failed", pod.does), false);
+        self.progress.borrow_mut().step(node, "waiting");
+        for pod in &self.plan.pods(node) {
+            if let Err(error) = self.bring_up(node, pod).await {
+                self.progress.borrow_mut().finish(node, &format!("{}: failed", pod.phase), false);
                 return Err(error);
             }
-            if index + 1 == pods.len() {
-                self.progress.borrow_mut().finish(node, "ready", true);
-            }
         }
+        self.progress.borrow_mut().finish(node, "ready", true);
         Ok(())
     }
 
-    async fn bring_up(&self, node: &str, pod: &Pod) -> Result<(), Error> {
+    /// Creates a pod and waits until it reaches its goal.
+    async fn bring_up(&self, node: &str, pod: &PlannedPod) -> Result<(), Error> {
         let subject = format!("pod {}/{}", self.plan.namespace, pod.name);
-        let mut last = "not made yet".to_owned();
-        let arrived = async {
-            self.make(pod).await?;
-            loop {
-                let changed = self.changed.notified();
-                let mut changed = std::pin::pin!(changed);
-                changed.as_mut().enable();
-                // Every change of any pod wakes us: only a look is taken.
-                let state = self.look(&pod.name, |there| pods::state(there, pod.goal));
-                match state.with_context(|| format!("{subject}: somebody has deleted it; run again"))? {
-                    State::Done => return Ok(()),
-                    State::Failed { container, reason } => {
-                        return Err(self.told(&subject, pod, container, &reason).await);
+        let last = RefCell::new("not created yet".to_owned());
+        let reached = async {
+            self.create(pod).await?;
+            let outcome = self.cache.wait_for(|pods| {
+                let Some(current) = pods.get(&pod.name) else { return Some(None) };
+                match pods::state(current, pod.goal) {
+                    State::Waiting(why) if why != *last.borrow() => {
+                        self.progress.borrow_mut().step(node, &format!("{}: {why}", pod.phase));
+                        last.replace(why);
+                        None
                     }
-                    State::Waiting(why) if why != last => {
-                        self.progress.borrow_mut().say(node, &format!("{}: {why}", pod.does));
-                        last = why;
-                    }
-                    State::Waiting(_) => {}
+                    State::Waiting(_) => None,
+                    state => Some(Some(state)),
                 }
-                changed.await;
+            });
+            match outcome.await {
+                Some(State::Failed { container, reason }) => {
+                    Err(self.failure(&subject, pod, container, &reason).await)
+                }
+                Some(_) => Ok(()),
+                None => Err(anyhow!("{subject}: it was deleted meanwhile; run again")),
             }
         };
-        match self.timeout {
-            None => arrived.await,
-            Some(time) => match timeout(time, arrived).await {
-                Ok(done) => done,
-                Err(_) => Err(anyhow!(
-                    "{subject}: not there after {} s: {last}; look at it with kubectl describe, or give a longer --timeout",
-                    time.as_secs()
-                )),
-            },
-        }
+        let Some(limit) = self.timeout else { return reached.await };
+        timeout(limit, reached).await.unwrap_or_else(|_| {
+            let (seconds, last) = (limit.as_secs(), last.borrow());
+            bail!("{subject}: not ready after {seconds} s: {last}; see kubectl describe, or give a longer --timeout")
+        })
     }
 
-    /// Makes a pod, unless it is there already, and as it is to be.
-    async fn make(&self, pod: &Pod) -> Result<(), Error> {
+    /// Creates a pod. If there is one of its name, it has to be equal.
+    async fn create(&self, pod: &PlannedPod) -> Result<(), Error> {
         let namespace = &self.plan.namespace;
         let mut backoff = Backoff::new(PAUSES);
-        let there = loop {
-            if let Some(there) = self.listed(&pod.name).await {
-                break there;
+        let existing = loop {
+            if let Some(existing) = self.existing(&pod.name).await {
+                break existing;
             }
-            match self.sender.send(&pods::create(namespace, pod)).await {
-                Ok(there) => {
-                    self.made.borrow_mut().push(pod.name.clone());
-                    self.keep(pod, &there);
+            match self.client.send(&pods::create(namespace, pod)?).await {
+                Ok(created) => {
+                    self.created.borrow_mut().push(pod.name.clone());
+                    self.cache.add(created);
                     return Ok(());
                 }
-                // Somebody was faster, perhaps we ourselves, and the answer was lost; or many pods are made at once
-                // in a namespace whose quota counts them, and none of this name is there.
+                // Either the pod exists: somebody else was faster, or the answer to our own request was lost. Or it
+                // does not: many pods are created at once in a namespace with a quota, which counts them.
                 Err(failure) if failure.code() == Some(409) => {
-                    match self.sender.send(&pods::get(namespace, &pod.name)).await {
-                        Ok(there) if !is_going(&there) => break there,
+                    match self.client.send(&pods::get(namespace, &pod.name)?).await {
+                        Ok(existing) if !is_being_deleted(&existing) => break existing,
                         Err(failure) if failure.code() != Some(404) => return Err(failure.into()),
                         _ => {}
                     }
@@ -321,52 +262,42 @@ impl Work<'_> {
             }
             sleep(backoff.next()).await;
         };
-        if let Some(field) = pods::difference(&there, &pod.object) {
+        if let Some(field) = pods::difference(&existing, &pod.object) {
+            let name = &pod.name;
             bail!(
-                "pod {namespace}/{0}: there already, and not as it is to be ({1}); kubectl delete pod -n {namespace} {0}",
-                pod.name,
-                field.trim_start_matches('.')
+                "pod {namespace}/{name}: exists with a different {field}; kubectl delete pod -n {namespace} {name}"
             );
         }
-        self.keep(pod, &there);
+        self.cache.add(existing);
         Ok(())
     }
 
-    /// The pod of this name, once the server has told of its pods, and none of this name is on its way out.
-    async fn listed(&self, name: &str) -> Option<Value> {
-        loop {
-            let changed = self.changed.notified();
-            let mut changed = std::pin::pin!(changed);
-            changed.as_mut().enable();
-            match self.pods.borrow().as_ref().map(|pods| pods.get(name).cloned()) {
-                None => {}
-                Some(Some(there)) if is_going(&there) => {}
-                Some(there) => return there,
-            }
-            changed.await;
-        }
+    /// Returns the pod of this name, if there is one. Waits while it is being deleted.
+    async fn existing(&self, name: &str) -> Option<Pod> {
+        let settled = |pod: Option<&Pod>| match pod {
+            Some(pod) if is_being_deleted(pod) => None,
+            pod => Some(pod.cloned()),
+        };
+        self.cache.wait_for(|pods| settled(pods.get(name))).await
     }
 
-    /// Looks at a pod as the server last told of it.
-    fn look<T>(&self, name: &str, look: impl FnOnce(&Value) -> T) -> Option<T> {
-        self.pods.borrow().as_ref().and_then(|pods| pods.get(name)).map(look)
-    }
-
-    /// Notes a pod of which the watch has not told.
-    fn keep(&self, pod: &Pod, there: &Value) {
-        if let Some(pods) = self.pods.borrow_mut().as_mut() {
-            pods.entry(pod.name.clone()).or_insert_with(|| there.clone());
-        }
-    }
-
-    /// What is to be said of a pod that has failed.
-    async fn told(&self, subject: &str, pod: &Pod, container: Option<String>, reason: &str) -> Error {
-        let first = pod.object.pointer("/spec/containers/0/name").and_then(Value::as_str);
-        let container = container.or_else(|| first.map(String::from)).unwrap_or_default();
+    /// Returns the message about a pod that has failed, with the last line of its log.
+    async fn failure(
+        &self,
+        subject: &str,
+        pod: &PlannedPod,
+        container: Option<String>,
+        reason: &str,
+    ) -> Error {
         let namespace = &self.plan.namespace;
-        let line = self.sender.text(&pods::last_line(namespace, &pod.name, &container)).await.ok();
-        let line =
-            line.as_deref().and_then(|text| text.lines().last()).filter(|line| !line.trim().is_empty());
+        let containers = pod.object.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+        let first = || containers.first().map(|container| container.name.clone());
+        let container = container.or_else(first).unwrap_or_default();
+        let log = match pods::last_line(namespace, &pod.name, &container) {
+            Ok(request) => self.client.text(&request).await.ok(),
+            Err(_) => None,
+        };
+        let line = log.as_deref().and_then(|text| text.lines().last()).filter(|line| !line.trim().is_empty());
         let line = line.map(|line| format!("; its last line: {line}")).unwrap_or_default();
         anyhow!(
             "{subject}, container {container}: {reason}{line}; then kubectl delete pod -n {namespace} {}",
@@ -375,20 +306,6 @@ impl Work<'_> {
     }
 }
 
-/// Those of a list.
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.get("items").and_then(Value::as_array).into_iter().flatten()
-}
-
-fn name(object: &Value) -> Option<&str> {
-    object.pointer("/metadata/name").and_then(Value::as_str)
-}
-
-/// Whether a pod is being deleted.
-fn is_going(pod: &Value) -> bool {
-    pod.pointer("/metadata/deletionTimestamp").is_some()
-}
-
-fn version(object: &Value) -> Option<String> {
-    object.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(String::from)
+fn is_being_deleted(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
 }

@@ -1,13 +1,13 @@
-//! `kcm discover`: slots, label and taint of this node, and taking them back.
+//! `kcm discover`: sets the slots, the label and the taint of this node, and removes them.
 //!
-//! Owns: what is advertised, and in which order. Must not know: how a request is sent.
+//! Owns what is advertised, and in which order. Does not know how a request is sent, or what is in it.
 
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, bail};
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Node;
 
 use super::common::cluster::connected;
 use super::common::node::node_name;
@@ -16,52 +16,54 @@ use crate::backoff::Backoff;
 use crate::cli::{self, Repeat, ResourceName};
 use crate::confdir::{ConfDir, Pools};
 use crate::kubernetes::Cluster;
-use crate::kubernetes::objects::Request;
-use crate::kubernetes::objects::node::{self, Slots};
+use crate::kubernetes::objects::node::{self, Change, Slots};
 
-/// How long a request is tried, and how long somebody else's changes are followed.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The same for one beat of many: the next one comes.
-const PATIENCE_OF_A_BEAT: Duration = Duration::from_secs(5);
+/// How long a request is retried, and how long conflicts with the changes of others are.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a periodic run, which the next one follows.
+const PERIODIC_RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses after conflicts.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(1);
-/// The pool whose slots the document sells.
+/// The pool whose CPU lists are the slots of the legacy resource.
 const DATAPLANE: &str = "dataplane";
 
-/// Advertises this node, once or on a beat.
+/// Advertises this node, once or periodically.
 pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
     let node = node_name(&args.node)?;
-    let patience = if args.interval == Repeat::Once { PATIENCE } else { PATIENCE_OF_A_BEAT };
+    let is_periodic = args.interval != Repeat::Once;
+    let retry_timeout = if is_periodic { PERIODIC_RETRY_TIMEOUT } else { RETRY_TIMEOUT };
     let mut cluster = None;
     interval::run(args.interval, || {
         let pools = ConfDir::open(&args.dir.conf_dir)?.pools()?;
         let slots = slots(&pools, args.resource_name)?;
-        let cluster = connected(&mut cluster, patience)?;
-        let steps: [&Step<'_>; 2] = [&|node| node::capacity(node, &slots), &|node| node::marks(node, true)];
+        let cluster = connected(&mut cluster, retry_timeout)?;
+        let steps: [&Step<'_>; 2] =
+            [&|node| node::capacity(node, &slots), &|node| node::label_and_taint(node, true)];
         if args.dry_run {
             return show(cluster, &node, &steps);
         }
-        if carry_out(cluster, &node, &steps, patience)? {
-            log::info!("Node {node} advertises {}.", told(&slots));
+        if apply(cluster, &node, &steps, retry_timeout)? {
+            log::info!("Node {node} advertises {}.", listed(&slots));
         } else {
-            log::debug!("Node {node} is as it should be.");
+            log::debug!("Node {node} is up to date.");
         }
         Ok(())
     })
 }
 
-/// Takes back what discover has set on the node.
-pub(super) fn withdraw(node: &str) -> Result<(), Error> {
-    let cluster = Cluster::find(PATIENCE)?;
+/// Removes from the node what discover has set.
+pub(super) fn unadvertise(node: &str) -> Result<(), Error> {
+    let cluster = Cluster::find(RETRY_TIMEOUT)?;
     let none = Slots::new();
-    let steps: [&Step<'_>; 2] = [&|node| node::capacity(node, &none), &|node| node::marks(node, false)];
-    if carry_out(&cluster, node, &steps, PATIENCE)? {
-        log::info!("Node {node} advertises nothing of ours any more.");
+    let steps: [&Step<'_>; 2] =
+        [&|node| node::capacity(node, &none), &|node| node::label_and_taint(node, false)];
+    if apply(&cluster, node, &steps, RETRY_TIMEOUT)? {
+        log::info!("Removed the slots, the label and the taint of node {node}.");
     }
     Ok(())
 }
 
-/// What this node has to sell.
+/// Returns the slots that these pools offer.
 fn slots(pools: &Pools, name: ResourceName) -> Result<Slots, Error> {
     let slots: Slots = match name {
         ResourceName::Opaque => {
@@ -75,43 +77,45 @@ fn slots(pools: &Pools, name: ResourceName) -> Result<Slots, Error> {
     };
     if slots.values().all(|&count| count == 0) {
         match pools.contains_key(DATAPLANE) {
-            false => bail!("Dataplane pool does not exist; make it: kcm init"),
-            true => bail!("No CPU list in dataplane pool; make one: mkdir pools/{DATAPLANE}/<cpulist>"),
+            false => bail!("Dataplane pool does not exist; create it: kcm init"),
+            true => bail!("No CPU list in dataplane pool; create one: mkdir pools/{DATAPLANE}/<cpulist>"),
         }
     }
     Ok(slots.into_iter().filter(|(_, count)| *count > 0).collect())
 }
 
-fn told(slots: &Slots) -> String {
+/// Formats slots for a message: `4 kcm.intel.com/dataplane, 2 kcm.intel.com/fast`.
+fn listed(slots: &Slots) -> String {
     slots.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
 }
 
-/// What is missing of one thing on a node, as it is.
-type Step<'a> = dyn Fn(&Value) -> Option<Request> + 'a;
+/// One thing that a node should have: the request that is missing, given the node as it is.
+type Step<'a> = dyn Fn(&Node) -> Change + 'a;
 
-/// Brings the node to where no step has anything left to do. Says whether anything was.
-fn carry_out(cluster: &Cluster, name: &str, steps: &[&Step<'_>], patience: Duration) -> Result<bool, Error> {
-    let deadline = Instant::now() + patience;
-    let mut node = cluster.send(&node::get(name))?;
+/// Sends what each step misses, until none misses anything. Returns whether anything was sent.
+fn apply(cluster: &Cluster, name: &str, steps: &[&Step<'_>], retry_timeout: Duration) -> Result<bool, Error> {
+    let deadline = Instant::now() + retry_timeout;
+    let mut node = cluster.send(&node::get(name)?)?;
     let mut has_changed = false;
     for step in steps {
         let mut backoff = Backoff::new(PAUSES);
-        while let Some(request) = step(&node) {
+        while let Some(request) = step(&node)? {
             match cluster.send(&request) {
                 Ok(changed) => {
                     node = changed;
                     has_changed = true;
-                    if step(&node).is_some() {
+                    if step(&node)?.is_some() {
                         bail!(
-                            "{}: the server took the change and did not make it; is a webhook in between?",
-                            request.subject
+                            "{}: the server accepted the change and did not make it; does a webhook undo it?",
+                            request.subject()
                         );
                     }
                 }
-                // Somebody else was faster. What they did is kept.
+                // Somebody else changed the node first. That change is kept.
                 Err(failure) if failure.code() == Some(409) && Instant::now() < deadline => {
+                    log::debug!("{failure}; reading the node again");
                     std::thread::sleep(backoff.next());
-                    node = cluster.send(&node::get(name))?;
+                    node = cluster.send(&node::get(name)?)?;
                 }
                 Err(failure) => return Err(failure.into()),
             }
@@ -120,12 +124,15 @@ fn carry_out(cluster: &Cluster, name: &str, steps: &[&Step<'_>], patience: Durat
     Ok(has_changed)
 }
 
+/// Prints what would be sent. The second step is shown for the node as it is before the first one.
 fn show(cluster: &Cluster, name: &str, steps: &[&Step<'_>]) -> Result<(), Error> {
-    let node = cluster.send(&node::get(name))?;
-    let requests: Vec<String> =
-        steps.iter().filter_map(|step| step(&node)).map(|request| request.shown()).collect();
+    let node = cluster.send(&node::get(name)?)?;
+    let mut requests = Vec::new();
+    for step in steps {
+        requests.extend(step(&node)?.map(|request| request.shown()));
+    }
     if requests.is_empty() {
-        log::info!("Node {name} is as it should be.");
+        log::info!("Node {name} is up to date.");
     }
     output::print(&requests.join("---\n"))
 }
@@ -144,21 +151,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sold() {
+    fn slots_are_named_by_resource() {
         let all =
             pools(&[("dataplane", true, 4), ("fast", true, 2), ("empty", true, 0), ("infra", false, 1)]);
         assert_eq!(
-            told(&slots(&all, ResourceName::Opaque).unwrap()),
+            listed(&slots(&all, ResourceName::Opaque).unwrap()),
             "4 pod.alpha.kubernetes.io/opaque-int-resource-kcm"
         );
         assert_eq!(
-            told(&slots(&all, ResourceName::Extended).unwrap()),
+            listed(&slots(&all, ResourceName::Extended).unwrap()),
             "4 kcm.intel.com/dataplane, 2 kcm.intel.com/fast"
         );
     }
 
     #[test]
-    fn nothing_to_sell_is_what_2017_says() {
+    fn without_cpu_lists_there_are_no_slots() {
         for name in [ResourceName::Opaque, ResourceName::Extended] {
             let error = |all: &Pools| slots(all, name).unwrap_err().to_string();
             assert!(error(&pools(&[("infra", false, 1)])).starts_with("Dataplane pool does not exist"));

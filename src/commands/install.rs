@@ -55,7 +55,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
         check_unused(dir)?;
     }
     if let Some(node) = node_name_if_any(&args.node)? {
-        discover::withdraw(&node)?;
+        discover::unadvertise(&node)?;
     }
     let unit = args.systemd.join(UNIT);
     // The link that `systemctl enable` creates.

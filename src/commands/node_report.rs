@@ -18,17 +18,17 @@ use super::publish::Publisher;
 use crate::cli;
 use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
-use crate::kubernetes::objects::reports::{self, Kind};
+use crate::kubernetes::objects::reports::NodeReport;
 
 /// Prints the report, once or periodically.
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::from_env();
-    let mut publisher = Publisher::new(Kind::Node, &args.publish, args.interval)?;
+    let mut publisher = Publisher::new(&args.publish, args.interval)?;
     interval::run(args.interval, || {
         let report = report(&args.dir.conf_dir, &args.kubelet_dir, &host)?;
         print(&json_text(&report))?;
         match &mut publisher {
-            Some(publisher) => publisher.publish(&reports::node(&report)).map(|_| ()),
+            Some(publisher) => publisher.publish(&NodeReport::new(&report)?).map(|_| ()),
             None => Ok(()),
         }
     })

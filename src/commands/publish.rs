@@ -1,111 +1,105 @@
-//! Publishing a report: when it is written, and what happens while it cannot be.
+//! Publishes reports on the API server.
 //!
-//! Owns: that it is written on change or every tenth beat, the back-off from beat to beat, and that the kind is
-//! defined where it is missing. Must not know: what is in a report.
+//! Owns that a report is written when it has changed and at every tenth run, the pauses after failures, and that a
+//! missing kind is defined. Does not know what is in a report.
 
 use std::ops::RangeInclusive;
+use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Error, anyhow};
-use serde_json::Value;
 
 use super::common::cluster::connected;
 use super::common::node::node_name;
 use crate::backoff::Backoff;
 use crate::cli::{self, Repeat};
+use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::CRDS;
-use crate::kubernetes::objects::reports::{self, Kind, Target};
-use crate::kubernetes::{Cluster, Failure};
+use crate::kubernetes::objects::reports::{self, PublishedState, Report, Target};
 
-/// A report that has not changed is written again after so many beats: that shows that we live.
-const BEATS: u32 = 10;
-/// How long a request is tried; by a beat of many: the next one comes.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PATIENCE_OF_A_BEAT: Duration = Duration::from_secs(3);
-/// Between attempts over several beats.
+/// A report that has not changed is written again after this number of runs, to show that its author lives.
+const RUNS: u32 = 10;
+/// How long a request is retried.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a periodic run, which the next one follows.
+const PERIODIC_RETRY_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pauses between failed runs.
 const PAUSES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
-/// How long a kind may take from its definition until it is served.
-const ESTABLISHING: Duration = Duration::from_secs(10);
-/// How many conflicts one report is to survive, and the pauses after each: some five seconds.
+/// How long the server may take to serve a kind after its definition.
+const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pauses between checks whether it does.
+const ESTABLISH_PAUSES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(500);
+/// How many conflicts a report may have, and the pauses after them: some five seconds together.
 const CONFLICTS: u32 = 30;
 const CONFLICT_PAUSES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
 
-/// Publishes the reports of one node.
-pub(super) struct Publisher {
+/// Publishes the reports of one kind for one node.
+pub(super) struct Publisher<R> {
     target: Target,
     cluster: Option<Cluster>,
-    runs_on: bool,
-    /// What was written last, and how many beats ago.
-    published: Option<Value>,
-    beats: u32,
-    /// After trouble: the next attempt, and the pause after that.
-    not_before: Option<Instant>,
-    backoff: Backoff,
+    is_periodic: bool,
+    schedule: Schedule<R>,
 }
 
-impl Publisher {
-    /// None where nothing is to be published.
+impl<R: Report> Publisher<R> {
+    /// Returns `None` without `--publish`.
     ///
     /// # Errors
-    /// Nobody says which node this is.
-    pub(super) fn new(kind: Kind, args: &cli::Publish, repeat: Repeat) -> Result<Option<Self>, Error> {
+    /// The name of the node is not known.
+    pub(super) fn new(args: &cli::Publish, repeat: Repeat) -> Result<Option<Self>, Error> {
         if !args.publish {
             return Ok(None);
         }
-        let target = Target { kind, namespace: args.namespace.clone(), node: node_name(&args.node)? };
-        let (cluster, published, not_before) = (None, None, None);
-        let (runs_on, backoff) = (repeat != Repeat::Once, Backoff::new(PAUSES));
-        Ok(Some(Self { target, cluster, runs_on, published, beats: 0, not_before, backoff }))
+        let target = Target { namespace: args.namespace.clone(), node: node_name(&args.node)? };
+        let is_periodic = repeat != Repeat::Once;
+        Ok(Some(Self { target, cluster: None, is_periodic, schedule: Schedule::new() }))
     }
 
-    /// Writes these fields if they have changed or it is time. Says whether they were written; on a beat,
-    /// trouble is logged and tried again later.
+    /// Writes a report if it has changed or is due. Returns whether it was written. A periodic run logs a failure,
+    /// and a later one tries again.
     ///
     /// # Errors
-    /// Only where there is no next beat.
-    pub(super) fn publish(&mut self, fields: &Value) -> Result<bool, Error> {
-        self.beats = self.beats.saturating_add(1);
-        if self.published.as_ref() == Some(fields) && self.beats < BEATS {
+    /// The report cannot be written, and this is the only run.
+    pub(super) fn publish(&mut self, report: &R) -> Result<bool, Error> {
+        if !self.schedule.is_due(report) {
             return Ok(false);
         }
         let target = self.target.clone();
-        let written = self.attempt(|cluster| write(cluster, &target, fields))?.is_some();
-        if written {
-            self.published = Some(fields.clone());
-            self.beats = 0;
+        let is_written = self.attempt(|cluster| write(cluster, &target, report))?.is_some();
+        if is_written {
+            self.schedule.written(report);
         }
-        Ok(written)
+        Ok(is_written)
     }
 
-    /// What is published now: Some(None) where nothing is; None where that cannot be had at this beat.
+    /// Returns the published state, the default one if nothing is published yet; `None` if this run cannot read it.
     ///
     /// # Errors
     /// As for [`Self::publish`].
-    pub(super) fn stored(&mut self) -> Result<Option<Option<Value>>, Error> {
-        let request = self.target.get();
+    pub(super) fn fetch(&mut self) -> Result<Option<PublishedState>, Error> {
+        let request = reports::get_state(&self.target)?;
         self.attempt(|cluster| match cluster.send(&request) {
-            Ok(object) => Ok(Some(object)),
-            Err(failure) if failure.code() == Some(404) => Ok(None),
+            Ok(state) => Ok(state),
+            Err(failure) if failure.code() == Some(404) => Ok(PublishedState::default()),
             Err(failure) => Err(failure.into()),
         })
     }
 
+    /// Runs `work`, unless the last failure is too recent. Returns `None` if it did not run, or failed in a periodic
+    /// run.
     fn attempt<T>(&mut self, work: impl FnOnce(&Cluster) -> Result<T, Error>) -> Result<Option<T>, Error> {
-        if self.not_before.is_some_and(|time| Instant::now() < time) {
+        if self.schedule.is_paused() {
             return Ok(None);
         }
-        let patience = if self.runs_on { PATIENCE_OF_A_BEAT } else { PATIENCE };
-        let done = connected(&mut self.cluster, patience).and_then(work);
-        match done {
+        let retry_timeout = if self.is_periodic { PERIODIC_RETRY_TIMEOUT } else { RETRY_TIMEOUT };
+        match connected(&mut self.cluster, retry_timeout).and_then(work) {
             Ok(done) => {
-                self.not_before = None;
-                self.backoff.reset();
+                self.schedule.succeeded();
                 Ok(Some(done))
             }
-            Err(error) if self.runs_on => {
-                let pause = self.backoff.next();
+            Err(error) if self.is_periodic => {
+                let pause = self.schedule.failed();
                 log::error!("{error:#}; not published, next attempt in {:.1} s", pause.as_secs_f64());
-                self.not_before = Some(Instant::now() + pause);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -113,58 +107,156 @@ impl Publisher {
     }
 }
 
-fn write(cluster: &Cluster, target: &Target, fields: &Value) -> Result<(), Error> {
-    let request = target.apply(fields, &now());
-    let (mut deadline, mut conflicts, mut backoff) = (None, 0, Backoff::new(CONFLICT_PAUSES));
+/// When a report is written.
+struct Schedule<R> {
+    /// The report that was written last.
+    written: Option<R>,
+    /// The number of runs since then.
+    runs: u32,
+    not_before: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl<R: Clone + PartialEq> Schedule<R> {
+    fn new() -> Self {
+        Self { written: None, runs: 0, not_before: None, backoff: Backoff::new(PAUSES) }
+    }
+
+    /// Counts a run, and returns whether its report has to be written.
+    fn is_due(&mut self, report: &R) -> bool {
+        self.runs = self.runs.saturating_add(1);
+        self.written.as_ref() != Some(report) || self.runs >= RUNS
+    }
+
+    fn written(&mut self, report: &R) {
+        self.written = Some(report.clone());
+        self.runs = 0;
+    }
+
+    /// Whether the last attempt failed so recently that there should be no other one yet.
+    fn is_paused(&self) -> bool {
+        self.not_before.is_some_and(|time| Instant::now() < time)
+    }
+
+    fn succeeded(&mut self) {
+        self.not_before = None;
+        self.backoff.reset();
+    }
+
+    /// Returns the pause before the next attempt.
+    fn failed(&mut self) -> Duration {
+        let pause = self.backoff.next();
+        self.not_before = Some(Instant::now() + pause);
+        pause
+    }
+}
+
+fn write<R: Report>(cluster: &Cluster, target: &Target, report: &R) -> Result<(), Error> {
+    let request = reports::publish(target, report, &timestamp(SystemTime::now()))?;
+    let (mut deadline, mut conflicts) = (None, 0);
+    let (mut establish_pauses, mut conflict_pauses) =
+        (Backoff::new(ESTABLISH_PAUSES), Backoff::new(CONFLICT_PAUSES));
     loop {
         match cluster.send(&request) {
-            Err(Failure::Refused { code: 404, reason: None, .. }) => {
-                // The server knows no such kind, or not yet.
+            // The server does not know the kind, or does not serve it yet.
+            Err(failure) if failure.is_unknown_kind() => {
                 match deadline {
-                    None => define(cluster, target.kind)?,
-                    Some(deadline) if Instant::now() < deadline => {
-                        std::thread::sleep(Duration::from_millis(100))
-                    }
+                    None => define::<R>(cluster)?,
+                    Some(deadline) if Instant::now() < deadline => sleep(establish_pauses.next()),
                     Some(_) => {
-                        return Err(anyhow!("{}: defined, and not served; look at the CRD", request.subject));
+                        return Err(anyhow!(
+                            "{}: its kind is defined, but not served; check the CRD",
+                            request.subject()
+                        ));
                     }
                 }
-                deadline.get_or_insert(Instant::now() + ESTABLISHING);
+                deadline.get_or_insert_with(|| Instant::now() + ESTABLISH_TIMEOUT);
             }
-            // Others apply the same object at the same time. Of ours nothing depends on theirs.
+            // Others apply the same object at the same time. Our fields do not depend on theirs.
             Err(failure) if failure.code() == Some(409) && conflicts < CONFLICTS => {
                 conflicts += 1;
-                std::thread::sleep(backoff.next());
+                sleep(conflict_pauses.next());
             }
             sent => return Ok(sent.map(|_| ())?),
         }
     }
 }
 
-/// Makes the definition of a kind, and waits until the server has taken it up.
-fn define(cluster: &Cluster, kind: Kind) -> Result<(), Error> {
-    let request = reports::apply_definition(kind);
+/// Defines a kind, and waits until the server serves it.
+fn define<R: Report>(cluster: &Cluster) -> Result<(), Error> {
+    let request = reports::apply_definition::<R>()?;
     let mut definition = cluster.send(&request).map_err(|failure| match failure.code() {
         Some(403) => anyhow!(
-            "{}: it is missing, and may not be made from here (403 Forbidden); kubectl apply -f {CRDS}",
-            request.subject
+            "{} is missing, and the server does not let us create it (403 Forbidden); kubectl apply -f {CRDS}",
+            request.subject()
         ),
-        _ => failure.into(),
+        _ => Error::from(failure),
     })?;
-    log::info!("{}: made.", request.subject);
-    let deadline = Instant::now() + ESTABLISHING;
+    log::info!("Created {}.", request.subject());
+    let deadline = Instant::now() + ESTABLISH_TIMEOUT;
+    let mut pauses = Backoff::new(ESTABLISH_PAUSES);
     while !reports::is_established(&definition) {
         if Instant::now() > deadline {
-            return Err(anyhow!("{}: not established; look at its conditions", request.subject));
+            return Err(anyhow!("{}: not established; check its conditions", request.subject()));
         }
-        std::thread::sleep(Duration::from_millis(50));
-        definition = cluster.send(&reports::get_definition(kind))?;
+        sleep(pauses.next());
+        definition = cluster.send(&reports::get_definition::<R>()?)?;
     }
     Ok(())
 }
 
-/// The time as in 2017: UTC, microseconds, no zone.
-fn now() -> String {
-    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+/// Formats a time as the legacy reports have it: UTC, with microseconds, without a time zone.
+fn timestamp(time: SystemTime) -> String {
+    let time = humantime::format_rfc3339_micros(time).to_string();
     time.trim_end_matches('Z').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_report_is_written_at_every_tenth_run() {
+        let mut schedule = Schedule::new();
+        let runs = 21;
+        let written: Vec<u32> = (0..runs)
+            .filter(|_| {
+                let is_due = schedule.is_due(&"same");
+                if is_due {
+                    schedule.written(&"same");
+                }
+                is_due
+            })
+            .collect();
+        assert_eq!(written, [0, 10, 20]);
+    }
+
+    #[test]
+    fn a_changed_report_is_written_at_once() {
+        let mut schedule = Schedule::new();
+        schedule.written(&1);
+        assert!(!schedule.is_due(&1));
+        assert!(schedule.is_due(&2));
+        // It could not be written, so it stays due.
+        assert!(schedule.is_due(&2));
+    }
+
+    #[test]
+    fn failures_pause_the_attempts_until_one_succeeds() {
+        let mut schedule = Schedule::<()>::new();
+        assert!(!schedule.is_paused());
+        let first = schedule.failed();
+        assert!(schedule.is_paused());
+        assert!(first <= *PAUSES.start() * 3 / 2, "{first:?}");
+        assert!(schedule.failed() > *PAUSES.start() / 2 * 3 / 2, "the pause grows");
+        schedule.succeeded();
+        assert!(!schedule.is_paused());
+        assert!(schedule.failed() <= *PAUSES.start() * 3 / 2);
+    }
+
+    #[test]
+    fn a_timestamp_has_the_legacy_form() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_micros(1_484_265_308_735_918);
+        assert_eq!(timestamp(time), "2017-01-12T23:55:08.735918");
+    }
 }

@@ -15,15 +15,15 @@ use kcm_mount::affinity;
 use kcm_mount::daemon;
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::common::{interval, output};
 use super::publish::Publisher;
-use super::reclaims::{self, Reclaims};
+use super::reclaims::Reclaims;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
-use crate::kubernetes::objects::reports::Kind;
+use crate::kubernetes::objects::reports::Reclaim;
 
 /// A task may be on its way: from its mask to its claim, or from its claim to its mask. So often, and after so
 /// long, a stray is looked at again.
@@ -86,7 +86,7 @@ struct Done {
     /// As it was printed.
     report: Value,
     /// The reclaims that it tells of, with their times.
-    reclaimed: Vec<Value>,
+    reclaimed: Vec<Reclaim>,
     repaired: Result<(), Error>,
 }
 
@@ -94,7 +94,7 @@ struct Done {
 pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let host = Host::from_env();
     let mut told = Vec::new();
-    let publisher = Publisher::new(Kind::Reconcile, &args.publish, args.interval)?;
+    let publisher = Publisher::new(&args.publish, args.interval)?;
     let mut reclaims = publisher.map(Reclaims::new);
     interval::run(args.interval, || {
         let dir = ConfDir::open(&args.dir.conf_dir)?;
@@ -134,7 +134,7 @@ fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<Stri
                 if !told.iter().any(|told| told == line) {
                     lists.push(reclaimed);
                 }
-                dated.push(reclaims::dated(&serde_json::from_str(line)?));
+                dated.push(serde_json::from_str(line)?);
             }
             Line::Dropped { dropped } => {
                 log::warn!(
@@ -156,7 +156,13 @@ fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Done, Err
     let reclaimed = reclaim(dir, host)?;
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
     let time = daemon::timestamp();
-    let date = |Reclaimed { cpus, pid, pool }: &Reclaimed| json!({ "time": time, "cpus": cpus, "pid": pid, "pool": pool });
+    let date = |Reclaimed { cpus, pid, pool }: &Reclaimed| Reclaim {
+        seq: None,
+        time: time.clone(),
+        cpus: cpus.clone(),
+        pid: (*pid).into(),
+        pool: pool.clone(),
+    };
     let dated = reclaimed.iter().map(date).collect();
     Ok(Done { report: print(mismatched, reclaimed)?, reclaimed: dated, repaired })
 }

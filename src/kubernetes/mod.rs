@@ -1,10 +1,14 @@
-//! What kcm asks of a Kubernetes API server.
+//! Access to a Kubernetes API server.
 //!
-//! `objects` builds every request and object, purely; `client` sends them. Must not know: configuration
-//! directories, the machine, or what was typed. tokio and TLS live in `client` alone, and start with the first
-//! request: no other command pays for them.
+//! `objects` builds every request and object without I/O; `client` sends requests and retries them; `failure` says
+//! what went wrong, without secrets. Does not know configuration directories, the machine or the command line.
+//!
+//! The network stack (tokio, hyper, TLS) starts with `Cluster::find`; commands that do not talk to a cluster do not
+//! pay for it.
 
 mod client;
+mod failure;
 pub(crate) mod objects;
 
-pub(crate) use client::{Cluster, Failure, Notify, Sender, interrupted, sleep, timeout};
+pub(crate) use client::{Client, Cluster, interrupted};
+pub(crate) use failure::Failure;

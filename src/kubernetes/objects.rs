@@ -1,6 +1,7 @@
-//! Every request and object that kcm sends to an API server, built from plain values.
+//! Every request and object that kcm sends to an API server, built without I/O.
 //!
-//! Owns: paths, kinds, names and patches. Must not know: how they are sent, or what came of it.
+//! Owns which objects there are, their names and contents, and how a request is shown. Paths, queries and encodings
+//! come from kube. Does not know how requests are sent, or what the answers are used for.
 
 #[cfg(test)]
 mod deploy;
@@ -10,93 +11,93 @@ pub(crate) mod node;
 pub(crate) mod pods;
 pub(crate) mod reports;
 
+use std::marker::PhantomData;
+
+use kube::core::params::PatchParams;
+use serde::Serialize;
 use serde_json::Value;
 
-/// Our API group.
+/// The API group of kcm.
 pub(crate) const GROUP: &str = "kcm.intel.com";
-/// Whose fields ours are, in server-side apply.
-const MANAGER: &str = "kcm";
 
-/// How an object is asked for or changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Method {
-    Get,
-    Create,
-    /// RFC 6902.
-    JsonPatch,
-    /// RFC 7386.
-    MergePatch,
-    /// Server-side apply: made where it is missing; of what is there, our fields are replaced.
-    Apply,
+/// Parameters of a server-side apply: it creates a missing object, and replaces our fields of an existing one.
+fn apply() -> PatchParams {
+    PatchParams::apply("kcm").force()
 }
 
-impl Method {
-    pub(crate) fn verb(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Create => "POST",
-            Self::JsonPatch | Self::MergePatch | Self::Apply => "PATCH",
-        }
-    }
-
-    pub(crate) fn content_type(self) -> Option<&'static str> {
-        match self {
-            Self::Get => None,
-            Self::Create => Some("application/json"),
-            Self::JsonPatch => Some("application/json-patch+json"),
-            Self::MergePatch => Some("application/merge-patch+json"),
-            // JSON is YAML.
-            Self::Apply => Some("application/apply-patch+yaml"),
-        }
-    }
+/// A request whose answer is a `T`.
+#[derive(Clone, Debug)]
+pub(crate) struct Request<T> {
+    http: http::Request<Vec<u8>>,
+    subject: String,
+    manifest: &'static str,
+    answer: PhantomData<fn() -> T>,
 }
 
-/// One request.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Request {
-    pub(crate) method: Method,
-    /// With the query.
-    pub(crate) path: String,
-    pub(crate) body: Option<Value>,
-    /// What it is about, for people: `node n1`.
-    pub(crate) subject: String,
-    /// The manifest that gives the right to it.
-    pub(crate) manifest: &'static str,
-}
+/// A request, unless a name cannot be part of one.
+pub(crate) type Built<T> = Result<Request<T>, kube::core::request::Error>;
 
-impl Request {
-    fn get(path: String, subject: String) -> Self {
-        Self { method: Method::Get, path, body: None, subject, manifest: RBAC }
+impl<T> Request<T> {
+    /// `subject`: the object of the request, for people, such as `node n1`.
+    fn new(http: http::Request<Vec<u8>>, subject: String) -> Self {
+        Self { http, subject, manifest: RBAC, answer: PhantomData }
     }
 
-    fn with(method: Method, path: String, body: Value, subject: String) -> Self {
-        Self { method, path, body: Some(body), subject, manifest: RBAC }
+    /// Names another manifest that grants the right to make the request.
+    fn granted_by(self, manifest: &'static str) -> Self {
+        Self { manifest, ..self }
     }
 
-    fn apply(path: &str, body: Value, subject: String) -> Self {
-        Self::with(Method::Apply, format!("{path}?fieldManager={MANAGER}&force=true"), body, subject)
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 
-    /// As `--dry-run` shows it: a comment that says where it goes, and the body as YAML.
+    pub(super) fn manifest(&self) -> &'static str {
+        self.manifest
+    }
+
+    /// Returns what is sent.
+    pub(super) fn http(&self) -> http::Request<Vec<u8>> {
+        self.http.clone()
+    }
+
+    pub(super) fn method(&self) -> &str {
+        self.http.method().as_str()
+    }
+
+    /// Returns the path with the query, without the empty parameters that kube leaves in it.
+    pub(super) fn path(&self) -> String {
+        self.http.uri().to_string().replace("?&", "?").trim_end_matches('?').to_owned()
+    }
+
+    #[cfg(test)]
+    fn body(&self) -> Value {
+        serde_json::from_slice(self.http.body()).unwrap_or_default()
+    }
+
+    /// Returns the request as `--dry-run` shows it: a comment with the method and path, and the body as YAML.
     pub(crate) fn shown(&self) -> String {
-        let kind = self.method.content_type().map(|kind| format!(" ({kind})")).unwrap_or_default();
-        let body = self.body.as_ref().map(yaml).unwrap_or_default();
-        format!("# {} {}{kind}\n{body}", self.method.verb(), self.path)
+        let kind = self.http.headers().get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let kind = kind.map(|kind| format!(" ({kind})")).unwrap_or_default();
+        let body =
+            serde_json::from_slice(self.http.body()).map(|body: Value| yaml(&body)).unwrap_or_default();
+        format!("# {} {}{kind}\n{body}", self.method(), self.path())
     }
 }
 
-/// The manifests that errors name.
+/// The manifests that messages name.
 pub(crate) const RBAC: &str = "deploy/rbac.yaml";
 pub(crate) const CRDS: &str = "deploy/crds.yaml";
 
-/// A value as YAML, keys in order of their names.
-pub(crate) fn yaml(value: &Value) -> String {
-    // Fails for nothing that JSON can say.
-    serde_saphyr::to_string(value).unwrap_or_default()
+/// Formats an object as YAML, with its fields in alphabetical order.
+pub(crate) fn yaml(object: &impl Serialize) -> String {
+    // Both steps succeed for an object that is valid JSON, and all our objects are.
+    let object = serde_json::to_value(object).unwrap_or_default();
+    serde_saphyr::to_string(&object).unwrap_or_default()
 }
 
-/// Several objects as one YAML stream.
-pub(crate) fn yaml_stream<'a>(objects: impl IntoIterator<Item = &'a Value>) -> String {
+/// Formats several objects as one YAML stream.
+pub(crate) fn yaml_stream<'a>(objects: impl IntoIterator<Item = &'a (impl Serialize + 'a)>) -> String {
     objects.into_iter().map(yaml).collect::<Vec<_>>().join("---\n")
 }
 
@@ -106,7 +107,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn yaml_means_what_the_json_means() {
+    fn yaml_has_the_meaning_of_the_json() {
         let value = json!({
             "a": ["true", "1", "no", "x: y", "# c", "", "null", "~", "1e3", "0x1", "- a", "2017-01-12"],
             "b": { "c": {}, "d": [], "e": [[1], [{ "f": null, "g": true }]], "4,12": 1 },

@@ -1,27 +1,39 @@
 //! The manifests in `deploy/`, made of the same parts as the program's requests.
 //!
-//! They are in the repository so that they can be read and applied; a test compares them with what is made here.
-//! How they are written anew is said in `golden`.
+//! Owns their contents and comments. They are committed, so that they can be read and applied; a test compares them
+//! with what is made here, and `golden` says how to write them again. Does not know what a cluster does with them.
 
 use std::fmt::Write as _;
 
-use serde_json::{Value, json};
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, Namespace, Pod, PodSpec, PodTemplateSpec, ResourceRequirements, SecurityContext,
+    ServiceAccount, Toleration, VolumeMount,
+};
+use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::core::ObjectMeta;
+use serde_json::json;
 
-use super::golden::is_as_committed;
-use super::pods::{KUBELET, answers, kubelet_mount, plain_container};
-use super::reports::{Kind, definition};
+use super::golden::assert_committed;
+use super::pods::{
+    KUBELET, any_taint, host_path, kubelet_mount, mount_probe, plain_container, privileged, volume_mount,
+};
+use super::reports::{NodeReport, ReconcileReport, definition};
 use super::{GROUP, yaml, yaml_stream};
 
 const NAMESPACE: &str = "kcm-system";
 const IMAGE: &str = "kcm";
-/// That of 2017. Left out, it would be `Always` for `kcm:latest`, which is in no registry.
+/// Without it, the policy of `kcm:latest` would be `Always`, and no registry has that image.
 const PULL_POLICY: &str = "IfNotPresent";
-/// Shared with the pods of users: the parent of the mount point, so that a mount made anew reaches them.
+/// Shared with the pods of users: the parent of the mount point, so that a later mount reaches them.
 const SHARED: &str = "/run/kcm";
 const CONF_DIR: &str = "/run/kcm/conf";
 const STATE_DIR: &str = "/var/lib/kcm";
 
-/// What a service account may do, and why.
+/// A right of a service account, and why it needs it.
 struct Rule {
     why: &'static str,
     group: &'static str,
@@ -31,25 +43,25 @@ struct Rule {
 
 const NODE_RULES: [Rule; 4] = [
     Rule {
-        why: "discover reads its node, and gives it the label and the taint",
+        why: "discover reads its node, and sets the label and the taint",
         group: "",
         resource: "nodes",
         verbs: &["get", "patch"],
     },
     Rule {
-        why: "discover sets the node's capacity, which only this way can be set",
+        why: "discover sets the node's capacity, which is part of its status",
         group: "",
         resource: "nodes/status",
         verbs: &["patch"],
     },
     Rule {
-        why: "node-report publishes by server-side apply, which makes what is missing",
+        why: "node-report publishes by server-side apply, which creates a missing object",
         group: GROUP,
         resource: "nodereports",
         verbs: &["create", "patch"],
     },
     Rule {
-        why: "reconcile does the same, and reads first how far it has told",
+        why: "reconcile does the same, after it has read which reclaims are published",
         group: GROUP,
         resource: "reconcilereports",
         verbs: &["create", "get", "patch"],
@@ -58,13 +70,13 @@ const NODE_RULES: [Rule; 4] = [
 
 const CLUSTER_INIT_RULES: [Rule; 3] = [
     Rule {
-        why: "cluster-init checks that the nodes exist, or takes all of them",
+        why: "cluster-init checks that the nodes exist, or prepares all of them",
         group: "",
         resource: "nodes",
         verbs: &["list"],
     },
     Rule {
-        why: "cluster-init makes pods, looks at those that are there already, and waits for them",
+        why: "cluster-init creates pods, compares existing ones, and waits for them",
         group: "",
         resource: "pods",
         verbs: &["create", "get", "list", "watch"],
@@ -77,19 +89,28 @@ const CLUSTER_INIT_RULES: [Rule; 3] = [
     },
 ];
 
-fn metadata(name: &str) -> Value {
-    json!({ "name": name, "namespace": NAMESPACE, "labels": { "app.kubernetes.io/name": "kcm" } })
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), ..Default::default() }
+}
+
+fn labelled() -> ObjectMeta {
+    let labels = [("app.kubernetes.io/name".to_owned(), "kcm".to_owned())];
+    ObjectMeta { labels: Some(labels.into()), ..Default::default() }
+}
+
+fn metadata(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), namespace: Some(NAMESPACE.into()), ..labelled() }
 }
 
 fn header(text: &str) -> String {
-    let generated = "# Made by src/kubernetes/objects/deploy.rs; see there for how to make it anew.\n";
+    let generated = "# Generated from src/kubernetes/objects/deploy.rs; that file says how to do it again.\n";
     let text: String = text.lines().map(|line| format!("# {line}\n")).collect();
     text + generated
 }
 
-/// A role with a comment at each rule, its service account, and what binds the two.
+/// Returns a role with a comment at each rule, its service account, and the binding of the two.
 fn account(name: &str, rules: &[Rule]) -> String {
-    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(name) });
+    let account = ServiceAccount { metadata: metadata(name), ..Default::default() };
     let mut role = yaml(&json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
@@ -97,28 +118,38 @@ fn account(name: &str, rules: &[Rule]) -> String {
     }));
     role.push_str("rules:\n");
     for Rule { why, group, resource, verbs } in rules {
-        let rule = yaml(&json!([{ "apiGroups": [group], "resources": [resource], "verbs": verbs }]));
-        let _ = write!(role, "# {why}.\n{rule}");
+        let rule = PolicyRule {
+            api_groups: Some(vec![(*group).into()]),
+            resources: Some(vec![(*resource).into()]),
+            verbs: verbs.iter().map(|verb| (*verb).into()).collect(),
+            ..Default::default()
+        };
+        let _ = write!(role, "# {why}.\n{}", yaml(&[rule]));
     }
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": { "name": name },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
-        "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }],
-    });
+    let binding = ClusterRoleBinding {
+        metadata: named(name),
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".into(),
+            kind: "ClusterRole".into(),
+            name: name.into(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".into(),
+            name: name.into(),
+            namespace: Some(NAMESPACE.into()),
+            ..Default::default()
+        }]),
+    };
     [yaml(&account), role, yaml(&binding)].join("---\n")
 }
 
 fn rbac() -> String {
-    let namespace = json!({
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": { "name": NAMESPACE, "labels": { "pod-security.kubernetes.io/enforce": "privileged" } },
-    });
-    let text = "The namespace, and for each service account one role: what kcm sends, and nothing besides.\n\
-                The kinds are defined by crds.yaml, so nobody here may define any.\n\
-                kcm-node: for the DaemonSet, and the pods of cluster-init. kcm-cluster-init: for that command.";
+    let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "privileged".to_owned())];
+    let metadata = ObjectMeta { labels: Some(labels.into()), ..named(NAMESPACE) };
+    let namespace = Namespace { metadata, ..Default::default() };
+    let text = "The namespace, and one role for each service account: the requests that kcm sends, and nothing else.\n\
+                crds.yaml defines the kinds, so nobody here has the right to define any.\n\
+                kcm-node is for the DaemonSet and for the pods of cluster-init, kcm-cluster-init for that command.";
     let parts = [
         yaml(&namespace),
         account("kcm-node", &NODE_RULES),
@@ -129,84 +160,95 @@ fn rbac() -> String {
 
 fn crds() -> String {
     let text = "The kinds NodeReport (kubectl get nr) and ReconcileReport (kubectl get rr).";
-    header(text) + &yaml_stream(&Kind::ALL.map(definition))
+    let definitions = [definition::<NodeReport>().unwrap(), definition::<ReconcileReport>().unwrap()];
+    header(text) + &yaml_stream(&definitions)
 }
 
-fn shared_mount(propagation: &str) -> Value {
-    json!({ "name": "shared", "mountPath": SHARED, "mountPropagation": propagation })
+fn shared_mount(propagation: &str) -> VolumeMount {
+    VolumeMount { mount_propagation: Some(propagation.into()), ..volume_mount("shared", SHARED) }
 }
 
-fn host_path(name: &str, path: &str, kind: &str) -> Value {
-    json!({ "name": name, "hostPath": { "path": path, "type": kind } })
+fn requests(memory: &str) -> ResourceRequirements {
+    let requests = [("cpu", "10m"), ("memory", memory)];
+    let requests = requests.map(|(name, quantity)| (name.to_owned(), Quantity(quantity.into())));
+    ResourceRequirements { requests: Some(requests.into()), ..Default::default() }
 }
 
 fn daemon_set() -> String {
     let conf_dir = format!("--conf-dir={CONF_DIR}");
-    let plain = |name: &str, words: &[&str], more: Vec<Value>| {
-        let args: Vec<&str> = words.iter().copied().chain([conf_dir.as_str()]).collect();
+    let plain = |name: &str, words: &[&str], more: Vec<VolumeMount>| {
+        let args = words.iter().copied().chain([conf_dir.as_str()]).map(String::from).collect();
         let mounts = [vec![shared_mount("HostToContainer")], more].concat();
-        let mut container = plain_container(name, IMAGE, json!(args), mounts);
-        container["imagePullPolicy"] = PULL_POLICY.into();
-        container["resources"] = json!({ "requests": { "cpu": "10m", "memory": "16Mi" } });
-        container
+        Container {
+            image_pull_policy: Some(PULL_POLICY.into()),
+            resources: Some(requests("16Mi")),
+            ..plain_container(name, IMAGE, args, mounts)
+        }
     };
-    let mount = json!({
-        "name": "mount",
-        "image": IMAGE,
-        "imagePullPolicy": PULL_POLICY,
-        "args": ["mount", "--foreground", conf_dir, format!("--state-dir={STATE_DIR}")],
-        // It runs beside the others to the end: what comes below waits until the mount answers.
-        "restartPolicy": "Always",
-        "startupProbe": answers(CONF_DIR, 2),
-        // A mount that the node is to see, and CPU masks of everybody.
-        "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
-        "resources": { "requests": { "cpu": "10m", "memory": "32Mi" } },
-        "volumeMounts": [
+    let state_dir = format!("--state-dir={STATE_DIR}");
+    let mount = Container {
+        name: "mount".into(),
+        image: Some(IMAGE.into()),
+        image_pull_policy: Some(PULL_POLICY.into()),
+        args: Some(vec!["mount".into(), "--foreground".into(), conf_dir.clone(), state_dir]),
+        // A sidecar: it keeps running, and the next container waits until the mount answers.
+        restart_policy: Some("Always".into()),
+        startup_probe: Some(mount_probe(CONF_DIR, 2)),
+        security_context: Some(privileged()),
+        resources: Some(requests("32Mi")),
+        volume_mounts: Some(vec![
             shared_mount("Bidirectional"),
-            { "name": "state", "mountPath": STATE_DIR },
-            { "name": "fuse", "mountPath": "/dev/fuse" },
-        ],
-    });
+            volume_mount("state", STATE_DIR),
+            volume_mount("fuse", "/dev/fuse"),
+        ]),
+        ..Default::default()
+    };
     let init = plain("init", &["init", "--num-dp-cores=4", "--num-cp-cores=1"], Vec::new());
     let every = "--interval=60";
-    let containers = [
+    let containers = vec![
         plain("reconcile", &["reconcile", "--publish", every], Vec::new()),
         plain("node-report", &["node-report", "--publish", every], vec![kubelet_mount()]),
         plain("discover", &["discover", "--resource-name=extended", every], Vec::new()),
     ];
-    let spec = json!({
-        "serviceAccountName": "kcm-node",
-        // Claims name the node's processes.
-        "hostPID": true,
-        "priorityClassName": "system-node-critical",
-        "tolerations": [{ "operator": "Exists" }],
-        "terminationGracePeriodSeconds": 30,
-        "initContainers": [mount, init],
-        "containers": containers,
-        "volumes": [
+    let spec = PodSpec {
+        service_account_name: Some("kcm-node".into()),
+        // Claims name processes of the node.
+        host_pid: Some(true),
+        priority_class_name: Some("system-node-critical".into()),
+        tolerations: Some(vec![any_taint()]),
+        termination_grace_period_seconds: Some(30),
+        init_containers: Some(vec![mount, init]),
+        containers,
+        volumes: Some(vec![
             host_path("shared", SHARED, "DirectoryOrCreate"),
             host_path("state", STATE_DIR, "DirectoryOrCreate"),
             host_path("fuse", "/dev/fuse", "CharDevice"),
             host_path("kubelet", KUBELET, "DirectoryOrCreate"),
-        ],
-    });
-    let object = json!({
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": metadata("kcm"),
-        "spec": {
-            "selector": { "matchLabels": { "app.kubernetes.io/name": "kcm" } },
-            "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
-            "template": { "metadata": { "labels": { "app.kubernetes.io/name": "kcm" } }, "spec": spec },
-        },
-    });
-    let text = "kcm on every node. The mount is served by the container `mount`, the only privileged one: the node is to\n\
-                see what it mounts (Bidirectional), which Kubernetes allows to no other, and it sets the CPU masks of\n\
-                everybody. The others have no capability, can gain none, and cannot write to the image. All are root,\n\
-                because what they read belongs to root, and see the node's processes, because claims name those.\n\
-                `mount` is a sidecar (an init container that runs on; Kubernetes 1.29), because init, an ordinary init\n\
-                container, must find the mount answering. What is shared with the node is the parent of the mount\n\
-                point. How many cores the pools get is said at init; docs/kubernetes.md tells the rest.";
+        ]),
+        ..Default::default()
+    };
+    let rolling = RollingUpdateDaemonSet { max_unavailable: Some(IntOrString::Int(1)), ..Default::default() };
+    let object = DaemonSet {
+        metadata: metadata("kcm"),
+        spec: Some(DaemonSetSpec {
+            selector: LabelSelector { match_labels: labelled().labels, ..Default::default() },
+            update_strategy: Some(DaemonSetUpdateStrategy {
+                type_: Some("RollingUpdate".into()),
+                rolling_update: Some(rolling),
+            }),
+            template: PodTemplateSpec { metadata: Some(labelled()), spec: Some(spec) },
+            ..Default::default()
+        }),
+        status: None,
+    };
+    let text = "kcm on every node. The container `mount` serves the mount. It is the only privileged one: its mount has to\n\
+                reach the node (Bidirectional), which Kubernetes allows only to privileged containers, and it sets the CPU\n\
+                masks of all processes. The others have no capability, cannot gain one, and cannot write to the image. All\n\
+                are root, because the files that they read belong to root, and share the node's PID namespace, because\n\
+                claims name processes of the node.\n\
+                `mount` is a sidecar (an init container that keeps running; Kubernetes 1.29), because init, an ordinary\n\
+                init container, needs the mount. The parent of the mount point is shared with the node. The arguments of\n\
+                init say how many cores the pools get; docs/kubernetes.md explains the rest.";
     header(text) + &yaml(&object)
 }
 
@@ -217,37 +259,44 @@ fn kustomization() -> String {
         "resources": ["rbac.yaml", "crds.yaml", "daemonset.yaml"],
         "images": [{ "name": IMAGE, "newName": IMAGE, "newTag": "latest" }],
     });
-    header("kubectl apply -k deploy; put the name of your image here.") + &yaml(&object)
+    header("kubectl apply -k deploy; set newName and newTag to your image.") + &yaml(&object)
 }
 
 fn example_pod() -> String {
     let line = "echo $$ > /run/kcm/conf/pools/dataplane/tasks || { cat /run/kcm/conf/self/last_error; exit 1; }\n\
                 echo \"my CPUs: $(cat /run/kcm/conf/self/cpus)\"\n\
                 exec sleep infinity\n";
-    let pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": "kcm-example" },
-        "spec": {
-            "restartPolicy": "Never",
-            "tolerations": [{ "key": "kcm", "value": "true", "effect": "NoSchedule" }],
-            "containers": [{
-                "name": "example",
-                "image": "busybox",
-                "command": ["sh", "-c", line],
-                "resources": { "limits": { "kcm.intel.com/dataplane": "1" } },
-                "securityContext": {
-                    "allowPrivilegeEscalation": false,
-                    "capabilities": { "drop": ["ALL"] },
-                },
-                "volumeMounts": [shared_mount("HostToContainer")],
-            }],
-            "volumes": [host_path("shared", SHARED, "Directory")],
-        },
-    });
-    let text = "A pod that claims one exclusive CPU list, without privilege and without the host's PIDs: the PID that\n\
-                it writes is its own. `kcm isolate --conf-dir=/run/kcm/conf --pool=dataplane -- program` does the\n\
-                same where the image has kcm.";
+    let limits = [("kcm.intel.com/dataplane".to_owned(), Quantity("1".into()))];
+    let container = Container {
+        name: "example".into(),
+        image: Some("busybox".into()),
+        command: Some(vec!["sh".into(), "-c".into(), line.into()]),
+        resources: Some(ResourceRequirements { limits: Some(limits.into()), ..Default::default() }),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
+            ..Default::default()
+        }),
+        volume_mounts: Some(vec![shared_mount("HostToContainer")]),
+        ..Default::default()
+    };
+    let ours = Toleration {
+        key: Some("kcm".into()),
+        value: Some("true".into()),
+        effect: Some("NoSchedule".into()),
+        ..Default::default()
+    };
+    let spec = PodSpec {
+        restart_policy: Some("Never".into()),
+        tolerations: Some(vec![ours]),
+        containers: vec![container],
+        volumes: Some(vec![host_path("shared", SHARED, "Directory")]),
+        ..Default::default()
+    };
+    let pod = Pod { metadata: named("kcm-example"), spec: Some(spec), status: None };
+    let text = "A pod that claims one exclusive CPU list, without privilege and without the node's PID namespace: the PID\n\
+                that it writes is the one that it sees. If the image has kcm, this does the same:\n\
+                kcm isolate --conf-dir=/run/kcm/conf --pool=dataplane -- program";
     header(text) + &yaml(&pod)
 }
 
@@ -262,8 +311,8 @@ fn files() -> [(&'static str, String); 5] {
 }
 
 #[test]
-fn the_manifests_are_what_the_program_is_made_of() {
+fn the_manifests_are_as_committed() {
     for (name, text) in files() {
-        is_as_committed(&format!("deploy/{name}"), &text);
+        assert_committed(&format!("deploy/{name}"), &text);
     }
 }

@@ -1,35 +1,46 @@
-//! Every request that kcm sends, beside the committed one.
+//! Compares every request that kcm sends with a committed file.
 //!
-//! What is compared is what `--dry-run` shows: where a request goes, and its body as YAML. `KCM_WRITE_GOLDEN=1 cargo
-//! test --bin kcm objects` writes the files anew, those in `deploy/` too.
+//! Owns the examples. A request is compared as `--dry-run` shows it: its method, path and body.
+//! `KCM_WRITE_GOLDEN=1 cargo test --bin kcm objects` writes the files, those in `deploy/` too. Does not know how
+//! requests are sent.
 
 use std::path::Path;
 
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-use super::Request;
-use super::node::{self, OPAQUE, Slots, extended};
+use super::node::{self, Change, OPAQUE, Slots, extended};
 use super::pods::{self, Command, Plan};
-use super::reports::{self, Kind, Target};
+use super::reports::{self, NodeReport, PublishedState, ReconcileReport, Target};
+use super::{Built, Request};
 
 /// Compares a text with a file of the repository.
-pub(super) fn is_as_committed(file: &str, text: &str) {
+pub(super) fn assert_committed(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os("KCM_WRITE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
-    let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == text, "{file} is another one; KCM_WRITE_GOLDEN=1 cargo test --bin kcm objects");
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == text, "{file} differs; KCM_WRITE_GOLDEN=1 cargo test --bin kcm objects");
 }
 
-fn are_as_committed(file: &str, requests: &[(&str, Option<Request>)]) {
-    let shown = |(about, request): &(&str, Option<Request>)| {
-        let request = request.as_ref().map_or_else(|| "# nothing is sent\n".into(), Request::shown);
-        format!("# {about}:\n{request}")
-    };
-    let all: Vec<String> = requests.iter().map(shown).collect();
-    is_as_committed(&format!("tests/data/requests/{file}"), &all.join("---\n"));
+/// `requests`: each with what it is for.
+fn assert_requests(file: &str, requests: &[(&str, String)]) {
+    let all: Vec<String> = requests.iter().map(|(about, shown)| format!("# {about}:\n{shown}")).collect();
+    assert_committed(&format!("tests/data/requests/{file}"), &all.join("---\n"));
+}
+
+fn shown<T>(request: Built<T>) -> String {
+    request.unwrap().shown()
+}
+
+fn change(change: Change) -> String {
+    change.unwrap().as_ref().map_or_else(|| "# nothing is sent\n".into(), Request::shown)
+}
+
+fn node(fields: &Value) -> Node {
+    serde_json::from_value(fields.clone()).unwrap()
 }
 
 fn slots(slots: &[(&str, usize)]) -> Slots {
@@ -60,24 +71,31 @@ fn requests_about_a_node() {
     let mut of_others = ours.clone();
     of_others["metadata"]["labels"] = json!({ "kcm.intel.com/kcm-node": "false" });
     of_others["spec"]["taints"][1]["value"] = "other".into();
-    are_as_committed(
+    let [fresh, bare, ours, of_others] = [&fresh, &bare, &ours, &of_others].map(node);
+    assert_requests(
         "node.yaml",
         &[
-            ("any command looks at a node", Some(node::get("n1"))),
-            ("cluster-init lists them", Some(node::list(None))),
-            ("the next page", Some(node::list(Some("a/b=")))),
-            ("discover, slots of 2017", node::capacity(&fresh, &opaque)),
-            ("on a node without capacity", node::capacity(&bare, &opaque)),
-            ("one slot less", node::capacity(&ours, &slots(&[(OPAQUE, 3)]))),
-            ("a second time", node::capacity(&ours, &opaque)),
-            ("discover --resource-name=extended, after that of 2017", node::capacity(&ours, &pools)),
-            ("label and taint", node::marks(&fresh, true)),
-            ("on a node without taints", node::marks(&bare, true)),
-            ("whose values are wrong", node::marks(&of_others, true)),
-            ("a second time", node::marks(&ours, true)),
-            ("uninstall, slots", node::capacity(&ours, &slots(&[]))),
-            ("label and taint", node::marks(&ours, false)),
-            ("where there is nothing of ours", node::marks(&fresh, false)),
+            ("every command reads the node first", shown(node::get("n1"))),
+            ("cluster-init lists all nodes", shown(node::list(None))),
+            ("cluster-init, the next page", shown(node::list(Some("a/b=")))),
+            ("discover, slots of the legacy resource", change(node::capacity(&fresh, &opaque))),
+            ("discover, slots of a node without capacity", change(node::capacity(&bare, &opaque))),
+            ("discover, one slot less", change(node::capacity(&ours, &slots(&[(OPAQUE, 3)])))),
+            ("discover, slots, a second time", change(node::capacity(&ours, &opaque))),
+            (
+                "discover --resource-name=extended, after the legacy one",
+                change(node::capacity(&ours, &pools)),
+            ),
+            ("discover, label and taint", change(node::label_and_taint(&fresh, true))),
+            (
+                "discover, label and taint of a node without taints",
+                change(node::label_and_taint(&bare, true)),
+            ),
+            ("discover, label and taint with other values", change(node::label_and_taint(&of_others, true))),
+            ("discover, label and taint, a second time", change(node::label_and_taint(&ours, true))),
+            ("uninstall, slots", change(node::capacity(&ours, &slots(&[])))),
+            ("uninstall, label and taint", change(node::label_and_taint(&ours, false))),
+            ("uninstall on a node that has nothing of ours", change(node::label_and_taint(&fresh, false))),
         ],
     );
 }
@@ -97,35 +115,38 @@ fn requests_about_reports() {
         "topology": { "sockets": { "0": { "id": 0, "cores": [{ "id": 0, "cpus": [{ "id": 0, "isolated": true }] }] } } },
     });
     let unreadable = json!({ "checks": {}, "description": null, "topology": { "sockets": {} } });
+    let [report, unreadable] = [report, unreadable].map(|report| NodeReport::new(&report).unwrap());
     let reclaimed = json!({ "cpus": "4,12", "pid": 2000, "pool": "dataplane" });
-    let mut dated = reclaimed.clone();
-    dated["time"] = "2017-01-12T23:55:07Z".into();
-    dated["seq"] = 7.into();
+    let mut reclaim = reclaimed.clone();
+    reclaim["time"] = "2017-01-12T23:55:07Z".into();
+    reclaim["seq"] = 7.into();
     let reconciled = json!({
         "mismatchedCpuMasks": [{ "actualCpus": [0, 1], "cpus": "0", "pid": 3001, "pool": "infra" }],
         "reclaimedCpuLists": [reclaimed],
     });
+    let state = json!({ "reclaims": [reclaim], "seq": 7, "summary": { "reclaimed": 9 } });
+    let state: PublishedState = serde_json::from_value(state).unwrap();
+    let reconciled = ReconcileReport::new(&reconciled, state).unwrap();
     let time = "2017-01-12T23:55:08.735918";
-    let target = |kind| Target { kind, namespace: "default".into(), node: "kcm-02-zzwt7w".into() };
-    let (of_node, of_reconcile) = (target(Kind::Node), target(Kind::Reconcile));
-    are_as_committed(
+    let target = Target { namespace: "default".into(), node: "kcm-02-zzwt7w".into() };
+    assert_requests(
         "reports.yaml",
         &[
-            ("node-report --publish", Some(of_node.apply(&reports::node(&report), time))),
-            ("of an unreadable directory", Some(of_node.apply(&reports::node(&unreadable), time))),
-            ("reconcile --publish, what was told last", Some(of_reconcile.get())),
+            ("node-report --publish", shown(reports::publish(&target, &report, time))),
             (
-                "and what is told now",
-                Some(of_reconcile.apply(&reports::reconcile(&reconciled, &[dated], 9, 7), time)),
+                "node-report --publish, of an unreadable directory",
+                shown(reports::publish(&target, &unreadable, time)),
             ),
-            ("the kind NodeReport is missing", Some(reports::apply_definition(Kind::Node))),
-            ("the kind ReconcileReport is missing", Some(reports::apply_definition(Kind::Reconcile))),
-            ("is it there yet?", Some(reports::get_definition(Kind::Reconcile))),
+            ("reconcile --publish reads what is published", shown(reports::get_state(&target))),
+            ("reconcile --publish", shown(reports::publish(&target, &reconciled, time))),
+            ("the kind NodeReport is missing", shown(reports::apply_definition::<NodeReport>())),
+            ("the kind ReconcileReport is missing", shown(reports::apply_definition::<ReconcileReport>())),
+            ("is the kind established?", shown(reports::get_definition::<ReconcileReport>())),
         ],
     );
 }
 
-/// Those of the default list are in `cluster-init.yaml`.
+/// The pods of the default command list are in `cluster-init.yaml`.
 #[test]
 fn requests_about_pods() {
     let plan = |commands: &[Command]| Plan {
@@ -140,19 +161,21 @@ fn requests_about_pods() {
         dataplane: 7,
         controlplane: 2,
     };
-    let make = |commands: &[Command]| {
+    let create = |commands: &[Command]| {
         let pods = plan(commands).pods("n1");
-        pods.iter().map(|pod| Some(pods::create("kcm-system", pod))).collect::<Vec<_>>()
+        pods.iter().map(|pod| shown(pods::create("kcm-system", pod))).collect::<Vec<_>>()
     };
     let mut requests = vec![
-        ("the pods that are there", Some(pods::list("default"))),
-        ("what becomes of them", Some(pods::watch("default", "263029"))),
-        ("one that somebody else has made", Some(pods::get("default", "kcm-mount-pod-n1"))),
-        ("why one has failed", Some(pods::last_line("default", "kcm-mount-pod-n1", "mount"))),
+        ("cluster-init lists its pods", shown(pods::list("default"))),
+        ("cluster-init watches its pods", shown(pods::watch("default", "263029"))),
+        (
+            "cluster-init reads a pod that somebody else has created",
+            shown(pods::get("default", "kcm-mount-pod-n1")),
+        ),
+        ("why a pod has failed", shown(pods::last_line("default", "kcm-mount-pod-n1", "mount"))),
     ];
-    requests.extend(
-        ["init alone has a mount", "and is an ordinary container"].into_iter().zip(make(&[Command::Init])),
-    );
-    requests.extend(["install alone needs no mount"].into_iter().zip(make(&[Command::Install])));
-    are_as_committed("pods.yaml", &requests);
+    let init = ["only init, which needs a mount", "only init, which is an ordinary container then"];
+    requests.extend(init.into_iter().zip(create(&[Command::Init])));
+    requests.extend(["only install, which needs no mount"].into_iter().zip(create(&[Command::Install])));
+    assert_requests("pods.yaml", &requests);
 }

@@ -1,19 +1,33 @@
-//! The pods of `cluster-init`, three a node at most, and what their state says.
-#![allow(clippy::indexing_slicing, reason = "a JSON value answers null for what it does not have")]
+//! The pods of `cluster-init`, at most three per node, and what their status means.
+//!
+//! Owns names, containers, volumes and labels. Does not know in which order nodes are prepared, or how long a pod may
+//! take.
 
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerStatus, EnvVar, EnvVarSource, ExecAction, HostPathVolumeSource,
+    ObjectFieldSelector, Pod, PodSpec, Probe, SecurityContext, Toleration, Volume, VolumeMount,
+};
+use kube::Resource as _;
+use kube::core::params::{GetParams, ListParams, PostParams, WatchParams};
+use kube::core::request::Error as BuildError;
+use kube::core::subresource::LogParams;
+use kube::core::{ObjectList, ObjectMeta, WatchEvent};
+use serde_json::Value;
 
-use super::{Method, Request};
+use super::{Built, Request};
 
-/// By which the pods of all nodes are found at once.
+/// The label by which the pods of all nodes are found at once.
 const LABEL: &str = "app.kubernetes.io/managed-by";
 const LABEL_VALUE: &str = "kcm-cluster-init";
 
-/// Under which the node's directories are seen in our containers: mounting the parent of the configuration
-/// directory at its own place (`/etc`) would hide what the runtime puts there.
+/// How long the server keeps a watch open, in seconds.
+pub(crate) const WATCH_SECONDS: u32 = 240;
+
+/// The directory of our containers that has the node's directories. The parent of the configuration directory cannot be mounted
+/// at its own place: `/etc` would hide what the container runtime puts there.
 const HOST: &str = "/host";
 
-/// A command of the document that runs on each node.
+/// A command that runs on each node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Init,
@@ -24,7 +38,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// As the document lists it.
+    /// Returns the name on the command line of `cluster-init`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Init => "init",
@@ -35,12 +49,12 @@ impl Command {
         }
     }
 
-    fn runs_on(self) -> bool {
+    fn is_periodic(self) -> bool {
         matches!(self, Self::Reconcile | Self::NodeReport)
     }
 }
 
-/// What is to be on a node.
+/// The options of `cluster-init`, which all nodes share.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) commands: Vec<Command>,
@@ -55,7 +69,7 @@ pub(crate) struct Plan {
     pub(crate) controlplane: usize,
 }
 
-/// When a pod has done what the next one waits for.
+/// The phase that a pod has to reach before the next one is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     Running,
@@ -64,174 +78,224 @@ pub(crate) enum Goal {
 
 /// One pod of a node.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Pod {
+pub(crate) struct PlannedPod {
     pub(crate) name: String,
-    /// What it does, for people.
-    pub(crate) does: String,
+    /// The part of the preparation that it does, for people: the names of its commands.
+    pub(crate) phase: String,
     pub(crate) goal: Goal,
-    pub(crate) object: Value,
+    pub(crate) object: Pod,
 }
 
 impl Plan {
-    /// The pods of a node, in the order in which they are made.
-    pub(crate) fn pods(&self, node: &str) -> Vec<Pod> {
-        let (on, once): (Vec<Command>, Vec<Command>) =
-            self.commands.iter().partition(|command| command.runs_on());
+    /// Returns the pods of a node in the order in which they are created.
+    pub(crate) fn pods(&self, node: &str) -> Vec<PlannedPod> {
+        let (periodic, once): (Vec<Command>, Vec<Command>) =
+            self.commands.iter().partition(|command| command.is_periodic());
         let mut pods = Vec::new();
         if self.commands.iter().any(|command| *command != Command::Install) {
-            pods.push(self.pod(node, &["mount"], Goal::Running, &[], vec![self.mount()]));
+            pods.push(self.pod(node, &["mount"], Goal::Running, Vec::new(), vec![self.mount()]));
         }
         if !once.is_empty() {
-            // A pod has one container at least that is not for the start.
+            // A pod needs at least one container that is not an init container.
             let (first, rest) = match once.split_first() {
-                Some((first, rest)) if *first == Command::Init && !rest.is_empty() => {
-                    (std::slice::from_ref(first), rest)
+                Some((Command::Init, rest)) if !rest.is_empty() => {
+                    (vec![self.container(Command::Init)], rest)
                 }
-                _ => (&[][..], once.as_slice()),
+                _ => (Vec::new(), once.as_slice()),
             };
-            let [first, rest] = [first, rest].map(|commands| self.containers(commands));
-            pods.push(self.pod(node, &names(&once), Goal::Succeeded, &first, rest));
+            pods.push(self.pod(node, &names(&once), Goal::Succeeded, first, self.containers(rest)));
         }
-        if !on.is_empty() {
-            pods.push(self.pod(node, &names(&on), Goal::Running, &[], self.containers(&on)));
+        if !periodic.is_empty() {
+            let containers = self.containers(&periodic);
+            pods.push(self.pod(node, &names(&periodic), Goal::Running, Vec::new(), containers));
         }
         pods
     }
 
-    fn containers(&self, commands: &[Command]) -> Vec<Value> {
+    fn containers(&self, commands: &[Command]) -> Vec<Container> {
         commands.iter().map(|command| self.container(*command)).collect()
     }
 
-    fn pod(&self, node: &str, does: &[&str], goal: Goal, first: &[Value], containers: Vec<Value>) -> Pod {
-        let name = format!("kcm-{}-pod-{node}", does.join("-"));
-        let mut spec = json!({
-            "nodeName": node,
-            "hostPID": true,
-            "restartPolicy": if goal == Goal::Running { "Always" } else { "Never" },
-            // Ours above all: discover sets it before the last pod is made.
-            "tolerations": [{ "operator": "Exists" }],
-            "containers": containers,
-            "volumes": [],
-        });
-        if !first.is_empty() {
-            spec["initContainers"] = first.into();
-        }
-        if let Some(account) = &self.service_account {
-            spec["serviceAccountName"] = account.as_str().into();
-        }
-        spec["volumes"] = self.volumes(&spec);
-        let metadata = json!({
-            "name": name, "namespace": self.namespace, "labels": { LABEL: LABEL_VALUE },
-        });
-        let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
-        Pod { name, does: does.join(","), goal, object }
+    fn pod(
+        &self,
+        node: &str,
+        phase: &[&str],
+        goal: Goal,
+        init_containers: Vec<Container>,
+        containers: Vec<Container>,
+    ) -> PlannedPod {
+        let name = format!("kcm-{}-pod-{node}", phase.join("-"));
+        let spec = PodSpec {
+            node_name: Some(node.into()),
+            host_pid: Some(true),
+            restart_policy: Some(if goal == Goal::Running { "Always" } else { "Never" }.into()),
+            service_account_name: self.service_account.clone(),
+            // Above all our own taint, which discover sets before the last pod is created.
+            tolerations: Some(vec![any_taint()]),
+            volumes: Some(self.volumes(init_containers.iter().chain(&containers))),
+            init_containers: Some(init_containers).filter(|containers| !containers.is_empty()),
+            containers,
+            ..Default::default()
+        };
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some([(LABEL.to_owned(), LABEL_VALUE.to_owned())].into()),
+            ..Default::default()
+        };
+        let object = Pod { metadata, spec: Some(spec), status: None };
+        PlannedPod { name, phase: phase.join(","), goal, object }
     }
 
-    /// The volumes that the containers of a pod name.
-    fn volumes(&self, spec: &Value) -> Value {
-        let mounts = ["initContainers", "containers"].into_iter().filter_map(|kind| spec[kind].as_array());
-        let mounts = mounts.flatten().filter_map(|container| container["volumeMounts"].as_array()).flatten();
-        let mut names: Vec<&str> = mounts.filter_map(|mount| mount["name"].as_str()).collect();
+    /// Returns the volumes that these containers mount.
+    fn volumes<'a>(&self, containers: impl Iterator<Item = &'a Container>) -> Vec<Volume> {
+        let mounts = containers.filter_map(|container| container.volume_mounts.as_deref()).flatten();
+        let mut names: Vec<&str> = mounts.map(|mount| mount.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let volume = |name: &str| {
-            let (path, kind) = match name {
-                "conf" => (parent(&self.conf_dir), "Directory"),
-                "state" => (self.state_dir.as_str(), "DirectoryOrCreate"),
-                "install" => (self.install_dir.as_str(), "DirectoryOrCreate"),
-                "kubelet" => (KUBELET, "DirectoryOrCreate"),
-                _ => (FUSE, "CharDevice"),
-            };
-            json!({ "name": name, "hostPath": { "path": path, "type": kind } })
+        let volume = |name: &str| match name {
+            "conf" => host_path(name, parent(&self.conf_dir), "Directory"),
+            "state" => host_path(name, &self.state_dir, "DirectoryOrCreate"),
+            "install" => host_path(name, &self.install_dir, "DirectoryOrCreate"),
+            "kubelet" => host_path(name, KUBELET, "DirectoryOrCreate"),
+            _ => host_path(name, FUSE, "CharDevice"),
         };
         names.into_iter().map(volume).collect()
     }
 
-    /// The configuration directory as our containers see it.
-    fn seen_conf_dir(&self) -> String {
+    /// Returns the path of the configuration directory in our containers.
+    fn conf_dir_in_container(&self) -> String {
         format!("{HOST}{}", self.conf_dir)
     }
 
-    /// The parent of the configuration directory: what is mounted anew in it reaches the containers.
-    fn conf_mount(&self, propagation: &str) -> Value {
+    /// Mounts the parent of the configuration directory, so that later mounts on the directory reach the container.
+    fn conf_mount(&self, propagation: &str) -> VolumeMount {
         let path = format!("{HOST}{}", parent(&self.conf_dir));
-        json!({ "name": "conf", "mountPath": path, "mountPropagation": propagation })
+        VolumeMount { mount_propagation: Some(propagation.into()), ..volume_mount("conf", &path) }
     }
 
-    fn mount(&self) -> Value {
-        let conf_dir = self.seen_conf_dir();
-        json!({
-            "name": "mount",
-            "image": self.image,
-            "imagePullPolicy": self.pull_policy,
-            "args": ["mount", "--foreground", format!("--conf-dir={conf_dir}"), format!("--state-dir={}", self.state_dir)],
-            "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
-            "readinessProbe": answers(&conf_dir, 2),
-            "volumeMounts": [
+    fn mount(&self) -> Container {
+        let conf_dir = self.conf_dir_in_container();
+        Container {
+            name: "mount".into(),
+            image: Some(self.image.clone()),
+            image_pull_policy: Some(self.pull_policy.clone()),
+            args: Some(vec![
+                "mount".into(),
+                "--foreground".into(),
+                format!("--conf-dir={conf_dir}"),
+                format!("--state-dir={}", self.state_dir),
+            ]),
+            security_context: Some(privileged()),
+            readiness_probe: Some(mount_probe(&conf_dir, 2)),
+            volume_mounts: Some(vec![
                 self.conf_mount("Bidirectional"),
-                { "name": "state", "mountPath": self.state_dir },
-                { "name": "fuse", "mountPath": FUSE },
-            ],
-        })
+                volume_mount("state", &self.state_dir),
+                volume_mount("fuse", FUSE),
+            ]),
+            ..Default::default()
+        }
     }
 
-    fn container(&self, command: Command) -> Value {
-        let conf_dir = format!("--conf-dir={}", self.seen_conf_dir());
+    fn container(&self, command: Command) -> Container {
+        let conf_dir = format!("--conf-dir={}", self.conf_dir_in_container());
         let namespace = format!("--namespace={}", self.namespace);
+        let periodic = |name: &str| {
+            vec![name.into(), conf_dir.clone(), "--interval=60".into(), "--publish".into(), namespace.clone()]
+        };
         let args = match command {
-            Command::Init => json!([
-                "init",
+            Command::Init => vec![
+                "init".into(),
                 conf_dir,
                 format!("--num-dp-cores={}", self.dataplane),
                 format!("--num-cp-cores={}", self.controlplane),
-            ]),
-            Command::Discover => json!(["discover", conf_dir]),
-            Command::Install => json!(["install", format!("--install-dir={}", self.install_dir)]),
-            Command::Reconcile => json!(["reconcile", conf_dir, "--interval=60", "--publish", namespace]),
-            Command::NodeReport => json!(["node-report", conf_dir, "--interval=60", "--publish", namespace]),
+            ],
+            Command::Discover => vec!["discover".into(), conf_dir],
+            Command::Install => vec!["install".into(), format!("--install-dir={}", self.install_dir)],
+            Command::Reconcile => periodic("reconcile"),
+            Command::NodeReport => periodic("node-report"),
         };
         let mut mounts = vec![match command {
-            Command::Install => json!({ "name": "install", "mountPath": self.install_dir }),
+            Command::Install => volume_mount("install", &self.install_dir),
             _ => self.conf_mount("HostToContainer"),
         }];
         if command == Command::NodeReport {
             mounts.push(kubelet_mount());
         }
-        let mut container = plain_container(command.name(), &self.image, args, mounts);
-        container["imagePullPolicy"] = self.pull_policy.as_str().into();
-        container
+        Container {
+            image_pull_policy: Some(self.pull_policy.clone()),
+            ..plain_container(command.name(), &self.image, args, mounts)
+        }
     }
 }
 
 const FUSE: &str = "/dev/fuse";
-/// Where the kubelet keeps `cpu_manager_state`.
+/// The directory in which the kubelet keeps `cpu_manager_state`.
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
 
-/// The kubelet writes a new file each time, so its directory is mounted.
-pub(crate) fn kubelet_mount() -> Value {
-    json!({ "name": "kubelet", "mountPath": KUBELET, "readOnly": true })
+/// Mounts the directory of `cpu_manager_state`: the kubelet replaces the file each time.
+pub(crate) fn kubelet_mount() -> VolumeMount {
+    VolumeMount { read_only: Some(true), ..volume_mount("kubelet", KUBELET) }
 }
 
-/// A container of our image without any privilege. It is root: what it reads belongs to root.
-pub(crate) fn plain_container(name: &str, image: &str, args: Value, mounts: Vec<Value>) -> Value {
-    json!({
-        "name": name,
-        "image": image,
-        "args": args,
-        "env": [{ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }],
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"] },
-            "readOnlyRootFilesystem": true,
-        },
-        "volumeMounts": mounts,
-    })
+pub(crate) fn volume_mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: name.into(), mount_path: path.into(), ..Default::default() }
 }
 
-/// A probe that is answered once the mount is: `kcm describe` reads all of it.
-pub(crate) fn answers(conf_dir: &str, period: u32) -> Value {
-    let command = json!(["/kcm", "describe", format!("--conf-dir={conf_dir}")]);
-    json!({ "exec": { "command": command }, "periodSeconds": period, "failureThreshold": 30, "timeoutSeconds": 5 })
+pub(crate) fn host_path(name: &str, path: &str, type_: &str) -> Volume {
+    let source = HostPathVolumeSource { path: path.into(), type_: Some(type_.into()) };
+    Volume { name: name.into(), host_path: Some(source), ..Default::default() }
+}
+
+/// Tolerates every taint.
+pub(crate) fn any_taint() -> Toleration {
+    Toleration { operator: Some("Exists".into()), ..Default::default() }
+}
+
+/// The security context of `kcm mount`, which mounts for the node and sets the CPU masks of other processes.
+pub(crate) fn privileged() -> SecurityContext {
+    SecurityContext { privileged: Some(true), read_only_root_filesystem: Some(true), ..Default::default() }
+}
+
+/// Returns a container of our image without any privilege. It is root, because the files that it reads belong to root.
+pub(crate) fn plain_container(
+    name: &str,
+    image: &str,
+    args: Vec<String>,
+    mounts: Vec<VolumeMount>,
+) -> Container {
+    let node_name = ObjectFieldSelector { field_path: "spec.nodeName".into(), ..Default::default() };
+    let node_name = EnvVarSource { field_ref: Some(node_name), ..Default::default() };
+    Container {
+        name: name.into(),
+        image: Some(image.into()),
+        args: Some(args),
+        env: Some(vec![EnvVar {
+            name: "NODE_NAME".into(),
+            value_from: Some(node_name),
+            ..Default::default()
+        }]),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
+            read_only_root_filesystem: Some(true),
+            ..Default::default()
+        }),
+        volume_mounts: Some(mounts),
+        ..Default::default()
+    }
+}
+
+/// Returns a probe that succeeds once the mount answers: `kcm describe` reads all of it.
+pub(crate) fn mount_probe(conf_dir: &str, period_seconds: i32) -> Probe {
+    let command = vec!["/kcm".into(), "describe".into(), format!("--conf-dir={conf_dir}")];
+    Probe {
+        exec: Some(ExecAction { command: Some(command) }),
+        period_seconds: Some(period_seconds),
+        failure_threshold: Some(30),
+        timeout_seconds: Some(5),
+        ..Default::default()
+    }
 }
 
 fn parent(directory: &str) -> &str {
@@ -245,61 +309,64 @@ fn names(commands: &[Command]) -> Vec<&'static str> {
     commands.iter().map(|command| command.name()).collect()
 }
 
-/// Makes a pod.
-pub(crate) fn create(namespace: &str, pod: &Pod) -> Request {
-    let path = format!("/api/v1/namespaces/{namespace}/pods");
-    Request::with(Method::Create, path, pod.object.clone(), subject(namespace, &pod.name))
+fn pods(namespace: &str) -> kube::core::Request {
+    kube::core::Request::new(Pod::url_path(&(), Some(namespace)))
 }
 
-pub(crate) fn get(namespace: &str, name: &str) -> Request {
-    Request::get(format!("/api/v1/namespaces/{namespace}/pods/{name}"), subject(namespace, name))
+/// Creates a pod.
+pub(crate) fn create(namespace: &str, pod: &PlannedPod) -> Built<Pod> {
+    let body = serde_json::to_vec(&pod.object).map_err(BuildError::SerializeBody)?;
+    let http = pods(namespace).create(&PostParams::default(), body)?;
+    Ok(Request::new(http, subject(namespace, &pod.name)))
 }
 
-/// All pods of ours.
-pub(crate) fn list(namespace: &str) -> Request {
-    let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={}", selector());
-    Request::get(path, format!("the pods of namespace {namespace}"))
+/// Reads a pod.
+pub(crate) fn get(namespace: &str, name: &str) -> Built<Pod> {
+    Ok(Request::new(pods(namespace).get(name, &GetParams::default())?, subject(namespace, name)))
 }
 
-/// Their changes since a version.
-pub(crate) fn watch(namespace: &str, version: &str) -> Request {
-    let path = format!(
-        "/api/v1/namespaces/{namespace}/pods?watch=true&allowWatchBookmarks=true&timeoutSeconds=240\
-         &labelSelector={}&resourceVersion={version}",
-        selector()
-    );
-    Request::get(path, format!("the pods of namespace {namespace}"))
+/// Reads all our pods.
+pub(crate) fn list(namespace: &str) -> Built<ObjectList<Pod>> {
+    let params = ListParams::default().labels(&selector());
+    Ok(Request::new(pods(namespace).list(&params)?, format!("the pods of namespace {namespace}")))
 }
 
-/// The last line that a container has written.
-pub(crate) fn last_line(namespace: &str, pod: &str, container: &str) -> Request {
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?container={container}&tailLines=1");
-    Request::get(path, format!("the log of {}", subject(namespace, pod)))
+/// Watches all our pods from this resource version on.
+pub(crate) fn watch(namespace: &str, version: &str) -> Built<WatchEvent<Pod>> {
+    let params = WatchParams::default().labels(&selector()).timeout(WATCH_SECONDS);
+    Ok(Request::new(pods(namespace).watch(&params, version)?, format!("the pods of namespace {namespace}")))
+}
+
+/// Reads the last line that a container has written.
+pub(crate) fn last_line(namespace: &str, pod: &str, container: &str) -> Built<String> {
+    let params = LogParams { container: Some(container.into()), tail_lines: Some(1), ..LogParams::default() };
+    let http = pods(namespace).logs(pod, &params)?;
+    Ok(Request::new(http, format!("the log of {}", subject(namespace, pod))))
 }
 
 fn selector() -> String {
-    format!("{}%3D{LABEL_VALUE}", LABEL.replace('/', "%2F"))
+    format!("{LABEL}={LABEL_VALUE}")
 }
 
 fn subject(namespace: &str, name: &str) -> String {
     format!("pod {namespace}/{name}")
 }
 
-/// Where a pod has got to.
+/// How far a pod is from its goal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Not there yet, and why.
+    /// It has not reached its goal yet, for this reason.
     Waiting(String),
     Done,
-    /// It will not get there.
+    /// It will not reach its goal.
     Failed {
         container: Option<String>,
         reason: String,
     },
 }
 
-/// What keeps a container from starting for good.
-const HOPELESS: [&str; 5] = [
+/// Reasons for which a container is waiting and will not start.
+const FATAL_WAITING_REASONS: [&str; 5] = [
     "InvalidImageName",
     "ErrImageNeverPull",
     "CreateContainerConfigError",
@@ -307,79 +374,165 @@ const HOPELESS: [&str; 5] = [
     "CrashLoopBackOff",
 ];
 
-/// What the status of a pod says.
-pub(crate) fn state(pod: &Value, goal: Goal) -> State {
-    let status = &pod["status"];
-    let containers = ["initContainerStatuses", "containerStatuses"]
-        .into_iter()
-        .filter_map(|kind| status[kind].as_array())
-        .flatten();
+/// Compares the status of a pod with its goal.
+pub(crate) fn state(pod: &Pod, goal: Goal) -> State {
+    let Some(status) = &pod.status else { return State::Waiting("Pending".into()) };
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    let init_containers = status.init_container_statuses.as_deref().unwrap_or_default();
     let mut waiting = None;
-    for container in containers.clone() {
-        let name = container["name"].as_str().unwrap_or("?");
-        if let Some(reason) = container.pointer("/state/waiting/reason").and_then(Value::as_str) {
-            let message = container.pointer("/state/waiting/message").and_then(Value::as_str);
-            let reason = [Some(reason), message].into_iter().flatten().collect::<Vec<_>>().join(": ");
-            if HOPELESS.iter().any(|hopeless| reason.starts_with(hopeless)) {
-                return State::Failed { container: Some(name.into()), reason };
-            }
-            waiting.get_or_insert(format!("{name}: {reason}"));
+    for container in init_containers.iter().chain(containers) {
+        if let Some(reason) = fatal_reason(container, goal) {
+            return State::Failed { container: Some(container.name.clone()), reason };
         }
-        if let Some(ended) = container.pointer("/state/terminated")
-            && ended["exitCode"].as_i64().is_some_and(|code| code != 0)
-            && goal == Goal::Succeeded
-        {
-            let code = ended["exitCode"].as_i64().unwrap_or_default();
-            let reason = format!("{} (exit code {code})", ended["reason"].as_str().unwrap_or("Error"));
-            return State::Failed { container: Some(name.into()), reason };
+        if let Some(reason) = waiting_reason(container) {
+            waiting.get_or_insert(format!("{}: {reason}", container.name));
         }
     }
-    let ready = |container: &Value| container["ready"] != false;
-    let condition = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "False";
-    let is_ready = status["containerStatuses"].as_array().is_none_or(|all| all.iter().all(ready))
-        && !status["conditions"].as_array().is_some_and(|all| all.iter().any(condition));
-    match (status["phase"].as_str().unwrap_or("Pending"), goal) {
+    let mut conditions = status.conditions.iter().flatten();
+    let is_unready = conditions.any(|condition| condition.type_ == "Ready" && condition.status == "False");
+    let is_ready = containers.iter().all(|container| container.ready) && !is_unready;
+    match (status.phase.as_deref().unwrap_or("Pending"), goal) {
         ("Succeeded", Goal::Succeeded) => State::Done,
         ("Running", Goal::Running) if is_ready => State::Done,
         ("Failed", _) | ("Succeeded", Goal::Running) => {
-            let said = [&status["reason"], &status["message"]].into_iter().filter_map(Value::as_str);
-            let said: Vec<&str> = said.collect();
-            let reason = if said.is_empty() { "it has ended".into() } else { said.join(": ") };
+            let reason: Vec<&str> =
+                [&status.reason, &status.message].into_iter().flatten().map(String::as_str).collect();
+            let reason = if reason.is_empty() { "it has ended".into() } else { reason.join(": ") };
             State::Failed { container: None, reason }
         }
         (phase, _) => State::Waiting(waiting.unwrap_or_else(|| phase.into())),
     }
 }
 
-/// The first field in which a pod that is there is not as it is to be. What the server has added does not
-/// count.
-pub(crate) fn difference(there: &Value, wanted: &Value) -> Option<String> {
-    // An item of a list does not say what it is.
+/// Returns why a container is waiting.
+fn waiting_reason(container: &ContainerStatus) -> Option<String> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone()?;
+    Some([Some(reason), waiting.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": "))
+}
+
+/// Returns why a container keeps its pod from reaching the goal.
+fn fatal_reason(container: &ContainerStatus, goal: Goal) -> Option<String> {
+    if let Some(reason) = waiting_reason(container)
+        && FATAL_WAITING_REASONS.iter().any(|fatal| reason.starts_with(fatal))
+    {
+        return Some(reason);
+    }
+    let ended = container.state.as_ref()?.terminated.as_ref()?;
+    if ended.exit_code == 0 || goal != Goal::Succeeded {
+        return None;
+    }
+    Some(format!("{} (exit code {})", ended.reason.as_deref().unwrap_or("Error"), ended.exit_code))
+}
+
+/// Returns the first field in which an existing pod differs from a planned one. Fields that the server has added do
+/// not count.
+pub(crate) fn difference(existing: &Pod, wanted: &Pod) -> Option<String> {
+    let [existing, wanted] = [existing, wanted].map(|pod| serde_json::to_value(pod).unwrap_or_default());
     ["/metadata/labels", "/spec"].into_iter().find_map(|part| {
-        let [there, wanted] = [there, wanted].map(|pod| pod.pointer(part).unwrap_or(&Value::Null));
-        differs(there, wanted, &part.replace('/', "."))
+        let [existing, wanted] = [&existing, &wanted].map(|pod| pod.pointer(part).unwrap_or(&Value::Null));
+        let path = part.trim_start_matches('/').replace('/', ".");
+        different_field(existing, wanted, &path)
     })
 }
 
-fn differs(there: &Value, wanted: &Value, path: &str) -> Option<String> {
-    match (there, wanted) {
-        (Value::Object(there), Value::Object(wanted)) => wanted.iter().find_map(|(name, wanted)| {
+fn different_field(existing: &Value, wanted: &Value, path: &str) -> Option<String> {
+    match (existing, wanted) {
+        (Value::Object(existing), Value::Object(wanted)) => wanted.iter().find_map(|(name, wanted)| {
             let path = format!("{path}.{name}");
-            match there.get(name) {
-                Some(there) => differs(there, wanted, &path),
+            match existing.get(name) {
+                Some(existing) => different_field(existing, wanted, &path),
                 None => Some(path),
             }
         }),
-        // A server adds items (a volume with the token), and only at the end.
-        (Value::Array(there), Value::Array(wanted)) => {
+        // A server adds items only at the end, such as a volume with the token.
+        (Value::Array(existing), Value::Array(wanted)) => {
             wanted.iter().enumerate().find_map(|(index, wanted)| {
                 let path = format!("{path}[{index}]");
-                match there.get(index) {
-                    Some(there) => differs(there, wanted, &path),
+                match existing.get(index) {
+                    Some(existing) => different_field(existing, wanted, &path),
                     None => Some(path),
                 }
             })
         }
-        _ => (there != wanted).then(|| path.to_owned()),
+        _ => (existing != wanted).then(|| path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({ "metadata": { "name": "p" }, "status": status })).unwrap()
+    }
+
+    fn failed(container: Option<&str>, reason: &str) -> State {
+        State::Failed { container: container.map(Into::into), reason: reason.into() }
+    }
+
+    #[test]
+    fn a_pod_that_runs_is_done_once_its_containers_are_ready() {
+        let running = |ready: bool| {
+            pod(json!({ "phase": "Running", "containerStatuses": [{ "name": "c", "ready": ready }] }))
+        };
+        assert_eq!(state(&running(true), Goal::Running), State::Done);
+        assert_eq!(state(&running(false), Goal::Running), State::Waiting("Running".into()));
+        assert_eq!(state(&running(true), Goal::Succeeded), State::Waiting("Running".into()));
+        let not_ready = json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "False" }] });
+        assert_eq!(state(&pod(not_ready), Goal::Running), State::Waiting("Running".into()));
+        assert_eq!(state(&pod(json!({})), Goal::Running), State::Waiting("Pending".into()));
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_is_done_or_failed() {
+        let ended = |phase: &str| pod(json!({ "phase": phase }));
+        assert_eq!(state(&ended("Succeeded"), Goal::Succeeded), State::Done);
+        assert_eq!(state(&ended("Succeeded"), Goal::Running), failed(None, "it has ended"));
+        let evicted = pod(json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" }));
+        assert_eq!(state(&evicted, Goal::Running), failed(None, "Evicted: low on memory"));
+    }
+
+    #[test]
+    fn a_container_that_will_not_start_fails_its_pod() {
+        let waiting = |reason: &str| {
+            let state = json!({ "waiting": { "reason": reason, "message": "m" } });
+            pod(json!({ "containerStatuses": [{ "name": "c", "state": state }] }))
+        };
+        for reason in FATAL_WAITING_REASONS {
+            assert_eq!(state(&waiting(reason), Goal::Running), failed(Some("c"), &format!("{reason}: m")));
+        }
+        let expected = State::Waiting("c: ContainerCreating: m".into());
+        assert_eq!(state(&waiting("ContainerCreating"), Goal::Running), expected);
+    }
+
+    #[test]
+    fn an_exit_code_fails_only_a_pod_that_should_succeed() {
+        let ended = |code: i32| {
+            let state = json!({ "terminated": { "exitCode": code } });
+            pod(json!({ "phase": "Running", "initContainerStatuses": [{ "name": "init", "state": state }] }))
+        };
+        assert_eq!(state(&ended(1), Goal::Succeeded), failed(Some("init"), "Error (exit code 1)"));
+        assert_eq!(state(&ended(0), Goal::Succeeded), State::Waiting("Running".into()));
+        assert_eq!(state(&ended(1), Goal::Running), State::Done);
+    }
+
+    #[test]
+    fn fields_that_the_server_adds_are_no_difference() {
+        let container =
+            |image: &str| Container { name: "c".into(), image: Some(image.into()), ..Default::default() };
+        let pod = |containers: Vec<Container>| Pod {
+            spec: Some(PodSpec { containers, ..Default::default() }),
+            ..Default::default()
+        };
+        let wanted = pod(vec![container("i")]);
+        let mut existing = pod(vec![container("i"), container("added")]);
+        existing.spec.as_mut().unwrap().priority = Some(0);
+        assert_eq!(difference(&existing, &wanted), None);
+        let other = pod(vec![container("j")]);
+        assert_eq!(difference(&other, &wanted), Some("spec.containers[0].image".into()));
+        assert_eq!(difference(&pod(Vec::new()), &wanted), Some("spec.containers[0]".into()));
     }
 }

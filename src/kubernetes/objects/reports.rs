@@ -1,296 +1,471 @@
-//! The custom resources NodeReport and ReconcileReport: their definitions, and the objects.
+//! The custom resources NodeReport and ReconcileReport: their fields, their definitions and the requests.
 //!
-//! A field that is sent and not in the schema is refused by the server: what is published is tested against
-//! these schemas.
-#![allow(clippy::indexing_slicing, reason = "a JSON value answers null for what it does not have")]
+//! Owns what is published of a report. Does not know when it is published, or how the checks are made.
+//!
+//! The schemas are derived from the types, so a field cannot be sent that the schema does not have: the server would
+//! refuse it. `kube::CustomResource` cannot derive these kinds, because it puts all fields under `spec`, and the
+//! reports keep the form of the legacy ones: `report`, `topology` and `last_updated` at the top.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
-use super::{CRDS, GROUP, Request};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
+    CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceValidation, JSONSchemaProps,
+};
+use kube::Resource as _;
+use kube::core::params::{GetParams, Patch};
+use kube::core::request::Error as BuildError;
+use kube::core::{ApiResource, DynamicObject, ObjectMeta};
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{JsonSchema, Schema};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-/// The version of both.
+use super::{Built, CRDS, GROUP, Request, apply};
+
+/// The version of both kinds.
 const VERSION: &str = "v1";
 
-/// A kind of report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Node,
-    Reconcile,
+/// The fields of a kind of report. Each node has one object of each kind.
+pub(crate) trait Report: Clone + JsonSchema + PartialEq + Serialize {
+    const KIND: &'static str;
+    const PLURAL: &'static str;
+    const SHORT: &'static str;
+
+    /// Returns the columns of `kubectl get`, except for the times.
+    fn columns() -> Vec<CustomResourceColumnDefinition>;
 }
 
-impl Kind {
-    #[cfg(test)]
-    pub(crate) const ALL: [Self; 2] = [Self::Node, Self::Reconcile];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Node => "NodeReport",
-            Self::Reconcile => "ReconcileReport",
-        }
-    }
-
-    pub(crate) fn plural(self) -> &'static str {
-        match self {
-            Self::Node => "nodereports",
-            Self::Reconcile => "reconcilereports",
-        }
-    }
-
-    fn short(self) -> &'static str {
-        match self {
-            Self::Node => "nr",
-            Self::Reconcile => "rr",
-        }
-    }
-}
-
-/// Which object: one a node.
+/// The name of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    pub(crate) kind: Kind,
     pub(crate) namespace: String,
     pub(crate) node: String,
 }
 
-impl Target {
-    fn path(&self) -> String {
-        let Self { kind, namespace, node } = self;
-        format!("/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{}/{node}", kind.plural())
+/// The fields of a NodeReport.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub(crate) struct NodeReport {
+    report: NodeChecks,
+    topology: Topology,
+    summary: NodeSummary,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct NodeChecks {
+    checks: BTreeMap<String, Check>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Description>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Check {
+    ok: bool,
+    errors: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Description {
+    path: String,
+    pools: BTreeMap<String, Pool>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pool {
+    name: String,
+    exclusive: bool,
+    cpu_lists: BTreeMap<String, CpuList>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct CpuList {
+    cpus: String,
+    tasks: Vec<i64>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Topology {
+    sockets: BTreeMap<String, Socket>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Socket {
+    id: i64,
+    cores: Vec<Core>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Core {
+    id: i64,
+    cpus: Vec<Cpu>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Cpu {
+    id: i64,
+    isolated: bool,
+}
+
+/// The columns of `kubectl get`.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeSummary {
+    ok: bool,
+    pools: i64,
+    /// CPU lists of exclusive pools: free/total.
+    exclusive_free: String,
+}
+
+impl NodeReport {
+    /// Takes the fields from a report as `kcm node-report` prints it.
+    ///
+    /// # Errors
+    /// The report has another form.
+    pub(crate) fn new(printed: &Value) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Printed {
+            #[serde(flatten)]
+            report: NodeChecks,
+            topology: Topology,
+        }
+        let Printed { report, topology } = Printed::deserialize(printed)?;
+        let pools = report.description.iter().flat_map(|description| description.pools.values());
+        let exclusive = pools.clone().filter(|pool| pool.exclusive);
+        let lists = exclusive.flat_map(|pool| pool.cpu_lists.values());
+        let free = lists.clone().filter(|list| list.tasks.is_empty()).count();
+        let summary = NodeSummary {
+            ok: report.checks.values().all(|check| check.ok),
+            pools: to_i64(pools.count()),
+            exclusive_free: format!("{free}/{}", lists.count()),
+        };
+        Ok(Self { report, topology, summary })
     }
+}
 
-    fn subject(&self) -> String {
-        format!("{} {}/{}", self.kind.name(), self.namespace, self.node)
-    }
+impl Report for NodeReport {
+    const KIND: &'static str = "NodeReport";
+    const PLURAL: &'static str = "nodereports";
+    const SHORT: &'static str = "nr";
 
-    pub(crate) fn get(&self) -> Request {
-        Request::get(self.path(), self.subject())
-    }
-
-    /// Publishes `fields`, made at this time (UTC, to the microsecond, without a zone: as in 2017).
-    pub(crate) fn apply(&self, fields: &Value, time: &str) -> Request {
-        let mut object = without_nulls(fields);
-        object["apiVersion"] = format!("{GROUP}/{VERSION}").into();
-        object["kind"] = self.kind.name().into();
-        object["metadata"] = json!({ "name": self.node, "namespace": self.namespace });
-        object["last_updated"] = time.into();
-        Request::apply(&self.path(), object, self.subject())
+    fn columns() -> Vec<CustomResourceColumnDefinition> {
+        vec![
+            column("OK", "boolean", ".summary.ok", "Whether all checks have passed"),
+            column("Pools", "integer", ".summary.pools", "The number of pools"),
+            column("Free", "string", ".summary.exclusiveFree", "CPU lists of exclusive pools: free/total"),
+        ]
     }
 }
 
-/// The fields of a NodeReport: `report` holds checks and description, `topology` stands beside it; `summary` is
-/// what `kubectl get` shows.
-pub(crate) fn node(report: &Value) -> Value {
-    let checks = report["checks"].as_object();
-    let is_ok = checks.is_some_and(|checks| checks.values().all(|check| check["ok"] == true));
-    let pools = report.pointer("/description/pools").and_then(Value::as_object);
-    let pools: Vec<&Value> = pools.into_iter().flat_map(Map::values).collect();
-    let exclusive = pools.iter().filter(|pool| pool["exclusive"] == true);
-    let lists: Vec<&Value> =
-        exclusive.filter_map(|pool| pool["cpuLists"].as_object()).flat_map(Map::values).collect();
-    let free = lists.iter().filter(|list| list["tasks"].as_array().is_none_or(Vec::is_empty)).count();
-    json!({
-        "report": { "checks": report["checks"], "description": report["description"] },
-        "topology": report["topology"],
-        "summary": { "ok": is_ok, "pools": pools.len(), "exclusiveFree": format!("{free}/{}", lists.len()) },
-    })
+/// The fields of a ReconcileReport.
+#[derive(Clone, Debug, JsonSchema, PartialEq, Serialize)]
+pub(crate) struct ReconcileReport {
+    report: Reconciled,
+    #[serde(flatten)]
+    state: PublishedState,
 }
 
-/// The fields of a ReconcileReport. `reclaims`: the newest reclaims with their times; `count`: all since the
-/// first report; `seq`: that of the last event that is told of here.
-pub(crate) fn reconcile(report: &Value, reclaims: &[Value], count: u64, seq: u64) -> Value {
-    let mismatched = report["mismatchedCpuMasks"].as_array().map_or(0, Vec::len);
-    json!({
-        "report": report,
-        "reclaims": reclaims,
-        "seq": seq,
-        "summary": { "reclaimed": count, "mismatched": mismatched },
-    })
+/// The part of a ReconcileReport that outlives a run of `kcm reconcile`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+pub(crate) struct PublishedState {
+    /// The newest reclaims.
+    pub(crate) reclaims: Vec<Reclaim>,
+    /// The number of the last event that was published: every reclaim up to it has been.
+    pub(crate) seq: i64,
+    pub(crate) summary: ReconcileSummary,
 }
 
-/// Makes the definition of a kind, or brings it to this version.
-pub(crate) fn apply_definition(kind: Kind) -> Request {
-    let name = definition_name(kind);
-    let subject = format!("CustomResourceDefinition {name}");
-    Request { manifest: CRDS, ..Request::apply(&format!("{DEFINITIONS}/{name}"), definition(kind), subject) }
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+pub(crate) struct ReconcileSummary {
+    /// All reclaims since the first report.
+    pub(crate) reclaimed: i64,
+    /// Threads outside their CPU list in the last run.
+    mismatched: i64,
 }
 
-pub(crate) fn get_definition(kind: Kind) -> Request {
-    let name = definition_name(kind);
-    Request {
-        manifest: CRDS,
-        ..Request::get(format!("{DEFINITIONS}/{name}"), format!("CustomResourceDefinition {name}"))
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reconciled {
+    mismatched_cpu_masks: Vec<Mismatch>,
+    reclaimed_cpu_lists: Vec<Reclaimed>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Mismatch {
+    actual_cpus: Vec<i64>,
+    cpus: String,
+    pid: i64,
+    pool: String,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct Reclaimed {
+    cpus: String,
+    pid: i64,
+    pool: String,
+}
+
+/// A reclaim, as the lines of `info/events` and `info/reclaimed` have it.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub(crate) struct Reclaim {
+    /// The number of the event; `None` in a plain directory, which has no events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seq: Option<i64>,
+    /// RFC 3339.
+    pub(crate) time: String,
+    pub(crate) cpus: String,
+    pub(crate) pid: i64,
+    pub(crate) pool: String,
+}
+
+impl ReconcileReport {
+    /// Takes the fields from a report as `kcm reconcile` prints it.
+    ///
+    /// # Errors
+    /// The report has another form.
+    pub(crate) fn new(printed: &Value, mut state: PublishedState) -> Result<Self, serde_json::Error> {
+        let report = Reconciled::deserialize(printed)?;
+        state.summary.mismatched = to_i64(report.mismatched_cpu_masks.len());
+        Ok(Self { report, state })
     }
 }
 
-/// Whether the server serves the kind that is so defined.
-pub(crate) fn is_established(definition: &Value) -> bool {
-    let conditions = definition.pointer("/status/conditions").and_then(Value::as_array);
-    let established = |condition: &Value| condition["type"] == "Established" && condition["status"] == "True";
-    conditions.is_some_and(|conditions| conditions.iter().any(established))
+impl Report for ReconcileReport {
+    const KIND: &'static str = "ReconcileReport";
+    const PLURAL: &'static str = "reconcilereports";
+    const SHORT: &'static str = "rr";
+
+    fn columns() -> Vec<CustomResourceColumnDefinition> {
+        vec![
+            column("Reclaimed", "integer", ".summary.reclaimed", "Claims reclaimed since the first report"),
+            column("Mismatched", "integer", ".summary.mismatched", "Threads outside their CPU list"),
+        ]
+    }
 }
 
-const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-
-fn definition_name(kind: Kind) -> String {
-    format!("{}.{GROUP}", kind.plural())
+fn to_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The CustomResourceDefinition of a kind.
-pub(crate) fn definition(kind: Kind) -> Value {
-    let (columns, properties) = match kind {
-        Kind::Node => (node_columns(), node_properties()),
-        Kind::Reconcile => (reconcile_columns(), reconcile_properties()),
-    };
-    let mut columns = columns;
+/// The fields of an object: the report, and the time when it was made.
+#[derive(JsonSchema, Serialize)]
+struct Dated<R> {
+    /// UTC, to the microsecond, without a time zone, as the legacy reports have it.
+    last_updated: String,
+    #[serde(flatten)]
+    report: R,
+}
+
+fn resource<R: Report>() -> ApiResource {
+    ApiResource {
+        group: GROUP.into(),
+        version: VERSION.into(),
+        api_version: format!("{GROUP}/{VERSION}"),
+        kind: R::KIND.into(),
+        plural: R::PLURAL.into(),
+    }
+}
+
+fn objects<R: Report>(target: &Target) -> kube::core::Request {
+    kube::core::Request::new(DynamicObject::url_path(&resource::<R>(), Some(&target.namespace)))
+}
+
+fn subject<R: Report>(target: &Target) -> String {
+    format!("{} {}/{}", R::KIND, target.namespace, target.node)
+}
+
+/// Reads the published ReconcileReport of a node.
+pub(crate) fn get_state(target: &Target) -> Built<PublishedState> {
+    let http = objects::<ReconcileReport>(target).get(&target.node, &GetParams::default())?;
+    Ok(Request::new(http, subject::<ReconcileReport>(target)))
+}
+
+/// Publishes a report. `time`: see [`Dated::last_updated`].
+pub(crate) fn publish<R: Report>(target: &Target, report: &R, time: &str) -> Built<IgnoredAny> {
+    let fields = Dated { last_updated: time.to_owned(), report };
+    let fields = serde_json::to_value(fields).map_err(BuildError::SerializeBody)?;
+    let object = DynamicObject::new(&target.node, &resource::<R>()).within(&target.namespace).data(fields);
+    let http = objects::<R>(target).patch(&target.node, &apply(), &Patch::Apply(&object))?;
+    Ok(Request::new(http, subject::<R>(target)))
+}
+
+/// Creates the definition of a kind, or changes it to this version.
+pub(crate) fn apply_definition<R: Report>() -> Built<CustomResourceDefinition> {
+    let name = definition_name::<R>();
+    let definition = definition::<R>().map_err(BuildError::SerializeBody)?;
+    let http = definitions().patch(&name, &apply(), &Patch::Apply(&definition))?;
+    Ok(Request::new(http, format!("CustomResourceDefinition {name}")).granted_by(CRDS))
+}
+
+/// Reads the definition of a kind.
+pub(crate) fn get_definition<R: Report>() -> Built<CustomResourceDefinition> {
+    let name = definition_name::<R>();
+    let http = definitions().get(&name, &GetParams::default())?;
+    Ok(Request::new(http, format!("CustomResourceDefinition {name}")).granted_by(CRDS))
+}
+
+/// Whether the server serves the kind that is defined here.
+pub(crate) fn is_established(definition: &CustomResourceDefinition) -> bool {
+    let conditions = definition.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let conditions = conditions.unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True")
+}
+
+fn definitions() -> kube::core::Request {
+    kube::core::Request::new(CustomResourceDefinition::url_path(&(), None))
+}
+
+fn definition_name<R: Report>() -> String {
+    format!("{}.{GROUP}", R::PLURAL)
+}
+
+/// Returns the CustomResourceDefinition of a kind.
+///
+/// # Errors
+/// Never in practice: the schema of our types is one that Kubernetes allows.
+pub(crate) fn definition<R: Report>() -> Result<CustomResourceDefinition, serde_json::Error> {
+    let mut columns = R::columns();
     columns.push(column("Updated", "string", ".last_updated", "When the report was made, in UTC"));
     columns.push(column("Age", "date", ".metadata.creationTimestamp", "When the first report was made"));
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": { "name": definition_name(kind) },
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": kind.name(),
-                "listKind": format!("{}List", kind.name()),
-                "plural": kind.plural(),
-                "singular": kind.name().to_lowercase(),
-                "shortNames": [kind.short()],
-            },
-            "versions": [{
-                "name": VERSION,
-                "served": true,
-                "storage": true,
-                "additionalPrinterColumns": columns,
-                "schema": { "openAPIV3Schema": object(properties) },
-            }],
+    let version = CustomResourceDefinitionVersion {
+        name: VERSION.into(),
+        served: true,
+        storage: true,
+        additional_printer_columns: Some(columns),
+        schema: Some(CustomResourceValidation { open_api_v3_schema: Some(schema::<R>()?) }),
+        ..Default::default()
+    };
+    let names = CustomResourceDefinitionNames {
+        kind: R::KIND.into(),
+        list_kind: Some(format!("{}List", R::KIND)),
+        plural: R::PLURAL.into(),
+        singular: Some(R::KIND.to_lowercase()),
+        short_names: Some(vec![R::SHORT.into()]),
+        ..Default::default()
+    };
+    Ok(CustomResourceDefinition {
+        metadata: ObjectMeta { name: Some(definition_name::<R>()), ..Default::default() },
+        spec: CustomResourceDefinitionSpec {
+            group: GROUP.into(),
+            scope: "Namespaced".into(),
+            names,
+            versions: vec![version],
+            ..Default::default()
         },
+        status: None,
     })
 }
 
-fn column(name: &str, kind: &str, path: &str, description: &str) -> Value {
-    json!({ "name": name, "type": kind, "jsonPath": path, "description": description })
-}
-
-fn node_columns() -> Vec<Value> {
-    vec![
-        column("OK", "boolean", ".summary.ok", "Whether all checks have passed"),
-        column("Pools", "integer", ".summary.pools", "How many pools there are"),
-        column("Free", "string", ".summary.exclusiveFree", "CPU lists of exclusive pools: free/total"),
-    ]
-}
-
-fn reconcile_columns() -> Vec<Value> {
-    vec![
-        column("Reclaimed", "integer", ".summary.reclaimed", "Claims taken back since the first report"),
-        column("Mismatched", "integer", ".summary.mismatched", "Threads outside their CPU list"),
-    ]
-}
-
-fn node_properties() -> Value {
-    let check = json!({
-        "ok": boolean(), "errors": array(string()), "live": boolean(), "since": string(),
-    });
-    let list = object(json!({ "cpus": string(), "tasks": array(integer()) }));
-    let pool = object(json!({ "name": string(), "exclusive": boolean(), "cpuLists": map(list) }));
-    let cpu = object(json!({ "id": integer(), "isolated": boolean() }));
-    let core = object(json!({ "id": integer(), "cpus": array(cpu) }));
-    let socket = object(json!({ "id": integer(), "cores": array(core) }));
-    json!({
-        "last_updated": string(),
-        "report": object(json!({
-            "checks": map(object(check)),
-            "description": object(json!({ "path": string(), "pools": map(pool) })),
-        })),
-        "topology": object(json!({ "sockets": map(socket) })),
-        "summary": object(json!({ "ok": boolean(), "pools": integer(), "exclusiveFree": string() })),
-    })
-}
-
-fn reconcile_properties() -> Value {
-    let mismatch =
-        json!({ "actualCpus": array(integer()), "cpus": string(), "pid": integer(), "pool": string() });
-    let reclaimed = json!({ "cpus": string(), "pid": integer(), "pool": string() });
-    let mut dated = reclaimed.clone();
-    dated["time"] = string();
-    dated["seq"] = integer();
-    json!({
-        "last_updated": string(),
-        "report": object(json!({
-            "mismatchedCpuMasks": array(object(mismatch)),
-            "reclaimedCpuLists": array(object(reclaimed)),
-        })),
-        "reclaims": array(object(dated)),
-        "seq": integer(),
-        "summary": object(json!({ "reclaimed": integer(), "mismatched": integer() })),
-    })
-}
-
-fn object(properties: Value) -> Value {
-    json!({ "type": "object", "properties": properties })
-}
-
-fn map(values: Value) -> Value {
-    json!({ "type": "object", "additionalProperties": values })
-}
-
-fn array(items: Value) -> Value {
-    json!({ "type": "array", "items": items })
-}
-
-fn string() -> Value {
-    json!({ "type": "string" })
-}
-
-fn boolean() -> Value {
-    json!({ "type": "boolean" })
-}
-
-fn integer() -> Value {
-    json!({ "type": "integer", "format": "int64" })
-}
-
-/// What is null is left out: a schema would have to allow it.
-fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let there = fields.iter().filter(|(_, value)| !value.is_null());
-            there.map(|(name, value)| (name.clone(), without_nulls(value))).collect::<Map<_, _>>().into()
-        }
-        Value::Array(items) => items.iter().map(without_nulls).collect(),
-        other => other.clone(),
+fn column(name: &str, type_: &str, path: &str, description: &str) -> CustomResourceColumnDefinition {
+    CustomResourceColumnDefinition {
+        name: name.into(),
+        type_: type_.into(),
+        json_path: path.into(),
+        description: Some(description.into()),
+        ..Default::default()
     }
+}
+
+/// Returns the structural schema of a kind. No field is required, and nothing says more than the type of a field, so
+/// that an older definition accepts the objects of a newer kcm with fewer fields, and the other way round.
+fn schema<R: Report>() -> Result<JSONSchemaProps, serde_json::Error> {
+    let settings = SchemaSettings::openapi3().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let settings = settings.with_transform(RecursiveTransform(|schema: &mut Schema| {
+        for keyword in ["title", "description", "default", "required", "nullable"] {
+            schema.remove(keyword);
+        }
+    }));
+    serde_json::from_value(settings.into_generator().into_root_schema_for::<Dated<R>>().to_value())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    #[test]
-    fn a_node_report_is_summed_up() {
+    fn printed() -> Value {
         let list = |tasks: Value| json!({ "cpus": "0", "tasks": tasks });
-        let report = json!({
+        json!({
             "checks": { "a": { "ok": true, "errors": [] }, "b": { "ok": false, "errors": ["x"] } },
             "description": { "path": "/etc/kcm", "pools": {
-                "dataplane": { "exclusive": true, "cpuLists": { "0": list(json!([])), "1": list(json!([7])) } },
-                "infra": { "exclusive": false, "cpuLists": { "2": list(json!([])) } },
+                "dataplane": {
+                    "name": "dataplane", "exclusive": true,
+                    "cpuLists": { "0": list(json!([])), "1": list(json!([7])) },
+                },
+                "infra": { "name": "infra", "exclusive": false, "cpuLists": { "2": list(json!([])) } },
             }},
             "topology": { "sockets": {} },
-        });
+        })
+    }
+
+    #[test]
+    fn a_node_report_has_a_summary() {
+        let report = NodeReport::new(&printed()).unwrap();
         let summary = json!({ "ok": false, "pools": 2, "exclusiveFree": "1/2" });
-        assert_eq!(node(&report)["summary"], summary);
-        let target = Target { kind: Kind::Node, namespace: "default".into(), node: "n".into() };
-        let mut unreadable = report;
+        assert_eq!(serde_json::to_value(&report).unwrap()["summary"], summary);
+    }
+
+    #[test]
+    fn a_report_of_an_unreadable_directory_has_no_description() {
+        let target = Target { namespace: "default".into(), node: "n".into() };
+        let mut unreadable = printed();
         unreadable["description"] = Value::Null;
-        let request = target.apply(&node(&unreadable), "2017-01-12T23:55:08.735918");
+        let report = NodeReport::new(&unreadable).unwrap();
+        let request = publish(&target, &report, "2017-01-12T23:55:08.735918").unwrap();
         assert_eq!(
-            request.path,
-            "/apis/kcm.intel.com/v1/namespaces/default/nodereports/n?fieldManager=kcm&force=true"
+            request.path(),
+            "/apis/kcm.intel.com/v1/namespaces/default/nodereports/n?force=true&fieldManager=kcm"
         );
-        let body = request.body.unwrap();
+        let body = request.body();
         assert_eq!(body["report"].get("description"), None);
         assert_eq!(body["last_updated"], "2017-01-12T23:55:08.735918");
         assert_eq!(body["summary"]["exclusiveFree"], "0/0");
+    }
+
+    #[test]
+    fn the_published_state_is_read_as_it_was_sent() {
+        let reclaim = |seq| Reclaim {
+            seq,
+            time: "2017-01-12T23:55:07Z".into(),
+            cpus: "4,12".into(),
+            pid: 2000,
+            pool: "dataplane".into(),
+        };
+        let mismatch = json!({ "actualCpus": [0], "cpus": "4", "pid": 7, "pool": "infra" });
+        let printed = json!({ "mismatchedCpuMasks": [mismatch], "reclaimedCpuLists": [] });
+        let mut state =
+            PublishedState { reclaims: vec![reclaim(Some(7)), reclaim(None)], seq: 7, ..Default::default() };
+        state.summary.reclaimed = 9;
+        let report = ReconcileReport::new(&printed, state.clone()).unwrap();
+        let target = Target { namespace: "default".into(), node: "n".into() };
+        let body = publish(&target, &report, "t").unwrap().body();
+        assert_eq!(body["summary"], json!({ "reclaimed": 9, "mismatched": 1 }));
+        state.summary.mismatched = 1;
+        assert_eq!(serde_json::from_value::<PublishedState>(body).unwrap(), state);
+        assert_eq!(serde_json::from_value::<PublishedState>(json!({})).unwrap(), PublishedState::default());
+    }
+
+    #[test]
+    fn a_kind_is_served_once_its_definition_is_established() {
+        let mut definition = definition::<NodeReport>().unwrap();
+        assert!(!is_established(&definition));
+        for (status, expected) in [("False", false), ("True", true)] {
+            let conditions = json!({ "conditions": [{ "type": "Established", "status": status }] });
+            definition.status = serde_json::from_value(conditions).unwrap();
+            assert_eq!(is_established(&definition), expected);
+        }
     }
 }

@@ -23,7 +23,7 @@ fn three_nodes_get_three_pods_each_one_after_another() {
         assert!(err.contains(&format!("INFO:root:{node}: ready (")), "{err}");
     }
     assert!(err.ends_with("INFO:root:3 nodes are ready.\n"), "{err}");
-    assert!(err.contains("keeps the mount that it has started with"), "the cost is said: {err}");
+    assert!(err.contains("keeps the mount that it started with"), "{err}");
     assert!(!err.contains('\x1b'), "plain lines where stderr is no terminal");
 }
 
@@ -195,7 +195,7 @@ fn checks_come_before_the_first_request() {
         (&["--all-hosts", "--num-cp-cores=x"], 2, "--num-cp-cores"),
         (&["--all-hosts", "--kcm-img="], 2, "--kcm-img"),
         (&["--all-hosts", "--conf-dir=etc"], 1, "give an absolute path"),
-        (&["--all-hosts", "--conf-dir=/"], 1, "cannot be given to kcm"),
+        (&["--all-hosts", "--conf-dir=/"], 1, "cannot be a directory of kcm"),
         (&["--all-hosts", "--install-dir=bin"], 1, "give an absolute path"),
         (&["--all-hosts", "--state-dir=state"], 1, "give an absolute path"),
         (&["--all-hosts", "--service-account=A"], 2, "not a name that Kubernetes allows"),
@@ -235,5 +235,5 @@ fn on_a_terminal_each_node_has_one_line() {
     for node in ["n1", "n2", "n3"] {
         assert_eq!(out.matches(&format!("{node}: ready")).count(), 1, "{out}");
     }
-    assert!(out.contains("\x1b[J"), "lines are drawn anew in their place");
+    assert!(out.contains("\r\x1b[K"), "the line about the other nodes is drawn in its place: {out}");
 }

@@ -20,7 +20,7 @@ fn a_pod_that_is_there_and_not_as_it_is_to_be_is_left_alone_and_named() {
     server.forget_log();
     let (_, err, code) = run(&mut cluster_init(&server, &["--host-list=n1", "--kcm-img=new"]));
     assert_eq!(code, Some(1));
-    assert!(err.contains("ERROR:root:pod default/kcm-mount-pod-n1: there already, and not as it is to be (spec.containers[0].image); kubectl delete pod -n default kcm-mount-pod-n1\n"), "{err}");
+    assert!(err.contains("ERROR:root:pod default/kcm-mount-pod-n1: exists with a different spec.containers[0].image; kubectl delete pod -n default kcm-mount-pod-n1\n"), "{err}");
     assert_eq!(server.changes().len(), 0);
     // Somebody else's, of the same name.
     server.remove(&pod_path(KINDS[0], "n2"));
@@ -30,7 +30,7 @@ fn a_pod_that_is_there_and_not_as_it_is_to_be_is_left_alone_and_named() {
     );
     let (_, err, code) = run(&mut cluster_init(&server, &["--host-list=n2", "--kcm-img=old"]));
     assert_eq!(code, Some(1));
-    assert!(err.contains("pod default/kcm-mount-pod-n2: there already"), "{err}");
+    assert!(err.contains("pod default/kcm-mount-pod-n2: exists with a different "), "{err}");
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_pod_that_fails_is_named_with_container_reason_and_last_line() {
     for line in [
         "ERROR:root:pod default/kcm-init-install-discover-pod-n2, container init: Error (exit code 1); its last line: ERROR:root:99 cores requested; then kubectl delete pod -n default kcm-init-install-discover-pod-n2\n",
         "ERROR:root:pod default/kcm-mount-pod-n3, container mount: CrashLoopBackOff; its last line: ERROR:root:/dev/fuse: no such device; then kubectl delete pod -n default kcm-mount-pod-n3\n",
-        "ERROR:root:2 of 3 nodes failed; put that right and run again\n",
+        "ERROR:root:2 of 3 nodes failed; solve the problems and run again\n",
     ] {
         assert!(err.contains(line), "{line} in {err}");
     }
@@ -79,7 +79,7 @@ fn a_pod_that_hangs_is_waited_for_as_long_as_is_allowed() {
     assert_eq!(code, Some(1));
     assert!(
         err.contains(
-            "pod default/kcm-mount-pod-n1: not there after 1 s: mount: ImagePullBackOff: no such image; "
+            "pod default/kcm-mount-pod-n1: not ready after 1 s: mount: ImagePullBackOff: no such image; "
         ),
         "{err}"
     );
@@ -91,7 +91,7 @@ fn nodes_that_are_not_in_the_cluster_are_named_before_anything_is_made() {
     let (_, err, code) = run(&mut cluster_init(&server, &["--host-list=n1, n7,n2,n8"]));
     assert_eq!(
         (err.as_str(), code),
-        ("ERROR:root:not in this cluster: n7, n8; nothing was made; look at kubectl get nodes\n", Some(1))
+        ("ERROR:root:not in this cluster: n7, n8; nothing was created; see kubectl get nodes\n", Some(1))
     );
     assert_eq!(server.changes().len(), 0);
 }
@@ -179,7 +179,7 @@ fn a_pod_that_somebody_deletes_meanwhile_is_named() {
     assert_eq!(output.status.code(), Some(1));
     let err = text(&output.stderr);
     assert!(
-        err.contains("ERROR:root:pod default/kcm-mount-pod-n1: somebody has deleted it; run again\n"),
+        err.contains("ERROR:root:pod default/kcm-mount-pod-n1: it was deleted meanwhile; run again\n"),
         "{err}"
     );
 }
@@ -206,9 +206,9 @@ fn an_interrupt_leaves_what_is_there_and_says_what() {
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         let last = lines.last().expect("a line");
         assert_eq!(child.wait().unwrap().code(), Some(1));
-        let said = last.strip_prefix("ERROR:root:interrupted; left as it is: ").expect(&last);
+        let said = last.strip_prefix("ERROR:root:interrupted; created pods, which stay: ").expect(&last);
         let mut pods: Vec<&str> =
-            said.strip_suffix("; run again to go on").expect(&last).split(", ").collect();
+            said.strip_suffix("; run again to continue").expect(&last).split(", ").collect();
         pods.sort_unstable();
         let mut expected = vec![format!("{}-n1", KINDS[0])];
         expected.extend(KINDS.map(|kind| format!("{kind}-n2")));

@@ -93,7 +93,7 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
             "failing-plugin",
             json!({}),
             json!({ "exec": plugin(&format!("echo {SECRET}; exit 3")) }),
-            "the cluster cannot be talked to: the plugin that the kubeconfig gets its token from has failed (exit status: 3)",
+            "cannot connect to the cluster: the credential plugin of the kubeconfig failed (exit status: 3)",
         ),
         (
             "babbling-plugin",
@@ -106,7 +106,7 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
             "file",
             json!({}),
             json!({ "tokenFile": token }),
-            "the cluster cannot be talked to: ServiceError: invalid bearer token",
+            "cannot connect to the cluster: ServiceError: invalid bearer token",
         ),
         ("no-map", json!({}), json!(SECRET), "failed to parse kubeconfig YAML"),
         ("no-text", json!({}), json!({ "token": [SECRET] }), "failed to parse kubeconfig YAML"),
@@ -126,7 +126,7 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
             "proxy",
             json!({ "proxy-url": format!("ftp://u:{SECRET}@127.0.0.1:9") }),
             json!({ "token": "unknown" }),
-            "ftp://127.0.0.1:9: no proxy that kcm can use",
+            "ftp://127.0.0.1:9: kcm cannot use this proxy",
         ),
     ] {
         let file = kubeconfig(&server, name, |place, fields| {

@@ -56,6 +56,8 @@ fn a_node_gets_slots_label_and_taint_and_the_second_run_sends_nothing() {
     let not_ready = json!({ "key": "node.kubernetes.io/not-ready", "effect": "NoSchedule" });
     assert_eq!(node["spec"]["taints"], json!([not_ready, ours()]));
     assert_eq!(server.changes().len(), 2);
+    let version = concat!("kcm/", env!("CARGO_PKG_VERSION"));
+    assert!(server.log().iter().all(|entry| entry.agent == version), "each request names its author");
 
     server.forget_log();
     let (_, err, code) = run(&mut kcm(&server, &mount, &["discover"]));
@@ -224,17 +226,17 @@ fn a_refusal_is_final_and_its_line_names_the_cure() {
         (
             "unknown",
             "n1",
-            "ERROR:root:node n1: Unauthorized (401 Unauthorized); the token or certificate is not accepted; look at the kubeconfig or the service account\n",
+            "ERROR:root:node n1: Unauthorized (401 Unauthorized); the token or certificate is not accepted; check the kubeconfig or the service account\n",
         ),
         (
             "tied",
             "n1",
-            "ERROR:root:node n1: nodes \"n1\" is forbidden: User \"tied\" cannot get resource \"nodes\" in API group \"\" at the cluster scope (403 Forbidden); give the right: kubectl apply -f deploy/rbac.yaml\n",
+            "ERROR:root:node n1: nodes \"n1\" is forbidden: User \"tied\" cannot get resource \"nodes\" in API group \"\" at the cluster scope (403 Forbidden); grant the right: kubectl apply -f deploy/rbac.yaml\n",
         ),
         (
             ADMIN,
             "n2",
-            "ERROR:root:node n2: nodes \"n2\" not found (404 NotFound); look at the name, and at the cluster that KUBECONFIG names\n",
+            "ERROR:root:node n2: nodes \"n2\" not found (404 NotFound); check the name, and the cluster that KUBECONFIG names\n",
         ),
     ] {
         server.forget_log();
@@ -299,7 +301,7 @@ fn uninstall_takes_all_of_it_back_and_nothing_else() {
     sleeper.end();
     let (_, err, code) = run(&mut kcm(&server, &mount, &words));
     assert_eq!(code, Some(0), "{err}");
-    assert!(err.starts_with("INFO:root:Node n1 advertises nothing of ours any more.\n"), "{err}");
+    assert!(err.starts_with("INFO:root:Removed the slots, the label and the taint of node n1.\n"), "{err}");
     let after = server.object(NODE).unwrap();
     for part in ["/spec", "/status", "/metadata/labels"] {
         assert_eq!(after.pointer(part), before.pointer(part));

@@ -47,7 +47,7 @@ fn a_node_report_is_as_in_the_document_and_its_kind_is_defined_where_it_is_missi
     mount.make_pool("dataplane", false, &[]);
     let (out, err, code) = run(&mut kcm(&server, &mount, &["node-report", "--publish"]));
     assert_eq!(code, Some(0), "{err}");
-    assert_eq!(err, "INFO:root:CustomResourceDefinition nodereports.kcm.intel.com: made.\n");
+    assert_eq!(err, "INFO:root:Created CustomResourceDefinition nodereports.kcm.intel.com.\n");
     let printed: Value = serde_json::from_str(&out).unwrap();
     let object = server.object(NODE_REPORT).expect("a report");
     assert_eq!((&object["apiVersion"], &object["kind"]), (&json!("kcm.intel.com/v1"), &json!("NodeReport")));
@@ -101,7 +101,9 @@ fn without_the_right_to_define_a_kind_the_manifest_is_named() {
         assert_eq!(code, Some(1));
         assert_eq!(err.lines().count(), 1, "{err}");
         assert!(
-            err.ends_with("may not be made from here (403 Forbidden); kubectl apply -f deploy/crds.yaml\n"),
+            err.ends_with(
+                "the server does not let us create it (403 Forbidden); kubectl apply -f deploy/crds.yaml\n"
+            ),
             "{err}"
         );
         assert!(!out.is_empty(), "the report is on stdout all the same");

@@ -329,7 +329,7 @@ fn create(inner: &mut Inner, named: &Named, path: &str, asked: &Asked) -> Answer
     if objects::has_generation(&named) {
         object["metadata"]["generation"] = 1.into();
     }
-    objects::note_manager(&mut object, &asked.agent);
+    objects::note_manager(&mut object, asked.agent.split('/').next().unwrap_or_default());
     Answer::ok(201, inner.store.put(&format!("{path}/{name}"), object))
 }
 

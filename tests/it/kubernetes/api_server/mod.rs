@@ -45,6 +45,8 @@ pub const ADMIN: &str = "token-of-the-admin-4f1c";
 #[derive(Clone, Debug)]
 pub struct Logged {
     pub user: String,
+    /// The header `User-Agent`.
+    pub agent: String,
     pub method: String,
     /// With the query.
     pub path: String,
@@ -288,12 +290,14 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
     };
     let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    // kube leaves empty parameters in a query. A real server ignores them.
+    let path = path.replace("?&", "?").trim_end_matches('?').to_owned();
     let asked = Asked {
         method: parts.method.to_string(),
         path: path.clone(),
         content_type: header("content-type"),
         accept: header("accept"),
-        agent: header("user-agent").split('/').next().unwrap_or_default().to_owned(),
+        agent: header("user-agent"),
         body: serde_json::from_slice(&body).unwrap_or_default(),
     };
     let token = header("authorization").trim_start_matches("Bearer ").to_owned();
@@ -360,8 +364,8 @@ fn take_fault(shared: &Shared, asked: &Asked) -> Option<Fault> {
 }
 
 fn note(shared: &Shared, asked: &Asked, user: String, wanted: Vec<Wanted>, status: u16) {
-    let Asked { method, path, body, .. } = asked.clone();
-    shared.lock().log.push(Logged { user, method, path, body, wanted, status });
+    let Asked { method, path, agent, body, .. } = asked.clone();
+    shared.lock().log.push(Logged { user, agent, method, path, body, wanted, status });
 }
 
 /// What others do once an object was made: definitions are established, pods run.
