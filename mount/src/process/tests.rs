@@ -2,6 +2,7 @@
 //!
 //! Owns: what is promised of one process and of many. What is promised of masks is in `masks`.
 
+mod as_root;
 mod masks;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -33,32 +34,6 @@ fn this_kernel_is_asked_directly_where_it_can_be() {
     let since = |minor| release.as_slice() >= &[6, minor][..];
     let expected = Features { pidfs: since(9), translation: since(11), info: since(13) };
     assert_eq!(new.features, expected);
-}
-
-#[test]
-fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
-    let child = start(Command::new("sleep").arg("1000"));
-    let other = start(Command::new("sleep").arg("1000").uid(65_534));
-    for processes in both() {
-        let process = open(&processes, child.pid());
-        assert_eq!(process.id().pid, child.pid());
-        let facts = processes.facts(&process).unwrap().unwrap();
-        assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
-        assert_eq!(facts.uids, Uids { real: 0, effective: 0, saved: 0 });
-        assert!(!facts.kernel_thread);
-        until("it is its program", || processes.comm(&process).as_deref() == Some("sleep"));
-        let age = clock::since_boot() / clock::tick() - processes.started(&process).unwrap();
-        assert!(age < 60 * 1_000_000_000 / clock::tick(), "{age} ticks");
-        let other = open(&processes, other.pid());
-        let facts = processes.facts(&other).unwrap().unwrap();
-        assert_eq!(facts.uids, Uids { real: 65_534, effective: 65_534, saved: 65_534 });
-        assert_ne!(other.id(), process.id());
-        assert!(processes.cgroup(&process).is_some());
-        assert_eq!(processes.cgroup(&process), processes.cgroup(&other));
-        assert!(processes.same_namespace(&process, &other));
-        assert!(!processes.is_namespace_init(&process));
-        assert_eq!(open(&processes, child.pid()).id(), process.id(), "the same each time");
-    }
 }
 
 #[test]
@@ -158,44 +133,6 @@ fn a_number_that_nobody_has_opens_nothing() {
 }
 
 #[test]
-fn a_recycled_pid_is_never_taken_for_the_old_task() {
-    let [one, _] = masks::two_cpus();
-    for processes in both() {
-        let mut child = start(Command::new("sleep").arg("1000"));
-        let old = open(&processes, child.pid());
-        let previous = processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE).unwrap();
-        child.0.kill().unwrap();
-        child.0.wait().unwrap();
-        let again = start_with_pid(child.pid());
-        let new = open(&processes, again.pid());
-        assert!(new.is_alive() && !old.is_alive());
-        if processes.tells_reused_pids() {
-            assert_ne!(new.id(), old.id());
-        }
-        assert_eq!(processes.ended(&old), Ending::Killed(9));
-        assert_nothing_is_known(&processes, &old);
-        // Nothing that is meant for the old one is done to the new one.
-        let mask = masks::of(again.pid());
-        assert!(!mask.contains(&one));
-        assert!(matches!(
-            processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE),
-            Err(MaskError::Gone)
-        ));
-        assert!(matches!(
-            processes.set_mask(&old, &one, Threads::OnlyStrays, BlockedWriter::NONE),
-            Err(MaskError::Gone)
-        ));
-        processes.restore_mask(&old, &SavedMask::Cpus(one.clone()), BlockedWriter::NONE);
-        processes.undo(&old, previous, BlockedWriter::NONE);
-        assert_eq!(masks::of(again.pid()), mask);
-        processes.restore_mask(&new, &SavedMask::Cpus(one.clone()), BlockedWriter::NONE);
-        let refined = processes.probe_saved_mask(&old, SavedMask::Cpus(one.clone()));
-        assert!(matches!(refined, Err(MaskError::Gone)), "{refined:?}");
-        assert_eq!(masks::of(again.pid()), std::slice::from_ref(&one));
-    }
-}
-
-#[test]
 fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
     for processes in both() {
         let mut child = program("headless");
@@ -217,59 +154,6 @@ fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
         until("it has died", || !process.is_alive());
         assert_eq!(watch.dead(), [process.id()]);
         assert_eq!(processes.ended(&process), Ending::Exited(0));
-    }
-}
-
-#[test]
-fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
-    let container = Container::start();
-    for processes in both() {
-        let first = open(&processes, container.first);
-        let ours = open(&processes, Pid::new(std::process::id()).unwrap());
-        assert!(!processes.same_namespace(&first, &ours));
-        assert!(processes.is_namespace_init(&first));
-        assert_eq!(processes.number_in_namespace_of(&first, container.first), Some(1));
-        let inside = |number| open_from(&processes, &first, number);
-        assert_eq!(inside(1).map(|process| process.id()), Some(first.id()));
-        let sleeper = inside(container.sleeper).unwrap();
-        until("it is its program", || processes.comm(&sleeper).as_deref() == Some("sleep"));
-        assert_eq!(processes.facts(&sleeper).unwrap().unwrap().parent, Some(container.first));
-        assert!(processes.same_namespace(&first, &sleeper) && !processes.is_namespace_init(&sleeper));
-        let number = processes.number_in_namespace_of(&first, sleeper.id().pid);
-        assert_eq!(number, Some(container.sleeper));
-        // From inside, nobody outside has a number; from outside, those inside have one.
-        assert!(inside(i32::MAX as u32).is_none());
-        assert_eq!(processes.number_in_namespace_of(&first, ours.id().pid), None);
-        let outside = processes.number_in_namespace_of(&ours, sleeper.id().pid);
-        assert_eq!(outside, Some(sleeper.id().pid.get()));
-        let found = open_from(&processes, &ours, sleeper.id().pid.get());
-        assert_eq!(found.map(|process| process.id()), Some(sleeper.id()));
-    }
-}
-
-#[test]
-fn a_number_of_one_container_is_none_in_another() {
-    let [one, other] = [Container::start(), Container::start()];
-    for processes in both() {
-        let [first, second] = [&one, &other].map(|container| open(&processes, container.first));
-        assert!(!processes.same_namespace(&first, &second));
-        assert_eq!(processes.number_in_namespace_of(&first, other.first), None);
-        let found = open_from(&processes, &second, other.sleeper).unwrap();
-        assert_eq!(processes.facts(&found).unwrap().unwrap().parent, Some(other.first));
-        assert_eq!(processes.number_in_namespace_of(&first, found.id().pid), None);
-    }
-}
-
-#[test]
-fn a_container_that_has_ended_names_nobody() {
-    for processes in both() {
-        let container = Container::start();
-        let first = open(&processes, container.first);
-        drop(container);
-        until("it has died", || !first.is_alive());
-        assert!(open_from(&processes, &first, 1).is_none());
-        assert_eq!(processes.number_in_namespace_of(&first, Pid::new(1).unwrap()), None);
-        assert!(!processes.same_namespace(&first, &first));
     }
 }
 
@@ -462,41 +346,6 @@ fn program(kind: &str) -> Child {
     let name = "process::tests::a_program_of_the_other_tests";
     let mut command = Command::new(std::env::current_exe().unwrap());
     start(command.args([name, "--exact", "--ignored", "--nocapture"]).env(PROGRAM, kind)).ready()
-}
-
-/// A child with this number, which has just become free.
-fn start_with_pid(pid: Pid) -> Child {
-    for _ in 0..1_000 {
-        // The kernel goes on counting from there.
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid.get() - 1).to_string()).unwrap();
-        let child = start(Command::new("sleep").arg("1000"));
-        if child.pid() == pid {
-            return child;
-        }
-    }
-    panic!("somebody else was always faster to get PID {pid}");
-}
-
-/// A PID namespace with a shell as its first process, and a child of that.
-struct Container {
-    _unshare: Child,
-    first: Pid,
-    /// By its number inside.
-    sleeper: u32,
-}
-
-impl Container {
-    fn start() -> Self {
-        let script = "sleep 1000 & echo $!; read x";
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script]);
-        let mut unshare = start(&mut command);
-        let mut line = String::new();
-        BufReader::new(unshare.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let children = format!("/proc/{pid}/task/{pid}/children", pid = unshare.pid());
-        let first = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        Self { first: Pid::new(first).unwrap(), sleeper: line.trim().parse().unwrap(), _unshare: unshare }
-    }
 }
 
 fn open(processes: &Processes, tid: Pid) -> Process {

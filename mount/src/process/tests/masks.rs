@@ -1,7 +1,5 @@
 //! Affinity masks of real processes: set on every thread, given back, refused and narrowed by the kernel.
 
-use std::path::PathBuf;
-
 use super::super::mask::mask_of;
 use super::*;
 
@@ -169,33 +167,6 @@ fn a_mask_of_all_cpus_is_saved_as_all_and_another_as_it_is() {
     }
 }
 
-#[test]
-fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() {
-    let [one, other] = two_cpus();
-    let child = program("threads");
-    let cgroup = Cpuset::new(&one);
-    for processes in both() {
-        let process = open(&processes, child.pid());
-        let outside = processes.cgroup(&process);
-        cgroup.take(child.pid());
-        assert_ne!(processes.cgroup(&process), outside, "it is in another cgroup");
-        let refused = processes.set_mask(&process, &other, Threads::All, BlockedWriter::NONE);
-        assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
-        let narrowed = processes.set_mask(&process, &one.union(&other), Threads::All, BlockedWriter::NONE);
-        assert!(matches!(&narrowed, Err(MaskError::Narrowed { got }) if *got == one), "{narrowed:?}");
-        assert!(of(child.pid()).iter().all(|mask| *mask == one));
-        let saved = processes.saved_mask(&process).unwrap();
-        assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it can be told without touching it");
-        assert_eq!(processes.probe_saved_mask(&process, saved).unwrap(), SavedMask::All);
-        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
-        // A mask that is no longer possible: all, which follows the cpuset when that grows.
-        processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), BlockedWriter::NONE);
-        assert!(of(child.pid()).iter().all(|mask| *mask == one));
-        cgroup.give_back(child.pid());
-        until("it follows its cpuset", || of(child.pid()).iter().all(|mask| *mask == online()));
-    }
-}
-
 /// Every mask that this thread gets is widened at once.
 pub(super) fn widen_for_ever() {
     let mut all = nix::sched::CpuSet::new();
@@ -212,7 +183,7 @@ pub(super) fn two_cpus() -> [CpuSet; 2] {
     [*one, *other].map(|cpu| CpuSet::from_iter([cpu]))
 }
 
-fn online() -> CpuSet {
+pub(super) fn online() -> CpuSet {
     std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap().trim().parse().unwrap()
 }
 
@@ -231,43 +202,4 @@ fn pin(tid: Pid, cpus: &CpuSet) {
     cpus.iter().for_each(|cpu| set.set(cpu.get() as usize).unwrap());
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(tid.get() as i32), &set).unwrap();
     assert_eq!(mask_of(tid.get()).unwrap().as_ref(), Some(cpus));
-}
-
-/// A cpuset cgroup that goes away with this.
-struct Cpuset {
-    root: PathBuf,
-    path: PathBuf,
-}
-
-impl Cpuset {
-    /// With these CPUs: of cgroup v1 where the machine has it, else of v2.
-    fn new(cpus: &CpuSet) -> Self {
-        let v1 = PathBuf::from("/sys/fs/cgroup/cpuset");
-        let root = if v1.join("cpuset.cpus").exists() { v1 } else { PathBuf::from("/sys/fs/cgroup") };
-        // v1 has no such file, and in v2 it may be on already.
-        let _ = std::fs::write(root.join("cgroup.subtree_control"), "+cpuset");
-        let path = root.join(format!("kcm-test-{}", std::process::id()));
-        std::fs::create_dir(&path).expect("a test of cpusets needs to be root and makes a cgroup");
-        let cgroup = Self { root, path };
-        std::fs::write(cgroup.path.join("cpuset.cpus"), cpus.to_string()).unwrap();
-        std::fs::write(cgroup.path.join("cpuset.mems"), "0").unwrap();
-        cgroup
-    }
-
-    fn take(&self, pid: Pid) {
-        std::fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-
-    fn give_back(&self, pid: Pid) {
-        std::fs::write(self.root.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Cpuset {
-    fn drop(&mut self) {
-        for pid in std::fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
-            let _ = std::fs::write(self.root.join("cgroup.procs"), pid);
-        }
-        let _ = std::fs::remove_dir(&self.path);
-    }
 }
