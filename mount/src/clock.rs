@@ -35,3 +35,8 @@ pub(crate) fn rfc3339_ms(wall_ms: u64) -> String {
     let time = UNIX_EPOCH + std::time::Duration::from_millis(wall_ms);
     humantime::format_rfc3339_millis(time).to_string()
 }
+
+/// Returns the kernel's id of this boot.
+pub(crate) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

@@ -31,4 +31,5 @@ pub mod model;
 pub mod mountpoint;
 mod process;
 pub mod procfs;
+pub mod state;
 mod tree;

@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Uninstall(Uninstall),
     Completions(Completions),
     Man(Man),
+    State(State),
 }
 
 #[derive(Args, Debug)]
@@ -259,6 +260,40 @@ pub(crate) struct Describe {
     /// json for programs; table or map for people
     #[arg(long, value_enum, value_name = "format", default_value_t = Format::Json)]
     pub(crate) format: Format,
+}
+
+/// Print or check a state directory, for troubleshooting
+///
+/// Works offline and beside a running daemon. Never changes anything.
+#[derive(Args, Debug)]
+#[command(hide = true)]
+pub(crate) struct State {
+    #[command(subcommand)]
+    pub(crate) command: StateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// Print configuration, claims and counters
+    Show {
+        #[command(flatten)]
+        dir: StateDirArg,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the files and print each problem with file and line; the exit status is 1 if there are any
+    Check {
+        #[command(flatten)]
+        dir: StateDirArg,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StateDirArg {
+    /// The directory that kcm mount uses
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
+    pub(crate) state_dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -15,6 +15,7 @@ mod node_report;
 mod publish;
 mod reclaims;
 mod reconcile;
+mod state;
 
 use std::process::ExitCode;
 
@@ -43,5 +44,6 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Uninstall(args) => install::uninstall(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
+        Command::State(args) => state::run(&args),
     }
 }

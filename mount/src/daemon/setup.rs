@@ -34,10 +34,6 @@ pub fn timestamp() -> String {
     clock::rfc3339_ms(clock::wall_ms())
 }
 
-pub(crate) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
 /// From here on nobody else gets the signals that mean something to us.
 pub(crate) fn catch_signals() -> Result<SignalFd, MountError> {
     let mut mask = SigSet::empty();

@@ -18,6 +18,7 @@ use super::error::{MountError, at};
 use super::fds::{self, Control, Letter, LetterBox, Message};
 use super::paths::Places;
 use super::setup;
+use crate::clock;
 use crate::engine::Engine;
 use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
@@ -103,7 +104,7 @@ fn begin(
 ) -> Result<Serving, MountError> {
     let conf_dir = &places.conf_dir;
     let letter = letters.read().map_err(|source| at(conf_dir, "the keeper's letter", source))?;
-    let (state, recovered) = StateDir::open(lock, &places.state_dir, &setup::boot_id(), letter.mount)?;
+    let (state, recovered) = StateDir::open(lock, &places.state_dir, &clock::boot_id(), letter.mount)?;
     let polls = recovered.polls.clone();
     let rests = recovered.truncated.clone();
     let (engine, first_handle) = Engine::start(state, recovered, letter.topology.clone(), keeper)

@@ -67,6 +67,16 @@ impl Requests {
         self.retried.contains(&request)
     }
 
+    /// Returns the id of the mount.
+    pub(crate) fn mount(&self) -> u64 {
+        self.mount
+    }
+
+    /// Returns how many requests were carried out again.
+    pub(crate) fn retried(&self) -> usize {
+        self.retried.len()
+    }
+
     /// Another worker begins on the same mount.
     fn pass_on(&mut self) {
         self.answered_before.extend(std::mem::take(&mut self.answered).into_values());

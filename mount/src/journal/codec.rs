@@ -37,28 +37,44 @@ pub(super) fn decode<T: DeserializeOwned>(
 ) -> Decoded {
     let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
     let lines = bytes.get(..whole).unwrap_or_default().split_inclusive(|&b| b == b'\n');
-    let bad = lines.filter(|line| !record(seed, line).is_some_and(&mut accept)).count();
+    let bad = lines.filter(|line| !record(seed, line).is_ok_and(&mut accept)).count();
     let is_tail_damaged = has_lost_its_end::<T>(seed, bytes.get(whole..).unwrap_or_default());
     Decoded { bad: bad + usize::from(is_tail_damaged), whole }
 }
 
 /// Reads only the first line: the header, which has a seed of its own and names that of the other lines.
 pub(super) fn decode_first<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Option<T> {
-    record(seed, bytes.split_inclusive(|&b| b == b'\n').next()?)
+    record(seed, bytes.split_inclusive(|&b| b == b'\n').next()?).ok()
 }
 
-fn record<T: DeserializeOwned>(seed: &str, line: &[u8]) -> Option<T> {
+/// Why a line is not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadLine {
+    #[error("the checksum does not match")]
+    Checksum,
+    #[error("not a record of this format")]
+    Malformed,
+}
+
+/// Reads one line, with its newline.
+pub(super) fn record<T: DeserializeOwned>(seed: &str, line: &[u8]) -> Result<T, BadLine> {
+    let json = json(seed, line).ok_or(BadLine::Checksum)?;
+    serde_json::from_slice(json).map_err(|_| BadLine::Malformed)
+}
+
+/// Returns the JSON of a line whose checksum matches.
+fn json<'a>(seed: &str, line: &'a [u8]) -> Option<&'a [u8]> {
     let line = line.strip_suffix(b"\n")?;
     let (sum, json) = line.split_at_checked(CHECKSUM)?;
     let sum = std::str::from_utf8(sum.strip_suffix(b" ")?).ok()?;
     let canonical = sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let expected = u32::from_str_radix(sum, 16).ok().filter(|_| canonical)?;
-    (checksum(seed, json) == expected).then(|| serde_json::from_slice(json).ok())?
+    (checksum(seed, json) == expected).then_some(json)
 }
 
 /// Whether a tail is a record except for its last byte. Then it was not interrupted but damaged.
-fn has_lost_its_end<T: DeserializeOwned>(seed: &str, tail: &[u8]) -> bool {
-    tail.split_last().is_some_and(|(_, rest)| record::<T>(seed, &[rest, b"\n"].concat()).is_some())
+pub(super) fn has_lost_its_end<T: DeserializeOwned>(seed: &str, tail: &[u8]) -> bool {
+    tail.split_last().is_some_and(|(_, rest)| record::<T>(seed, &[rest, b"\n"].concat()).is_ok())
 }
 
 fn checksum(seed: &str, json: &[u8]) -> u32 {

@@ -22,6 +22,7 @@ mod config;
 mod disk;
 mod events;
 mod format;
+mod inspect;
 mod lock;
 mod memory;
 mod records;
@@ -44,6 +45,8 @@ pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolCon
 use disk::{Disk, RealDisk};
 use events::{EventFile, EventQueue};
 use format::VERSION;
+pub use inspect::Problem;
+pub(crate) use inspect::{Found, inspect};
 pub(crate) use lock::StateLock;
 use memory::Memory;
 pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord};

@@ -7,6 +7,7 @@ mod as_root;
 mod damage;
 mod faults;
 mod golden;
+mod inspect;
 
 use std::fs::{self, File};
 use std::io::Write as _;

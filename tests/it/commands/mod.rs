@@ -13,3 +13,4 @@ pub mod node_report;
 pub mod reconcile;
 pub mod reconcile_interval;
 pub mod repair;
+pub mod state;
