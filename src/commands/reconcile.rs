@@ -1,8 +1,12 @@
-//! `kcm reconcile`: claims taken back from the dead, and threads that have left their list.
+//! `kcm reconcile`: reports reclaimed claims, and threads that have left their list.
 //!
-//! Owns: the report of 2017. On the mount the daemon has done the taking back, and the report passes on what
-//! it tells; on a plain directory it is done here, under the lock. Must not know: how the dead are noticed by
-//! the daemon.
+//! Owns the legacy report. On a mount the daemon has reclaimed, and this command prints and acknowledges
+//! `info/reclaimed`; on a plain directory it reclaims itself, under the lock. Does not know how the daemon notices that
+//! a task has died.
+//!
+//! A published report has more sources than the printed one (`reclaims`): `info/reclaimed` has each reclaim for one
+//! reader only, so another person's `kcm reconcile` would be missing in what is published; `info/events` has the reclaims
+//! for every reader, but only the newest events.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -25,12 +29,12 @@ use crate::confdir::{self, ConfDir};
 use crate::host::Host;
 use crate::kubernetes::objects::reports::Reclaim;
 
-/// A task may be on its way: from its mask to its claim, or from its claim to its mask. So often, and after so
-/// long, a stray is looked at again.
-const LOOKS: usize = 2;
-const ON_ITS_WAY: Duration = Duration::from_millis(25);
+/// How often, and after which delay, strays are checked again. A claim changes the mask and the list one after the
+/// other, so that a task in the middle of it looks like a stray for a moment.
+const RECHECKS: usize = 2;
+const RECHECK_DELAY: Duration = Duration::from_millis(25);
 
-/// What is printed. Fields are in the order of their names.
+/// The printed report. Fields are in the order of their names.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report {
@@ -44,56 +48,72 @@ pub(super) struct Report {
 struct Mismatch {
     actual_cpus: Vec<u32>,
     cpus: String,
-    /// Of the thread.
+    /// The thread's ID.
     pid: u32,
     pool: String,
 }
 
-/// A claim taken back.
-#[derive(Debug, Deserialize, Serialize)]
+/// A reclaimed claim, as it is printed.
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Reclaimed {
     cpus: String,
-    pid: u32,
+    pid: i64,
     pool: String,
+}
+
+impl From<&Reclaim> for Reclaimed {
+    fn from(reclaim: &Reclaim) -> Self {
+        Self { cpus: reclaim.cpus.clone(), pid: reclaim.pid, pool: reclaim.pool.clone() }
+    }
 }
 
 /// A line of `info/reclaimed`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Reclaimed {
-        seq: u64,
-        #[serde(flatten)]
-        reclaimed: Reclaimed,
-    },
-    Dropped {
-        dropped: u64,
-    },
+    Dropped { dropped: u64 },
+    Reclaim(Reclaim),
 }
 
-/// Threads outside the list of their task, and where they belong.
+/// The threads of one task that are outside its list.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Strays {
     pool: String,
     list: String,
     cpus: CpuSet,
-    /// The task.
+    /// The task's PID.
     pid: u32,
+    /// Thread IDs and affinities.
     threads: Vec<(u32, CpuSet)>,
 }
 
-/// What one run has come to.
-struct Done {
+/// The content of `info/reclaimed`.
+#[derive(Debug, Default)]
+struct ReclaimedFile {
+    /// All reclaims, for publication.
+    all: Vec<Reclaim>,
+    /// The reclaims that were not printed before.
+    new: Vec<Reclaimed>,
+    /// The number to acknowledge.
+    last: Option<i64>,
+    /// How many reclaims the daemon has dropped.
+    dropped: u64,
+}
+
+/// The result of one run.
+struct Outcome {
     /// As it was printed.
     report: Value,
-    /// The reclaims that it tells of, with their times.
+    /// The reclaims for publication, with their times.
     reclaimed: Vec<Reclaim>,
+    /// An error if a stray could not be moved back.
     repaired: Result<(), Error>,
 }
 
-/// Prints the report, once or on a beat.
+/// Prints the report, once or periodically.
 pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let host = Host::from_env();
-    let mut told = Vec::new();
+    let mut unacknowledged = Vec::new();
     let publisher = Publisher::new(&args.publish, args.interval)?;
     let mut reclaims = publisher.map(Reclaims::new);
     interval::run(args.interval, || {
@@ -101,87 +121,94 @@ pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
         if args.repair && host.own_pid()? != std::process::id() {
             bail!("cannot repair: KCM_PROC_FS shows another PID namespace than ours; run in the host's");
         }
-        let done = if dir.is_mounted() {
-            reconcile_mount(&dir, &host, args.repair, &mut told)?
+        let outcome = if dir.is_mounted() {
+            reconcile_mount(&dir, &host, args.repair, &mut unacknowledged)?
         } else {
             reconcile_plain(&dir, &host, args.repair)?
         };
         if let Some(reclaims) = &mut reclaims {
-            reclaims.publish(&dir, &done.report, done.reclaimed)?;
+            reclaims.publish(&dir, &outcome.report, outcome.reclaimed)?;
         }
-        done.repaired
+        outcome.repaired
     })
 }
 
-/// `told`: the lines that were printed and could not be acknowledged, because the mount went away. They are
-/// there again when it is back.
-fn reconcile_mount(dir: &ConfDir, host: &Host, repair: bool, told: &mut Vec<String>) -> Result<Done, Error> {
+/// `unacknowledged`: the lines that an earlier run has printed but could not acknowledge, because the mount went away.
+/// They are still in the file when the mount is back.
+fn reconcile_mount(
+    dir: &ConfDir,
+    host: &Host,
+    repair: bool,
+    unacknowledged: &mut Vec<String>,
+) -> Result<Outcome, Error> {
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
-    let file = dir.path().join("info/reclaimed");
-    let opened = OpenOptions::new().read(true).write(true).open(&file);
+    let path = dir.path().join("info/reclaimed");
+    let opened = OpenOptions::new().read(true).write(true).open(&path);
     dir.check_mounted()?;
-    let opened = opened.map_err(|error| confdir::file_error(&file, error))?;
-    // Between reading and acknowledging nobody else may tell of the same claims.
-    confdir::lock_file(&file, &opened)?;
-    let mut reclaimed = opened;
+    let mut file = opened.map_err(|error| confdir::file_error(&path, error))?;
+    // Another reconcile must not print the same reclaims between our read and our acknowledgement.
+    confdir::lock_file(&path, &file)?;
     let mut text = String::new();
-    reclaimed.read_to_string(&mut text).map_err(|error| confdir::file_error(&file, error))?;
-    let (mut lists, mut dated, mut last) = (Vec::new(), Vec::new(), None);
+    file.read_to_string(&mut text).map_err(|error| confdir::file_error(&path, error))?;
+    let ReclaimedFile { all, new, last, dropped } =
+        parse_reclaimed(&text, unacknowledged).with_context(|| path.display().to_string())?;
+    if dropped > 0 {
+        log::warn!("{dropped} reclaims were dropped before they were reported; run reconcile more often");
+    }
+    let report = print(mismatched, new)?;
+    if let Some(seq) = last {
+        *unacknowledged = text.lines().map(str::to_owned).collect();
+        log::debug!("{}: acknowledging up to {seq}", path.display());
+        file.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::file_error(&path, error))?;
+    }
+    unacknowledged.clear();
+    Ok(Outcome { report, reclaimed: all, repaired })
+}
+
+/// Parses `info/reclaimed`. `printed`: the lines whose reclaims are not new.
+fn parse_reclaimed(text: &str, printed: &[String]) -> Result<ReclaimedFile, Error> {
+    let mut file = ReclaimedFile::default();
     for line in text.lines() {
-        match serde_json::from_str(line).with_context(|| format!("{}: {line:?}", file.display()))? {
-            Line::Reclaimed { seq, reclaimed } => {
-                last = last.max(Some(seq));
-                if !told.iter().any(|told| told == line) {
-                    lists.push(reclaimed);
+        match serde_json::from_str(line).with_context(|| format!("{line:?}"))? {
+            Line::Dropped { dropped } => file.dropped += dropped,
+            Line::Reclaim(reclaim) => {
+                file.last = file.last.max(reclaim.seq);
+                if !printed.iter().any(|printed| printed == line) {
+                    file.new.push(Reclaimed::from(&reclaim));
                 }
-                dated.push(serde_json::from_str(line)?);
-            }
-            Line::Dropped { dropped } => {
-                log::warn!(
-                    "{dropped} reclaimed claims were forgotten before anybody asked; reconcile more often"
-                );
+                file.all.push(reclaim);
             }
         }
     }
-    let report = print(mismatched, lists)?;
-    if let Some(seq) = last {
-        *told = text.lines().map(str::to_owned).collect();
-        reclaimed.write_all(seq.to_string().as_bytes()).map_err(|error| confdir::file_error(&file, error))?;
-    }
-    told.clear();
-    Ok(Done { report, reclaimed: dated, repaired })
+    Ok(file)
 }
 
-fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Done, Error> {
+fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Outcome, Error> {
     let reclaimed = reclaim(dir, host)?;
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
-    let time = daemon::timestamp();
-    let date = |Reclaimed { cpus, pid, pool }: &Reclaimed| Reclaim {
-        seq: None,
-        time: time.clone(),
-        cpus: cpus.clone(),
-        pid: (*pid).into(),
-        pool: pool.clone(),
-    };
-    let dated = reclaimed.iter().map(date).collect();
-    Ok(Done { report: print(mismatched, reclaimed)?, reclaimed: dated, repaired })
+    let report = print(mismatched, reclaimed.iter().map(Reclaimed::from).collect())?;
+    Ok(Outcome { report, reclaimed, repaired })
 }
 
-/// Takes the PIDs off of which procfs knows nothing.
-fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaimed>, Error> {
+/// Removes the PIDs of dead tasks from the lists of a plain directory.
+fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaim>, Error> {
+    // Without procfs every task would seem dead.
     host.own_pid()?;
     let _lock = dir.lock()?;
+    let time = daemon::timestamp();
     let mut reclaimed = Vec::new();
-    for (pool, lists) in dir.pools()? {
-        for (list, tasks) in lists.lists {
+    for (pool, content) in dir.pools()? {
+        for (list, tasks) in content.lists {
             let dead: Vec<u32> = tasks.into_iter().filter(|&pid| !host.is_alive(pid)).collect();
             if dead.is_empty() {
                 continue;
             }
             confdir::change_tasks(&dir.tasks(&pool, &list), |tasks| tasks.retain(|pid| !dead.contains(pid)))?;
-            reclaimed.extend(dead.into_iter().map(|pid| Reclaimed {
+            reclaimed.extend(dead.into_iter().map(|pid| Reclaim {
+                seq: None,
+                time: time.clone(),
                 cpus: list.clone(),
-                pid,
+                pid: pid.into(),
                 pool: pool.clone(),
             }));
         }
@@ -189,26 +216,21 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaimed>, Error> {
     Ok(reclaimed)
 }
 
-/// Every thread outside the list of its task, and, with `repair`, whether all of them could be brought back.
+/// Returns every thread outside the list of its task. With `repair`, moves them back; the second value is an error if
+/// that failed for any of them.
 fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>, Result<(), Error>), Error> {
     let mut all = strays(dir, host)?;
-    for _ in 0..LOOKS {
+    for _ in 0..RECHECKS {
         if all.is_empty() {
             break;
         }
-        thread::sleep(ON_ITS_WAY);
-        let earlier = std::mem::replace(&mut all, strays(dir, host)?);
-        all.retain_mut(|now| {
-            let is_same = |was: &&Strays| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list);
-            let was = earlier.iter().find(is_same).map_or(&[][..], |was| &was.threads);
-            now.threads.retain(|(tid, _)| was.iter().any(|(was, _)| was == tid));
-            !now.threads.is_empty()
-        });
+        thread::sleep(RECHECK_DELAY);
+        all = in_both(&all, strays(dir, host)?);
     }
     let mut repaired = Ok(());
     for strays in all.iter().filter(|_| repair) {
-        if let Err(error) = bring_back(dir, host, strays) {
-            // All of them are told of; the last one gives the status.
+        if let Err(error) = move_back(dir, host, strays) {
+            // Every error is logged, and the last one is returned.
             if let Err(earlier) = std::mem::replace(&mut repaired, Err(error)) {
                 log::error!("{earlier:#}");
             }
@@ -225,6 +247,18 @@ fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>
     Ok((mismatches.collect(), repaired))
 }
 
+/// Returns those threads of `now` that are also in `earlier`, outside the same list.
+fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
+    now.retain_mut(|now| {
+        let is_same = |was: &&Strays| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list);
+        let was = earlier.iter().find(is_same).map_or(&[][..], |was| &was.threads);
+        now.threads.retain(|(tid, _)| was.iter().any(|(was, _)| was == tid));
+        !now.threads.is_empty()
+    });
+    now
+}
+
+/// Returns the strays at this moment.
 fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     let mut all = Vec::new();
     for (pool, content) in dir.pools()? {
@@ -233,10 +267,10 @@ fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
             for pid in tasks {
                 let masks = host.thread_masks(pid).into_iter();
                 let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
-                // It may have moved since the list was read.
-                let is_here =
+                // The task may have moved since the list was read.
+                let is_still_listed =
                     || confdir::read_tasks(&dir.tasks(&pool, &list)).is_ok_and(|now| now.contains(&pid));
-                if !threads.is_empty() && is_here() {
+                if !threads.is_empty() && is_still_listed() {
                     let (pool, list, cpus) = (pool.clone(), list.clone(), cpus.clone());
                     all.push(Strays { pool, list, cpus, pid, threads });
                 }
@@ -246,30 +280,79 @@ fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     Ok(all)
 }
 
-/// On the mount the daemon does it: a repeated claim changes only the threads that have left the list. It is
-/// made in the pool, where a task that has moved meanwhile keeps its new list.
-fn bring_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> {
+/// Moves strays back to their list. On a mount, the daemon does it: a repeated claim changes only the threads that have
+/// left the list. It is written to the pool's file, so that a task that has moved in the meantime keeps its new list.
+fn move_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> {
     let Strays { pool, list, cpus, pid, threads } = strays;
-    let what = || format!("{pid} cannot be brought back to {pool} {list}");
+    let context = || format!("{pid} cannot be moved back to {pool} {list}");
+    log::debug!("moving {} threads of {pid} back to {pool} {list}", threads.len());
     if dir.is_mounted() {
         let file = dir.pool(pool).join("tasks");
         let written = dir.with_reason(&file, || fs::write(&file, pid.to_string()));
+        // A task that has exited needs no repair.
         return written
             .or_else(|error| if host.is_alive(*pid) { Err(error) } else { Ok(()) })
-            .with_context(what);
+            .with_context(context);
     }
     for (tid, _) in threads {
         match affinity::set(*tid, cpus) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => result.with_context(what)?,
+            result => result.with_context(context)?,
         }
     }
     Ok(())
 }
 
+/// Prints the report, and returns it as it was printed.
 fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<Value, Error> {
     let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed };
     let report = serde_json::to_value(report)?;
     output::print(&output::json_text(&report))?;
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strays(pid: u32, list: &str, threads: &[u32]) -> Strays {
+        let threads = threads.iter().map(|&tid| (tid, "7".parse().unwrap())).collect();
+        Strays { pool: "p".into(), list: list.into(), cpus: list.parse().unwrap(), pid, threads }
+    }
+
+    #[test]
+    fn only_threads_that_stay_outside_are_strays() {
+        let earlier = [strays(1, "0", &[1, 2]), strays(5, "1", &[5])];
+        let now = vec![strays(1, "0", &[2, 3]), strays(5, "2", &[5]), strays(9, "3", &[9])];
+        // Thread 1 is back, thread 3 and task 9 are new, task 5 has moved to another list.
+        assert_eq!(in_both(&earlier, now), [strays(1, "0", &[2])]);
+    }
+
+    const LINES: &str = r#"{"dropped":3}
+{"seq":5,"time":"t5","pool":"p","cpus":"0","pid":11}
+{"seq":8,"time":"t8","pool":"p","cpus":"1","pid":12}
+"#;
+
+    #[test]
+    fn each_line_of_the_file_is_reported_and_published() {
+        let file = parse_reclaimed(LINES, &[]).unwrap();
+        assert_eq!((file.last, file.dropped, file.all.len()), (Some(8), 3, 2));
+        let pids: Vec<i64> = file.new.iter().map(|reclaimed| reclaimed.pid).collect();
+        assert_eq!(pids, [11, 12]);
+    }
+
+    #[test]
+    fn a_line_that_was_printed_is_acknowledged_but_not_printed_again() {
+        let printed: Vec<String> = LINES.lines().take(2).map(String::from).collect();
+        let file = parse_reclaimed(LINES, &printed).unwrap();
+        let pids: Vec<i64> = file.new.iter().map(|reclaimed| reclaimed.pid).collect();
+        assert_eq!((pids, file.last, file.all.len()), (vec![12], Some(8), 2));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_parsed_is_in_the_error() {
+        let error = format!("{:#}", parse_reclaimed("{\"seq\":1}\n", &[]).unwrap_err());
+        assert!(error.contains(r#"{\"seq\":1}"#), "{error}");
+        assert_eq!(parse_reclaimed("", &[]).unwrap().last, None);
+    }
 }

@@ -129,7 +129,7 @@ fn a_warning_counts_the_forgotten_reclaims() {
     assert_eq!(code, Some(0));
     assert_eq!(
         err,
-        "WARNING:root:3 reclaimed claims were forgotten before anybody asked; reconcile more often\n"
+        "WARNING:root:3 reclaims were dropped before they were reported; run reconcile more often\n"
     );
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(pids_in(&report, "reclaimedCpuLists"), killed[3..]);
