@@ -12,7 +12,7 @@ use crate::kubernetes::Cluster;
 /// that failed to connect tries again on its next run. `timeout`: how long each request is retried.
 ///
 /// # Errors
-/// There is no usable client configuration.
+/// The client configuration is missing or unusable.
 pub(crate) fn connected(cluster: &mut Option<Cluster>, timeout: Duration) -> Result<&Cluster, Error> {
     if cluster.is_none() {
         *cluster = Some(Cluster::find(timeout)?);

@@ -1,4 +1,4 @@
-//! What several commands share.
+//! Code that several commands share.
 //!
 //! Owns what is not about one command: output, intervals, the node's name and the connection to the cluster.
 //! Does not know any command; a command does not import another one for such things.

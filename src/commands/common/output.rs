@@ -1,4 +1,4 @@
-//! What a command prints: stdout, JSON text, and an error as one line.
+//! Output of commands: stdout, JSON text, and an error as one line.
 //!
 //! Owns the form of output. Does not know what is printed.
 
