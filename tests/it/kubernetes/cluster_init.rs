@@ -1,4 +1,4 @@
-//! `kcm cluster-init`: which pods are made, in which order, and what is said of them.
+//! `kcm cluster-init`: the pods that it creates, their order, and its messages.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::harness::{KCM, run, until};
 use serde_json::{Value, json};
 
 #[test]
-fn three_nodes_get_three_pods_each_one_after_another() {
+fn each_node_gets_three_pods_in_order() {
     let server = cluster(3);
     let (out, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
     assert_eq!((out.as_str(), code), ("", Some(0)), "{err}");
@@ -24,11 +24,11 @@ fn three_nodes_get_three_pods_each_one_after_another() {
     }
     assert!(err.ends_with("INFO:root:3 nodes are ready.\n"), "{err}");
     assert!(err.contains("keeps the mount that it started with"), "{err}");
-    assert!(!err.contains('\x1b'), "plain lines where stderr is no terminal");
+    assert!(!err.contains('\x1b'), "lines without escape sequences if stderr is not a terminal");
 }
 
 #[test]
-fn a_pod_is_made_once_the_one_before_has_done_its_work() {
+fn a_pod_waits_for_the_goal_of_the_previous_one() {
     let server = cluster(1);
     server.kubelet(|_| Vec::new());
     let mut child = cluster_init(&server, &["--host-list=n1"]).stderr(Stdio::null()).spawn().unwrap();
@@ -50,7 +50,7 @@ fn a_pod_is_made_once_the_one_before_has_done_its_work() {
 }
 
 #[test]
-fn the_pods_are_as_the_contract_says() {
+fn the_pods_have_the_legacy_form() {
     let server = cluster(1);
     let words = [
         "--host-list=n1",
@@ -99,7 +99,7 @@ fn the_pods_are_as_the_contract_says() {
             );
         }
     }
-    // Every word that a container is given is one that kcm knows.
+    // kcm knows every argument of the containers.
     for spec in [&mount, &once, &on] {
         for container in
             ["initContainers", "containers"].iter().filter_map(|kind| spec[kind].as_array()).flatten()
@@ -116,7 +116,7 @@ fn the_pods_are_as_the_contract_says() {
 fn a_shorter_list_makes_fewer_pods() {
     let server = cluster(1);
     assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1", "--kcm-cmd-list=install"])).2, Some(0));
-    assert_eq!(made(&server), ["kcm-install-pod-n1"], "what needs no mount gets none");
+    assert_eq!(made(&server), ["kcm-install-pod-n1"], "a pod without a mount is enough for install");
     server.forget_log();
     assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1", "--kcm-cmd-list=init"])).2, Some(0));
     assert_eq!(made(&server), ["kcm-mount-pod-n1", "kcm-init-pod-n1"]);
@@ -138,13 +138,13 @@ fn five_hundred_nodes_side_by_side() {
 }
 
 #[test]
-fn no_more_than_fifty_nodes_are_in_work_at_once() {
+fn at_most_fifty_nodes_are_in_progress() {
     let server = cluster(60);
     server.kubelet(|_| Vec::new());
     let mut child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::null()).spawn().unwrap();
     until("fifty are in work", || made(&server).len() == 50);
     let first = made(&server)[0].clone();
-    // One that has done its part makes way for its own next pod alone.
+    // A pod that reaches its goal lets only the next pod of its node be created.
     let pod = |name: &str| format!("{PODS}/{name}");
     for (kind, next) in KINDS.iter().zip(KINDS.iter().skip(1)) {
         let name = first.replace(KINDS[0], kind);
@@ -159,21 +159,21 @@ fn no_more_than_fifty_nodes_are_in_work_at_once() {
 }
 
 #[test]
-fn a_second_run_makes_nothing() {
+fn a_second_cluster_init_creates_nothing() {
     let server = cluster(3);
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
     server.forget_log();
     let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(server.changes().len(), 0);
-    // What is missing is made.
+    // A missing pod is created.
     server.remove(&pod_path(KINDS[2], "n2"));
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
     assert_eq!(made(&server), [format!("{}-n2", KINDS[2])]);
 }
 
 #[test]
-fn checks_come_before_the_first_request() {
+fn invalid_arguments_are_refused_before_any_request() {
     let server = cluster(1);
     let long = format!("--host-list={}", "a".repeat(250));
     for (words, code, part) in [
@@ -212,12 +212,12 @@ fn checks_come_before_the_first_request() {
 }
 
 #[test]
-fn a_dry_run_prints_what_would_be_made() {
+fn a_dry_run_prints_the_pods() {
     let server = cluster(1);
     let (out, err, code) = run(&mut cluster_init(&server, &["--host-list=n1", "--dry-run"]));
     assert_eq!((err.as_str(), code), ("", Some(0)));
     assert_eq!(server.log().len(), 0);
-    assert_eq!(out, include_str!("../../data/cluster-init.yaml"), "of the default list");
+    assert_eq!(out, include_str!("../../data/cluster-init.yaml"), "the pods of the default list");
     assert_eq!(run(&mut cluster_init(&server, &["--host-list=n1"])).2, Some(0));
     let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
     let printed: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();

@@ -1,5 +1,4 @@
-//! `kcm cluster-init` where something is wrong: pods that do not get there, a server in trouble, and somebody who has
-//! had enough.
+//! `kcm cluster-init` with problems: pods that fail, a server with errors, and signals.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -14,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 #[test]
-fn a_pod_that_is_there_and_not_as_it_is_to_be_is_left_alone_and_named() {
+fn a_different_existing_pod_is_left_alone() {
     let server = cluster(2);
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts", "--kcm-img=old"])).2, Some(0));
     server.forget_log();
@@ -22,7 +21,7 @@ fn a_pod_that_is_there_and_not_as_it_is_to_be_is_left_alone_and_named() {
     assert_eq!(code, Some(1));
     assert!(err.contains("ERROR:root:pod default/kcm-mount-pod-n1: exists with a different spec.containers[0].image; kubectl delete pod -n default kcm-mount-pod-n1\n"), "{err}");
     assert_eq!(server.changes().len(), 0);
-    // Somebody else's, of the same name.
+    // A pod of somebody else with the same name.
     server.remove(&pod_path(KINDS[0], "n2"));
     server.put(
         &pod_path(KINDS[0], "n2"),
@@ -34,7 +33,7 @@ fn a_pod_that_is_there_and_not_as_it_is_to_be_is_left_alone_and_named() {
 }
 
 #[test]
-fn a_pod_that_fails_is_named_with_container_reason_and_last_line() {
+fn a_failed_pod_is_explained() {
     let server = cluster(3);
     server.kubelet(|pod| match name(pod) {
         "kcm-init-install-discover-pod-n2" => vec![(Duration::ZERO, json!({
@@ -62,12 +61,12 @@ fn a_pod_that_fails_is_named_with_container_reason_and_last_line() {
     ] {
         assert!(err.contains(line), "{line} in {err}");
     }
-    assert!(err.contains("INFO:root:n1: ready"), "the others go on");
-    assert!(server.object(&pod_path(KINDS[2], "n2")).is_none(), "what would come next is not made");
+    assert!(err.contains("INFO:root:n1: ready"), "the other nodes are prepared");
+    assert!(server.object(&pod_path(KINDS[2], "n2")).is_none(), "the next pod is not created");
 }
 
 #[test]
-fn a_pod_that_hangs_is_waited_for_as_long_as_is_allowed() {
+fn a_pod_that_hangs_ends_at_the_timeout() {
     let server = cluster(1);
     server.kubelet(|_| {
         vec![(Duration::ZERO, json!({
@@ -86,7 +85,7 @@ fn a_pod_that_hangs_is_waited_for_as_long_as_is_allowed() {
 }
 
 #[test]
-fn nodes_that_are_not_in_the_cluster_are_named_before_anything_is_made() {
+fn unknown_nodes_are_refused_first() {
     let server = cluster(2);
     let (_, err, code) = run(&mut cluster_init(&server, &["--host-list=n1, n7,n2,n8"]));
     assert_eq!(
@@ -97,7 +96,7 @@ fn nodes_that_are_not_in_the_cluster_are_named_before_anything_is_made() {
 }
 
 #[test]
-fn a_server_in_trouble_is_borne() {
+fn cluster_init_survives_server_errors() {
     let server = cluster(3);
     server.misbehave(Fault::Status(500, None), 2, |method, _| method == "POST");
     server.misbehave(Fault::CutAfterwards, 2, |method, _| method == "POST");
@@ -111,20 +110,20 @@ fn a_server_in_trouble_is_borne() {
     server.misbehave(Fault::Slow(Duration::from_millis(300)), 2, |_, path| path.contains("/nodes"));
     let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
     assert_eq!(code, Some(0), "{err}");
-    assert_eq!(made(&server).len(), 9, "none is made twice");
+    assert_eq!(made(&server).len(), 9, "no pod is created twice");
 }
 
 #[test]
-fn a_watch_that_has_expired_for_good_is_begun_anew_from_a_list() {
+fn an_expired_watch_starts_from_a_list() {
     let server = cluster(1);
     let count = |part: &str| server.log().iter().filter(|entry| entry.path.contains(part)).count();
-    // It ends after one event, of which it knows the version.
+    // Each watch ends after one event, and the next one continues from there.
     server.kubelet(|_| Vec::new());
     server.misbehave(Fault::Ends, usize::MAX, |_, path| path.contains("watch=true"));
     let child =
         cluster_init(&server, &["--all-hosts", "--timeout=15"]).stderr(Stdio::piped()).spawn().unwrap();
     until("it has taken the watch up", || count("watch=true") >= 2);
-    assert_eq!(count("pods?labelSelector"), 1, "where it has ended, without a list");
+    assert_eq!(count("pods?labelSelector"), 1, "the next watch continues without a list");
     server.change(&pod_path(KINDS[0], "n1"), |pod| pod["status"] = well(pod).pop().unwrap().1);
     server.forget_changes();
     server.kubelet(well);
@@ -133,7 +132,7 @@ fn a_watch_that_has_expired_for_good_is_begun_anew_from_a_list() {
 }
 
 #[test]
-fn where_no_watch_ever_tells_anything_lists_do() {
+fn lists_replace_watches_that_report_nothing() {
     let server = cluster(1);
     server.misbehave(Fault::Garbage, usize::MAX, |_, path| path.contains("watch=true"));
     let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts", "--timeout=15"]));
@@ -141,9 +140,9 @@ fn where_no_watch_ever_tells_anything_lists_do() {
 }
 
 #[test]
-fn a_quota_that_is_counted_by_many_at_once_is_waited_for() {
+fn a_quota_conflict_is_retried() {
     let server = cluster(3);
-    // No pod of this name is there: what has changed is the quota.
+    // There is no pod of this name: the quota has changed.
     server.misbehave(Fault::Conflict, 10, |method, _| method == "POST");
     let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
     assert_eq!(code, Some(0), "{err}");
@@ -152,7 +151,7 @@ fn a_quota_that_is_counted_by_many_at_once_is_waited_for() {
 }
 
 #[test]
-fn a_pod_on_its_way_out_is_made_again_once_it_has_gone() {
+fn a_pod_is_created_after_its_deletion_ends() {
     let server = cluster(1);
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
     server.change(&pod_path(KINDS[0], "n1"), |pod| {
@@ -169,7 +168,7 @@ fn a_pod_on_its_way_out_is_made_again_once_it_has_gone() {
 }
 
 #[test]
-fn a_pod_that_somebody_deletes_meanwhile_is_named() {
+fn a_deleted_pod_is_named() {
     let server = cluster(1);
     server.kubelet(|_| Vec::new());
     let child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::piped()).spawn().unwrap();
@@ -185,7 +184,7 @@ fn a_pod_that_somebody_deletes_meanwhile_is_named() {
 }
 
 #[test]
-fn without_the_right_the_role_is_named() {
+fn cluster_init_without_rights_names_the_role() {
     let server = cluster(1);
     server.add_user("tied", "tied", Rights::None);
     let mut command = cluster_init(&server, &["--all-hosts"]);
@@ -195,12 +194,12 @@ fn without_the_right_the_role_is_named() {
 }
 
 #[test]
-fn an_interrupt_leaves_what_is_there_and_says_what() {
+fn an_interrupt_lists_the_created_pods() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let server = cluster(2);
         server.kubelet(|pod| if name(pod).ends_with("n1") { Vec::new() } else { well(pod) });
         let mut child = cluster_init(&server, &["--host-list=n1,n2"]).stderr(Stdio::piped()).spawn().unwrap();
-        // Once a node is said to be ready, all answers have arrived.
+        // When a node is ready, all answers have arrived.
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         assert!(lines.any(|line| line.contains("n2: ready")));
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();

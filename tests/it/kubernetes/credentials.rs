@@ -1,12 +1,11 @@
-//! Where commands get their credentials from, and that no secret is in any line that they write: whatever the level,
-//! and whatever goes wrong.
+//! The sources of credentials, and that no command writes a secret into any line, at any log level and with any error.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use super::api_server::commands::{COMMANDS, cluster, kcm, tells_no_secret};
+use super::api_server::commands::{COMMANDS, assert_no_secret, cluster, kcm};
 use super::api_server::{ADMIN, ApiServer, Fault};
 use crate::harness::{Mount, run};
 use serde_json::{Value, json};
@@ -31,7 +30,7 @@ fn kubeconfig(
 }
 
 #[test]
-fn a_token_is_in_no_line_of_any_command_at_any_level_whatever_the_server_does() {
+fn no_command_shows_a_token_at_any_level() {
     let stranger = ApiServer::start();
     let stranger = stranger.certificate();
     let at_level = |level: &str| {
@@ -57,7 +56,7 @@ fn a_token_is_in_no_line_of_any_command_at_any_level_whatever_the_server_does() 
                 }
                 let (out, err, code) = run(&mut kcm(&mount, words, kubeconfig, level));
                 assert_eq!(code, Some(i32::from(!is_well)), "{words:?} {err}");
-                tells_no_secret(&format!("{out}{err}"), token);
+                assert_no_secret(&format!("{out}{err}"), token);
                 assert_eq!(err.contains("ERROR:root:"), !is_well && level != "CRITICAL", "{words:?} {err}");
                 assert_eq!(
                     err.contains("DEBUG:root:talking to https://127.0.0.1:"),
@@ -73,7 +72,7 @@ fn a_token_is_in_no_line_of_any_command_at_any_level_whatever_the_server_does() 
 }
 
 #[test]
-fn whatever_holds_a_secret_it_is_in_no_line() {
+fn no_source_of_a_secret_is_shown() {
     const SECRET: &str = "s3cr3t-4f1c";
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let plugin = |line: &str| {
@@ -136,14 +135,14 @@ fn whatever_holds_a_secret_it_is_in_no_line() {
         for level in LEVELS {
             let (out, err, code) = run(&mut kcm(&mount, &["discover"], &file, level));
             assert_eq!(code, Some(1), "{name} {err}");
-            tells_no_secret(&format!("{out}{err}"), SECRET);
+            assert_no_secret(&format!("{out}{err}"), SECRET);
             assert_eq!(err.contains(part), level != "CRITICAL", "{name} {err}");
         }
     }
 }
 
 #[test]
-fn a_token_is_taken_from_a_kubeconfig_a_file_a_plugin_or_the_pods_service_account() {
+fn a_token_can_have_four_sources() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let token = server.home().join("token");
     fs::write(&token, ADMIN).unwrap();
@@ -156,10 +155,10 @@ fn a_token_is_taken_from_a_kubeconfig_a_file_a_plugin_or_the_pods_service_accoun
         let file = kubeconfig(&server, name, |_, fields| *fields = user);
         let (out, err, code) = run(&mut kcm(&mount, &["discover"], &file, "DEBUG"));
         assert_eq!(code, Some(0), "{name} {err}");
-        tells_no_secret(&format!("{out}{err}"), ADMIN);
+        assert_no_secret(&format!("{out}{err}"), ADMIN);
     }
 
-    // As in a pod.
+    // The environment of a pod.
     let script = "mount -t tmpfs none /run && A=/run/secrets/kubernetes.io/serviceaccount && mkdir -p $A &&
         cp $H/token $A/token && cp $H/ca.pem $A/ca.crt && echo default > $A/namespace && exec \"$@\"";
     for words in COMMANDS {
@@ -176,7 +175,7 @@ fn a_token_is_taken_from_a_kubeconfig_a_file_a_plugin_or_the_pods_service_accoun
         let (out, err, code) = run(&mut command);
         assert_eq!(code, Some(0), "{words:?} {err}");
         assert!(err.contains("DEBUG:root:talking to https://127.0.0.1:"), "{words:?} {err}");
-        tells_no_secret(&format!("{out}{err}"), ADMIN);
+        assert_no_secret(&format!("{out}{err}"), ADMIN);
     }
     assert!(server.log().iter().all(|entry| entry.user == "admin"));
 }

@@ -1,4 +1,4 @@
-//! `deploy/`: that its roles are the least that work, and that a user's pod needs no more than the directory.
+//! The manifests in `deploy/`: the roles grant only the rights that are used, and the manifests fit together.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ const NODE: &str = "/api/v1/nodes/n1";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const REPORTS: &str = "/apis/kcm.intel.com/v1/namespaces/default";
 
-/// Every single right of a role.
+/// Returns every right of a role.
 fn granted(role: &str) -> BTreeSet<Wanted> {
     let roles = of_kind("rbac.yaml", "ClusterRole");
     let role = roles.iter().find(|one| one["metadata"]["name"] == role).expect("a role");
@@ -51,7 +51,7 @@ fn used(server: &ApiServer, user: &str) -> BTreeSet<Wanted> {
 }
 
 #[test]
-fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
+fn the_role_of_nodes_is_minimal() {
     let (server, mount) = (deployed(), Mount::with_dataplane());
     let home = mount.home().display().to_string();
     let (install, systemd) = (format!("--install-dir={home}"), format!("--systemd={home}"));
@@ -65,7 +65,7 @@ fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
         &["reconcile", "--publish"],
         &["uninstall", &install, &systemd],
     ] {
-        // As the containers are: root without capabilities.
+        // The containers are root without capabilities.
         let kcm = mount.kcm(words);
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
@@ -78,7 +78,7 @@ fn the_role_of_the_nodes_is_what_is_used_and_no_more() {
 }
 
 #[test]
-fn the_role_of_cluster_init_is_what_is_used_and_no_more() {
+fn the_role_of_cluster_init_is_minimal() {
     let server = deployed();
     server.kubelet(|pod| {
         let status = match pod["metadata"]["name"].as_str().unwrap() {
@@ -87,7 +87,7 @@ fn the_role_of_cluster_init_is_what_is_used_and_no_more() {
         };
         vec![(Duration::ZERO, status)]
     });
-    // One that cluster-init does not see among its own.
+    // A pod that has the name of one of ours, but not its label.
     let foreign = json!({ "kind": "Pod", "metadata": { "name": "kcm-mount-pod-n2" } });
     server.put(&format!("{PODS}/kcm-mount-pod-n2"), foreign);
     let mut command = Command::new(KCM);
@@ -98,10 +98,10 @@ fn the_role_of_cluster_init_is_what_is_used_and_no_more() {
 }
 
 #[test]
-fn what_is_published_is_what_the_definitions_say() {
+fn published_reports_fit_their_schema() {
     let (server, mount) = (deployed(), Mount::with_dataplane());
     mount.make_pool("shared", false, &[]);
-    // Something of everything: a reclaim, a claim, a thread outside its list.
+    // The reports contain a reclaim, a claim and a thread outside its list.
     crate::harness::killed_on(&mount.tasks("dataplane", "0"));
     let claimed = Sleeper::new();
     crate::harness::write(&mount.tasks("dataplane", "0"), claimed.pid().to_string()).unwrap();
@@ -133,7 +133,7 @@ fn what_is_published_is_what_the_definitions_say() {
 }
 
 #[test]
-fn one_container_is_privileged_and_each_is_told_what_kcm_knows() {
+fn only_the_mount_container_is_privileged() {
     let daemon_set = manifest("daemonset.yaml").remove(0);
     let spec = &daemon_set["spec"]["template"]["spec"];
     let all: Vec<&Value> =
@@ -159,7 +159,7 @@ fn one_container_is_privileged_and_each_is_told_what_kcm_knows() {
     assert!(example["spec"].get("hostPID").is_none());
     assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
     assert_eq!(container["volumeMounts"][0]["mountPropagation"], "HostToContainer");
-    // What a real server has refused, this one does.
+    // The fake server refuses what a real one has refused.
     let pods = Named::parse(PODS).unwrap();
     for pod in [&json!({ "metadata": { "name": "kcm-x" }, "spec": spec }), &example] {
         let faults: Vec<_> = objects::faults(&pods, pod).into_iter().map(|cause| cause.message).collect();
@@ -168,7 +168,7 @@ fn one_container_is_privileged_and_each_is_told_what_kcm_knows() {
 }
 
 #[test]
-fn what_one_manifest_names_another_one_has() {
+fn manifests_name_objects_that_exist() {
     let kustomization = manifest("kustomization.yaml").remove(0);
     let files: Vec<&str> =
         kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
@@ -200,7 +200,7 @@ fn what_one_manifest_names_another_one_has() {
     let pod = &spec["template"]["spec"];
     assert!(has("ServiceAccount", namespace, &pod["serviceAccountName"]));
     assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
-    // Where the document says that `mount` is.
+    // docs/kubernetes.md names this place of `mount`.
     assert_eq!(pod["initContainers"][0]["name"], "mount");
     assert!(document().contains("path: /spec/template/spec/initContainers/0\n"));
     for container in ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap()) {
@@ -211,9 +211,9 @@ fn what_one_manifest_names_another_one_has() {
                 .iter()
                 .any(|image| image["name"] == container["image"])
         );
-        assert_eq!(container["imagePullPolicy"], "IfNotPresent", "an image of a node's own is one, too");
+        assert_eq!(container["imagePullPolicy"], "IfNotPresent", "an image that only the node has is found");
     }
-    // Every file of deploy/ is one of them, or explained.
+    // Every file of deploy/ is a resource of the kustomization, or explained in docs/kubernetes.md.
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(files.contains(&&*name) || document().contains(&format!("| `{name}` |")), "{name}");

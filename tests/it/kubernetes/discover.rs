@@ -1,4 +1,4 @@
-//! `kcm discover`: what a node advertises, and that nothing else on it changes.
+//! `kcm discover`: it sets slots, label and taint of a node, and changes nothing else.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const NODE: &str = "/api/v1/nodes/n1";
 const OPAQUE: &str = "pod.alpha.kubernetes.io/opaque-int-resource-kcm";
 
-/// A node as its kubelet has left it.
+/// Returns a node as its kubelet creates it.
 fn node(name: &str) -> Value {
     json!({
         "kind": "Node", "apiVersion": "v1", "metadata": { "name": name },
@@ -26,7 +26,7 @@ fn cluster() -> ApiServer {
     server
 }
 
-/// `kcm <words>` as the holder of a token.
+/// Returns the command `kcm <words>` with the rights of an administrator.
 fn kcm(server: &ApiServer, mount: &Mount, words: &[&str]) -> Command {
     let mut command = mount.kcm(words);
     command.env("KUBECONFIG", server.kubeconfig(ADMIN)).env("NODE_NAME", "n1");
@@ -42,7 +42,7 @@ fn ours() -> Value {
 }
 
 #[test]
-fn a_node_gets_slots_label_and_taint_and_the_second_run_sends_nothing() {
+fn discover_sets_slots_label_and_taint_once() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let (out, err, code) = run(&mut kcm(&server, &mount, &["discover"]));
     assert_eq!((out.as_str(), code), ("", Some(0)), "{err}");
@@ -67,7 +67,7 @@ fn a_node_gets_slots_label_and_taint_and_the_second_run_sends_nothing() {
 }
 
 #[test]
-fn slots_are_under_one_name_and_the_other_is_taken_off() {
+fn slots_have_one_resource_name() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
     assert_eq!(run(&mut kcm(&server, &mount, &["discover", "--resource-name=extended"])).2, Some(0));
@@ -122,7 +122,7 @@ fn taints_and_labels_of_others_stay() {
 }
 
 #[test]
-fn a_kubelet_that_resets_capacity_is_put_right_at_the_next_beat() {
+fn a_reset_capacity_is_set_again_at_the_next_run() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let _discover = Sleeper::spawn(&mut kcm(&server, &mount, &["discover", "--interval=0.05"]));
     for _ in 0..3 {
@@ -130,13 +130,13 @@ fn a_kubelet_that_resets_capacity_is_put_right_at_the_next_beat() {
         server.change(NODE, |node| node["status"]["capacity"] = json!({ "cpu": "2" }));
     }
     until("it is advertised again", || capacity(&server, OPAQUE) == "2");
-    // Lists that are made later count from the next beat on, too.
+    // Each run counts the lists again.
     std::fs::remove_dir(mount.pool("dataplane").join("1")).unwrap();
     until("one list is left", || capacity(&server, OPAQUE) == "1");
 }
 
 #[test]
-fn two_at_once_do_not_disturb_each_other() {
+fn concurrent_discovers_do_not_interfere() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let start = || kcm(&server, &mount, &["discover"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let children: Vec<_> = (0..4).map(|_| start()).collect();
@@ -150,7 +150,7 @@ fn two_at_once_do_not_disturb_each_other() {
 }
 
 #[test]
-fn ten_conflicts_are_read_again_and_keep_what_others_did() {
+fn conflicts_are_retried_on_the_new_node() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.misbehave(Fault::Conflict, 10, |method, path| method == "PATCH" && path.ends_with("status"));
     server.misbehave(Fault::Conflict, 10, |method, path| method == "PATCH" && !path.ends_with("status"));
@@ -177,18 +177,18 @@ fn a_dry_run_shows_the_patches_and_sends_none() {
     ] {
         assert!(out.contains(part), "{part} in {out}");
     }
-    // What is sent is what is shown.
+    // The shown patches are the ones that are sent.
     assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
     let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
     let [capacity, marks] = sent.try_into().expect("two patches");
     let mut shown: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();
-    // Made of the node as it is after the first.
+    // The second patch is made from the node as the first one left it.
     shown[1]["metadata"]["resourceVersion"] = marks["metadata"]["resourceVersion"].clone();
     assert_eq!(shown, [capacity, marks]);
 }
 
 #[test]
-fn trouble_that_passes_is_waited_for_and_retry_after_is_heeded() {
+fn transient_errors_and_retry_after_are_waited_for() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.misbehave(Fault::Status(500, None), 1, |_, _| true);
     server.misbehave(Fault::Cut, 1, |_, _| true);
@@ -208,7 +208,7 @@ fn trouble_that_passes_is_waited_for_and_retry_after_is_heeded() {
 }
 
 #[test]
-fn a_request_that_is_not_answered_within_ten_seconds_is_sent_again() {
+fn an_unanswered_request_is_sent_again() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.misbehave(Fault::Slow(Duration::from_secs(600)), 1, |_, _| true);
     let started = Instant::now();
@@ -219,7 +219,7 @@ fn a_request_that_is_not_answered_within_ten_seconds_is_sent_again() {
 }
 
 #[test]
-fn a_refusal_is_final_and_its_line_names_the_cure() {
+fn a_refusal_is_final_and_names_the_cure() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.add_user("tied", "tied", Rights::None);
     for (token, node, line) in [
@@ -248,7 +248,7 @@ fn a_refusal_is_final_and_its_line_names_the_cure() {
 }
 
 #[test]
-fn what_is_wrong_here_is_said_before_any_request() {
+fn local_errors_come_before_any_request() {
     let (server, mount) = (cluster(), Mount::new());
     let refused = |node: Option<&str>, words: &[&str]| {
         let mut command = kcm(&server, &mount, words);
@@ -270,7 +270,7 @@ fn what_is_wrong_here_is_said_before_any_request() {
 }
 
 #[test]
-fn without_a_cluster_one_line_says_so() {
+fn without_a_cluster_there_is_one_line() {
     let mount = Mount::with_dataplane();
     let mut command = mount.kcm(&["discover", "--node=n1"]);
     command.env("KUBECONFIG", "/nonexistent").env_remove("NODE_NAME").env_remove("KUBERNETES_SERVICE_HOST");
@@ -281,7 +281,7 @@ fn without_a_cluster_one_line_says_so() {
 }
 
 #[test]
-fn uninstall_takes_all_of_it_back_and_nothing_else() {
+fn uninstall_removes_only_what_discover_set() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.change(NODE, |node| node["metadata"]["labels"] = json!({ "zone": "a" }));
     let before = server.object(NODE).unwrap();
@@ -310,7 +310,7 @@ fn uninstall_takes_all_of_it_back_and_nothing_else() {
 }
 
 #[test]
-fn an_uninstall_that_cannot_reach_the_cluster_removes_nothing() {
+fn uninstall_without_the_cluster_removes_nothing() {
     let mount = Mount::with_dataplane();
     let mut command = mount.kcm(&["uninstall", "--node=n1"]);
     command.env("KUBECONFIG", "/nonexistent").env_remove("NODE_NAME").env_remove("KUBERNETES_SERVICE_HOST");

@@ -1,5 +1,5 @@
-//! The image of `deploy/Dockerfile`: one static file. In a root directory that holds nothing else and cannot be written
-//! to, each container of the DaemonSet does what it is for, with the words, rights and credentials that it has there.
+//! The image of `deploy/Dockerfile`: one static file. Each container of the DaemonSet does its work in a read-only root
+//! directory with only that file, with the arguments, rights and credentials of the manifest.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,13 @@ fn file(name: &str) -> String {
 }
 
 #[test]
-fn the_image_is_made_of_the_file_that_cargo_makes() {
+fn the_image_contains_the_release_binary() {
     let dockerfile = file("deploy/Dockerfile");
     let lines: Vec<&str> = dockerfile.lines().filter(|line| !line.starts_with('#')).collect();
     let [from, copy, entry] = lines.try_into().expect("three lines");
     assert_eq!((from, entry), ("FROM scratch", "ENTRYPOINT [\"/kcm\"]"));
     let [_, source, "/kcm"] = copy.split(' ').collect::<Vec<_>>()[..] else { panic!("{copy}") };
-    // This test has been built by the same rules, with another profile.
+    // This test was built for the same target, with another profile.
     let built = Path::new(KCM).components().rev().take(4).collect::<Vec<_>>();
     let built: std::path::PathBuf = built.into_iter().rev().collect();
     assert_eq!(Path::new(source), Path::new(&built.display().to_string().replace("/debug/", "/release/")));
@@ -28,13 +28,13 @@ fn the_image_is_made_of_the_file_that_cargo_makes() {
     for probe in ["daemonset.yaml"].iter().flat_map(|name| manifest(name)) {
         assert!(
             probe.to_string().contains(r#""command":["/kcm","describe""#),
-            "what is asked is in the image"
+            "the probe runs the program of the image"
         );
     }
 }
 
 #[test]
-fn the_program_asks_for_no_loader_and_no_library() {
+fn the_program_is_static() {
     let bytes = fs::read(KCM).unwrap();
     let number = |at: usize, size: usize| {
         bytes[at..at + size].iter().rev().fold(0_usize, |number, &byte| number << 8 | usize::from(byte))
@@ -48,7 +48,7 @@ fn the_program_asks_for_no_loader_and_no_library() {
 }
 
 #[test]
-fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_is() {
+fn the_daemonset_works_with_only_the_program() {
     let (server, node) = (deployed(), Mount::not_mounted());
     let account = node.home().join("account");
     fs::create_dir(&account).unwrap();
@@ -65,7 +65,7 @@ fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_i
     };
     let words = |name: &str| {
         let args = container(name)["args"].as_array().unwrap().clone();
-        // Once is enough.
+        // One run is enough.
         let args = args.iter().map(|arg| arg.as_str().unwrap()).filter(|arg| !arg.starts_with("--interval"));
         args.collect::<Vec<_>>().join(" ")
     };
@@ -105,7 +105,7 @@ fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_i
     assert_eq!(report["summary"]["exclusiveFree"], "4/4");
     assert!(server.object("/apis/kcm.intel.com/v1/namespaces/default/reconcilereports/n1").is_some());
 
-    // As the document takes it away: in the container discover.
+    // docs/kubernetes.md uninstalls in the container discover.
     assert!(file("docs/kubernetes.md").contains("-c discover -- /kcm uninstall --conf-dir=/run/kcm/conf\n"));
     let said = shell.ask(&format!("{kcm} uninstall --conf-dir=/run/kcm/conf; echo @$?"));
     assert!(said.ends_with("@0\n"), "{said}");
@@ -114,7 +114,7 @@ fn each_container_of_the_daemonset_does_its_part_where_nothing_but_the_program_i
     let node = server.object("/api/v1/nodes/n1").unwrap();
     assert_eq!(node["status"]["capacity"], json!({}));
     assert_eq!(node["spec"]["taints"], json!([]));
-    // What the kubelet does in the end.
+    // The kubelet ends the mount last.
     let said = shell.ask("kill %1; wait %1; echo @$?; ls $R/run/kcm/conf");
     assert!(said.starts_with("@0\n"), "{said}");
 }

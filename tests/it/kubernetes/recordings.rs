@@ -1,4 +1,4 @@
-//! That the API server of these tests answers what a real one (v1.36) has answered to the same requests.
+//! The fake API server answers recorded requests as a real one (v1.36) did.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -58,7 +58,7 @@ impl Client {
         Self(sender)
     }
 
-    /// Status, content type and body; of a watch, so many lines of it.
+    /// Returns status, content type and body; for a watch, this number of lines.
     async fn send(
         &mut self,
         token: &str,
@@ -96,7 +96,7 @@ impl Client {
     }
 }
 
-/// What is another one each time is taken out, and who has written which field as far as kcm does not apply.
+/// Removes fields that differ each time, and the managed fields of everything but server-side apply.
 fn comparable(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -114,7 +114,7 @@ fn comparable(value: &Value) -> Value {
                     kept.remove("managedFields");
                 }
             }
-            // Each column of a table explains itself; the name's explanation is long.
+            // The description of the column with the name is long, and kcm does not need it.
             if kept.get("format").is_some_and(|format| format == "name") {
                 kept.remove("description");
             }
@@ -125,7 +125,7 @@ fn comparable(value: &Value) -> Value {
     }
 }
 
-/// Versions in a request are those of the recording: puts ours there.
+/// Replaces the resource versions of the recording with ours.
 fn with_our_versions(request: &Value, versions: &BTreeMap<String, String>) -> Value {
     let mut text = request.to_string();
     for (theirs, ours) in versions {
@@ -136,7 +136,7 @@ fn with_our_versions(request: &Value, versions: &BTreeMap<String, String>) -> Va
     serde_json::from_str(&text.replace("\"@", "\"").replace("=@", "=")).unwrap()
 }
 
-/// What somebody else has done to the cluster before a recording.
+/// Changes the cluster as others had changed it before a recording.
 fn prepare(server: &ApiServer, name: &str, all: &BTreeMap<String, Value>) {
     match name {
         "05-node-status-patch-without-capacity" => {
@@ -164,7 +164,7 @@ fn prepare(server: &ApiServer, name: &str, all: &BTreeMap<String, Value>) {
 }
 
 #[test]
-fn every_recorded_request_is_answered_as_it_was() {
+fn recorded_requests_get_recorded_answers() {
     let all = recordings();
     assert!(all.len() >= 35, "the recordings are there");
     let server = ApiServer::start();
@@ -201,7 +201,7 @@ fn every_recorded_request_is_answered_as_it_was() {
         }
         let body: Value = serde_json::from_str(&body).expect("JSON");
         if name.starts_with("02") {
-            // Of the version, what kcm could read.
+            // Only the version itself is comparable.
             assert_eq!(body["gitVersion"], expected["body"]["gitVersion"]);
             continue;
         }

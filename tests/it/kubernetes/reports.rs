@@ -1,4 +1,4 @@
-//! Published reports: what the API server holds of each node, and what happens while it cannot be told.
+//! Published reports: the objects on the API server, and publication while the server has problems.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -30,19 +30,19 @@ fn defined(mount: &Mount) -> ApiServer {
     server
 }
 
-/// A claim that a signal ends; gives its PID.
+/// Creates a claim and kills its holder. Returns the PID.
 fn killed_claim(mount: &Mount) -> u32 {
     let sleeper = Sleeper::new();
     let pid = sleeper.pid();
     fs::write(mount.tasks("shared", "0"), pid.to_string()).expect("a claim");
     sleeper.end();
-    // Whoever looks has the dead taken off.
+    // Reading the tasks removes dead ones.
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
     pid
 }
 
 #[test]
-fn a_node_report_is_as_in_the_document_and_its_kind_is_defined_where_it_is_missing() {
+fn a_node_report_has_the_legacy_form() {
     let (server, mount) = (ApiServer::start(), Mount::with_shared());
     mount.make_pool("dataplane", false, &[]);
     let (out, err, code) = run(&mut kcm(&server, &mount, &["node-report", "--publish"]));
@@ -61,7 +61,7 @@ fn a_node_report_is_as_in_the_document_and_its_kind_is_defined_where_it_is_missi
 }
 
 #[test]
-fn an_operator_sees_what_matters() {
+fn kubectl_get_shows_the_summary() {
     let mount = Mount::with_shared();
     mount.make_pool("empty", true, &[]);
     let server = defined(&mount);
@@ -91,7 +91,7 @@ fn an_operator_sees_what_matters() {
 }
 
 #[test]
-fn without_the_right_to_define_a_kind_the_manifest_is_named() {
+fn without_the_right_to_define_the_crd_is_named() {
     let (server, mount) = (ApiServer::start(), Mount::with_shared());
     let reports = json!({ "apiGroups": ["kcm.intel.com"], "resources": ["*"], "verbs": ["*"] });
     server.add_user("reporter", "reporter", Rights::Rules(vec![reports]));
@@ -106,7 +106,7 @@ fn without_the_right_to_define_a_kind_the_manifest_is_named() {
             ),
             "{err}"
         );
-        assert!(!out.is_empty(), "the report is on stdout all the same");
+        assert!(!out.is_empty(), "the report is on stdout nevertheless");
     }
 }
 
@@ -128,7 +128,7 @@ fn without_the_right_to_report_the_role_is_named() {
 }
 
 #[test]
-fn a_definition_of_another_version_is_said_to_be_one() {
+fn a_definition_of_another_version_is_named() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     server.change(&format!("{DEFINITIONS}/nodereports.kcm.intel.com"), |definition| {
@@ -142,11 +142,11 @@ fn a_definition_of_another_version_is_said_to_be_one() {
         err.contains(".summary: field not declared in schema") && err.contains("deploy/crds.yaml"),
         "{err}"
     );
-    assert_eq!(server.changes().len(), 1, "this 500 would never pass");
+    assert_eq!(server.changes().len(), 1, "this error 500 is permanent");
 }
 
 #[test]
-fn trouble_that_passes_is_waited_for() {
+fn publication_waits_for_transient_errors() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     for (command, report) in [("node-report", NODE_REPORT), ("reconcile", RECONCILE_REPORT)] {
@@ -171,7 +171,7 @@ fn trouble_that_passes_is_waited_for() {
 }
 
 #[test]
-fn two_at_once_that_define_a_kind_do_not_disturb_each_other() {
+fn concurrent_definitions_do_not_interfere() {
     let (server, mount) = (ApiServer::start(), Mount::with_shared());
     let start = || {
         kcm(&server, &mount, &["node-report", "--publish"])
@@ -189,7 +189,7 @@ fn two_at_once_that_define_a_kind_do_not_disturb_each_other() {
 }
 
 #[test]
-fn a_report_is_written_on_change_or_every_tenth_time() {
+fn a_report_is_written_on_change_or_every_tenth_run() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     let out = mount.home().join("out");
@@ -218,7 +218,7 @@ fn a_report_is_written_on_change_or_every_tenth_time() {
 }
 
 #[test]
-fn no_reclaim_is_lost_or_told_twice() {
+fn no_reclaim_is_lost_or_published_twice() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     let published = || -> Vec<u64> {
@@ -229,19 +229,19 @@ fn no_reclaim_is_lost_or_told_twice() {
     let mut expected = Vec::new();
     let mut kill = || expected.push(u64::from(killed_claim(&mount)));
 
-    // Somebody asks before us.
+    // Another run reads the reclaim first.
     kill();
     assert!(mount.sh("$KCM reconcile --conf-dir=$C").contains("\"pid\""));
     kill();
     assert_eq!(publish().2, Some(0));
-    // A publication fails: what it told of has been acknowledged.
+    // A publication fails after its reclaim was acknowledged.
     kill();
     server.misbehave(Fault::Status(403, None), 1, |method, _| method == "PATCH");
     let (out, err, code) = publish();
     assert_eq!(code, Some(1), "{err}");
     assert!(out.contains("\"pid\""));
     assert_eq!(publish().2, Some(0));
-    // The daemon begins anew.
+    // The daemon starts again.
     kill();
     mount.stop();
     mount.start();
@@ -262,7 +262,7 @@ fn no_reclaim_is_lost_or_told_twice() {
 }
 
 #[test]
-fn a_plain_directory_publishes_its_reclaims_too() {
+fn a_plain_directory_publishes_reclaims() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     let plain = mount.home().join("plain");
@@ -277,7 +277,7 @@ fn a_plain_directory_publishes_its_reclaims_too() {
 }
 
 #[test]
-fn while_the_server_is_away_the_loop_goes_on_and_reports_to_stdout() {
+fn periodic_reports_survive_a_server_outage() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
     let node_reports = |server: &ApiServer| {

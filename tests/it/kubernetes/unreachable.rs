@@ -1,17 +1,17 @@
-//! An API server that cannot be reached: every command tries for so long, ends with one line, and a loop goes on.
+//! An unreachable API server: each command retries for a limited time and ends with one line; a periodic one continues.
 
 use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::api_server::commands::{COMMANDS, cluster, kcm, tells_no_secret};
+use super::api_server::commands::{COMMANDS, assert_no_secret, cluster, kcm};
 use super::api_server::{ADMIN, Fault};
 use crate::harness::{Mount, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 #[test]
-fn a_token_is_in_no_line_where_every_connection_is_cut() {
+fn cut_connections_show_no_token() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     server.misbehave(Fault::Cut, usize::MAX, |_, _| true);
     let start = |words: &&[&str]| {
@@ -24,16 +24,16 @@ fn a_token_is_in_no_line_where_every_connection_is_cut() {
         let err = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words:?} {err}");
         assert!(err.contains("; trying again in ") && err.contains("; gave up after "), "{words:?} {err}");
-        tells_no_secret(&format!("{}{err}", text(&output.stdout)), ADMIN);
+        assert_no_secret(&format!("{}{err}", text(&output.stdout)), ADMIN);
     }
-    assert!(mount.pool("dataplane").exists(), "nothing is taken away");
+    assert!(mount.pool("dataplane").exists(), "nothing is removed");
 }
 
 #[test]
-fn where_nobody_listens_every_command_tries_for_30_seconds_and_says_so_in_one_line() {
+fn an_unreachable_server_is_tried_for_30_seconds() {
     let (server, mount) = (cluster(), Mount::with_dataplane());
     let kubeconfig = fs::read_to_string(server.kubeconfig(ADMIN)).unwrap();
-    // A port that was ours a moment ago.
+    // A port on which nothing listens: it was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = mount.home().join("kubeconfig");
     fs::write(&file, kubeconfig.replace(&server.address().to_string(), &free.to_string())).unwrap();
@@ -60,13 +60,13 @@ fn where_nobody_listens_every_command_tries_for_30_seconds_and_says_so_in_one_li
         );
     }
     for mut child in loops {
-        assert!(child.try_wait().unwrap().is_none(), "the loop goes on");
+        assert!(child.try_wait().unwrap().is_none(), "the periodic command continues");
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "it ends cleanly when it is told to");
+        assert_eq!(output.status.code(), Some(0), "SIGTERM ends it with success");
         let out = text(&output.stdout);
         let reports = out.matches("\"topology\"").count() + out.matches("mismatchedCpuMasks").count();
         assert!(out.is_empty() || reports > 2, "{out}");
-        assert!(text(&output.stderr).lines().count() > 1, "it has tried again and again");
+        assert!(text(&output.stderr).lines().count() > 1, "each run has tried");
     }
 }

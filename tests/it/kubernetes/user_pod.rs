@@ -1,5 +1,5 @@
-//! What a user's pod sees: the directory with `HostToContainer`, its own PIDs, no capability. The mount reaches it
-//! whenever it was started, and again when it is made anew.
+//! A user's pod: it has the directory with `HostToContainer`, its own PID namespace, and no capability. Every mount
+//! reaches it, whether the pod or the daemon starts first.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -9,8 +9,8 @@ use crate::harness::{KCM, Mount, run, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A node: what is shared with pods is the parent of the mount point, and the daemon is in a mount namespace of
-/// its own, from which its mount reaches the node (`Bidirectional`).
+/// A node. It shares the parent of the mount point with pods. The daemon has its own mount namespace, from which its
+/// mount reaches the node (`Bidirectional`).
 struct Node {
     mount: Mount,
 }
@@ -39,7 +39,7 @@ impl Node {
         Pod::new(self.mount.home(), &self.mount.conf())
     }
 
-    /// A pod whose hostPath is the mount point itself. What it sees is at another place than on the node.
+    /// Starts a pod whose hostPath is the mount point itself. The directory has another path in the pod.
     fn pod_of_the_mount_point(&self) -> Pod {
         Pod::of_host_path(&self.mount.conf(), Path::new("/run/kcm-of-the-node"))
     }
@@ -69,7 +69,7 @@ impl Pod {
         Self::start("true", conf, home.parent().unwrap())
     }
 
-    /// As a container runtime does it: bound to its place in the container, and made a slave.
+    /// Mounts as a container runtime does: a recursive bind mount with slave propagation.
     fn of_host_path(path: &Path, place: &Path) -> Self {
         let bind = "mount -t tmpfs none /run && mkdir $C && mount --rbind $P $C && mount --make-rslave $C";
         let bind = bind.replace("$P", &path.display().to_string());
@@ -90,7 +90,7 @@ impl Pod {
         pod
     }
 
-    /// What a line prints, and its status.
+    /// Runs a line. Returns its output and status.
     fn sh(&mut self, line: &str) -> (String, i32) {
         writeln!(self.stdin, "( {line} ) 2>&1; echo @$?").unwrap();
         let mut text = String::new();
@@ -104,7 +104,7 @@ impl Pod {
         }
     }
 
-    /// Claims in both ways.
+    /// Claims with `kcm isolate` and with `echo`.
     fn claims(&mut self, when: &str) {
         let isolate =
             "$KCM isolate --conf-dir=$C --pool=dataplane -- grep Cpus_allowed_list /proc/self/status";
@@ -125,7 +125,7 @@ impl Drop for Pod {
 }
 
 #[test]
-fn a_pod_claims_whenever_it_was_started_and_over_restarts_and_remounts() {
+fn pods_claim_across_restarts_and_remounts() {
     let node = Node::new();
     let mut before = node.pod();
     let (text, status) = before.sh("$KCM describe --conf-dir=$C");
@@ -153,7 +153,7 @@ fn a_pod_claims_whenever_it_was_started_and_over_restarts_and_remounts() {
     during.claims("mounted anew");
     after.claims("started after a stop");
 
-    // As when a node runs out of memory: nobody is left to detach.
+    // The whole daemon is killed, as when a node runs out of memory: no process is left to unmount.
     node.mount.kill_daemon();
     node.start();
     for pod in [&mut before, &mut during, &mut after] {
@@ -162,7 +162,7 @@ fn a_pod_claims_whenever_it_was_started_and_over_restarts_and_remounts() {
 }
 
 #[test]
-fn the_example_pod_claims_and_another_one_is_told_why_not() {
+fn the_example_pod_claims_or_says_why_not() {
     let node = Node::new();
     node.start();
     node.mount.make_pool("dataplane", true, &["0"]);
@@ -183,7 +183,7 @@ fn the_example_pod_claims_and_another_one_is_told_why_not() {
 }
 
 #[test]
-fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_next_start() {
+fn a_claim_survives_sigterm_of_the_daemon() {
     let node = Node::new();
     node.start();
     node.mount.make_pool("dataplane", true, &["0"]);
@@ -192,7 +192,7 @@ fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_ne
     assert_eq!(status, 0);
     let holder = node.mount.read("pools/dataplane/0/tasks");
     assert!(!holder.is_empty());
-    // What the kubelet does to the container.
+    // The kubelet ends a container with SIGTERM.
     kill(Pid::from_raw(node.mount.supervisor() as i32), Signal::SIGTERM).unwrap();
     until("the daemon has gone", || node.mount.daemons().is_empty());
     let (text, status) = pod.sh("ls $C/pools");
@@ -204,14 +204,14 @@ fn sigterm_ends_the_mount_for_all_pods_and_the_claim_is_there_again_after_the_ne
 }
 
 #[test]
-fn a_pod_of_the_mount_point_itself_keeps_the_mount_that_it_has_started_with_for_ever() {
+fn a_pod_of_the_mount_point_keeps_its_mount() {
     let node = Node::new();
     std::fs::create_dir(node.mount.conf()).unwrap();
     let mut before = node.pod_of_the_mount_point();
     node.start();
     node.mount.make_pool("dataplane", true, &["0", "1"]);
     let mut during = node.pod_of_the_mount_point();
-    // One that found nothing mounted is told of what is mounted there.
+    // A pod that started before the mount gets it.
     before.claims("started before the mount");
     during.claims("started while it is mounted");
 

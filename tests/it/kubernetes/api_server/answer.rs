@@ -1,4 +1,6 @@
-//! What is answered to which request.
+//! The answer to each request.
+//!
+//! Owns status codes and messages. Does not know connections or users.
 
 use std::collections::BTreeMap;
 
@@ -140,7 +142,7 @@ pub(crate) fn answer(inner: &mut Inner, asked: &Asked, user: &str, rights: &Righ
     };
     let mut verbs = vec![verb];
     let is_apply = asked.content_type == "application/apply-patch+yaml";
-    // Whoever makes an object by applying it needs the right to make it, too.
+    // An apply that creates an object needs the right to create it, too.
     if verb == "patch" && is_apply && is_missing {
         verbs.push("create");
     }
@@ -280,7 +282,7 @@ fn list(inner: &Inner, named: &Named, path: &str, query: &BTreeMap<String, Strin
         }
     }
     for item in &mut items {
-        // Items of a list do not say what they are.
+        // Items of a list have no kind.
         if let Some(item) = item.as_object_mut() {
             item.remove("kind");
             item.remove("apiVersion");
@@ -333,7 +335,7 @@ fn create(inner: &mut Inner, named: &Named, path: &str, asked: &Asked) -> Answer
     Answer::ok(201, inner.store.put(&format!("{path}/{name}"), object))
 }
 
-/// What is wrong with an object.
+/// Returns the refusal of an invalid object.
 fn invalid(named: &Named, object: &Value) -> Option<Answer> {
     let causes = objects::faults(named, object);
     let said = |cause: &objects::Cause| format!("{}: {}", cause.field, cause.message);
@@ -342,7 +344,7 @@ fn invalid(named: &Named, object: &Value) -> Option<Answer> {
     let all = match causes.as_slice() {
         [] => return None,
         [cause] => said(cause),
-        // The same thing is said once.
+        // Equal messages appear once.
         [first, rest @ ..] if rest.iter().all(|other| said(other) == said(first)) => said(first),
         causes => format!("[{}]", causes.iter().map(said).collect::<Vec<_>>().join(", ")),
     };
@@ -390,7 +392,7 @@ fn patch(
             return conflict(path);
         }
         if named.resource == "nodes" {
-            // Each way changes its own part; the other is dropped without an error.
+            // A change of the other part is dropped without an error.
             match named.subresource.as_deref() {
                 Some("status") => object["spec"] = old["spec"].clone(),
                 _ => object["status"] = old["status"].clone(),

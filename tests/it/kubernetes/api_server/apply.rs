@@ -1,10 +1,12 @@
 //! The three kinds of patch: JSON Patch, merge patch, and server-side apply with managed fields.
+//!
+//! Owns how an object changes. Does not know where it is stored.
 
 use serde_json::{Map, Value, json};
 
 use super::rights::Named;
 
-/// RFC 6902, as far as add, remove, replace and test go. None where it cannot be carried out.
+/// RFC 6902 with add, remove, replace and test. `None` if the patch does not fit the object.
 pub fn json_patch(mut object: Value, patch: &Value) -> Option<Value> {
     for step in patch.as_array()? {
         let path = step["path"].as_str()?;
@@ -44,7 +46,7 @@ pub fn merge_patch(object: Value, patch: &Value) -> Value {
     fields.into()
 }
 
-/// Server-side apply: what the manager applied before and does not any more goes; the rest is merged.
+/// Server-side apply: removes the fields that the manager applied before and does not apply now, and merges the others.
 pub fn apply(
     old: Option<&Value>,
     applied: &Value,
@@ -98,7 +100,7 @@ fn merge(object: &mut Value, applied: &Value) {
     }
 }
 
-/// As in `fieldsV1`. The entries of a map (`additionalProperties`) are themselves somebody's.
+/// Returns a set of fields as in `fieldsV1`. Each entry of a map (`additionalProperties`) has its own manager.
 fn field_set(value: &Value, schema: Option<&Value>) -> Value {
     let Value::Object(fields) = value else { return json!({}) };
     let mut set = Map::new();
@@ -132,7 +134,10 @@ fn remove_left(object: &mut Value, before: &Value, now: &Value) {
     }
 }
 
-/// Whether an object is as its schema says; else where it is not.
+/// Checks an object against its schema.
+///
+/// # Errors
+/// The first field that does not fit.
 pub fn check(schema: &Value, object: &Value) -> Result<(), String> {
     let mut object = object.clone();
     for field in ["apiVersion", "kind", "metadata"] {

@@ -10,7 +10,7 @@ use super::ApiServer;
 use super::rights::Rights;
 use crate::harness::{KCM, Mount};
 
-/// Every command that talks to a server; the last one takes the pools away.
+/// Every command that talks to a server. The last one removes the pools.
 pub const COMMANDS: [&[&str]; 7] = [
     &["discover", "--dry-run"],
     &["discover", "--resource-name=extended"],
@@ -21,7 +21,7 @@ pub const COMMANDS: [&[&str]; 7] = [
     &["uninstall"],
 ];
 
-/// Whoever has the token `tied-4f1c` may do nothing.
+/// Starts a server with one node. The token `tied-4f1c` has no rights.
 pub fn cluster() -> ApiServer {
     let server = ApiServer::start();
     server.put(
@@ -36,7 +36,7 @@ pub fn cluster() -> ApiServer {
     server
 }
 
-/// `kcm <words>` on this mount, as a pod of the node n1.
+/// Returns the command `kcm <words>` on this mount, as in a pod of the node n1.
 pub fn kcm(mount: &Mount, words: &[&str], kubeconfig: &Path, level: &str) -> Command {
     let mut command = Command::new(KCM);
     command.args(words);
@@ -52,8 +52,8 @@ pub fn kcm(mount: &Mount, words: &[&str], kubeconfig: &Path, level: &str) -> Com
     command
 }
 
-/// Neither this secret nor what goes with one in a request.
-pub fn tells_no_secret(said: &str, secret: &str) {
+/// Asserts that a text contains neither this secret nor a header that has one.
+pub fn assert_no_secret(said: &str, secret: &str) {
     for word in [secret, "Bearer", "uthorization:"] {
         assert!(!said.contains(word), "{word} is in: {said}");
     }

@@ -1,4 +1,6 @@
-//! What `deploy/` holds, and a server on which it has been applied.
+//! The objects in `deploy/`, and a server to which they have been applied.
+//!
+//! Owns reading the manifests. Does not know what the tests check.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +20,7 @@ pub fn of_kind(name: &str, kind: &str) -> Vec<Value> {
     manifest(name).into_iter().filter(|object| object["kind"] == kind).collect()
 }
 
-/// It has two nodes, and each role is that of a user of the same name, whose token that is, too.
+/// Starts a server with two nodes. Each role has a user of the same name, with the name as its token.
 pub fn deployed() -> ApiServer {
     let server = ApiServer::start();
     for role in of_kind("rbac.yaml", "ClusterRole") {

@@ -1,7 +1,7 @@
-//! A Kubernetes API server of our own, as far as kcm needs one: over TLS, HTTP/1.1 and HTTP/2, on loopback.
+//! A fake Kubernetes API server on loopback: the parts that kcm needs, over TLS, HTTP/1.1 and HTTP/2.
 //!
-//! Owns: connections, who asks (tokens), the log of all requests, and misbehaviour on demand. What it answers
-//! agrees with recordings of a real one (`recordings.rs`). Must not know: any promise.
+//! Owns connections, users (tokens), the log of all requests, and faults on demand. Its answers agree with recordings of
+//! a real server (`recordings.rs`). Does not know what the tests check.
 
 pub mod answer;
 pub mod apply;
@@ -38,10 +38,10 @@ use answer::{Answer, Asked};
 use rights::{Rights, Wanted};
 use store::Store;
 
-/// The token of a user who may do everything.
+/// The token of a user with all rights.
 pub const ADMIN: &str = "token-of-the-admin-4f1c";
 
-/// What a request was, and what came of it.
+/// A request and its outcome.
 #[derive(Clone, Debug)]
 pub struct Logged {
     pub user: String,
@@ -62,7 +62,7 @@ impl Logged {
     }
 }
 
-/// A way to misbehave.
+/// A fault of the server.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// Answers after this time.
@@ -71,9 +71,9 @@ pub enum Fault {
     Cut,
     /// This status, and how many seconds to wait, if any.
     Status(u16, Option<u64>),
-    /// Somebody else has changed the object meanwhile.
+    /// Reports a conflict, as if somebody else had changed the object.
     Conflict,
-    /// 200, and no JSON.
+    /// Status 200 with a body that is not JSON.
     Garbage,
     /// A watch whose version is too old.
     Expired,
@@ -94,7 +94,7 @@ pub(crate) struct Inner {
     faults: Vec<(Fault, usize, When)>,
     log: Vec<Logged>,
     kubelet: Option<Kubelet>,
-    /// Of each container that has written something, `pod/container`.
+    /// The output of containers, by `pod/container`.
     pub(crate) logs: Vec<(String, String)>,
 }
 
@@ -155,15 +155,15 @@ impl ApiServer {
         &self.certificate
     }
 
-    /// Makes a user known by a token.
+    /// Adds a user with a token.
     pub fn add_user(&self, token: &str, name: &str, rights: Rights) {
         self.shared.lock().users.push((token.into(), name.into(), rights));
     }
 
-    /// A kubeconfig for the holder of a token.
+    /// Writes a kubeconfig with this token, and returns its path.
     pub fn kubeconfig(&self, token: &str) -> PathBuf {
         let file = self.home.path().join(format!("kubeconfig-{token}"));
-        // Somebody may be reading it.
+        // A process may be reading it.
         if file.exists() {
             return file;
         }
@@ -187,7 +187,7 @@ impl ApiServer {
         self.home.path()
     }
 
-    /// Puts an object there, as whoever made the cluster has.
+    /// Stores an object.
     pub fn put(&self, path: &str, object: Value) {
         self.shared.lock().store.put(path, object);
         self.shared.changed.notify_waiters();
@@ -197,7 +197,7 @@ impl ApiServer {
         self.shared.lock().store.get(path).cloned()
     }
 
-    /// Changes an object, as a kubelet or anybody else does.
+    /// Changes an object, as a kubelet or another client does.
     pub fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
         self.shared.lock().store.change(path, change);
         self.shared.changed.notify_waiters();
@@ -208,24 +208,24 @@ impl ApiServer {
         self.shared.changed.notify_waiters();
     }
 
-    /// Nobody can watch any more from where he has been until now.
+    /// Forgets the past changes, so that no watch can continue from its version.
     pub fn forget_changes(&self) {
         let store = &mut self.shared.lock().store;
         store.put("/api/v1/namespaces/default/events/e", json!({}));
         store.oldest = store.version();
     }
 
-    /// What is done to a pod that was made: each status after its time.
+    /// Sets how the kubelet changes the status of a new pod: each status after its time.
     pub fn kubelet(&self, kubelet: impl Fn(&Value) -> Vec<(Duration, Value)> + Send + 'static) {
         self.shared.lock().kubelet = Some(Box::new(kubelet));
     }
 
-    /// What a container has written.
+    /// Sets the output of a container.
     pub fn write_log(&self, pod: &str, container: &str, text: &str) {
         self.shared.lock().logs.push((format!("{pod}/{container}"), text.into()));
     }
 
-    /// Does this to the next `times` requests with this method and a path for which `when` holds.
+    /// Applies a fault to the next `times` requests for whose method and path `when` holds.
     pub fn misbehave(&self, fault: Fault, times: usize, when: impl Fn(&str, &str) -> bool + Send + 'static) {
         self.shared.lock().faults.push((fault, times, Box::new(when)));
     }
@@ -278,7 +278,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
 
 type Body = UnsyncBoxBody<Bytes, Cut>;
 
-/// The connection is to end.
+/// Ends the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("cut")]
 struct Cut;
@@ -368,7 +368,7 @@ fn note(shared: &Shared, asked: &Asked, user: String, wanted: Vec<Wanted>, statu
     shared.lock().log.push(Logged { user, agent, method, path, body, wanted, status });
 }
 
-/// What others do once an object was made: definitions are established, pods run.
+/// Acts as the rest of a cluster on a new object: establishes definitions, runs pods.
 fn tend(shared: &Arc<Shared>, asked: &Asked, answer: &Answer) {
     let Some(object) = answer.json().cloned() else { return };
     let steps: Vec<(Duration, Value)> = match object["kind"].as_str() {
@@ -404,7 +404,7 @@ fn response(shared: Arc<Shared>, answer: Answer) -> Response<Body> {
                 loop {
                     let notified = clock.changed.notified();
                     tokio::pin!(notified);
-                    // From here on no change is missed.
+                    // A change from here on is not missed.
                     notified.as_mut().enable();
                     let next = watch.next(&shared.lock().store);
                     if let Some(line) = next {

@@ -1,4 +1,6 @@
-//! Nodes that cluster-init prepares, and what becomes of the pods there.
+//! Nodes that cluster-init prepares.
+//!
+//! Owns how their pods run. Does not know what the tests check.
 
 use std::process::Command;
 use std::time::Duration;
@@ -20,7 +22,7 @@ pub fn name(pod: &Value) -> &str {
     pod["metadata"]["name"].as_str().unwrap()
 }
 
-/// What becomes of a pod on a node that is well.
+/// Returns the statuses of a pod that reaches its goal.
 pub fn well(pod: &Value) -> Vec<(Duration, Value)> {
     let moment = Duration::from_millis(5);
     let ready =

@@ -1,4 +1,6 @@
-//! What a server knows of each kind of object: which are served, their defaults, and what is wrong with one.
+//! The kinds of objects: which are served, their defaults, and their validation.
+//!
+//! Owns the knowledge about kinds. Does not know requests.
 
 use serde_json::{Value, json};
 
@@ -11,7 +13,7 @@ pub fn version() -> Value {
     json!({ "major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64" })
 }
 
-/// Whether there is such a resource. One of a definition is there once that is established.
+/// Whether a resource is served. A custom one is once its definition is established.
 pub fn is_served(store: &Store, named: &Named) -> bool {
     match named.group.as_str() {
         "" | "apiextensions.k8s.io" | "rbac.authorization.k8s.io" => true,
@@ -57,12 +59,12 @@ pub fn established(definition: &Value) -> Value {
     })
 }
 
-/// Whether the server counts how often an object has been meant otherwise.
+/// Whether objects of this resource have a generation.
 pub fn has_generation(named: &Named) -> bool {
     !matches!(named.resource.as_str(), "nodes" | "clusterroles")
 }
 
-/// Notes who has made an object.
+/// Records the manager who created an object.
 pub fn note_manager(object: &mut Value, manager: &str) {
     let entry = json!({
         "manager": manager, "operation": "Update", "apiVersion": object["apiVersion"],
@@ -77,7 +79,7 @@ fn set_default(object: &mut Value, field: &str, value: Value) {
     }
 }
 
-/// What a server adds to an object that is made.
+/// Adds the defaults to a new object.
 pub fn default(named: &Named, object: &mut Value) {
     match named.resource.as_str() {
         "pods" => default_pod(named, object),
@@ -138,14 +140,14 @@ fn remove_null(object: &mut Value, field: &str) {
     }
 }
 
-/// One thing that is wrong.
+/// One reason why an object is invalid.
 pub struct Cause {
     pub field: String,
     pub reason: &'static str,
     pub message: String,
 }
 
-/// What is wrong with an object.
+/// Returns why an object is invalid.
 pub fn faults(named: &Named, object: &Value) -> Vec<Cause> {
     match named.resource.as_str() {
         "nodes" => node_faults(object),
@@ -178,7 +180,7 @@ fn node_faults(node: &Value) -> Vec<Cause> {
                 "{{\"Key\":{},\"Value\":{},\"Effect\":{},\"TimeAdded\":null}}",
                 taint["key"], taint["value"], taint["effect"]
             );
-            // A real server finds it twice, too.
+            // A real server reports it twice, too.
             for _ in 0..2 {
                 causes.push(Cause {
                     field: format!("metadata.taints[{index}]"),
@@ -242,7 +244,7 @@ fn pod_faults(pod: &Value) -> Vec<Cause> {
     causes
 }
 
-/// What `kubectl get` asks for: the columns of the definition.
+/// Returns the table for `kubectl get`, with the columns of the definition.
 pub fn table(store: &Store, named: &Named, items: &[Value], version: &str) -> Value {
     let columns = definition(store, named)
         .and_then(|definition| {

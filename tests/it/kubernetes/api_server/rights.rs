@@ -1,8 +1,10 @@
-//! Who may do what, and what a path names.
+//! Rights of users, and the objects that paths name.
+//!
+//! Owns parsing of paths and comparing of rules. Does not know users or objects.
 
 use serde_json::Value;
 
-/// What a path names.
+/// The object or collection of a path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Named {
     pub group: String,
@@ -33,7 +35,7 @@ impl Named {
         Some(Self { group, namespace, resource, name, subresource })
     }
 
-    /// As rules have it: `nodes/status`.
+    /// Returns the form of rules: `nodes/status`.
     pub fn with_subresource(&self) -> String {
         match &self.subresource {
             Some(sub) => format!("{}/{sub}", self.resource),
@@ -41,7 +43,7 @@ impl Named {
         }
     }
 
-    /// As messages have it: `nodereports.kcm.intel.com`.
+    /// Returns the form of messages: `nodereports.kcm.intel.com`.
     pub fn qualified(&self) -> String {
         match self.group.as_str() {
             "" => self.resource.clone(),
@@ -59,7 +61,7 @@ pub struct Wanted {
     pub resource: String,
 }
 
-/// What a user may do.
+/// The rights of a user.
 #[derive(Clone, Debug)]
 pub enum Rights {
     All,

@@ -1,10 +1,12 @@
-//! The objects, their versions, and what has happened to them.
+//! The objects, their versions and their changes.
+//!
+//! Owns the state of the server. Does not know requests.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// One change, for those who watch.
+/// One change, for watches.
 #[derive(Clone, Debug)]
 struct Change {
     version: u64,
@@ -18,7 +20,7 @@ pub struct Store {
     version: u64,
     objects: BTreeMap<String, Value>,
     changes: Vec<Change>,
-    /// Whose changes before this version have been forgotten.
+    /// Changes before this version are forgotten.
     pub oldest: u64,
 }
 
@@ -35,7 +37,7 @@ impl Store {
         self.objects.get(path)
     }
 
-    /// Adds an object or replaces it; gives it as it is now.
+    /// Adds or replaces an object. Returns it with its new version.
     pub fn put(&mut self, path: &str, mut object: Value) -> Value {
         self.version += 1;
         let old = self.objects.get(path);
@@ -51,7 +53,7 @@ impl Store {
         object
     }
 
-    /// Changes what is there. Nothing happens where nothing is.
+    /// Changes an object, if it exists.
     pub fn change(&mut self, path: &str, change: impl FnOnce(&mut Value)) {
         if let Some(mut object) = self.objects.get(path).cloned() {
             change(&mut object);
@@ -90,7 +92,7 @@ fn is_inside(path: &str, collection: &str) -> bool {
     path.strip_prefix(collection).is_some_and(|rest| rest.starts_with('/') && !rest[1..].contains('/'))
 }
 
-/// `labelSelector` and `fieldSelector`, as far as equality goes.
+/// `labelSelector` and `fieldSelector` with equality only.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     pub labels: Vec<(String, String)>,
@@ -107,7 +109,7 @@ impl Selector {
     }
 }
 
-/// A watch that goes on.
+/// An open watch.
 #[derive(Clone, Debug)]
 pub struct Watch {
     pub collection: String,
@@ -117,7 +119,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next event, if there is one already.
+    /// Returns the next event, if there is one.
     pub fn next(&mut self, store: &Store) -> Option<String> {
         let change = store.after(self.version, &self.collection, &self.selector)?;
         self.version = change.version;
