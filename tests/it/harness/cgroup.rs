@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
 use super::signal;
 
@@ -119,12 +121,23 @@ pub fn root() -> Option<PathBuf> {
 pub struct Cgroup {
     pub path: PathBuf,
     pub hierarchy: Hierarchy,
+    /// Unmounted after the cgroup was removed.
+    #[allow(dead_code, reason = "it is only dropped")]
+    mounted_v2: Option<MountedV2>,
 }
 
 impl Cgroup {
     /// One without a controller: a group of processes.
     pub fn new() -> Self {
         Self::below(Hierarchy::any())
+    }
+
+    /// One of v2, for a test that compares with it. Mounts v2 if this machine does not.
+    pub fn of_v2() -> Self {
+        let mounted = Hierarchy::v2().is_none().then(MountedV2::new);
+        let mut cgroup = Self::below(Hierarchy::v2().expect("cgroup v2 was mounted"));
+        cgroup.mounted_v2 = mounted;
+        cgroup
     }
 
     /// One whose controller is `controller`, such as `memory`.
@@ -137,7 +150,7 @@ impl Cgroup {
         let name = format!("kcm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = hierarchy.root.join(name);
         fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self { path, hierarchy }
+        Self { path, hierarchy, mounted_v2: None }
     }
 
     /// Moves a process into it.
@@ -189,6 +202,25 @@ impl Drop for Cgroup {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// The hierarchy of v2, mounted in a temporary directory.
+struct MountedV2(TempDir);
+
+impl MountedV2 {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mounted =
+            mount(Some("cgroup2"), directory.path(), Some("cgroup2"), MsFlags::empty(), None::<&str>);
+        mounted.expect("this test mounts cgroup v2");
+        Self(directory)
+    }
+}
+
+impl Drop for MountedV2 {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
     }
 }
 

@@ -27,7 +27,7 @@ struct Place {
 
 /// A cgroup with one below it.
 fn with_sub() -> Cgroup {
-    let cgroup = Cgroup::new();
+    let cgroup = Cgroup::of_v2();
     fs::create_dir(cgroup.path.join("sub")).unwrap();
     cgroup
 }
