@@ -14,10 +14,18 @@ mod logging;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use kcm_mount::daemon::Invocation;
 
 fn main() -> ExitCode {
     logging::init();
-    match commands::run(cli::Cli::parse()) {
+    // The daemon's own processes have a command line that is not for users; clap does not know it.
+    let result = match Invocation::parse(std::env::args_os().skip(1)) {
+        Some(invocation) => {
+            invocation.and_then(Invocation::run).map_err(Into::into).map(|()| ExitCode::SUCCESS)
+        }
+        None => commands::run(cli::Cli::parse()),
+    };
+    match result {
         Ok(code) => code,
         Err(error) => {
             if let Some(line) = commands::display_error(&error) {

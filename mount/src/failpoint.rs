@@ -57,6 +57,8 @@ const VARIABLE: &str = "KCM_FAULT";
 /// The environment variable with the time in milliseconds for which every resent request is delayed.
 #[cfg(debug_assertions)]
 const DELAY_VARIABLE: &str = "KCM_SLOW_REPEATS";
+/// If this environment variable is set, the daemon behaves as on a kernel before 6.9.
+const NO_RESEND_VARIABLE: &str = "KCM_FAULT_NO_RESEND";
 
 /// Dies of SIGKILL if `KCM_FAULT` names this step.
 #[cfg(debug_assertions)]
@@ -106,3 +108,8 @@ pub(crate) fn delay_replay() {
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub(crate) fn delay_replay() {}
+
+/// Whether the daemon must behave as if the kernel could not send requests again. Never in a release build.
+pub(crate) fn hides_resend() -> bool {
+    cfg!(debug_assertions) && std::env::var_os(NO_RESEND_VARIABLE).is_some()
+}

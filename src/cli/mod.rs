@@ -91,23 +91,6 @@ pub(crate) struct Mount {
     /// Replace the running daemon with this binary without unmounting (clients see a short pause)
     #[arg(long, conflicts_with_all = ["foreground", "import"])]
     pub(crate) upgrade: bool,
-    #[command(flatten)]
-    pub(crate) part: Part,
-}
-
-/// What a process of the daemon is for; said by the daemon itself alone.
-#[derive(Args, Debug)]
-pub(crate) struct Part {
-    #[arg(long, hide = true, requires = "foreground")]
-    pub(crate) worker: bool,
-    #[arg(long, hide = true, requires = "foreground")]
-    pub(crate) adopt: bool,
-    #[arg(long, hide = true, requires = "adopt")]
-    pub(crate) replace: bool,
-    #[arg(long, hide = true, requires = "foreground")]
-    pub(crate) prove: bool,
-    #[arg(long, hide = true, requires = "foreground")]
-    pub(crate) probe: bool,
 }
 
 /// Unmount and end the daemon; the state directory keeps the claims

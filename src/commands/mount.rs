@@ -1,39 +1,32 @@
 //! `kcm mount` and `kcm unmount`.
 //!
-//! Owns: what the daemon is told on its command line. Must not know: how it serves.
+//! Owns the choice between the foreground, the background and an upgrade. Does not know how the daemon serves.
 
 use std::process::ExitCode;
 
 use anyhow::Error;
-use kcm_mount::daemon::{self, Part, Places};
+use kcm_mount::daemon::{self, MountPaths};
 
 use crate::cli;
 use crate::host::Host;
 
-/// Mounts, in the background unless told otherwise.
+/// Mounts the directory, in the background unless `--foreground` is given.
 pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
-    let places = Places { conf_dir: args.dir.conf_dir.clone(), state_dir: args.state_dir.clone() };
+    let paths = MountPaths { conf_dir: args.dir.conf_dir.clone(), state_dir: args.state_dir.clone() };
     if args.upgrade {
-        daemon::upgrade(&places)?;
+        daemon::upgrade(&paths)?;
     } else if args.foreground {
-        daemon::run(&places, part(args)?)?;
+        // In a statement of its own, so that the host's descriptors are closed before the daemon closes all that it
+        // has not opened itself.
+        let topology = Host::from_env().topology()?;
+        daemon::serve(&paths, topology, args.import)?;
     } else {
-        daemon::start_in_background(&places, args.import)?;
+        daemon::start_in_background(&paths, args.import)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn part(args: &cli::Mount) -> Result<Part, Error> {
-    Ok(match &args.part {
-        cli::Part { worker: true, .. } => Part::Work,
-        cli::Part { prove: true, .. } => Part::Prove,
-        cli::Part { probe: true, .. } => Part::Probe,
-        cli::Part { adopt: true, replace, .. } => Part::Adopt { replace: *replace },
-        _ => Part::Keep { topology: Host::from_env().topology()?, import: args.import },
-    })
-}
-
-/// Ends the mount.
+/// Unmounts the directory and ends the daemon.
 pub(super) fn unmount(args: &cli::Unmount) -> Result<ExitCode, Error> {
     daemon::unmount(&args.dir.conf_dir)?;
     Ok(ExitCode::SUCCESS)

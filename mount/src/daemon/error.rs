@@ -1,6 +1,6 @@
 //! The daemon's error type.
 //!
-//! Owns: the messages of the daemon's errors. Must not know: when they occur.
+//! Owns the messages, each with its cure. Does not know when an error occurs.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use nix::errno::Errno;
 
 use crate::journal::StateError;
 
-/// Why the directory cannot be mounted or unmounted; each with its cure.
+/// Why the directory cannot be mounted or unmounted; each message has its cure.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the message says it")]
+#[allow(missing_docs, reason = "the message is the documentation")]
 pub enum MountError {
     #[error("only root can mount {0}; run kcm mount as root")]
     NotRoot(PathBuf),
     #[error("/dev/fuse: {0}; load the module (modprobe fuse), or give the container the device")]
     NoFuse(io::Error),
-    #[error("{0}: not an empty directory; kcm mount --import takes a layout of 2017 over, else empty it")]
+    #[error("{0}: not an empty directory; import a legacy layout with kcm mount --import, or empty it")]
     NotEmpty(PathBuf),
-    #[error("{0}: already mounted; kcm unmount ends that first")]
+    #[error("{0}: already mounted; run kcm unmount first")]
     AlreadyMounted(PathBuf),
     #[error(
         "{0}: mounted, but its daemon does not answer; kill the daemon, then kcm mount takes the mount over"
@@ -27,31 +27,37 @@ pub enum MountError {
     NotAnswering(PathBuf),
     #[error("{0}: not mounted; nothing to do")]
     NotMounted(PathBuf),
-    #[error("{state}: lies inside {conf}, which it would be hidden by; give another --state-dir")]
+    #[error("{state}: is inside {conf}, which would hide it; choose another --state-dir")]
     StateInside { state: PathBuf, conf: PathBuf },
     #[error(transparent)]
     State(#[from] StateError),
-    // The cause stands before the cure; as the source it would be told once more behind it.
+    // The cause is part of the message, before the cure. As the source it would be printed again after the cure.
     #[error("{path}: {what}: {cause}; {cure}")]
     Io { path: PathBuf, what: &'static str, cause: io::Error, cure: &'static str },
-    #[error("{0}: detached here, but its daemon goes on, perhaps in another mount namespace; stop it there")]
+    #[error(
+        "{0}: detached here, but its daemon still runs, perhaps in another mount namespace; stop it there"
+    )]
     StillServed(PathBuf),
     #[error("cannot start: {0}")]
     Start(String),
-    #[error("not upgraded, the old daemon goes on: {0}")]
+    #[error("not upgraded, the old daemon continues: {0}")]
     NotUpgraded(String),
-    /// The daemon in the background has said why.
-    #[error("the daemon did not start; its message stands above")]
+    /// The daemon in the background has printed its message.
+    #[error("the daemon did not start; see its message above")]
     Background,
+    /// The command line of a daemon process is wrong; only this program writes such command lines.
+    #[error("kcm __daemon: {0}; this command is for the daemon itself, use kcm mount")]
+    Usage(String),
 }
 
-pub(crate) fn at(path: &Path, what: &'static str, cause: io::Error) -> MountError {
+/// An error of the operating system at `path`, with the cure that fits its errno.
+pub(super) fn io_error(path: &Path, what: &'static str, cause: io::Error) -> MountError {
     let cure = match cause.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EPERM | Errno::EACCES) => "do it as root, and look at the directory's owner and mode",
+        Some(Errno::EPERM | Errno::EACCES) => "run as root, and check the directory's owner and mode",
         Some(Errno::ENOSPC) => "make room on the disk",
         Some(Errno::EBUSY) => "something is mounted there or uses it; end that first",
         Some(Errno::ENOTDIR | Errno::EEXIST) => "give a directory",
-        Some(Errno::ENOENT) => "look at the path",
+        Some(Errno::ENOENT) => "check the path",
         _ => "the kernel's log may say more",
     };
     MountError::Io { path: path.to_path_buf(), what, cause, cure }

@@ -1,152 +1,177 @@
-//! What a keeper and its workers hand to each other: descriptors under fixed numbers, a letter about the
-//! mount, and short messages.
+//! What the daemon's processes pass to each other: descriptors under fixed numbers, the state of the mount, and
+//! messages from the worker to the supervisor.
 //!
-//! Owns: the numbers and the letter's form. Must not know: what is done with them.
+//! Owns the numbers and the formats. Does not know what they are used for.
 //!
-//! A worker finds its descriptors under these numbers, and so does a keeper that takes another one's place:
-//! no names, no files, and nothing to be lost between a death and the next start.
+//! A worker inherits its descriptors under these numbers, and so does a supervisor that continues for another one.
+//! Nothing of this has a name in a file system, so nothing is lost or left behind between a death and a start.
+//!
+//! The numbers, the JSON of [`HandoffState`] and the bytes of [`Message`] are an interface between versions: in an
+//! upgrade, a supervisor of one program has a worker of another.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint;
 use crate::fuse::abi;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::process;
 
-/// The open `/dev/fuse`: as long as anybody holds it, the mount lives.
-pub(crate) const DEVICE: RawFd = 3;
-/// One end of the [`Control`] between the two.
-pub(crate) const CONTROL: RawFd = 4;
-/// The [`Letter`].
-pub(crate) const LETTER: RawFd = 5;
+/// The open FUSE device. The mount lives as long as a process has it open.
+pub(super) const DEVICE: RawFd = 3;
+/// One end of the [`ControlSocket`] between the supervisor and its worker.
+pub(super) const CONTROL: RawFd = 4;
+/// The [`HandoffMemfd`].
+pub(super) const HANDOFF: RawFd = 5;
 /// The locked file of the state directory.
-pub(crate) const LOCK: RawFd = 6;
-/// For a keeper that takes another one's place: the pidfd of the worker that serves.
-pub(crate) const WORKER: RawFd = 7;
-/// All of them.
-const NUMBERS: std::ops::RangeInclusive<RawFd> = DEVICE..=WORKER;
+pub(super) const LOCK: RawFd = 6;
+/// The pidfd of the worker, for a supervisor that continues for another one.
+pub(super) const WORKER: RawFd = 7;
+/// All of these numbers.
+const FIXED_FDS: std::ops::RangeInclusive<RawFd> = DEVICE..=WORKER;
 
-/// How long a worker that is told to end may take.
-pub(crate) const ENDING: Duration = Duration::from_secs(2);
+/// The longest message from a worker, in bytes: one character and a reason in one sentence.
+const MAX_MESSAGE: usize = 1024;
 
-/// What a keeper holds.
+/// The descriptors that every process of the daemon has open.
 #[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) device: OwnedFd,
-    pub(crate) letters: LetterBox,
-    pub(crate) lock: StateLock,
+pub(super) struct InheritedFds {
+    pub(super) device: OwnedFd,
+    pub(super) handoff: HandoffMemfd,
+    pub(super) lock: StateLock,
 }
 
-/// What a worker has to know of the mount beside what is in the state directory.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Letter {
-    /// Tells this mount from every other one: the kernel numbers requests anew with each.
-    pub(crate) mount: u64,
-    /// The machine, as it was when it was mounted.
-    pub(crate) topology: Topology,
-    /// A layout of 2017, moved aside, that the first worker takes over.
-    pub(crate) import: Option<PathBuf>,
-    /// The kernel's first request, once it has been answered: every later worker needs it.
-    pub(crate) init: Option<Vec<u8>>,
-}
+impl InheritedFds {
+    /// The descriptors under their fixed numbers.
+    ///
+    /// # Errors
+    /// This process was not started by a daemon.
+    pub(super) fn take() -> io::Result<Self> {
+        Ok(Self {
+            device: process::inherited_fd(DEVICE)?,
+            handoff: HandoffMemfd::from_fd(process::inherited_fd(HANDOFF)?),
+            lock: StateLock::from_fd(process::inherited_fd(LOCK)?),
+        })
+    }
 
-impl Letter {
-    /// Whether the kernel (6.9 and newer) gives unanswered requests to the next worker.
-    pub(crate) fn resends(&self) -> bool {
-        self.init.as_deref().is_some_and(abi::offers_resend)
+    /// Moves the descriptors to their fixed numbers, where workers inherit them.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn install(self) -> io::Result<Self> {
+        Ok(Self {
+            device: install_fd_at(self.device, DEVICE)?,
+            handoff: HandoffMemfd(install_fd_at(self.handoff.0, HANDOFF)?),
+            lock: StateLock::from_fd(install_fd_at(self.lock.into_fd(), LOCK)?),
+        })
     }
 }
 
-/// The letter in a file that has no name.
-#[derive(Debug)]
-pub(crate) struct LetterBox(OwnedFd);
+/// What a worker must know about the mount that is not in the state directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HandoffState {
+    /// Identifies the mount: the kernel numbers the requests of each mount separately.
+    #[serde(rename = "mount")]
+    pub(super) mount_id: u64,
+    /// The machine as it was when the directory was mounted.
+    pub(super) topology: Topology,
+    /// A legacy layout that has been moved aside and that the first worker imports.
+    pub(super) import: Option<PathBuf>,
+    /// The kernel's INIT request, once it has been answered. Every later worker replays it.
+    pub(super) init: Option<Vec<u8>>,
+}
 
-impl LetterBox {
-    pub(crate) fn new(letter: &Letter) -> io::Result<Self> {
-        let letters = Self(memfd_create(c"kcm-letter", MFdFlags::empty())?);
-        letters.write(letter)?;
-        Ok(letters)
+impl HandoffState {
+    /// Whether the kernel (6.9 and newer) sends requests again that a dead worker had not answered.
+    pub(super) fn resends(&self) -> bool {
+        self.init.as_deref().is_some_and(abi::offers_resend) && !failpoint::hides_resend()
+    }
+}
+
+/// The [`HandoffState`] as JSON in a memfd.
+#[derive(Debug)]
+pub(super) struct HandoffMemfd(OwnedFd);
+
+impl HandoffMemfd {
+    pub(super) fn new(state: &HandoffState) -> io::Result<Self> {
+        let memfd = Self(memfd_create(c"kcm-handoff", MFdFlags::empty())?);
+        memfd.write(state)?;
+        Ok(memfd)
     }
 
-    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+    pub(super) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    pub(crate) fn read(&self) -> io::Result<Letter> {
+    pub(super) fn read(&self) -> io::Result<HandoffState> {
         let mut bytes = vec![0; usize::try_from(nix::sys::stat::fstat(&self.0)?.st_size).unwrap_or(0)];
         let read = nix::sys::uio::pread(&self.0, &mut bytes, 0)?;
         bytes.truncate(read);
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    pub(crate) fn write(&self, letter: &Letter) -> io::Result<()> {
-        let bytes = serde_json::to_vec(letter)?;
+    pub(super) fn write(&self, state: &HandoffState) -> io::Result<()> {
+        let bytes = serde_json::to_vec(state)?;
         nix::unistd::ftruncate(&self.0, 0)?;
         match nix::sys::uio::pwrite(&self.0, &bytes, 0)? {
             written if written == bytes.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
-
-    /// Lays it under its number.
-    pub(crate) fn place(self) -> io::Result<Self> {
-        place(self.0, LETTER).map(Self)
-    }
 }
 
-impl AsFd for LetterBox {
+impl AsFd for HandoffMemfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// What a worker says to its keeper.
+/// A message from a worker to its supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Message {
-    /// It serves. Whether the kernel gives unanswered requests to the next worker.
+pub(super) enum Message {
+    /// The worker serves. Whether the kernel sends unanswered requests to the next worker.
     Ready { resends: bool },
-    /// It cannot serve, for this reason.
+    /// The worker cannot serve, for this reason.
     Failed(String),
-    /// It was told to end, and the mount with it.
+    /// The worker was asked to stop, so the mount ends.
     Stop,
 }
 
-/// A way for messages, one each.
+/// One end of the socket between a supervisor and its worker. Each message is one packet.
 #[derive(Debug)]
-pub(crate) struct Control(OwnedFd);
+pub(super) struct ControlSocket(OwnedFd);
 
-impl Control {
+impl ControlSocket {
     /// Both ends.
-    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         Ok((Self(a), Self(b)))
     }
 
-    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+    pub(super) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// The process that has made the pair.
-    pub(crate) fn maker(&self) -> Option<u32> {
+    /// The PID of the process that made the pair.
+    pub(super) fn creator(&self) -> Option<u32> {
         let peer = nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials).ok()?;
         u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
     }
 
-    /// Lays it under its number, where a program that is started finds it.
-    pub(crate) fn place(self) -> io::Result<Self> {
-        place(self.0, CONTROL).map(Self)
+    /// Moves this end to its fixed number, where the next process inherits it.
+    pub(super) fn install(self) -> io::Result<Self> {
+        install_fd_at(self.0, CONTROL).map(Self)
     }
 
-    /// Tells the other one, if there still is one.
-    pub(crate) fn send(&self, message: &Message) {
+    /// Sends a message. Does nothing if the other end is closed.
+    pub(super) fn send(&self, message: &Message) {
         let bytes = match message {
             Message::Ready { resends: true } => b"R".to_vec(),
             Message::Ready { resends: false } => b"r".to_vec(),
@@ -156,9 +181,10 @@ impl Control {
         let _ = send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL);
     }
 
-    /// What the other one says; None where it has gone, or speaks another language.
-    pub(crate) fn receive(&self) -> Option<Message> {
-        let mut bytes = [0; 1024];
+    /// Receives a message without waiting. `None`: there is no message, the other end is closed, or the message is
+    /// unknown.
+    pub(super) fn receive(&self) -> Option<Message> {
+        let mut bytes = [0; MAX_MESSAGE];
         let length = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
         Some(match bytes.get(..length)?.split_first()? {
             (b'R', []) => Message::Ready { resends: true },
@@ -170,14 +196,15 @@ impl Control {
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// Lays a descriptor under a number, where programs that are started inherit it. What was there is closed.
-pub(crate) fn place(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
+/// Moves a descriptor to a number, where programs that this process starts inherit it. Closes the descriptor that
+/// had the number before.
+pub(super) fn install_fd_at(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() == number {
         process::clear_cloexec(fd.as_fd())?;
         return Ok(fd);
@@ -185,43 +212,107 @@ pub(crate) fn place(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     process::dup_to(fd.as_fd(), number)
 }
 
-/// It stays open under its number, for a program that this one becomes.
-pub(crate) fn leave(placed: OwnedFd) {
-    let _ = placed.into_raw_fd();
+/// Leaves a descriptor open, for the program that this process becomes.
+pub(super) fn leak(installed: OwnedFd) {
+    let _ = installed.into_raw_fd();
 }
 
-/// Occupies a number, so that nothing else gets it by chance.
-pub(crate) fn reserve(number: RawFd) -> io::Result<()> {
-    // It may have got just this number, if that was free.
+/// Occupies a number with `/dev/null`, so that no other descriptor gets it.
+pub(super) fn reserve_fd(number: RawFd) -> io::Result<()> {
+    // open(2) returns the lowest free number, which may be this one.
     let null = process::dup_above(std::fs::File::open("/dev/null")?.into())?;
     // Never closed, only replaced.
-    leave(process::dup_to(null.as_fd(), number)?);
+    leak(process::dup_to(null.as_fd(), number)?);
     Ok(())
 }
 
-/// Occupies all numbers.
-pub(crate) fn reserve_all() -> io::Result<()> {
-    NUMBERS.into_iter().try_for_each(reserve)
+/// Occupies all fixed numbers.
+pub(super) fn reserve_all() -> io::Result<()> {
+    FIXED_FDS.into_iter().try_for_each(reserve_fd)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::cpuset::CpuId;
+    use crate::model::topology::Cpu;
 
-    #[test]
-    fn a_letter_is_read_as_it_was_written() {
-        let letter = Letter { mount: 7, topology: Topology::default(), import: None, init: None };
-        let letters = LetterBox::new(&letter).unwrap();
-        assert_eq!(letters.read().unwrap().mount, 7);
-        letters.write(&Letter { init: Some(vec![1; 80]), ..letter.clone() }).unwrap();
-        assert_eq!(letters.read().unwrap().init, Some(vec![1; 80]));
-        letters.write(&letter).unwrap();
-        assert_eq!(letters.read().unwrap().init, None);
+    fn state() -> HandoffState {
+        HandoffState { mount_id: 7, topology: Topology::default(), import: None, init: None }
     }
 
     #[test]
-    fn messages() {
-        let (ours, theirs) = Control::pair().unwrap();
+    fn the_handoff_state_is_read_as_it_was_written() {
+        let memfd = HandoffMemfd::new(&state()).unwrap();
+        assert_eq!(memfd.read().unwrap(), state());
+        let answered = HandoffState { init: Some(vec![1; 80]), ..state() };
+        memfd.write(&answered).unwrap();
+        assert_eq!(memfd.read().unwrap(), answered);
+        memfd.write(&state()).unwrap();
+        assert_eq!(memfd.read().unwrap(), state(), "the shorter text replaces the longer one");
+    }
+
+    /// These bytes were written by a program before this type had its name. Do not change them: a running
+    /// supervisor has them in its memfd during an upgrade.
+    #[test]
+    fn the_handoff_state_of_older_programs_is_read() {
+        let old = concat!(
+            r#"{"mount":81234567890123,"topology":{"cpus":["#,
+            r#"{"id":0,"core":0,"socket":0,"node":0,"online":true,"isolated":false},"#,
+            r#"{"id":1,"core":null,"socket":null,"node":null,"online":false,"isolated":true}]},"#,
+            r#""import":"/etc/kcm.old","init":[104,0,0,0,26,0,0,0]}"#
+        );
+        let cpu = Cpu {
+            id: CpuId::new(0).unwrap(),
+            core: Some(0),
+            socket: Some(0),
+            node: Some(0),
+            online: true,
+            isolated: false,
+        };
+        let offline = Cpu {
+            id: CpuId::new(1).unwrap(),
+            core: None,
+            socket: None,
+            node: None,
+            online: false,
+            isolated: true,
+        };
+        let expected = HandoffState {
+            mount_id: 81_234_567_890_123,
+            topology: Topology::new(vec![cpu, offline]),
+            import: Some("/etc/kcm.old".into()),
+            init: Some(vec![104, 0, 0, 0, 26, 0, 0, 0]),
+        };
+        let memfd = HandoffMemfd::new(&state()).unwrap();
+        nix::sys::uio::pwrite(&memfd, old.as_bytes(), 0).unwrap();
+        assert_eq!(memfd.read().unwrap(), expected);
+        assert_eq!(
+            serde_json::to_string(&expected).unwrap(),
+            old,
+            "older programs read what this one writes"
+        );
+    }
+
+    #[test]
+    fn a_torn_handoff_state_is_an_error() {
+        let memfd = HandoffMemfd::new(&state()).unwrap();
+        nix::unistd::ftruncate(&memfd, 10).unwrap();
+        assert!(memfd.read().is_err());
+    }
+
+    #[test]
+    fn resend_depends_on_the_kernels_init_request() {
+        let mut init = vec![0; 104];
+        assert!(!state().resends(), "before INIT");
+        assert!(!HandoffState { init: Some(init.clone()), ..state() }.resends());
+        init[56] = 1 << 7;
+        assert!(HandoffState { init: Some(init), ..state() }.resends());
+    }
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let (ours, theirs) = ControlSocket::pair().unwrap();
         for message in [
             Message::Ready { resends: true },
             Message::Ready { resends: false },
@@ -231,8 +322,27 @@ mod tests {
             ours.send(&message);
             assert_eq!(theirs.receive(), Some(message));
         }
-        assert_eq!(theirs.receive(), None, "nothing is there");
+        assert_eq!(theirs.receive(), None, "no message");
+        assert_eq!(theirs.creator(), Some(std::process::id()));
         drop(ours);
-        assert_eq!(theirs.receive(), None, "it has gone");
+        assert_eq!(theirs.receive(), None, "the other end is closed");
+    }
+
+    /// Do not change these bytes: in an upgrade, an old worker speaks to a new supervisor.
+    #[test]
+    fn the_bytes_of_messages_are_those_of_older_programs() {
+        for (bytes, message) in [
+            (&b"R"[..], Message::Ready { resends: true }),
+            (b"r", Message::Ready { resends: false }),
+            (b"S", Message::Stop),
+            (b"Fno room", Message::Failed("no room".into())),
+        ] {
+            let (ours, theirs) = ControlSocket::pair().unwrap();
+            send(ours.0.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
+            assert_eq!(theirs.receive(), Some(message));
+        }
+        let (ours, theirs) = ControlSocket::pair().unwrap();
+        send(ours.0.as_raw_fd(), b"X", MsgFlags::empty()).unwrap();
+        assert_eq!(theirs.receive(), None, "a message of a newer program");
     }
 }

@@ -1,6 +1,6 @@
 //! mount(2) of the FUSE filesystem.
 //!
-//! Owns: the mount's options and its identity. Must not know: who keeps it.
+//! Owns the mount's flags and its identity. Does not know who serves it.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -9,24 +9,28 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-use super::error::{MountError, at};
+use super::error::{MountError, io_error};
 use crate::clock;
 use crate::fuse::abi;
 
-/// Tells a mount from every other one of this boot.
-pub(crate) fn new_mount_id() -> u64 {
+/// Identifies a mount uniquely for this boot: the time since boot, in nanoseconds.
+pub(super) fn new_mount_id() -> u64 {
     clock::since_boot()
 }
 
-pub(crate) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
+/// Mounts the filesystem at `conf_dir` and returns the open device that connects the mount to its server.
+///
+/// # Errors
+/// No permission, no FUSE in this kernel or container, or mount(2) failed.
+pub(super) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
     let device = OpenOptions::new().read(true).write(true).open(abi::DEVICE).map_err(MountError::NoFuse)?;
     let data = abi::mount_options(device.as_raw_fd());
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    match mount(Some("kcm"), conf_dir, Some("fuse.kcm"), flags, Some(data.as_str())) {
+    match mount(Some("kcm"), conf_dir, Some(abi::FSTYPE), flags, Some(data.as_str())) {
         Ok(()) => Ok(device.into()),
         Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.to_path_buf())),
-        // What we opened is something else, or the kernel has no such filesystem.
+        // The opened file is not the FUSE device, or the kernel has no FUSE.
         Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
-        Err(errno) => Err(at(conf_dir, "cannot be mounted", errno.into())),
+        Err(errno) => Err(io_error(conf_dir, "cannot be mounted", errno.into())),
     }
 }

@@ -1,6 +1,6 @@
-//! What every process of the daemon sets up once: signals, log, working directory.
+//! What a daemon process sets up once: signals, log, working directory, priority when memory is short.
 //!
-//! Owns: the process-wide settings. Must not know: what the process is for.
+//! Owns the process-wide settings. Does not know what the process is for.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,51 +14,86 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::error::MountError;
 use crate::clock;
 
-/// Tells a daemon that it runs in the background: it says on its standard output when it serves, and from then
-/// on writes to a log.
+/// The environment variable that tells a daemon process that it runs in the background: it reports on standard
+/// output when it serves, and from then on writes to the daemon log.
 pub(super) const BACKGROUND: &str = "KCM_MOUNT_BACKGROUND";
-/// A log that is larger than this is moved aside at the next start.
+/// A daemon log that is larger than this (in bytes) is renamed at the next start, so that the two files stay small
+/// enough to read.
 const MAX_LOG: u64 = 1 << 20;
+/// The OOM killer's score adjustment (proc(5), from -1000): prefer any other process, but stay killable.
+const OOM_SCORE_ADJ: &str = "-900";
 
 static WRITES_TO_LOG: AtomicBool = AtomicBool::new(false);
 
-/// Whether standard error is the daemon's log: there is no person at the other end any more.
+/// Whether standard error is the daemon log, and not a terminal or a service manager.
 #[must_use]
 pub fn writes_to_log() -> bool {
     WRITES_TO_LOG.load(Ordering::Relaxed)
 }
 
-/// The time as a log shows it: RFC 3339 in UTC, to the millisecond.
+/// The current time in UTC in the format of RFC 3339, with milliseconds.
 #[must_use]
 pub fn timestamp() -> String {
     clock::rfc3339_ms(clock::wall_ms())
 }
 
-/// From here on nobody else gets the signals that mean something to us.
-pub(crate) fn catch_signals() -> Result<SignalFd, MountError> {
+/// Whether this process was started in the background.
+pub(super) fn is_in_background() -> bool {
+    std::env::var_os(BACKGROUND).is_some()
+}
+
+/// Blocks the signals that control the daemon and returns the descriptor that reads them.
+///
+/// # Errors
+/// The system has no descriptors left.
+pub(super) fn catch_signals() -> Result<SignalFd, MountError> {
     let mut mask = SigSet::empty();
     mask.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let caught = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
     caught.map_err(|errno| MountError::Start(format!("cannot catch signals: {errno}")))
 }
 
-/// What a daemon does once: nobody's directory is kept busy, and memory is found elsewhere first.
-pub(super) fn settle_in() {
+/// Prepares this process for a long life.
+pub(super) fn init_process() {
+    // Do not keep the file system of the current directory busy.
     let _ = nix::unistd::chdir("/");
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
         log::warn!("/proc/self/oom_score_adj: {error}; the daemon may be killed for memory before others");
     }
 }
 
-/// From here on messages have the time before them.
-pub(crate) fn log_with_time() {
-    WRITES_TO_LOG.store(std::env::var_os(BACKGROUND).is_some(), Ordering::Relaxed);
+/// Prefixes messages with the time, if standard error is the daemon log.
+pub(super) fn log_with_time() {
+    WRITES_TO_LOG.store(is_in_background(), Ordering::Relaxed);
 }
 
+/// Opens the daemon log for appending.
+///
+/// # Errors
+/// The file cannot be opened.
 pub(super) fn open_log(path: &Path) -> io::Result<File> {
     if path.metadata().is_ok_and(|log| log.len() > MAX_LOG) {
         let _ = std::fs::rename(path, path.with_extension("old"));
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_log_is_renamed_and_a_small_one_is_continued() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        let (path, old) = (directory.path().join("log"), directory.path().join("log.old"));
+        std::fs::write(&path, "first\n").unwrap();
+        open_log(&path).unwrap().write_all(b"second\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "first\nsecond\n");
+        File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 1).unwrap();
+        open_log(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        assert_eq!(std::fs::metadata(&old).unwrap().len(), MAX_LOG + 1);
+    }
 }

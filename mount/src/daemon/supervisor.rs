@@ -1,8 +1,17 @@
-//! The keeper: holds the mount's descriptor, so that the mount outlives whoever serves it.
+//! The supervisor: keeps the mount open and restarts the worker.
 //!
-//! Owns: the present worker: starting it, noticing its death or that it hangs, and the end of both. Keeps no
-//! state but the descriptors of `handover`, allocates nothing while nothing happens, and starts no thread.
-//! Must not know: what is served, or anything in the state directory but its lock and the wish for an upgrade.
+//! Owns the present worker: starting it, noticing that it exits or hangs, and stopping it. Holds nothing but the
+//! descriptors of `fds`, allocates nothing while nothing happens, and starts no thread. Does not know what is served;
+//! from the state directory it uses only the lock and the upgrade request.
+//!
+//! Its duties:
+//! - a worker that exits is followed by the next one, after a delay if it failed at once;
+//! - a worker that hangs is killed (`watchdog`);
+//! - a signal or an unmount ends the mount;
+//! - SIGHUP replaces the program (`upgrade`), SIGUSR1 leaves the mount to the holder of a copy of its descriptors;
+//! - before Linux 6.9, the directory is mounted again after a worker has died.
+//!
+//! Longer than 400 lines because it is one loop, and its events and their handlers are read together.
 
 use std::fs::File;
 use std::io;
@@ -16,431 +25,426 @@ use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::WaitStatus;
 
-use super::error::{MountError, at};
-use super::fds::{self, Control, Held, Letter, Message};
+use super::backoff::RestartBackoff;
+use super::error::{MountError, io_error};
+use super::fds::{self, ControlSocket, HandoffState, InheritedFds, Message};
 use super::mount::{mount_device, new_mount_id};
-use super::paths::Places;
-use super::upgrade::{self, Proof};
-use super::watchdog::Doubt;
+use super::paths::{MountPaths, THIS_PROGRAM};
+use super::role::Role;
+use super::systemd;
+use super::upgrade::{self, Preflight, Stage, Step};
+use super::watchdog::{Probe, Verdict, Watchdog};
+use super::worker_process::WorkerProcess;
 use crate::failpoint;
-use crate::journal::StateLock;
 use crate::mountpoint;
 use crate::process::{self, PidFd};
 
-/// How long a worker may take until it serves.
-const STARTING: Duration = Duration::from_secs(60);
-/// A worker that dies within this time has died at once.
-const AT_ONCE: Duration = Duration::from_millis(50);
-/// Between workers that die at once, at first and at most.
-const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(1);
+/// How long a worker may take until it serves: it reads the whole state directory.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a killed worker may take to exit: the kernel first ends its system calls.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// The environment variables of the service manager, which are meant for one process only (sd_notify(3)).
+const SERVICE_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// The present worker.
+/// The supervisor.
 #[derive(Debug)]
-struct Worker {
-    handle: PidFd,
-    control: Option<Control>,
-    started: Instant,
-    is_ready: bool,
-    /// Of the program that runs here, which one that was taken on may not be.
-    is_ours: bool,
-}
-
-/// The keeper.
-#[derive(Debug)]
-pub(crate) struct Keeper {
-    places: Places,
-    held: Held,
+pub(super) struct Supervisor {
+    paths: MountPaths,
+    fds: InheritedFds,
     signals: SignalFd,
-    /// Reports each change of the mount table: that is how umount(8) by hand is noticed while somebody still
-    /// has files open.
+    /// Reports each change of the mount table, so that umount(8) is noticed even if files are still open.
     mounts: File,
-    start: Command,
-    worker: Option<Worker>,
+    worker_command: Command,
+    worker: Option<WorkerProcess>,
     /// When the next worker is started.
-    due: Option<Instant>,
-    pause: Duration,
-    doubt: Doubt,
+    next_start: Option<Instant>,
+    backoff: RestartBackoff,
+    watchdog: Watchdog,
+    probe: Option<Probe>,
+    /// Whether the kernel sends unanswered requests to the next worker.
     resends: bool,
     /// Whether there has been a worker that served.
     has_served: bool,
-    /// Why the last worker could not serve.
-    reason: Option<String>,
-    upgrade: Upgrade,
+    /// Why the present worker cannot serve.
+    failure: Option<String>,
+    stage: Stage,
+    preflight: Option<Preflight>,
 }
 
-/// How far an upgrade is.
-#[derive(Debug)]
-enum Upgrade {
-    No,
-    /// It is to be begun.
-    Wanted,
-    /// The new program reads the state.
-    Proving(Proof),
-    /// We are the new program; its worker does not serve yet.
-    Begun,
-}
-
-/// How the keeping ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The mount is to go.
+/// Why the supervisor stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// The mount ends.
     Stop,
-    /// We are to go and the mount is to stay: somebody else holds the descriptor.
-    Leave,
+    /// The mount stays, because another process has its descriptors.
+    Detach,
 }
 
-impl Keeper {
-    /// Holds what is held, under the numbers at which workers find it.
+/// The events that [`Supervisor::wait`] reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct Events {
+    signal: bool,
+    mount_table: bool,
+    message: bool,
+    worker_exit: bool,
+    probe_exit: bool,
+    preflight_exit: bool,
+}
+
+impl Supervisor {
+    /// Puts the descriptors where workers inherit them. Starts no worker yet.
     ///
     /// # Errors
     /// No descriptors are left, or the mount table cannot be read.
-    pub(crate) fn new(places: Places, held: Held, signals: SignalFd) -> Result<Self, MountError> {
-        let failed = |source| at(&places.conf_dir, "cannot be kept", source);
-        let held = Held {
-            device: fds::place(held.device, fds::DEVICE).map_err(failed)?,
-            letters: held.letters.place().map_err(failed)?,
-            lock: fds::place(held.lock.into_fd(), fds::LOCK).map(StateLock::from_fd).map_err(failed)?,
-        };
-        held.lock.write_pid();
-        let mut start = places.command(Command::new("/proc/self/exe"));
-        start.arg("--worker").stdin(Stdio::null()).stdout(Stdio::null());
-        for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-            start.env_remove(variable);
+    pub(super) fn new(paths: MountPaths, fds: InheritedFds, signals: SignalFd) -> Result<Self, MountError> {
+        let failed = |source| io_error(&paths.conf_dir, "cannot be supervised", source);
+        let fds = fds.install().map_err(failed)?;
+        fds.lock.write_pid();
+        let mut worker_command = paths.role_command(Path::new(THIS_PROGRAM), Role::Worker);
+        worker_command.stdin(Stdio::null()).stdout(Stdio::null());
+        for variable in SERVICE_VARIABLES {
+            worker_command.env_remove(variable);
         }
         let mounts = File::open("/proc/self/mountinfo").map_err(failed)?;
+        let now = Instant::now();
         Ok(Self {
-            places,
-            held,
+            paths,
+            fds,
             signals,
             mounts,
-            start,
+            worker_command,
             worker: None,
-            due: Some(Instant::now()),
-            pause: Duration::ZERO,
-            doubt: Doubt::none(),
+            next_start: Some(now),
+            backoff: RestartBackoff::default(),
+            watchdog: Watchdog::new(now),
+            probe: None,
             resends: false,
             has_served: false,
-            reason: None,
-            upgrade: Upgrade::No,
+            failure: None,
+            stage: Stage::Idle,
+            preflight: None,
         })
     }
 
-    /// Workers write to this log, or to nowhere.
-    pub(crate) fn log_workers_to(&mut self, log: Option<&File>) {
+    /// Makes workers write their messages to this log, or to nowhere.
+    pub(super) fn log_workers_to(&mut self, log: Option<&File>) {
         let log = log.and_then(|log| log.try_clone().ok());
-        self.start.stderr(log.map_or_else(Stdio::null, Stdio::from));
+        self.worker_command.stderr(log.map_or_else(Stdio::null, Stdio::from));
     }
 
-    /// Goes on where another keeper was cut off, with the worker that it had, if it had one.
+    /// Continues for another supervisor, with its worker if that lives.
     ///
     /// # Errors
-    /// What the other one has left cannot be read.
-    pub(crate) fn adopt(&mut self, handle: PidFd, control: Control) -> io::Result<()> {
-        self.resends = self.held.letters.read()?.resends();
+    /// The handoff state cannot be read.
+    pub(super) fn resume(&mut self, worker: PidFd, control: ControlSocket) -> io::Result<()> {
+        self.resends = self.fds.handoff.read()?.resends();
         self.has_served = true;
-        if handle.is_of_process() {
-            let (control, started) = (Some(control), Instant::now());
-            self.worker = Some(Worker { handle, control, started, is_ready: true, is_ours: false });
-            self.due = None;
+        self.worker = WorkerProcess::resume(worker, control);
+        if self.worker.is_some() {
+            self.next_start = None;
         }
         Ok(())
     }
 
-    /// This is a new program, and the worker is to be one of it, too.
-    pub(crate) fn finish_upgrade(&mut self) {
-        self.upgrade = Upgrade::Begun;
-        self.replace_worker();
+    /// Continues an upgrade in the new program: replaces the worker of the old program.
+    pub(super) fn finish_upgrade(&mut self) {
+        log::debug!("upgrade: the new program supervises; replacing the worker");
+        self.stage = Stage::AwaitingWorker;
+        self.kill_worker();
     }
 
-    /// Kills the present worker, so that the next one takes its place.
-    fn replace_worker(&self) {
+    /// Kills the present worker; the next one is started when it has exited.
+    fn kill_worker(&self) {
         if let Some(worker) = &self.worker {
-            worker.handle.kill();
+            worker.kill();
         }
     }
 
-    /// The open device, for whoever else is to hold it.
-    pub(crate) fn held(&self) -> &Held {
-        &self.held
+    /// The descriptors of the mount.
+    pub(super) fn fds(&self) -> &InheritedFds {
+        &self.fds
     }
 
-    /// Keeps the mount served until it is to end. `ready` is told when it is served for the first time.
+    /// Supervises until the mount ends. Calls `ready` when the mount is served for the first time.
     ///
     /// # Errors
-    /// The first worker could not serve.
-    pub(crate) fn keep(&mut self, ready: impl FnOnce(&Self)) -> Result<End, MountError> {
+    /// The first worker cannot serve, or the directory cannot be mounted again.
+    pub(super) fn run(&mut self, ready: impl FnOnce(&Self)) -> Result<Exit, MountError> {
         let mut ready = Some(ready);
-        if self.has_served
-            && let Some(ready) = ready.take()
-        {
-            ready(self);
-        }
-        loop {
-            if self.due.is_some_and(|due| due <= Instant::now()) {
-                self.due = None;
-                if let Err(error) = self.start_worker() {
-                    log::error!("no worker can be started: {error}");
-                    self.start_later();
-                }
-            }
-            let [signal, table, message, death, answer, proof] = self.wait();
-            if signal && let Some(end) = self.obey() {
-                return Ok(end);
-            }
-            if let Err(error) = self.upgrade(proof) {
-                self.upgrade = Upgrade::No;
-                log::error!("not upgraded: {error}");
-                upgrade::report(&self.places.state_dir, Some(&error.to_string()));
-            }
-            if table && !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
-                return Ok(End::Stop);
-            }
-            if message && self.listen() {
-                return Ok(End::Stop);
-            }
-            if self.has_served
+        let mut report_ready = |supervisor: &Self| {
+            if supervisor.has_served
                 && let Some(ready) = ready.take()
             {
-                ready(self);
+                ready(supervisor);
             }
-            if answer {
-                self.doubt.end();
+        };
+        report_ready(self);
+        loop {
+            if self.next_start.is_some_and(|start| start <= Instant::now()) {
+                self.next_start = None;
+                if let Err(error) = self.start_worker() {
+                    log::error!("no worker can be started: {error}");
+                    self.schedule_start(None);
+                }
             }
-            if death && let Some(end) = self.bury()? {
-                return Ok(end);
+            let events = self.wait();
+            if events.signal
+                && let Some(exit) = self.handle_signal()
+            {
+                return Ok(exit);
             }
-            self.look();
+            if let Err(error) = self.advance_upgrade(events.preflight_exit) {
+                log::error!("not upgraded: {error}");
+                upgrade::report(&self.paths.state_dir, Some(&error.to_string()));
+            }
+            if events.mount_table && !self.is_mounted() {
+                return Ok(Exit::Stop);
+            }
+            if events.message && self.handle_message() {
+                return Ok(Exit::Stop);
+            }
+            report_ready(self);
+            if events.probe_exit {
+                log::debug!("watchdog: the probe was answered");
+                self.end_probe();
+            }
+            if events.worker_exit
+                && let Some(exit) = self.on_worker_exit()?
+            {
+                return Ok(exit);
+            }
+            self.check_health();
         }
     }
 
-    /// Ends the worker; the mount has been detached.
-    pub(crate) fn end_worker(&mut self) {
-        self.doubt.end();
-        let Some(worker) = self.worker.take() else { return };
-        // It has nothing to tidy: what it knows is in the state directory.
-        worker.handle.kill();
-        worker.handle.wait(fds::ENDING);
+    /// Ends the worker after the directory was unmounted.
+    pub(super) fn stop_worker(&mut self) {
+        self.end_probe();
+        if let Some(worker) = self.worker.take() {
+            // Killed, because it has nothing to clean up: what it knows is in the state directory.
+            worker.stop(STOP_TIMEOUT);
+        }
+    }
+
+    /// Whether the mount still exists; if that is unknown, it does.
+    fn is_mounted(&self) -> bool {
+        mountpoint::is_mounted(&self.paths.conf_dir).unwrap_or(true)
     }
 
     fn start_worker(&mut self) -> io::Result<()> {
-        let (ours, its) = Control::pair()?;
-        let control = its.place()?;
-        let spawned = self.start.spawn();
-        drop(control);
-        fds::reserve(fds::CONTROL)?;
-        let mut child = spawned?;
-        let handle = PidFd::open(child.id()).inspect_err(|_| {
-            // One that is not watched must not serve.
-            let _ = child.kill().and_then(|()| child.wait());
-        })?;
-        let (control, started) = (Some(ours), Instant::now());
-        self.worker = Some(Worker { handle, control, started, is_ready: false, is_ours: true });
-        failpoint::disarm(&mut self.start);
+        self.worker = Some(WorkerProcess::start(&mut self.worker_command)?);
+        failpoint::disarm(&mut self.worker_command);
         Ok(())
     }
 
-    fn start_later(&mut self) {
-        self.pause = (self.pause * 2).clamp(*PAUSE.start(), *PAUSE.end());
-        self.due = Some(Instant::now() + self.pause);
+    /// Schedules the next worker. `uptime`: for how long the last one served, if it did.
+    fn schedule_start(&mut self, uptime: Option<Duration>) {
+        let delay = self.backoff.next_delay(uptime);
+        log::debug!("the next worker starts in {} ms; the last one served for {uptime:?}", delay.as_millis());
+        self.next_start = Some(Instant::now() + delay);
     }
 
-    /// Waits until something happens: a signal, a change of the mount table, a message, a death, an answer to
-    /// our question, the end of a proof; or until it is time for something.
-    fn wait(&self) -> [bool; 6] {
+    /// Waits until something has happened, or until a deadline.
+    fn wait(&self) -> Events {
         let worker = self.worker.as_ref();
-        let control = worker.and_then(|worker| worker.control.as_ref());
-        let question = self.doubt.question();
-        let proof = match &self.upgrade {
-            Upgrade::Proving(proof) => Some(proof),
-            _ => None,
-        };
-        // Where there is nothing to be waited for, the signals stand in.
+        let control = worker.and_then(WorkerProcess::control);
+        let (probe, preflight) = (self.probe.as_ref(), self.preflight.as_ref());
+        // The signals stand in for a descriptor that does not exist.
         let signals = self.signals.as_fd();
         let mut fds = [
             PollFd::new(signals, PollFlags::POLLIN),
             PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
             PollFd::new(control.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
-            PollFd::new(worker.map_or(signals, |worker| worker.handle.as_fd()), PollFlags::POLLIN),
-            PollFd::new(question.unwrap_or(signals), PollFlags::POLLIN),
-            PollFd::new(proof.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
+            PollFd::new(worker.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
+            PollFd::new(probe.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
+            PollFd::new(preflight.map_or(signals, AsFd::as_fd), PollFlags::POLLIN),
         ];
-        let others = self.due.into_iter().chain(proof.map(|proof| proof.deadline));
-        let next = others.fold(self.doubt.due(), Instant::min);
-        // Rounded up, so as not to come a moment too early and turn round.
+        let deadlines = self.next_start.into_iter().chain(self.stage.deadline());
+        let next = deadlines.fold(self.watchdog.deadline(), Instant::min);
+        // Rounded up: waking up a moment too early would only wait again.
         let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(1..) => {
-                let [signal, table, message, death, answer, proved] = fds.map(|fd| fd.any().unwrap_or(false));
-                let (message, death) = (message && control.is_some(), death && worker.is_some());
-                [signal, table, message, death, answer && question.is_some(), proved && proof.is_some()]
-            }
-            _ => [false; 6],
+        if !matches!(poll(&mut fds, timeout), Ok(1..)) {
+            return Events::default();
+        }
+        let [signal, mount_table, message, worker_exit, probe_exit, preflight_exit] =
+            fds.map(|fd| fd.any().unwrap_or(false));
+        Events {
+            signal,
+            mount_table,
+            message: message && control.is_some(),
+            worker_exit: worker_exit && worker.is_some(),
+            probe_exit: probe_exit && probe.is_some(),
+            preflight_exit: preflight_exit && preflight.is_some(),
         }
     }
 
-    fn obey(&mut self) -> Option<End> {
+    fn handle_signal(&mut self) -> Option<Exit> {
         let info = self.signals.read_signal().ok().flatten()?;
-        match Signal::try_from(info.ssi_signo as i32) {
-            Ok(Signal::SIGTERM | Signal::SIGINT) => Some(End::Stop),
-            Ok(Signal::SIGUSR1) => Some(End::Leave),
-            Ok(Signal::SIGHUP) => {
-                self.upgrade = Upgrade::Wanted;
+        let signal = Signal::try_from(info.ssi_signo as i32).ok()?;
+        log::debug!("{signal} from PID {}", info.ssi_pid);
+        match signal {
+            Signal::SIGTERM | Signal::SIGINT => Some(Exit::Stop),
+            Signal::SIGUSR1 => Some(Exit::Detach),
+            Signal::SIGHUP => {
+                self.preflight = None;
+                self.stage = Stage::Requested;
                 None
             }
             _ => None,
         }
     }
 
-    /// Takes a message of the worker. Whether the mount is to end.
-    fn listen(&mut self) -> bool {
+    /// Receives a message of the worker. Returns whether the mount ends.
+    fn handle_message(&mut self) -> bool {
         let Some(worker) = &mut self.worker else { return false };
-        match worker.control.as_ref().and_then(Control::receive) {
+        match worker.receive() {
             Some(Message::Ready { resends }) => {
-                worker.is_ready = true;
-                worker.started = Instant::now();
                 self.resends = resends;
                 self.has_served = true;
-                if matches!(self.upgrade, Upgrade::Begun) && worker.is_ours {
-                    self.upgrade = Upgrade::No;
-                    upgrade::report(&self.places.state_dir, None);
+                if worker.is_own() && self.stage.complete() {
+                    log::debug!("upgrade: complete");
+                    upgrade::report(&self.paths.state_dir, None);
                 }
             }
             Some(Message::Failed(reason)) => {
                 log::debug!("the worker cannot serve: {reason}");
-                self.reason = Some(reason);
+                self.failure = Some(reason);
             }
             Some(Message::Stop) => return true,
-            // Its death is told elsewhere.
-            None => worker.control = None,
+            // Its exit is a separate events.
+            None => {}
         }
         false
     }
 
-    /// The worker has died: the next one is due.
-    fn bury(&mut self) -> Result<Option<End>, MountError> {
-        let Some(worker) = self.worker.take() else { return Ok(None) };
-        // What it said before it died.
-        if let Some(Message::Failed(reason)) = worker.control.as_ref().and_then(Control::receive) {
-            self.reason = Some(reason);
+    /// Schedules the next worker after the present one has exited.
+    fn on_worker_exit(&mut self) -> Result<Option<Exit>, MountError> {
+        let Some(mut worker) = self.worker.take() else { return Ok(None) };
+        // It may have sent a reason before it exited.
+        if let Some(Message::Failed(reason)) = worker.receive() {
+            self.failure = Some(reason);
         }
-        let status = worker.handle.collect();
-        // Probes that have outlived their question.
+        let (uptime, is_own) = (worker.uptime(), worker.is_own());
+        let exit_reason = worker.collect();
+        // Also collects probes that were killed before they had exited.
         process::collect_children();
-        if !mountpoint::is_mounted(&self.places.conf_dir).unwrap_or(true) {
-            return Ok(Some(End::Stop));
+        if !self.is_mounted() {
+            return Ok(Some(Exit::Stop));
         }
-        let reason = self.reason.take();
+        let failure = self.failure.take();
         if !self.has_served {
-            let reason = reason.unwrap_or_else(|| format!("the worker has died: {}", told(status)));
+            let reason = failure.unwrap_or_else(|| format!("the worker has died: {exit_reason}"));
             return Err(MountError::Start(reason));
         }
-        let how = reason.clone().unwrap_or_else(|| told(status));
-        log::warn!("the worker has died: {how}; the next one is started");
-        if let (Some(reason), Upgrade::Begun, true) = (&reason, &self.upgrade, worker.is_ours) {
-            upgrade::report(&self.places.state_dir, Some(reason));
+        if let (Some(failure), Stage::AwaitingWorker, true) = (&failure, self.stage, is_own) {
+            upgrade::report(&self.paths.state_dir, Some(failure));
         }
-        if worker.is_ready && worker.started.elapsed() > AT_ONCE {
-            self.pause = Duration::ZERO;
-            self.due = Some(Instant::now());
-        } else {
-            self.start_later();
-        }
+        log::warn!("the worker has died: {}; the next one is started", failure.unwrap_or(exit_reason));
+        self.schedule_start(uptime);
         if !self.resends {
-            self.mount_anew()?;
+            self.remount()?;
         }
         Ok(None)
     }
 
-    /// Before 6.9 the kernel does not send requests again: those that were in hand would hang for ever.
-    fn mount_anew(&mut self) -> Result<(), MountError> {
+    /// Mounts the directory again. Before 6.9 the kernel does not send requests again, so that the clients whose
+    /// requests were in flight would wait without end; they get `ENOTCONN` or `ECONNABORTED` instead.
+    fn remount(&mut self) -> Result<(), MountError> {
         log::warn!(
-            "{}: this kernel (before 6.9) cannot go on with the mount; it is made anew",
-            self.places.conf_dir.display()
+            "{}: this kernel (before 6.9) cannot continue the mount; mounting again",
+            self.paths.conf_dir.display()
         );
-        let failed = |source| at(&self.places.conf_dir, "cannot be mounted anew", source);
-        let letter = self.held.letters.read().map_err(failed)?;
-        // The old connection ends with its descriptor, which the new one replaces.
-        let _ = umount2(&self.places.conf_dir, MntFlags::MNT_DETACH);
-        let device = mount_device(&self.places.conf_dir)?;
-        process::replace_fd(device.as_fd(), self.held.device.as_fd()).map_err(failed)?;
-        let letter = Letter { mount: new_mount_id(), init: None, ..letter };
-        self.held.letters.write(&letter).map_err(failed)
+        let failed = |source| io_error(&self.paths.conf_dir, "cannot be mounted again", source);
+        let state = self.fds.handoff.read().map_err(failed)?;
+        let _ = umount2(&self.paths.conf_dir, MntFlags::MNT_DETACH);
+        let device = mount_device(&self.paths.conf_dir)?;
+        // The old connection ends when its last descriptor is closed: here, and in the service manager's store.
+        process::replace_fd(device.as_fd(), self.fds.device.as_fd()).map_err(failed)?;
+        systemd::notify_ready(&self.fds);
+        let state = HandoffState { mount_id: new_mount_id(), init: None, ..state };
+        self.fds.handoff.write(&state).map_err(failed)
     }
 
-    /// Looks, where it is time to, whether the worker still serves.
-    fn look(&mut self) {
-        if self.doubt.due() > Instant::now() {
+    /// Checks, when it is time, whether the worker serves, and replaces it if it does not.
+    fn check_health(&mut self) {
+        let now = Instant::now();
+        if self.watchdog.deadline() > now {
             return;
         }
-        let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_ready) else {
-            self.doubt.end();
-            if self.worker.as_ref().is_some_and(|worker| worker.started.elapsed() > STARTING) {
+        let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_ready()) else {
+            self.end_probe();
+            let start_time = self.worker.as_ref().and_then(WorkerProcess::start_time);
+            if start_time.is_some_and(|time| time > START_TIMEOUT) {
                 log::error!("the worker does not begin to serve; it is replaced");
-                self.replace_worker();
+                self.kill_worker();
             }
             return;
         };
-        let is_suspect = self.leaves_requests_lying() || worker.handle.is_stopped();
-        if self.doubt.go_on(is_suspect, &self.places) {
-            log::error!("the worker does not answer; it is replaced");
-            self.replace_worker();
+        let is_suspicious = self.has_unread_requests() || worker.is_stopped();
+        match self.watchdog.poll(now, is_suspicious) {
+            Verdict::Fine => {}
+            Verdict::StartProbe => match Probe::start(&self.paths) {
+                Ok(probe) => {
+                    log::debug!("watchdog: requests are unread; probing the mount");
+                    self.probe = Some(probe);
+                }
+                Err(error) => {
+                    log::warn!("the mount cannot be probed: {error}");
+                    self.watchdog.reset(now);
+                }
+            },
+            Verdict::Hangs => {
+                log::error!("the worker does not answer; it is replaced");
+                self.kill_worker();
+            }
         }
     }
 
-    /// Whether requests lie there that nobody has read.
-    fn leaves_requests_lying(&self) -> bool {
-        let mut fds = [PollFd::new(self.held.device.as_fd(), PollFlags::POLLIN)];
+    fn end_probe(&mut self) {
+        self.probe = None;
+        self.watchdog.reset(Instant::now());
+    }
+
+    /// Whether the kernel has requests that no worker has read.
+    fn has_unread_requests(&self) -> bool {
+        let mut fds = [PollFd::new(self.fds.device.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Goes on with an upgrade, if there is one to go on with. `proved`: the new program has ended.
-    fn upgrade(&mut self, proved: bool) -> io::Result<()> {
-        self.upgrade = match std::mem::replace(&mut self.upgrade, Upgrade::No) {
-            Upgrade::Wanted => Upgrade::Proving(Proof::begin(&self.places)?),
-            Upgrade::Proving(proof) if proved || proof.deadline <= Instant::now() => {
-                // Comes back only where it fails.
-                return Err(self.become_program(&proof.end()?));
+    /// Takes the next step of an upgrade.
+    fn advance_upgrade(&mut self, preflight_exited: bool) -> io::Result<()> {
+        match self.stage.advance(Instant::now(), preflight_exited) {
+            Step::Wait => Ok(()),
+            Step::StartPreflight => {
+                let preflight = Preflight::start(&self.paths).inspect_err(|_| self.stage = Stage::Idle)?;
+                self.preflight = Some(preflight);
+                Ok(())
             }
-            other => other,
-        };
-        Ok(())
+            Step::Execute => match self.preflight.take() {
+                // Returns only if it fails.
+                Some(preflight) => Err(self.execute(&preflight.finish()?)),
+                None => Ok(()),
+            },
+        }
     }
 
-    /// Becomes the keeper of the program, which goes on with what is held.
-    fn become_program(&self, program: &Path) -> io::Error {
-        let prepare = || {
-            // Where there is no worker just now, the new keeper starts one.
-            if let Some(worker) = &self.worker {
-                let pidfd = worker.handle.as_fd().try_clone_to_owned()?;
-                fds::leave(fds::place(pidfd, fds::WORKER)?);
-                if let Some(control) = &worker.control {
-                    let control = control.as_fd().try_clone_to_owned()?;
-                    fds::leave(fds::place(control, fds::CONTROL)?);
-                }
-            }
-            Ok(())
-        };
-        let error = prepare().err().unwrap_or_else(|| {
+    /// Becomes the supervisor of another program, which continues with the same descriptors.
+    fn execute(&self, program: &Path) -> io::Error {
+        // Without a worker, the new supervisor starts one.
+        let prepared = self.worker.as_ref().map_or(Ok(()), WorkerProcess::leave);
+        let error = prepared.err().unwrap_or_else(|| {
             log::info!("upgrading to {}", program.display());
-            self.places.command(Command::new(program)).args(["--adopt", "--replace"]).exec()
+            let mut command = self.paths.role_command(program, Role::Supervisor { replace_worker: true });
+            // The service manager's descriptors have been taken.
+            command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS").env_remove("LISTEN_FDNAMES").exec()
         });
         for number in [fds::WORKER, fds::CONTROL] {
-            if let Err(error) = fds::reserve(number) {
+            if let Err(error) = fds::reserve_fd(number) {
                 log::error!("no descriptor: {error}");
             }
         }
         error
-    }
-}
-
-/// How a worker ended, in words.
-fn told(status: Option<WaitStatus>) -> String {
-    match status {
-        Some(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
-        Some(WaitStatus::Exited(_, code)) => format!("ended with status {code}"),
-        _ => "in a way that only its parent was told".into(),
     }
 }

@@ -1,51 +1,54 @@
-//! The service manager: it is told, and it holds what must outlive us.
+//! The service manager: readiness, and descriptors that it keeps while no daemon process lives.
 //!
-//! Owns: the names under which it holds our descriptors. Where there is none, nothing happens.
+//! Owns the names under which systemd stores the descriptors (sd_notify(3), `FDSTORE=1`). Does nothing without a
+//! service manager.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sd_notify::NotifyState;
 
-use super::fds::Held;
+use super::fds::InheritedFds;
 use crate::process;
 
-/// The names of our descriptors in the service manager's store.
+/// The name of the FUSE device in the service manager's store.
 const STORED_DEVICE: &str = "kcm-device";
-const STORED_LETTER: &str = "kcm-letter";
+/// The name of the handoff memfd in the store. Older programs look for it under this name.
+const STORED_HANDOFF: &str = "kcm-letter";
 
-/// Says that the mount is served, and gives away a copy of what must outlive us.
-pub(super) fn say_ready(held: &Held) {
-    let Held { device, letters, .. } = held;
-    let hold = |name, fd| {
-        let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
-    };
-    let told = hold(STORED_DEVICE, device.as_fd())
-        .and_then(|()| hold(STORED_LETTER, letters.as_fd()))
-        .and_then(|()| sd_notify::notify(false, &[NotifyState::Ready]));
-    if let Err(error) = told {
-        log::warn!("the service manager cannot be told: {error}");
+/// Reports that the mount is served, and stores copies of the descriptors that must outlive this process.
+pub(super) fn notify_ready(fds: &InheritedFds) {
+    let notified = store(STORED_DEVICE, fds.device.as_fd())
+        .and_then(|()| store(STORED_HANDOFF, fds.handoff.as_fd()))
+        .and_then(|()| sd_notify::notify(&[NotifyState::Ready]));
+    if let Err(error) = notified {
+        log::warn!("cannot notify the service manager: {error}");
     }
 }
 
-/// What an earlier keeper has given away: the device and the letter.
+/// Replaces the stored copy.
+fn store(name: &str, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
+}
+
+/// Takes the descriptors that an earlier supervisor has stored: the device and the handoff memfd.
 pub(super) fn take_stored() -> [Option<OwnedFd>; 2] {
-    let (mut device, mut letter) = (None, None);
-    let Ok(stored) = sd_notify::listen_fds_with_names(true) else { return [None, None] };
+    let (mut device, mut handoff) = (None, None);
+    let Ok(stored) = sd_notify::listen_fds_with_names() else { return [None, None] };
     for (number, name) in stored {
         let Ok(fd) = process::inherited_fd(number) else { continue };
         match name.as_str() {
             STORED_DEVICE => device = process::dup_above(fd).ok(),
-            STORED_LETTER => letter = process::dup_above(fd).ok(),
+            STORED_HANDOFF => handoff = process::dup_above(fd).ok(),
             _ => {}
         }
     }
-    [device, letter]
+    [device, handoff]
 }
 
-/// The mount ends: held on, its connection would keep its clients waiting for ever.
-pub(super) fn forget_stored() {
-    for name in [STORED_DEVICE, STORED_LETTER] {
-        let _ = sd_notify::notify(false, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+/// Removes the stored descriptors: the mount ends, and a connection that stays open would keep its clients waiting.
+pub(super) fn remove_stored() {
+    for name in [STORED_DEVICE, STORED_HANDOFF] {
+        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
 }

@@ -1,107 +1,150 @@
-//! What is at the mount point when a daemon comes, and mounting there.
+//! What is at the mount point when a daemon starts, and whether the daemon continues it, replaces it or refuses.
 //!
-//! Owns: mount(2), and the decision whether a mount is made, taken over, or refused. Must not know: who keeps it.
+//! Owns the checks of the mount point, and taking a mount from a daemon that does not answer. Does not know who
+//! supervises the mount afterwards.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::error::{MountError, at};
-use super::fds::{self, Held, Letter, LetterBox};
+use super::error::{MountError, io_error};
+use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
 use super::mount::{mount_device, new_mount_id};
-use super::paths::{Places, processes_of};
+use super::paths::{MountPaths, daemon_pids};
 use crate::import;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Status};
 use crate::process::PidFd;
 
-/// What was there when we came.
+/// How long killed daemon processes may take to exit: the kernel first ends their system calls.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is at the mount point.
+#[derive(Debug)]
 pub(super) enum Found {
-    /// A mount that somebody else has held and holds no more.
-    Mount(Held),
-    /// A place for one.
-    Place { lock: StateLock, layout: Option<PathBuf> },
+    /// A mount that another daemon has held and no longer holds.
+    Mount(InheritedFds),
+    /// A directory for a new mount. `layout`: a legacy layout that was moved aside.
+    Directory { lock: StateLock, layout: Option<PathBuf> },
 }
 
-pub(super) fn find(places: &Places, import: bool, stored: [Option<OwnedFd>; 2]) -> Result<Found, MountError> {
-    let Places { conf_dir, state_dir } = places;
-    if absolute(state_dir).starts_with(absolute(conf_dir)) {
+/// Prepares the mount point. `stored`: the device and the handoff memfd from the service manager.
+///
+/// # Errors
+/// The directory is in use, or cannot be used.
+pub(super) fn find(
+    paths: &MountPaths,
+    import: bool,
+    stored: [Option<OwnedFd>; 2],
+) -> Result<Found, MountError> {
+    let MountPaths { conf_dir, state_dir } = paths;
+    if canonical(state_dir).starts_with(canonical(conf_dir)) {
         return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
     }
-    if let [Some(device), Some(letters)] = stored
+    if let [Some(device), Some(handoff)] = stored
         && mountpoint::is_mounted(conf_dir).unwrap_or(false)
         && is_connected(&device)
     {
-        log::info!("{}: going on with the mount that the service manager has held", conf_dir.display());
+        log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
-        return Ok(Found::Mount(Held { device, letters: LetterBox::from_fd(letters), lock }));
+        return Ok(Found::Mount(InheritedFds { device, handoff: HandoffMemfd::from_fd(handoff), lock }));
     }
     loop {
-        let status =
-            mountpoint::status(conf_dir).map_err(|source| at(conf_dir, "cannot be looked at", source))?;
+        let status = mountpoint::status(conf_dir)
+            .map_err(|source| io_error(conf_dir, "cannot be examined", source))?;
         match status {
             Status::Live => return Err(MountError::AlreadyMounted(conf_dir.clone())),
             Status::NotAnswering => {
-                let held = take_from_others(&mountpoint::resolved(conf_dir));
+                let fds = steal_from_unresponsive(&mountpoint::resolved(conf_dir));
                 log::warn!("{}: taking over a mount whose daemon does not answer", conf_dir.display());
-                return held.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
+                return fds.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
             }
             Status::Stale => {
-                log::warn!("{}: taking over a mount whose daemon has died", conf_dir.display());
+                log::warn!("{}: replacing a mount whose daemon has died", conf_dir.display());
                 umount2(conf_dir, MntFlags::MNT_DETACH)
-                    .map_err(|errno| at(conf_dir, "cannot be detached", errno.into()))?;
+                    .map_err(|errno| io_error(conf_dir, "cannot be detached", errno.into()))?;
             }
             Status::Absent => {
-                std::fs::create_dir_all(conf_dir).map_err(|source| at(conf_dir, "cannot be made", source))?;
+                std::fs::create_dir_all(conf_dir)
+                    .map_err(|source| io_error(conf_dir, "cannot be created", source))?;
             }
             Status::Marked | Status::Plain => break,
         }
     }
-    let mut entries = std::fs::read_dir(conf_dir).map_err(|source| at(conf_dir, "cannot be read", source))?;
+    let mut entries =
+        std::fs::read_dir(conf_dir).map_err(|source| io_error(conf_dir, "cannot be read", source))?;
     let is_empty = entries.next().is_none();
     if !is_empty && !import {
         return Err(MountError::NotEmpty(conf_dir.clone()));
     }
     let lock = StateLock::take(state_dir)?;
-    let layout = if is_empty { None } else { Some(put_aside(conf_dir)?) };
-    Ok(Found::Place { lock, layout })
+    let layout = if is_empty { None } else { Some(move_layout_aside(conf_dir)?) };
+    Ok(Found::Directory { lock, layout })
 }
 
-fn put_aside(conf_dir: &Path) -> Result<PathBuf, MountError> {
-    import::Layout::read(conf_dir).map_err(|source| at(conf_dir, "is no layout of 2017", source))?;
+fn move_layout_aside(conf_dir: &Path) -> Result<PathBuf, MountError> {
+    import::Layout::read(conf_dir).map_err(|source| io_error(conf_dir, "is not a legacy layout", source))?;
     let aside =
-        import::move_aside(conf_dir).map_err(|source| at(conf_dir, "cannot be moved aside", source))?;
-    log::info!("{}: the layout of 2017 is kept in {}", conf_dir.display(), aside.display());
+        import::move_aside(conf_dir).map_err(|source| io_error(conf_dir, "cannot be moved aside", source))?;
+    log::info!("{}: the legacy layout is kept in {}", conf_dir.display(), aside.display());
     Ok(aside)
 }
 
-pub(super) fn mount_fresh(
-    places: &Places,
+/// Mounts a directory that nobody has mounted.
+///
+/// # Errors
+/// It cannot be mounted.
+pub(super) fn mount_new(
+    paths: &MountPaths,
     topology: Topology,
     lock: StateLock,
-    import: Option<PathBuf>,
-) -> Result<Held, MountError> {
-    let conf_dir = &places.conf_dir;
+    layout: Option<PathBuf>,
+) -> Result<InheritedFds, MountError> {
+    let conf_dir = &paths.conf_dir;
     if let Err(error) = mountpoint::mark(conf_dir) {
         log::warn!(
-            "{}: cannot be marked as a mount point: {error}; without a daemon, tools will take it for empty",
+            "{}: cannot be marked as a mount point: {error}; without a daemon, tools take it for an empty directory",
             conf_dir.display()
         );
     }
-    let letter = Letter { mount: new_mount_id(), topology, import, init: None };
-    let letters =
-        LetterBox::new(&letter).map_err(|source| at(conf_dir, "no letter to the worker", source))?;
-    Ok(Held { device: mount_device(conf_dir)?, letters, lock })
+    let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None };
+    let handoff =
+        HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
+    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock })
 }
 
-/// An absolute path without `.` and `..`, links resolved as far as it exists.
-fn absolute(path: &Path) -> PathBuf {
+/// Whether the mount of this device still exists.
+fn is_connected(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
+}
+
+/// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.
+fn steal_from_unresponsive(conf_dir: &Path) -> Option<InheritedFds> {
+    let daemons: Vec<PidFd> =
+        daemon_pids(conf_dir).into_iter().filter_map(|pid| PidFd::open(pid).ok()).collect();
+    let stolen = daemons.iter().find_map(|daemon| {
+        Some(InheritedFds {
+            device: daemon.descriptor(fds::DEVICE).ok()?,
+            handoff: HandoffMemfd::from_fd(daemon.descriptor(fds::HANDOFF).ok()?),
+            lock: StateLock::from_fd(daemon.descriptor(fds::LOCK).ok()?),
+        })
+    })?;
+    daemons.iter().for_each(PidFd::kill);
+    daemons.iter().all(|daemon| daemon.wait(KILL_TIMEOUT)).then_some(stolen)
+}
+
+/// The absolute path without `.` and `..`, with symbolic links resolved as far as the path exists.
+fn canonical(path: &Path) -> PathBuf {
     let mut known = PathBuf::from("/");
-    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
-        match part {
+    for component in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+        match component {
             Component::Normal(name) => {
                 known.push(name);
                 known = known.canonicalize().unwrap_or(known);
@@ -115,27 +158,46 @@ fn absolute(path: &Path) -> PathBuf {
     known
 }
 
-/// Whether the mount that belongs to the device still exists.
-fn is_connected(device: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-    let _ = poll(&mut fds, PollTimeout::ZERO);
-    let [fd] = fds;
-    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The processes that hold the mount's descriptor although they do not answer, and what they hold.
-fn take_from_others(conf_dir: &Path) -> Option<Held> {
-    let others: Vec<PidFd> =
-        processes_of(conf_dir).into_iter().filter_map(|pid| PidFd::open(pid).ok()).collect();
-    let held = others.iter().find_map(|other| {
-        Some(Held {
-            device: other.descriptor(fds::DEVICE).ok()?,
-            letters: LetterBox::from_fd(other.descriptor(fds::LETTER).ok()?),
-            lock: StateLock::from_fd(other.descriptor(fds::LOCK).ok()?),
-        })
-    })?;
-    for other in &others {
-        other.kill();
+    #[test]
+    fn a_state_directory_inside_the_mount_point_is_refused_through_links_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let conf_dir = directory.path().join("conf");
+        std::fs::create_dir(&conf_dir).unwrap();
+        std::os::unix::fs::symlink(&conf_dir, directory.path().join("link")).unwrap();
+        for state_dir in ["conf", "conf/state", "link/state", "other/../conf/state"] {
+            let state_dir = directory.path().join(state_dir);
+            let paths = MountPaths { conf_dir: conf_dir.clone(), state_dir };
+            let found = find(&paths, false, [None, None]);
+            assert!(matches!(found, Err(MountError::StateInside { .. })), "{paths:?}: {found:?}");
+        }
     }
-    others.iter().all(|other| other.wait(fds::ENDING)).then_some(held)
+
+    #[test]
+    fn a_directory_with_files_is_refused_unless_it_is_imported() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths =
+            MountPaths { conf_dir: directory.path().join("conf"), state_dir: directory.path().join("state") };
+        std::fs::create_dir(&paths.conf_dir).unwrap();
+        std::fs::write(paths.conf_dir.join("file"), "").unwrap();
+        assert!(matches!(find(&paths, false, [None, None]), Err(MountError::NotEmpty(_))));
+        let error = find(&paths, true, [None, None]).unwrap_err().to_string();
+        assert!(error.contains("is not a legacy layout"), "{error}");
+        assert!(paths.conf_dir.join("file").exists(), "nothing was moved");
+    }
+
+    #[test]
+    fn an_absent_mount_point_is_created() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = MountPaths {
+            conf_dir: directory.path().join("a/conf"),
+            state_dir: directory.path().join("state"),
+        };
+        let found = find(&paths, false, [None, None]).unwrap();
+        assert!(matches!(found, Found::Directory { layout: None, .. }), "{found:?}");
+        assert!(paths.conf_dir.is_dir());
+    }
 }

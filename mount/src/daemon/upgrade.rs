@@ -1,14 +1,14 @@
-//! Replacing the program under a mount that goes on.
+//! Replaces the program of a daemon while the mount stays.
 //!
-//! Owns: the wish (a file in the state directory that names the new program, and in which the keeper says
-//! what came of it) and the proof that the new program can read the state. Must not know: how the keeper
-//! becomes another program.
+//! Owns the upgrade request (a file in the state directory that names the new program, and in which the supervisor
+//! reports the result), the preflight, and the stages of an upgrade. Does not know how the supervisor executes
+//! another program.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,158 +16,277 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::MountError;
-use super::paths::{Places, processes_of};
+use super::paths::{MountPaths, THIS_PROGRAM, daemon_pids};
+use super::role::Role;
 use crate::journal::{StateDir, StateLock};
 use crate::mountpoint;
 use crate::process::PidFd;
 
-/// In the state directory: the path of the program that is wanted; or, in answer, `failed: <reason>`. Gone
-/// when the upgrade is done.
-const WISH: &str = "upgrade";
+/// The upgrade request, a file in the state directory. It contains the path of the new program, or
+/// `failed: <reason>` as the answer. After a successful upgrade it does not exist.
+const REQUEST: &str = "upgrade";
 const FAILED: &str = "failed: ";
-/// How long a proof may take, and how long the command waits for the whole.
-const PROOF: Duration = Duration::from_secs(10);
-const WHOLE: Duration = Duration::from_secs(30);
+/// The output of a successful preflight. An old supervisor compares it, so it stays as it is.
+const PREFLIGHT_OK: &str = "proved\n";
+/// How long a preflight may take. It reads the state directory, which takes milliseconds on a disk that works.
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the command waits for the result: the preflight, and the start of a worker.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the command looks for the result.
+const RESULT_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Makes the program that runs here the one that serves, and waits until it does.
+/// Makes this program the one that serves, and waits until it does.
 ///
 /// # Errors
-/// Nothing is mounted, the state cannot be read by this program, or what the keeper says: the old one goes on.
-pub fn upgrade(places: &Places) -> Result<(), MountError> {
+/// Nothing is mounted, this program cannot read the state, or the supervisor refuses; the old program then
+/// continues.
+pub fn upgrade(paths: &MountPaths) -> Result<(), MountError> {
     let failed = |reason: String| MountError::NotUpgraded(reason);
-    let keeper = StateLock::supervisor(&places.state_dir)
-        .ok_or_else(|| MountError::NotMounted(places.conf_dir.clone()))?;
-    let daemons = processes_of(&mountpoint::resolved(&places.conf_dir));
-    if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(keeper)) {
-        return Err(failed(format!("{keeper} does not keep {}; try again", places.conf_dir.display())));
+    let supervisor = StateLock::supervisor(&paths.state_dir)
+        .ok_or_else(|| MountError::NotMounted(paths.conf_dir.clone()))?;
+    let daemons = daemon_pids(&mountpoint::resolved(&paths.conf_dir));
+    if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(supervisor)) {
+        let conf_dir = paths.conf_dir.display();
+        return Err(failed(format!("PID {supervisor} is not the supervisor of {conf_dir}; try again")));
     }
-    StateDir::check(&places.state_dir)?;
-    let program = fs::read_link("/proc/self/exe").map_err(|error| failed(error.to_string()))?;
-    let wish = places.state_dir.join(WISH);
-    fs::write(&wish, program.as_os_str().as_encoded_bytes())
-        .map_err(|error| failed(format!("{}: {error}", wish.display())))?;
-    kill(Pid::from_raw(keeper), Signal::SIGHUP)
-        .map_err(|errno| failed(format!("its keeper {keeper} cannot be told: {errno}")))?;
-    let deadline = Instant::now() + WHOLE;
+    StateDir::check(&paths.state_dir)?;
+    let program = fs::read_link(THIS_PROGRAM).map_err(|error| failed(error.to_string()))?;
+    let request = paths.state_dir.join(REQUEST);
+    fs::write(&request, program.as_os_str().as_encoded_bytes())
+        .map_err(|error| failed(format!("{}: {error}", request.display())))?;
+    kill(Pid::from_raw(supervisor), Signal::SIGHUP)
+        .map_err(|errno| failed(format!("cannot signal the supervisor, PID {supervisor}: {errno}")))?;
+    let deadline = Instant::now() + UPGRADE_TIMEOUT;
     while Instant::now() < deadline {
-        match fs::read_to_string(&wish) {
+        match fs::read_to_string(&request) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Ok(text) if text.starts_with(FAILED) => {
-                let _ = fs::remove_file(&wish);
+                let _ = fs::remove_file(&request);
                 return Err(failed(text.trim_start_matches(FAILED).to_owned()));
             }
-            _ => std::thread::sleep(Duration::from_millis(2)),
+            _ => std::thread::sleep(RESULT_INTERVAL),
         }
     }
-    Err(failed("the keeper does not say what came of it; look at its log".into()))
+    Err(failed("the supervisor does not report a result; see its log".into()))
 }
 
-/// The program that is wanted: the one that was named, or whatever now has the name of the one that runs.
-fn program(state_dir: &Path) -> io::Result<PathBuf> {
-    match fs::read_to_string(state_dir.join(WISH)) {
+/// Reports the result of an upgrade to the command that requested it, if there is one. `None`: success.
+pub(super) fn report(state_dir: &Path, failure: Option<&str>) {
+    let request = state_dir.join(REQUEST);
+    let reported = match failure {
+        None => fs::remove_file(&request),
+        Some(_) if !request.exists() => return,
+        Some(reason) => fs::write(&request, format!("{FAILED}{reason}")),
+    };
+    match reported {
+        Err(error) if error.kind() != ErrorKind::NotFound => log::warn!("{}: {error}", request.display()),
+        _ => {}
+    }
+}
+
+/// The requested program; without a request, the program that now has the name of the running one.
+fn requested_program(state_dir: &Path) -> io::Result<PathBuf> {
+    match fs::read_to_string(state_dir.join(REQUEST)) {
         Ok(path) if !path.starts_with(FAILED) => Ok(path.into()),
         _ => {
-            let own = fs::read_link("/proc/self/exe")?;
-            // A program that was replaced is called deleted.
+            let own = fs::read_link(THIS_PROGRAM)?;
+            // The kernel marks the name of a file that has been replaced.
             let name = own.to_string_lossy();
             Ok(name.strip_suffix(" (deleted)").unwrap_or(&name).into())
         }
     }
 }
 
-/// What a program says that has read the state.
-const PROVED: &str = "proved\n";
-
-/// Says whether this program can read the state.
+/// Checks that this program can read the state directory, and says so on standard output.
 ///
 /// # Errors
 /// It cannot.
-pub(crate) fn give_proof(state_dir: &Path) -> Result<(), MountError> {
+pub(super) fn check_state(state_dir: &Path) -> Result<(), MountError> {
     StateDir::check(state_dir)?;
-    io::stdout().write_all(PROVED.as_bytes()).map_err(|error| MountError::NotUpgraded(error.to_string()))
+    let said = io::stdout().write_all(PREFLIGHT_OK.as_bytes());
+    said.map_err(|error| MountError::NotUpgraded(error.to_string()))
 }
 
-/// The program that is wanted, while it reads the state to say whether it can. Nobody waits for it.
+/// How far an upgrade is. Decides the next step; has no effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// There is no upgrade.
+    Idle,
+    /// An upgrade was requested.
+    Requested,
+    /// The new program checks the state directory, until this time at most.
+    Preflight(Instant),
+    /// This is the new program, and its worker does not serve yet.
+    AwaitingWorker,
+}
+
+/// The supervisor's next step in an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is nothing to do.
+    Wait,
+    /// Start the preflight.
+    StartPreflight,
+    /// End the preflight, and execute the program if the preflight was successful.
+    Execute,
+}
+
+impl Stage {
+    /// The next step. `has_exited`: the preflight has exited.
+    pub(super) fn advance(&mut self, now: Instant, has_exited: bool) -> Step {
+        match *self {
+            Self::Requested => {
+                *self = Self::Preflight(now + PREFLIGHT_TIMEOUT);
+                Step::StartPreflight
+            }
+            Self::Preflight(deadline) if has_exited || deadline <= now => {
+                // Execution does not return unless it fails.
+                *self = Self::Idle;
+                Step::Execute
+            }
+            Self::Idle | Self::Preflight(_) | Self::AwaitingWorker => Step::Wait,
+        }
+    }
+
+    /// The time at which [`Stage::advance`] has something to do in any case.
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Preflight(deadline) => Some(deadline),
+            _ => None,
+        }
+    }
+
+    /// A worker of this program serves. Returns whether that completes the upgrade.
+    pub(super) fn complete(&mut self) -> bool {
+        let completes = *self == Self::AwaitingWorker;
+        if completes {
+            *self = Self::Idle;
+        }
+        completes
+    }
+}
+
+/// The new program while it checks the state directory. The supervisor does not wait for it. It is killed when
+/// dropped.
 #[derive(Debug)]
-pub(crate) struct Proof {
+pub(super) struct Preflight {
     program: PathBuf,
     child: Child,
-    handle: PidFd,
-    /// When it has had time enough.
-    pub(crate) deadline: Instant,
+    pidfd: PidFd,
 }
 
-impl Proof {
-    /// Has the program begin.
+impl Preflight {
+    /// Starts the requested program.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(crate) fn begin(places: &Places) -> io::Result<Self> {
-        let program = program(&places.state_dir)?;
-        let mut command = places.command(Command::new(&program));
-        command.arg("--prove").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|error| named(&program, &error))?;
-        let handle = PidFd::open(child.id())?;
-        Ok(Self { program, child, handle, deadline: Instant::now() + PROOF })
+    pub(super) fn start(paths: &MountPaths) -> io::Result<Self> {
+        let program = requested_program(&paths.state_dir)?;
+        let mut command = paths.role_command(&program, Role::Preflight);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|error| with_program(&program, &error))?;
+        let pidfd = PidFd::open(child.id())?;
+        log::debug!("upgrade: preflight of {} started as PID {}", program.display(), child.id());
+        Ok(Self { program, child, pidfd })
     }
 
-    /// The program, if it has ended with the proof. If it has not ended, it does now.
+    /// Ends the check, and returns the program if the check was successful.
     ///
     /// # Errors
-    /// What it says instead.
-    pub(crate) fn end(mut self) -> io::Result<PathBuf> {
-        let in_time = self.handle.wait(Duration::ZERO);
+    /// The reason of the program, or that it did not exit in time.
+    pub(super) fn finish(mut self) -> io::Result<PathBuf> {
+        let has_exited = self.pidfd.wait(Duration::ZERO);
         self.child.kill()?;
         let status = self.child.wait()?;
-        let [said, reason] = [said(self.child.stdout.take()), said(self.child.stderr.take())];
-        if status.success() && said == PROVED {
+        let output = read_available(self.child.stdout.take());
+        if status.success() && output == PREFLIGHT_OK {
             return Ok(std::mem::take(&mut self.program));
         }
-        let default =
-            if in_time { "it ends without a reason" } else { "it does not say whether it can go on" };
-        let reason = reason.lines().last().unwrap_or(default).trim_start_matches("ERROR:root:").to_owned();
-        Err(named(&self.program, &reason))
+        let errors = read_available(self.child.stderr.take());
+        let default = if has_exited { "it exits without a reason" } else { "it does not answer in time" };
+        let reason = errors.lines().last().unwrap_or(default).trim_start_matches("ERROR:root:");
+        Err(with_program(&self.program, &reason))
     }
 }
 
-impl Drop for Proof {
+impl Drop for Preflight {
     fn drop(&mut self) {
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
-impl AsFd for Proof {
-    /// Readable when the program has ended.
+impl AsFd for Preflight {
+    /// Readable after the program has exited.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
+        self.pidfd.as_fd()
     }
 }
 
-fn named(program: &Path, error: &dyn std::fmt::Display) -> io::Error {
+fn with_program(program: &Path, error: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {error}", program.display()))
 }
 
-/// What was written to a pipe so far: somebody else may hold it open.
-fn said(pipe: Option<impl AsFd + Read>) -> String {
+/// What a pipe contains now. Reading to its end could wait, because another process may hold it open.
+fn read_available(pipe: Option<impl AsFd + Read>) -> String {
     let Some(mut pipe) = pipe else { return String::new() };
     let mut bytes = Vec::new();
     if fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok() {
-        // Where it would block, that is all.
+        // EAGAIN ends the reading; the bytes before it have been read.
         let _ = pipe.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Says what came of the wish, if there is one: done, or why not.
-pub(crate) fn report(state_dir: &Path, failure: Option<&str>) {
-    let wish = state_dir.join(WISH);
-    let reported = match failure {
-        None => fs::remove_file(&wish),
-        Some(_) if !wish.exists() => return,
-        Some(reason) => fs::write(&wish, format!("{FAILED}{reason}")),
-    };
-    match reported {
-        Err(error) if error.kind() != ErrorKind::NotFound => log::warn!("{}: {error}", wish.display()),
-        _ => {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upgrade_goes_from_the_request_over_the_preflight_to_the_execution() {
+        let now = Instant::now();
+        let mut stage = Stage::Idle;
+        assert_eq!(stage.advance(now, false), Step::Wait);
+        stage = Stage::Requested;
+        assert_eq!(stage.advance(now, false), Step::StartPreflight);
+        assert_eq!(stage.deadline(), Some(now + PREFLIGHT_TIMEOUT));
+        assert_eq!(stage.advance(now, false), Step::Wait, "the preflight runs");
+        assert_eq!(stage.advance(now, true), Step::Execute);
+        assert_eq!(stage, Stage::Idle, "if the execution fails there is no upgrade");
+    }
+
+    #[test]
+    fn a_preflight_that_does_not_exit_ends_at_its_deadline() {
+        let now = Instant::now();
+        let mut stage = Stage::Requested;
+        stage.advance(now, false);
+        assert_eq!(stage.advance(now + PREFLIGHT_TIMEOUT / 2, false), Step::Wait);
+        assert_eq!(stage.advance(now + PREFLIGHT_TIMEOUT, false), Step::Execute);
+    }
+
+    #[test]
+    fn only_the_first_worker_of_the_new_program_completes_an_upgrade() {
+        let mut stage = Stage::Idle;
+        assert!(!stage.complete());
+        stage = Stage::AwaitingWorker;
+        assert_eq!(stage.advance(Instant::now(), false), Step::Wait);
+        assert!(stage.complete());
+        assert!(!stage.complete());
+    }
+
+    #[test]
+    fn the_result_is_written_only_into_an_existing_request() {
+        let directory = tempfile::tempdir().unwrap();
+        let request = directory.path().join(REQUEST);
+        report(directory.path(), Some("no room"));
+        report(directory.path(), None);
+        assert!(!request.exists(), "nobody has asked");
+        fs::write(&request, "/bin/kcm").unwrap();
+        assert_eq!(requested_program(directory.path()).unwrap(), Path::new("/bin/kcm"));
+        report(directory.path(), Some("no room"));
+        assert_eq!(fs::read_to_string(&request).unwrap(), "failed: no room");
+        let own = fs::read_link(THIS_PROGRAM).unwrap();
+        assert_eq!(requested_program(directory.path()).unwrap(), own, "an answer is not a request");
+        report(directory.path(), None);
+        assert!(!request.exists());
     }
 }

@@ -1,91 +1,177 @@
-//! Whether the worker hangs: from a suspicion to a question to the mount, and to the conclusion.
+//! The watchdog: detects a worker that hangs.
 //!
-//! Owns: what is to be looked at next, and when. A process asks in the keeper's stead, since whoever asks a mount
-//! that hangs hangs, too. Must not know: what is suspicious, or how a worker is replaced.
+//! Owns the steps from a suspicion over a probe to the conclusion, and their times. Does not know what makes a
+//! worker suspicious, or how it is replaced.
+//!
+//! The probe is a process of its own, because a process that accesses a mount that hangs waits for it.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::paths::Places;
+use super::paths::{MountPaths, THIS_PROGRAM};
+use super::role::Role;
 use crate::process::PidFd;
 
-/// How often a look is taken whether requests are left lying.
-const LOOK: Duration = Duration::from_secs(6);
-/// How long requests must lie before that is suspicious.
-const SUSPICION: Duration = Duration::from_millis(300);
-/// How long the answer to a question may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may take where another worker has to begin first.
-const PATIENCE_WITH_THE_NEXT: Duration = Duration::from_secs(60);
+/// How often the supervisor checks for unread requests. An idle daemon wakes up this often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(6);
+/// For how long requests must stay unread to be suspicious. A worker under load reads each within milliseconds.
+const SUSPICION_TIME: Duration = Duration::from_millis(300);
+/// How long the answer to a probe may take. The longest bounded wait in a request takes as long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the answer may take if the next worker has to start first.
+const PROBE_TIMEOUT_AFTER_RESTART: Duration = Duration::from_secs(60);
 
-/// How sure it is that the worker serves.
+/// What the supervisor does after a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing.
+    Fine,
+    /// Start a probe, and report its end with [`Watchdog::reset`].
+    StartProbe,
+    /// The worker hangs: replace it.
+    Hangs,
+}
+
+/// How far the suspicion against the worker has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Fine,
+    Suspicious,
+    Probing,
+}
+
+/// Decides when to check, when to start a probe, and when the worker hangs. Has no effects.
 #[derive(Debug)]
-pub(super) enum Doubt {
-    /// Nothing is known against it; next look at this time.
-    None(Instant),
-    /// Requests lay there; a second look at this time.
-    Some(Instant),
-    /// This process has asked the mount something, and is answered before this time.
-    Asking(PidFd, Instant),
+pub(super) struct Watchdog {
+    stage: Stage,
+    deadline: Instant,
 }
 
-impl Doubt {
-    pub(super) fn none() -> Self {
-        Self::None(Instant::now() + LOOK)
+impl Watchdog {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { stage: Stage::Fine, deadline: now + CHECK_INTERVAL }
     }
 
-    /// When it is time to [`Doubt::go_on`].
-    pub(super) fn due(&self) -> Instant {
-        match self {
-            Self::None(at) | Self::Some(at) | Self::Asking(_, at) => *at,
-        }
+    /// The time of the next [`Watchdog::poll`].
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
-    /// Where something was asked: readable once it has been answered.
-    pub(super) fn question(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Asking(asker, _) => Some(asker.as_fd()),
-            _ => None,
-        }
-    }
-
-    /// Draws the next conclusion; says whether it is that the worker hangs.
-    pub(super) fn go_on(&mut self, is_suspect: bool, places: &Places) -> bool {
-        let now = Instant::now();
-        let (next, hangs) = match std::mem::replace(self, Self::none()) {
-            Self::None(_) if is_suspect => (Self::Some(now + SUSPICION), false),
-            Self::Some(_) if is_suspect => match ask(places) {
-                Ok(asker) => (Self::Asking(asker, now + PATIENCE), false),
-                Err(error) => {
-                    log::warn!("the mount cannot be asked: {error}");
-                    (Self::none(), false)
-                }
-            },
-            // Its answer comes from the next worker.
-            Self::Asking(asker, _) => (Self::Asking(asker, now + PATIENCE_WITH_THE_NEXT), true),
-            _ => (Self::none(), false),
+    /// Checks the worker; call it at the deadline. `is_suspicious`: requests are unread, or the worker is stopped.
+    pub(super) fn poll(&mut self, now: Instant, is_suspicious: bool) -> Verdict {
+        let (stage, timeout, verdict) = match self.stage {
+            Stage::Fine if is_suspicious => (Stage::Suspicious, SUSPICION_TIME, Verdict::Fine),
+            Stage::Suspicious if is_suspicious => (Stage::Probing, PROBE_TIMEOUT, Verdict::StartProbe),
+            // The probe stays: the next worker answers it.
+            Stage::Probing => (Stage::Probing, PROBE_TIMEOUT_AFTER_RESTART, Verdict::Hangs),
+            _ => (Stage::Fine, CHECK_INTERVAL, Verdict::Fine),
         };
-        *self = next;
-        hangs
+        (self.stage, self.deadline) = (stage, now + timeout);
+        verdict
     }
 
-    /// It serves, or another one will.
-    pub(super) fn end(&mut self) {
-        if let Self::Asking(asker, _) = std::mem::replace(self, Self::none()) {
-            // Where it waits for an answer it ends with that.
-            asker.kill();
-            let _ = asker.collect();
-        }
+    /// The worker serves, or another one will: starts again without a suspicion.
+    pub(super) fn reset(&mut self, now: Instant) {
+        *self = Self::new(now);
     }
 }
 
-fn ask(places: &Places) -> io::Result<PidFd> {
-    let mut command = places.command(Command::new("/proc/self/exe"));
-    command.arg("--probe").stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command.spawn()?;
-    PidFd::open(child.id()).inspect_err(|_| {
-        let _ = child.kill();
-    })
+/// A process that accesses the mount and exits when it is answered. It is killed when dropped.
+#[derive(Debug)]
+pub(super) struct Probe(PidFd);
+
+impl Probe {
+    /// Starts a probe.
+    ///
+    /// # Errors
+    /// No process can be started.
+    pub(super) fn start(paths: &MountPaths) -> io::Result<Self> {
+        let mut command = paths.role_command(Path::new(THIS_PROGRAM), Role::Probe);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.spawn()?;
+        let pidfd = PidFd::open(child.id()).inspect_err(|_| {
+            let _ = child.kill();
+        })?;
+        Ok(Self(pidfd))
+    }
+}
+
+impl AsFd for Probe {
+    /// Readable after the probe has exited.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // A probe that waits for its answer exits only after it has got the answer.
+        self.0.kill();
+        let _ = self.0.collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Polls at the deadline.
+    fn poll(watchdog: &mut Watchdog, is_suspicious: bool) -> Verdict {
+        watchdog.poll(watchdog.deadline(), is_suspicious)
+    }
+
+    #[test]
+    fn a_worker_that_reads_its_requests_is_never_probed() {
+        let mut watchdog = Watchdog::new(Instant::now());
+        for _ in 0..10 {
+            let before = watchdog.deadline();
+            assert_eq!(poll(&mut watchdog, false), Verdict::Fine);
+            assert_eq!(watchdog.deadline(), before + CHECK_INTERVAL);
+        }
+    }
+
+    #[test]
+    fn one_suspicious_check_is_not_enough_for_a_probe() {
+        let mut watchdog = Watchdog::new(Instant::now());
+        for _ in 0..3 {
+            assert_eq!(poll(&mut watchdog, true), Verdict::Fine);
+            assert_eq!(poll(&mut watchdog, false), Verdict::Fine);
+        }
+    }
+
+    #[test]
+    fn a_probe_that_is_not_answered_in_time_means_that_the_worker_hangs() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(start);
+        assert_eq!(poll(&mut watchdog, true), Verdict::Fine);
+        assert_eq!(poll(&mut watchdog, true), Verdict::StartProbe);
+        assert_eq!(watchdog.deadline(), start + CHECK_INTERVAL + SUSPICION_TIME + PROBE_TIMEOUT);
+        // Also if the requests have been read meanwhile: the probe has not been answered.
+        assert_eq!(poll(&mut watchdog, false), Verdict::Hangs);
+    }
+
+    #[test]
+    fn the_next_worker_has_longer_to_answer_the_same_probe() {
+        let mut watchdog = Watchdog::new(Instant::now());
+        for expected in [Verdict::Fine, Verdict::StartProbe, Verdict::Hangs] {
+            assert_eq!(poll(&mut watchdog, true), expected);
+        }
+        let replaced = watchdog.deadline() - PROBE_TIMEOUT_AFTER_RESTART;
+        assert!(watchdog.deadline() > replaced + PROBE_TIMEOUT);
+        assert_eq!(poll(&mut watchdog, true), Verdict::Hangs, "the next worker hangs too");
+    }
+
+    #[test]
+    fn an_answer_ends_every_suspicion() {
+        let now = Instant::now();
+        let mut watchdog = Watchdog::new(now);
+        poll(&mut watchdog, true);
+        poll(&mut watchdog, true);
+        watchdog.reset(now);
+        assert_eq!(watchdog.deadline(), now + CHECK_INTERVAL);
+        assert_eq!(poll(&mut watchdog, true), Verdict::Fine, "the first suspicious check again");
+    }
 }

@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 
 /// The device that connects a FUSE server to the kernel.
 pub(crate) const DEVICE: &str = "/dev/fuse";
+/// The type of the mount in the mount table.
+pub(crate) const FSTYPE: &str = "fuse.kcm";
 /// The smallest buffer to which the kernel delivers a request, in bytes (`FUSE_MIN_READ_BUFFER`).
 pub(super) const MIN_READ_BUFFER: usize = 8192;
 /// Set in the ID of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`).

@@ -121,7 +121,7 @@ fn another_layout_is_left_alone() {
     for file in ["exclusive", "0/tasks"] {
         let before = content(&mount.conf());
         let line = failure(mount.mount_command().arg("--import").env("KCM_LOG_LEVEL", "ERROR"));
-        assert!(line.starts_with(&format!("{}: is no layout of 2017: ", mount.conf().display())), "{line}");
+        assert!(line.starts_with(&format!("{}: is not a legacy layout: ", mount.conf().display())), "{line}");
         assert_eq!((mount.mounted(), content(&mount.conf()), aside(&mount)), (0, before, Vec::new()));
         fs::write(mount.pool("p").join(file), "0").unwrap();
     }

@@ -83,7 +83,7 @@ fn a_directory_that_is_not_empty_is_refused() {
     fs::create_dir(mount.conf()).unwrap();
     fs::write(mount.conf().join("precious"), "data").unwrap();
     let expected = format!(
-        "{}: not an empty directory; kcm mount --import takes a layout of 2017 over, else empty it",
+        "{}: not an empty directory; import a legacy layout with kcm mount --import, or empty it",
         mount.conf().display()
     );
     assert_eq!(mount.mount_failure(), expected);
@@ -109,7 +109,7 @@ fn a_second_mount_on_the_directory_is_refused() {
         let mut command = mount.kcm(&["mount", "--state-dir"]);
         let line = failure(command.arg(state).env("KCM_LOG_LEVEL", "ERROR"));
         let conf = mount.conf();
-        assert_eq!(line, format!("{}: already mounted; kcm unmount ends that first", conf.display()));
+        assert_eq!(line, format!("{}: already mounted; run kcm unmount first", conf.display()));
     }
     assert_eq!((mount.daemons(), mount.mounted()), (daemons, 1));
     assert_eq!(mount.read("info/version"), VERSION);

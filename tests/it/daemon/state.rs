@@ -153,7 +153,7 @@ fn a_state_directory_inside_the_mount_is_refused() {
         let mut command = mount.kcm(&["mount", "--state-dir"]);
         let line = failure(command.arg(&state).env("KCM_LOG_LEVEL", "ERROR"));
         let expected = format!(
-            "{}: lies inside {}, which it would be hidden by; give another --state-dir",
+            "{}: is inside {}, which would hide it; choose another --state-dir",
             state.display(),
             conf.display()
         );

@@ -275,6 +275,13 @@ fn a_hanging_worker_is_replaced() {
     let mount = Mount::with_shared();
     let task = Sleeper::new();
     let worker = mount.signal_worker(Signal::SIGSTOP);
+    // Until every thread has stopped, one of them may still serve.
+    until("it is stopped", || {
+        let mut threads = fs::read_dir(format!("/proc/{worker}/task")).unwrap();
+        threads.all(|thread| {
+            fs::read_to_string(thread.unwrap().path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+        })
+    });
     let started = Instant::now();
     write(&mount.tasks("shared", "0"), task.pid().to_string()).expect("only a pause");
     assert!(started.elapsed() < Duration::from_secs(19), "{:?}", started.elapsed());
@@ -406,4 +413,34 @@ fn an_idle_daemon_costs_almost_nothing() {
     let (of_supervisor, of_worker) = (sleeps(supervisor) - of_supervisor, sleeps(worker) - of_worker);
     assert_eq!(of_worker, 0, "the worker was woken");
     assert!(of_supervisor <= 2, "the supervisor was woken {of_supervisor} times in 12 s");
+}
+
+/// The kernel here sends requests again; this daemon believes that it does not.
+#[test]
+fn without_resend_the_directory_is_mounted_again() {
+    let mount = Mount::not_mounted();
+    mount.start_with("KCM_FAULT_NO_RESEND", "1");
+    mount.make_pool("shared", false, &["0"]);
+    let (task, device) = (Sleeper::new(), fs::metadata(mount.conf()).unwrap().dev());
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    for _ in 0..3 {
+        let old = File::open(mount.tasks("shared", "0")).unwrap();
+        let worker = mount.signal_worker(Signal::SIGKILL);
+        until("the next worker serves", || {
+            mount.worker().is_some_and(|now| now != worker)
+                // A client in the moment of the new mount sees the end of the old one, or the empty directory.
+                && fs::read_to_string(mount.tasks("shared", "0")).is_ok_and(|text| text == format!("{}\n", task.pid()))
+        });
+        assert_eq!(masks(task.pid()), ["0"]);
+        let error = old.read_at(&mut [0; 8], 0).unwrap_err();
+        let errno = Errno::from_raw(error.raw_os_error().unwrap());
+        assert!(
+            matches!(errno, Errno::ENOTCONN | Errno::ECONNABORTED),
+            "an open file of the old mount: {errno}"
+        );
+    }
+    assert_ne!(fs::metadata(mount.conf()).unwrap().dev(), device);
+    assert!(mount.log().contains("mounting again"), "{}", mount.log());
+    write(&mount.tasks("shared", "0"), format!("-{}", task.pid())).expect("a command on the new mount");
+    mount.stop();
 }

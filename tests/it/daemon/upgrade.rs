@@ -134,6 +134,35 @@ fn sighup_starts_the_program_of_that_name() {
     assert_eq!(home.supervisor(), supervisor);
 }
 
+/// Programs before `kcm __daemon` started the new program with flags of `kcm mount`. This script translates the words of
+/// today into those flags, so that the program gets exactly the command lines of an old supervisor.
+#[test]
+fn an_old_supervisor_upgrades_to_this_program() {
+    let mount = Mount::with_shared();
+    let (supervisor, worker) = (mount.supervisor(), mount.worker().unwrap());
+    let (old, request) = (mount.home().join("old"), mount.state().join("upgrade"));
+    let flags =
+        format!("--foreground --conf-dir={} --state-dir={}", mount.conf().display(), mount.state().display());
+    script(
+        &old,
+        &format!(
+            "case $2 in preflight) exec {KCM} mount {flags} --prove;; \
+             supervisor) exec {KCM} mount {flags} --adopt --replace;; *) exit 3;; esac"
+        ),
+    );
+    under_load(&mount, || {
+        fs::write(&request, old.as_os_str().as_bytes()).unwrap();
+        signal(supervisor, Signal::SIGHUP);
+        until("the upgrade is complete", || !request.exists());
+    });
+    assert_eq!(mount.supervisor(), supervisor, "the supervisor keeps its PID");
+    let words = fs::read(format!("/proc/{supervisor}/cmdline")).unwrap();
+    assert!(words.split(|&b| b == 0).any(|word| word == b"--adopt"), "the old flags were used");
+    assert_ne!(mount.worker(), Some(worker));
+    mount.replace_worker();
+    mount.stop();
+}
+
 #[test]
 fn a_program_that_cannot_take_over_is_refused() {
     let mount = Mount::with_shared();
@@ -154,8 +183,8 @@ fn a_program_that_cannot_take_over_is_refused() {
     };
     for (line, reason) in [
         ("echo ERROR:root:the moon is full >&2; exit 1", "the moon is full"),
-        ("exit 0", "it ends without a reason"),
-        ("kill -9 $$", "it ends without a reason"),
+        ("exit 0", "it exits without a reason"),
+        ("kill -9 $$", "it exits without a reason"),
     ] {
         script(&bad, line);
         assert_eq!(wanted(&bad), format!("failed: {}: {reason}", bad.display()));
@@ -181,7 +210,7 @@ fn a_hanging_program_is_given_up() {
     mount.replace_worker();
     assert_eq!(answer(), hung.to_str().unwrap(), "the worker was replaced before the program was given up");
     until("it is given up", || answer().starts_with("failed: "));
-    assert_eq!(answer(), format!("failed: {}: it does not say whether it can go on", hung.display()));
+    assert_eq!(answer(), format!("failed: {}: it does not answer in time", hung.display()));
     signal(fs::read_to_string(&left).unwrap().trim().parse().unwrap(), Signal::SIGKILL);
     mount.replace_worker();
     assert_eq!(mount.supervisor(), supervisor);

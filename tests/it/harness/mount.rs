@@ -134,7 +134,8 @@ impl Mount {
             .filter(|pid| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let mut words = line.split(|&b| b == 0).skip(1);
-                words.next() == Some(b"mount") && words.any(|word| word.ends_with(conf))
+                let is_daemon = matches!(words.next(), Some(b"mount" | b"__daemon"));
+                is_daemon && words.any(|word| word.ends_with(conf))
             })
             .collect();
         found.sort_unstable();
@@ -145,7 +146,7 @@ impl Mount {
     pub fn worker(&self) -> Option<u32> {
         let is_worker = |pid: &u32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|&b| b == 0).any(|word| word == b"--worker")
+            line.split(|&b| b == 0).nth(2) == Some(b"worker")
         };
         self.daemons().into_iter().find(is_worker)
     }
