@@ -1,20 +1,23 @@
-//! The live configuration directory of kcm: CPU pools as a filesystem, in which a write to a `tasks` file is a
-//! claim that is atomic, verified and explained.
+//! The live configuration directory of kcm: CPU pools as a filesystem. A write to a `tasks` file is a claim, which is
+//! atomic, verified, and explained if it is refused.
 //!
 //! ```text
-//!            a write(2) by a client                      signals, unmount
-//!                     |                                         |
-//!   fs        FUSE requests in, replies out                  daemon    puts the parts together
-//!   tree      one table of all files                           |
-//!   engine    the lock, and the order of things  --------  journal, process
-//!   model     decides; pure
+//!   daemon     two processes: the supervisor keeps the mount, the worker serves it
+//!     |
+//!   fuse       decodes requests, encodes replies
+//!     |
+//!   tree       one table of all files
+//!     |
+//!   engine     the claims lock, and the order of effects  --->  journal, process
+//!     |
+//!   model      decides; pure
 //! ```
 //!
-//! Architecture invariants:
-//! - [`model`] imports nothing of this crate but itself, and no clock, file, process or thread.
-//! - [`model::claims::Claims::apply`] is the only way in which anybody gets onto a CPU list.
-//! - `process` is the only module with unsafe code, `fs` the only one that names fuser's replies.
-//! - Nothing on the way of a request waits for the mount itself, or without bound for anything.
+//! Imports go down and to the right only. The invariants:
+//! - [`model`] imports nothing of this crate but itself, and uses no clock, file, process or thread.
+//! - [`model::claims::Claims::apply`] is the only way to get a claim.
+//! - Only `process` has unsafe code, and only `fuse` names fuser.
+//! - No request accesses the mount, and a request that waits has a bound for it.
 
 pub mod affinity;
 pub mod child;

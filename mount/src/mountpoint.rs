@@ -1,6 +1,6 @@
-//! A mount point seen from outside: is it served, was it served, is it a plain directory?
+//! The state of a mount point from outside: served, no longer served, or a plain directory.
 //!
-//! Owns: the mount table and the mark on the directory below. Must not know: what is served there.
+//! Owns the mount table and the mark on the directory below the mount. Does not know what is served there.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,20 +12,20 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-/// The extended attribute on the directory below a mount. By it every tool knows that the empty directory
-/// that it sees without a daemon is not to be written to.
+/// The extended attribute on the directory below a mount. It tells every tool not to write into the empty directory
+/// that is visible while no daemon runs.
 pub const MARK: &str = "trusted.kcm.mountpoint";
 
-/// The same, for those who may not see the first one: a container without privileges. Not every filesystem has it
-/// (tmpfs since 6.6).
+/// The same for processes that may not read the first one, such as processes in an unprivileged container. Not every
+/// filesystem supports it (tmpfs since 6.6).
 const MARK_FOR_ALL: &str = "user.kcm.mountpoint";
 
 /// The type of the mount in the mount table.
 const FSTYPE: &[u8] = b"fuse.kcm";
-/// How long a daemon may take to answer before it is taken to hang.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a daemon may take to answer before it counts as hanging. The longest bounded wait in a request takes as long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a path is.
+/// The state of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// A mount of kcm that answers.
@@ -34,21 +34,21 @@ pub enum Status {
     Stale,
     /// A mount of kcm whose daemon does not answer.
     NotAnswering,
-    /// A directory that is served when the daemon runs, and now it does not.
+    /// A directory that is served when a daemon runs, and none does.
     Marked,
     /// Any other directory.
     Plain,
-    /// Nothing is there.
+    /// The path does not exist.
     Absent,
 }
 
-/// What is at the path. Never hangs.
+/// Returns the state of a path. Does not hang, even if the mount does.
 ///
 /// # Errors
-/// The path or the mount table cannot be looked at, or the path is no directory.
+/// The path or the mount table cannot be read, or the path is not a directory.
 pub fn status(path: &Path) -> io::Result<Status> {
     if is_mounted(path)? {
-        return Ok(ask(path));
+        return Ok(probe(path));
     }
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(if is_marked(path) { Status::Marked } else { Status::Plain }),
@@ -58,7 +58,7 @@ pub fn status(path: &Path) -> io::Result<Status> {
     }
 }
 
-/// Whether the topmost mount at the path is one of kcm, dead or alive.
+/// Returns whether the topmost mount at the path belongs to kcm, whether its daemon runs or not.
 ///
 /// # Errors
 /// The mount table cannot be read.
@@ -70,17 +70,17 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 /// Marks the directory as a mount point of kcm.
 ///
 /// # Errors
-/// The filesystem has no such attributes, or we are not root.
+/// The filesystem does not support extended attributes, or the caller is not root.
 pub fn mark(path: &Path) -> io::Result<()> {
     let set = |name| rustix::fs::setxattr(path, name, b"1", rustix::fs::XattrFlags::empty());
     let _ = set(MARK_FOR_ALL);
     Ok(set(MARK)?)
 }
 
-/// Takes the mark away; it may be missing.
+/// Removes the mark, if there is one.
 ///
 /// # Errors
-/// We are not root.
+/// The caller is not root.
 pub fn unmark(path: &Path) -> io::Result<()> {
     let _ = rustix::fs::removexattr(path, MARK_FOR_ALL);
     match rustix::fs::removexattr(path, MARK) {
@@ -91,14 +91,14 @@ pub fn unmark(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the directory is marked as a mount point of kcm.
+/// Returns whether the directory is marked as a mount point of kcm.
 #[must_use]
 pub fn is_marked(path: &Path) -> bool {
     [MARK, MARK_FOR_ALL].iter().any(|name| rustix::fs::getxattr(path, *name, &mut [0_u8; 0]).is_ok())
 }
 
-/// Asks the daemon, in a thread that may hang in our stead.
-fn ask(path: &Path) -> Status {
+/// Accesses the mount in a thread of its own, which may hang, and returns the state of the mount.
+fn probe(path: &Path) -> Status {
     let (answer, answered) = mpsc::channel();
     let version = path.join("info/version");
     let asked = std::thread::Builder::new().spawn(move || answer.send(fs::read(version).map(|_| ())));
@@ -108,7 +108,7 @@ fn ask(path: &Path) -> Status {
             Some(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV)
         )
     };
-    match asked.map(|_| answered.recv_timeout(PATIENCE)) {
+    match asked.map(|_| answered.recv_timeout(ANSWER_TIMEOUT)) {
         Ok(Ok(Ok(()))) => Status::Live,
         Ok(Ok(Err(error))) if dead(&error) => Status::Stale,
         Ok(Ok(Err(_))) => Status::Live,
@@ -116,11 +116,11 @@ fn ask(path: &Path) -> Status {
     }
 }
 
-/// The path as the mount table has it: absolute, links resolved. What is mounted there is not asked anything,
-/// not even by stat(2): it may hang, and wait for whoever asks this.
+/// Returns the path as in the mount table: absolute, with symbolic links resolved. Does not access the mount at the
+/// path, not even with stat(2), because it may hang.
 pub(crate) fn resolved(path: &Path) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    // Without a file name (`/`, or `..` at its end) there is nothing to keep apart.
+    // A path without a file name (`/`, or `..` at its end) cannot be split.
     match (whole.parent(), whole.file_name()) {
         (Some(parent), Some(name)) => match fs::read_link(&whole) {
             Ok(_) => whole.canonicalize().unwrap_or(whole),
@@ -130,19 +130,19 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     }
 }
 
-/// The type of the last mount at the path (proc(5), `/proc/PID/mountinfo`).
+/// Returns the type of the last mount at the path (proc(5), `/proc/PID/mountinfo`).
 fn topmost_type<'a>(table: &'a [u8], path: &Path) -> Option<&'a [u8]> {
     let mut mounts = table.split(|&b| b == b'\n').filter_map(|line| {
         let mut fields = line.split(|&b| b == b' ');
         let point = fields.nth(4)?;
-        // Optional fields come before a lone hyphen, the type after it.
+        // Optional fields end with a single hyphen; the type comes after it.
         fields.find(|field| *field == b"-")?;
         Some((point, fields.next()?))
     });
     mounts.rfind(|(point, _)| unescape(point) == path.as_os_str()).map(|(_, fstype)| fstype)
 }
 
-/// Blanks, newlines and backslashes stand as three octal digits behind a backslash.
+/// Replaces each backslash and three octal digits by the byte that they stand for: a blank, newline or backslash.
 fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -170,7 +170,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
-    fn the_topmost_mount_counts() {
+    fn the_topmost_mount_decides() {
         let table = b"22 1 0:20 / /proc rw shared:2 - proc proc rw\n\
             30 1 0:31 / /etc/kcm rw - fuse.kcm kcm rw\n\
             31 30 0:32 / /etc/kcm rw shared:1 master:2 - tmpfs tmpfs rw\n\
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mount() {
+    fn a_path_that_is_not_a_mount() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(status(directory.path()).unwrap(), Status::Plain);
         assert_eq!(status(&directory.path().join("nothing")).unwrap(), Status::Absent);

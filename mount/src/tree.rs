@@ -5,6 +5,8 @@
 //! Node ids below [`FIRST_DYNAMIC`] are those of the table. A pool has three consecutive nodes (directory,
 //! `exclusive`, `tasks`) and a CPU list two (directory, `tasks`), starting at a multiple of four. They are stored
 //! with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
+//!
+//! Longer than 400 lines because the table of files and the functions that it names are read together.
 
 use std::sync::Arc;
 

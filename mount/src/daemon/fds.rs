@@ -1,4 +1,4 @@
-//! What the daemon's processes pass to each other: descriptors under fixed numbers, the state of the mount, and
+//! The interface between the daemon's processes: descriptors under fixed numbers, the state of the mount, and
 //! messages from the worker to the supervisor.
 //!
 //! Owns the numbers and the formats. Does not know what they are used for.
@@ -73,7 +73,7 @@ impl InheritedFds {
     }
 }
 
-/// What a worker must know about the mount that is not in the state directory.
+/// The part of the state of a mount that is not in the state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct HandoffState {
     /// Identifies the mount: the kernel numbers the requests of each mount separately.
@@ -165,7 +165,7 @@ impl ControlSocket {
         u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
     }
 
-    /// Moves this end to its fixed number, where the next process inherits it.
+    /// Moves this end to its fixed number, so that the next process inherits it.
     pub(super) fn install(self) -> io::Result<Self> {
         install_fd_at(self.0, CONTROL).map(Self)
     }
@@ -181,8 +181,8 @@ impl ControlSocket {
         let _ = send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL);
     }
 
-    /// Receives a message without waiting. `None`: there is no message, the other end is closed, or the message is
-    /// unknown.
+    /// Receives a message without waiting. `None`: no message has arrived, the other end is closed, or the
+    /// message is unknown.
     pub(super) fn receive(&self) -> Option<Message> {
         let mut bytes = [0; MAX_MESSAGE];
         let length = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
@@ -202,7 +202,7 @@ impl AsFd for ControlSocket {
     }
 }
 
-/// Moves a descriptor to a number, where programs that this process starts inherit it. Closes the descriptor that
+/// Moves a descriptor to a number, so that programs that this process starts inherit it. Closes the descriptor that
 /// had the number before.
 pub(super) fn install_fd_at(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() == number {

@@ -1,11 +1,12 @@
 //! The daemon: mounts the directory, serves it, and stops cleanly.
 //!
-//! Owns the order of starting and stopping, and umount(2). Does not know what is served.
+//! Owns the order of starting and stopping. Does not know what is served.
 //!
 //! A daemon is two processes. The supervisor (`kcm mount --foreground`) holds the FUSE device, so that the mount
 //! outlives the worker; the worker (`kcm __daemon worker`) serves the requests. If one of them dies, the other one
 //! starts it again.
 
+mod args;
 mod backoff;
 mod error;
 mod fds;
@@ -41,15 +42,16 @@ use paths::THIS_PROGRAM;
 use supervisor::{Exit, Supervisor};
 use takeover::Found;
 
+pub use args::Invocation;
 pub use error::MountError;
 pub use paths::MountPaths;
-pub use role::{Invocation, Role};
+pub use role::Role;
 pub use setup::{timestamp, writes_to_log};
 pub use upgrade::upgrade;
 
 /// How long `kcm unmount` waits for the daemon to exit. It exits within milliseconds unless the disk does not answer.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a daemon in the background prints when the mount answers.
+/// The output of a daemon in the background when the mount answers.
 const READY: &str = "ready\n";
 /// The name of the daemon's processes in `ps`, whatever file they were started from.
 const PROCESS_NAME: &std::ffi::CStr = c"kcm";

@@ -21,7 +21,7 @@ pub(super) const FOREGROUND: &str = "--foreground";
 pub(super) const CONF_DIR: &str = "--conf-dir=";
 pub(super) const STATE_DIR: &str = "--state-dir=";
 
-/// Where the directory is mounted, and where its state is stored.
+/// The two directories of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPaths {
     /// The mount point.
@@ -80,7 +80,7 @@ pub(super) fn daemon_pids(conf_dir: &Path) -> Vec<u32> {
     pids.filter(|pid| *pid != std::process::id()).filter(serves).collect()
 }
 
-/// Whether a command line (proc(5), `/proc/PID/cmdline`) is that of a daemon process with this argument.
+/// Whether a command line (proc(5), `/proc/PID/cmdline`) belongs to a daemon process with this argument.
 fn serves(cmdline: &[u8], conf_dir: &[u8]) -> bool {
     let words: Vec<&[u8]> = cmdline.split(|&b| b == 0).skip(1).collect();
     let has = |wanted: &[u8]| words.contains(&wanted);

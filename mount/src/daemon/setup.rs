@@ -1,4 +1,4 @@
-//! What a daemon process sets up once: signals, log, working directory, priority when memory is short.
+//! The settings that a daemon process makes once: signals, log, working directory, priority when memory is short.
 //!
 //! Owns the process-wide settings. Does not know what the process is for.
 

@@ -1,4 +1,4 @@
-//! What is at the mount point when a daemon starts, and whether the daemon continues it, replaces it or refuses.
+//! The start at a mount point: whether a daemon mounts there, continues an existing mount, or refuses.
 //!
 //! Owns the checks of the mount point, and taking a mount from a daemon that does not answer. Does not know who
 //! supervises the mount afterwards.
@@ -23,7 +23,7 @@ use crate::process::PidFd;
 /// How long killed daemon processes may take to exit: the kernel first ends their system calls.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is at the mount point.
+/// The result of the checks: a mount to continue, or a directory to mount.
 #[derive(Debug)]
 pub(super) enum Found {
     /// A mount that another daemon has held and no longer holds.

@@ -110,7 +110,7 @@ pub(super) fn check_state(state_dir: &Path) -> Result<(), MountError> {
 /// How far an upgrade is. Decides the next step; has no effects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// There is no upgrade.
+    /// No upgrade was requested.
     Idle,
     /// An upgrade was requested.
     Requested,
@@ -226,7 +226,7 @@ fn with_program(program: &Path, error: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {error}", program.display()))
 }
 
-/// What a pipe contains now. Reading to its end could wait, because another process may hold it open.
+/// Reads the bytes that a pipe contains now. Reading to its end could wait, because another process may hold it open.
 fn read_available(pipe: Option<impl AsFd + Read>) -> String {
     let Some(mut pipe) = pipe else { return String::new() };
     let mut bytes = Vec::new();

@@ -24,7 +24,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer may take if the next worker has to start first.
 const PROBE_TIMEOUT_AFTER_RESTART: Duration = Duration::from_secs(60);
 
-/// What the supervisor does after a check.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Nothing.

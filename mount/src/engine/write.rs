@@ -8,6 +8,8 @@
 //! ```
 //!
 //! Until the claim is recorded, every step can be undone; from then on the write has happened.
+//!
+//! Longer than 400 lines because the steps of a claim and their undoing are read together.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The FUSE adapter: decodes requests, calls [`Operations`] and encodes replies.
 //!
-//! Owns what the kernel is told about caching, flags and attributes. Does not know what an operation does.
+//! Owns caching times, flags and attributes as the kernel gets them. Does not know what an operation does.
 //!
 //! Longer than 400 lines because more than half of it is the signatures of fuser's trait.
 
@@ -17,7 +17,8 @@ use fuser::{
 };
 
 use super::abi::split_unique;
-use super::operations::{AttributeChange, Object, Operations, Request};
+use super::operations::{AttributeChange, Operations};
+use super::request::{Object, Request};
 use crate::engine::{Caller, Engine, Notify};
 use crate::handles::OpenFiles;
 use crate::tree::Stat;

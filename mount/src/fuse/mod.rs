@@ -7,6 +7,7 @@ pub(crate) mod abi;
 mod adapter;
 mod operations;
 mod poll;
+mod request;
 mod session;
 
 pub(crate) use session::{Session, request_resend};

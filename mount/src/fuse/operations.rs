@@ -1,7 +1,7 @@
 //! The operations of the filesystem, without fuser's types.
 //!
 //! Owns what all requests share: a request is carried out once even if the kernel sends it again, open files, and
-//! the DEBUG line per request. Does not know how requests and replies are encoded, or what is in a file.
+//! the answer to a refusal. Does not know how requests and replies are encoded, or what is in a file.
 //!
 //! Nothing here blocks without a bound, and nothing here accesses the mount: that would wait for this process.
 
@@ -11,26 +11,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::engine::{Admission, Attributes, Caller, Engine, Notify, RESERVED_HANDLES, Refused};
+use super::request::{Object, Request, log_request};
+use crate::engine::{Admission, Attributes, Caller, Engine, Live, Notify, Ports, RESERVED_HANDLES, Refused};
 use crate::handles::OpenFiles;
 use crate::model::refusal::Refusal;
 use crate::tree::{Content, Node, ROOT, Stat, WriteRequest};
-
-/// Who sends a request.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Request {
-    pub(super) caller: Caller,
-    /// Whether the kernel sends the request again because a worker died before it answered.
-    pub(super) is_replay: bool,
-}
-
-/// The object of a request, for the DEBUG line.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Object<'a> {
-    Node(u64),
-    /// A name in the directory with this node ID.
-    Name(u64, &'a OsStr),
-}
 
 /// Why an operation failed.
 #[derive(Debug)]
@@ -59,7 +44,7 @@ impl From<Errno> for Failure {
     }
 }
 
-/// What setattr(2) and its relatives change; `None` leaves a value as it is.
+/// The changes of chmod(2), chown(2) or truncate(2); `None` leaves a value as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AttributeChange {
     pub(super) mode: Option<u32>,
@@ -82,13 +67,13 @@ pub(super) struct DirEntry {
 
 /// Carries out requests.
 #[derive(Debug)]
-pub(super) struct Operations {
-    engine: Arc<Engine>,
+pub(super) struct Operations<P: Ports = Live> {
+    engine: Arc<Engine<P>>,
     files: OpenFiles,
 }
 
-impl Operations {
-    pub(super) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
+impl<P: Ports> Operations<P> {
+    pub(super) fn new(engine: Arc<Engine<P>>, files: OpenFiles) -> Self {
         Self { engine, files }
     }
 
@@ -120,7 +105,12 @@ impl Operations {
         self.run_once(request, "setattr", Object::Node(node), apply, replay)
     }
 
-    fn change_attributes(&self, caller: Caller, node: Node, change: AttributeChange) -> Result<(), Failure> {
+    fn change_attributes(
+        &self,
+        caller: Caller,
+        node: Node<P>,
+        change: AttributeChange,
+    ) -> Result<(), Failure> {
         let AttributeChange { mode, uid, gid, truncate } = change;
         if truncate && !node.is_writable() {
             return Err(Refusal::NotWritable.into());
@@ -283,16 +273,16 @@ impl Operations {
         self.engine.metrics.took(latency);
     }
 
-    fn node(&self, id: u64) -> Result<Node, Errno> {
+    fn node(&self, id: u64) -> Result<Node<P>, Errno> {
         Node::of(&self.engine, id).ok_or(Errno::ESTALE)
     }
 
     /// The node of an open file, which may have been removed since it was opened.
-    fn opened(&self, id: u64) -> Result<Node, Errno> {
+    fn opened(&self, id: u64) -> Result<Node<P>, Errno> {
         Node::of(&self.engine, id).ok_or(Errno::ENODEV)
     }
 
-    fn child(&self, parent: u64, name: &OsStr) -> Result<Node, Errno> {
+    fn child(&self, parent: u64, name: &OsStr) -> Result<Node<P>, Errno> {
         let parent = self.node(parent)?;
         name.to_str().and_then(|name| parent.child(&self.engine, name)).ok_or(Errno::ENOENT)
     }
@@ -391,19 +381,4 @@ impl Operations {
         // Removed, but still open.
         format!("node {id}")
     }
-}
-
-/// Writes the DEBUG line of a request. The kernel names the thread that made the system call; for a process with one
-/// thread that is its PID.
-fn log_request(request: Request, operation: &str, path: &str, errno: Option<Errno>, took: Duration) {
-    let Request { caller, is_replay } = request;
-    let outcome = errno.map_or_else(|| "ok".to_owned(), |errno| format!("{errno:?}"));
-    log::debug!(
-        "request id={} op={operation} path={path:?} pid={} uid={} outcome={outcome} us={}{}",
-        caller.request,
-        caller.tid,
-        caller.uid,
-        took.as_micros(),
-        if is_replay { " replayed" } else { "" },
-    );
 }

@@ -10,42 +10,12 @@ use super::codec;
 use super::disk::{self, Disk, Durability};
 use super::format::VERSION;
 use super::format::v1::ConfigLine as Line;
-use crate::model::cpuset::CpuSet;
-use crate::model::pool::{Exclusivity, ListId, PoolName};
+use super::pools::{LastRequest, NodeAttributes, PoolConfig};
 
 /// The first node id that is given to a pool or list. Lower ones belong to files that always exist.
 const FIRST_NODE: u64 = 64;
 /// How far node ids jump if the next one is lost, so that none is given out twice: more than any daemon ever used.
 const JUMP: u64 = 1 << 32;
-
-/// A pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PoolConfig {
-    pub(crate) name: PoolName,
-    pub(crate) exclusivity: Exclusivity,
-    /// The id of its directory.
-    pub(crate) node: u64,
-    pub(crate) lists: Vec<ListConfig>,
-}
-
-/// A CPU list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ListConfig {
-    pub(crate) id: ListId,
-    /// The name of its directory.
-    pub(crate) name: String,
-    pub(crate) cpus: CpuSet,
-}
-
-/// Owner and mode of a node, if they were changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NodeAttributes {
-    pub(crate) node: u64,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// The permission bits.
-    pub(crate) mode: u16,
-}
 
 /// What the state directory keeps across reboots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,13 +26,6 @@ pub(crate) struct Config {
     pub(crate) next_node: u64,
     /// The request that changed the configuration last, in case the kernel sends it again.
     pub(crate) last: Option<LastRequest>,
-}
-
-/// A request of the kernel, and the mount in which its number is unique.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LastRequest {
-    pub(crate) mount: u64,
-    pub(crate) request: u64,
 }
 
 impl Default for Config {

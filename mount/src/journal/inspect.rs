@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use super::claims_log::LogState;
 use super::codec;
-use super::config::{Config, ListConfig, PoolConfig};
+use super::config::Config;
 use super::format::{VERSION, v1};
+use super::pools::{ListConfig, PoolConfig};
 use super::records::Record;
 use crate::model::pool::{Exclusivity, ListId};
 use crate::model::task::TaskId;

@@ -25,6 +25,7 @@ mod format;
 mod inspect;
 mod lock;
 mod memory;
+mod pools;
 mod records;
 mod recovery;
 #[cfg(test)]
@@ -41,7 +42,7 @@ use parking_lot::Mutex;
 pub(crate) use append::AppendError;
 use append::{Files, Flusher};
 use claims_log::Requests;
-pub(crate) use config::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
+pub(crate) use config::Config;
 use disk::{Disk, RealDisk};
 use events::{EventFile, EventQueue};
 use format::VERSION;
@@ -49,6 +50,7 @@ pub use inspect::Problem;
 pub(crate) use inspect::{Found, inspect};
 pub(crate) use lock::StateLock;
 use memory::Memory;
+pub(crate) use pools::{LastRequest, ListConfig, NodeAttributes, PoolConfig};
 pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord};
 pub(crate) use recovery::Recovered;
 

@@ -2,6 +2,8 @@
 //! left of damaged files is in `damage`.
 //!
 //! They are kept in memory, where an fsync costs nothing.
+//!
+//! Longer than 400 lines because it is a list of independent tests with one set-up.
 
 mod as_root;
 mod damage;

@@ -12,6 +12,9 @@
 //! PIDs are translated: time, rights and liveness are inputs.
 //!
 //! `deciding` decides what a write would do; `configuring` adds and removes pools and lists.
+//!
+//! Longer than 400 lines because the rules share the invariants above, and a reader checks each rule against all of
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

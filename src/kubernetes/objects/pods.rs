@@ -2,6 +2,8 @@
 //!
 //! Owns names, containers, volumes and labels. Does not know in which order nodes are prepared, or how long a pod may
 //! take.
+//!
+//! Longer than 400 lines because the pods of all stages share their containers and volumes.
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerStatus, EnvVar, EnvVarSource, ExecAction, HostPathVolumeSource,

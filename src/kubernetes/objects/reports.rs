@@ -5,6 +5,8 @@
 //! The schemas are derived from the types, so a field cannot be sent that the schema does not have: the server would
 //! refuse it. `kube::CustomResource` cannot derive these kinds, because it puts all fields under `spec`, and the
 //! reports keep the form of the legacy ones: `report`, `topology` and `last_updated` at the top.
+//!
+//! Longer than 400 lines because the two resources share their types and their schema.
 
 use std::collections::BTreeMap;
 

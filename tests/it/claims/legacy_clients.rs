@@ -1,4 +1,6 @@
 //! Unchanged legacy clients work on a mount: the lists that they write back do no harm.
+//!
+//! Longer than 400 lines because it is a list of independent tests with one set-up.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,6 @@
 //! A claim sets the mask of every thread, or none; a release restores the earlier masks.
+//!
+//! Longer than 400 lines because it is a list of independent tests with one set-up.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! A worker or a supervisor dies or hangs: clients see only a pause, and open files keep their meaning.
+//!
+//! Longer than 400 lines because it is a list of independent tests.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};

@@ -1,5 +1,7 @@
 //! The program is replaced under a mount that keeps working; a program that cannot take over is refused; a service
 //! manager that stores the descriptors keeps the mount even if all processes die.
+//!
+//! Longer than 400 lines because it is a list of independent tests with one set-up.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSliceMut, Write as _};

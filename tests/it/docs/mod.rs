@@ -1,5 +1,6 @@
 //! The documents and the test list agree.
 
+pub mod architecture;
 pub mod compatibility;
 pub mod pages;
 pub mod reference;

@@ -2,13 +2,14 @@
 //!
 //! Owns what is on disk, apart from the types that the program works with: renaming a field of those changes nothing
 //! here. The names and the order of fields and variants here are the format.
+//!
+//! Longer than 400 lines because a version of the format is one file, which does not change.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::config;
-use super::super::records;
+use super::super::{pools, records};
 use crate::model::command;
 use crate::model::cpuset::ParseCpuSetError;
 use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
@@ -378,20 +379,20 @@ impl TryFrom<Refusal> for records::RefusalRecord {
     }
 }
 
-impl From<config::LastRequest> for Request {
-    fn from(last: config::LastRequest) -> Self {
+impl From<pools::LastRequest> for Request {
+    fn from(last: pools::LastRequest) -> Self {
         Self { mount: last.mount, request: last.request }
     }
 }
 
-impl From<Request> for config::LastRequest {
+impl From<Request> for pools::LastRequest {
     fn from(last: Request) -> Self {
         Self { mount: last.mount, request: last.request }
     }
 }
 
-impl From<&config::PoolConfig> for Pool {
-    fn from(pool: &config::PoolConfig) -> Self {
+impl From<&pools::PoolConfig> for Pool {
+    fn from(pool: &pools::PoolConfig) -> Self {
         Self {
             name: pool.name.to_string(),
             exclusivity: match pool.exclusivity {
@@ -404,7 +405,7 @@ impl From<&config::PoolConfig> for Pool {
 }
 
 /// Its lists are lines of their own.
-impl TryFrom<Pool> for config::PoolConfig {
+impl TryFrom<Pool> for pools::PoolConfig {
     type Error = Invalid;
 
     fn try_from(pool: Pool) -> Result<Self, Invalid> {
@@ -420,13 +421,13 @@ impl TryFrom<Pool> for config::PoolConfig {
     }
 }
 
-impl From<&config::ListConfig> for List {
-    fn from(list: &config::ListConfig) -> Self {
+impl From<&pools::ListConfig> for List {
+    fn from(list: &pools::ListConfig) -> Self {
         Self { id: list.id.0, name: list.name.clone(), cpus: list.cpus.to_string() }
     }
 }
 
-impl TryFrom<List> for config::ListConfig {
+impl TryFrom<List> for pools::ListConfig {
     type Error = Invalid;
 
     fn try_from(list: List) -> Result<Self, Invalid> {
@@ -434,14 +435,14 @@ impl TryFrom<List> for config::ListConfig {
     }
 }
 
-impl From<&config::NodeAttributes> for Attributes {
-    fn from(attributes: &config::NodeAttributes) -> Self {
-        let &config::NodeAttributes { node, uid, gid, mode } = attributes;
+impl From<&pools::NodeAttributes> for Attributes {
+    fn from(attributes: &pools::NodeAttributes) -> Self {
+        let &pools::NodeAttributes { node, uid, gid, mode } = attributes;
         Self { node, uid, gid, mode }
     }
 }
 
-impl From<Attributes> for config::NodeAttributes {
+impl From<Attributes> for pools::NodeAttributes {
     fn from(attributes: Attributes) -> Self {
         let Attributes { node, uid, gid, mode } = attributes;
         Self { node, uid, gid, mode }

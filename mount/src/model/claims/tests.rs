@@ -1,4 +1,6 @@
 //! The claim machine against its rules, one by one; and against a naive machine, in `model`.
+//!
+//! Longer than 400 lines because it is a list of independent tests, one per rule.
 
 mod model;
 

@@ -1,6 +1,8 @@
 //! The answer to each request.
 //!
 //! Owns status codes and messages. Does not know connections or users.
+//!
+//! Longer than 400 lines because the answers to all kinds of requests are read together.
 
 use std::collections::BTreeMap;
 

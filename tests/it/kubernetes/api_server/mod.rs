@@ -2,6 +2,8 @@
 //!
 //! Owns connections, users (tokens), the log of all requests, and faults on demand. Its answers agree with recordings of
 //! a real server (`recordings.rs`). Does not know what the tests check.
+//!
+//! Longer than 400 lines because the server and its misbehaviour share one state.
 
 pub mod answer;
 pub mod apply;

@@ -2,6 +2,8 @@
 //!
 //! Owns: the naive machine, which keeps plain lists, counts everything anew each time, and is slow and short;
 //! and the invariants, looked for from outside.
+//!
+//! Longer than 400 lines because the naive machine and the histories that compare it are read together.
 
 use std::collections::BTreeSet;
 

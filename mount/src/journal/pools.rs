@@ -1,0 +1,42 @@
+//! The configuration as the daemon works with it: pools, lists, owners and modes.
+//!
+//! Owns these types. Does not know how they are stored ([`super::format`]), or when ([`super::config`]).
+
+use crate::model::cpuset::CpuSet;
+use crate::model::pool::{Exclusivity, ListId, PoolName};
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolConfig {
+    pub(crate) name: PoolName,
+    pub(crate) exclusivity: Exclusivity,
+    /// The id of its directory.
+    pub(crate) node: u64,
+    pub(crate) lists: Vec<ListConfig>,
+}
+
+/// A CPU list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListConfig {
+    pub(crate) id: ListId,
+    /// The name of its directory.
+    pub(crate) name: String,
+    pub(crate) cpus: CpuSet,
+}
+
+/// Owner and mode of a node, if they were changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeAttributes {
+    pub(crate) node: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The permission bits.
+    pub(crate) mode: u16,
+}
+
+/// A request of the kernel, and the mount in which its number is unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LastRequest {
+    pub(crate) mount: u64,
+    pub(crate) request: u64,
+}
