@@ -1,38 +1,47 @@
-//! Counters for `info/metrics`, as OpenMetrics text.
+//! Counters and gauges for `info/metrics`, as OpenMetrics text.
 //!
-//! Owns: names, units and the histogram's bounds. Must not know: where the gauges come from.
+//! Owns the names, units and help texts, and the bounds of the histogram. Does not know where the gauges come from.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter as Count};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
-/// Upper bounds of the latency histogram, in microseconds.
-const BOUNDS_US: [u64; 12] = [5, 10, 25, 50, 100, 250, 500, 1_000, 5_000, 25_000, 100_000, 1_000_000];
+/// The upper bounds of the latency histogram, in seconds: from 5 µs, less than any request takes, to 1 s.
+const BOUNDS: [f64; 12] = [5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 0.025, 0.1, 1.0];
 
-/// What is counted while the daemon runs. All counters start at 0 with the daemon.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
+/// The metrics that are counted while a worker runs. All counters start at 0 with the worker.
+#[derive(Debug)]
+pub(crate) struct Metrics(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
     /// Wall time in milliseconds.
     started: u64,
-    /// State files that were set aside at the start.
+    /// The number of state files that were set aside at the start.
     damaged: usize,
-    claimed: AtomicU64,
-    moved: AtomicU64,
-    released: AtomicU64,
-    inherited: AtomicU64,
-    ended: AtomicU64,
-    reclaimed: AtomicU64,
+    claimed: Count,
+    moved: Count,
+    released: Count,
+    inherited: Count,
+    ended: Count,
+    reclaimed: Count,
+    /// By the name of the error number.
     refusals: Mutex<BTreeMap<String, u64>>,
-    /// One more than there are bounds: the last one is everything above.
-    latency: [AtomicU64; BOUNDS_US.len() + 1],
-    latency_ns: AtomicU64,
+    latency: Histogram,
 }
 
-/// What is counted when a claim changes.
+/// The counters for changes of claims.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Counter {
     Claimed,
@@ -43,7 +52,7 @@ pub(crate) enum Counter {
     Reclaimed,
 }
 
-/// The state of one pool at this moment.
+/// The current state of one pool.
 #[derive(Debug)]
 pub(crate) struct PoolGauge {
     pub(crate) pool: String,
@@ -54,109 +63,201 @@ pub(crate) struct PoolGauge {
 }
 
 impl Metrics {
-    /// Of a daemon that starts now (wall time in milliseconds) and has set this many state files aside.
+    /// The metrics of a worker that starts at `started` (wall time in milliseconds) and has set `damaged` state files
+    /// aside.
     pub(crate) fn new(started: u64, damaged: usize) -> Self {
-        Self { started, damaged, ..Self::default() }
+        Self(Arc::new(Counts {
+            started,
+            damaged,
+            claimed: Count::default(),
+            moved: Count::default(),
+            released: Count::default(),
+            inherited: Count::default(),
+            ended: Count::default(),
+            reclaimed: Count::default(),
+            refusals: Mutex::default(),
+            latency: Histogram::new(BOUNDS),
+        }))
     }
 
+    /// Counts a change of a claim.
     pub(crate) fn count(&self, counter: Counter) {
-        self.counter(counter).fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn counter(&self, counter: Counter) -> &AtomicU64 {
+        let counts = &self.0;
         match counter {
-            Counter::Claimed => &self.claimed,
-            Counter::Moved => &self.moved,
-            Counter::Released => &self.released,
-            Counter::Inherited => &self.inherited,
-            Counter::Ended => &self.ended,
-            Counter::Reclaimed => &self.reclaimed,
-        }
+            Counter::Claimed => counts.claimed.inc(),
+            Counter::Moved => counts.moved.inc(),
+            Counter::Released => counts.released.inc(),
+            Counter::Inherited => counts.inherited.inc(),
+            Counter::Ended => counts.ended.inc(),
+            Counter::Reclaimed => counts.reclaimed.inc(),
+        };
     }
 
+    /// Counts a refusal.
     pub(crate) fn refused(&self, errno: Errno) {
-        *self.refusals.lock().entry(format!("{errno:?}")).or_default() += 1;
+        *self.0.refusals.lock().entry(format!("{errno:?}")).or_default() += 1;
     }
 
-    /// How long one request took in the daemon.
+    /// Counts a request that took this long in the daemon.
     pub(crate) fn took(&self, duration: Duration) {
-        let us = duration.as_micros() as u64;
-        let bucket = BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(BOUNDS_US.len());
-        if let Some(bucket) = self.latency.get(bucket) {
-            bucket.fetch_add(1, Ordering::Relaxed);
-        }
-        self.latency_ns.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        self.0.latency.observe(duration.as_secs_f64());
     }
 
-    /// OpenMetrics text, with `# EOF` at its end.
-    pub(crate) fn show(&self, pools: &[PoolGauge], unacknowledged: u64) -> String {
-        let mut text = String::new();
-        let out = &mut text;
-        head(out, "kcm_start_time_seconds", "gauge", "When the daemon started, in seconds since 1970.");
-        let _ = writeln!(out, "kcm_start_time_seconds {}", self.started as f64 / 1e3);
-        head(
-            out,
-            "kcm_state_damaged",
-            "gauge",
-            "Damaged state files that were set aside when the daemon started.",
-        );
-        let _ = writeln!(out, "kcm_state_damaged {}", self.damaged);
-        head(out, "kcm_lists", "gauge", "CPU lists by pool and state.");
-        for pool in pools {
-            let (name, exclusive) = (&pool.pool, pool.exclusive);
-            for (state, lists) in [("free", pool.lists_free), ("taken", pool.lists_taken)] {
-                let _ = writeln!(
-                    out,
-                    "kcm_lists{{pool=\"{name}\",exclusive=\"{exclusive}\",state=\"{state}\"}} {lists}"
-                );
-            }
-        }
-        head(out, "kcm_tasks", "gauge", "Tasks that hold a claim, by pool.");
-        for pool in pools {
-            let _ = writeln!(out, "kcm_tasks{{pool=\"{}\"}} {}", pool.pool, pool.tasks);
-        }
-        for (name, counter, help) in [
-            ("kcm_claims", Counter::Claimed, "Claims made by tasks that had none."),
-            ("kcm_moves", Counter::Moved, "Claims replaced by one on another list."),
-            ("kcm_releases", Counter::Released, "Claims that living tasks gave up."),
-            ("kcm_inherited", Counter::Inherited, "Claims that passed from a dead task to its heir."),
-            ("kcm_ended", Counter::Ended, "Claims that ended because the task exited."),
-            ("kcm_reclaimed", Counter::Reclaimed, "Claims taken back from tasks that were killed."),
-        ] {
-            head(out, name, "counter", help);
-            let _ = writeln!(out, "{name}_total {}", self.counter(counter).load(Ordering::Relaxed));
-        }
-        head(out, "kcm_reclaimed_unacknowledged", "gauge", "Reclaimed claims that nobody has acknowledged.");
-        let _ = writeln!(out, "kcm_reclaimed_unacknowledged {unacknowledged}");
-        head(out, "kcm_refusals", "counter", "Refused operations by error number.");
-        for (errno, count) in &*self.refusals.lock() {
-            let _ = writeln!(out, "kcm_refusals_total{{errno=\"{errno}\"}} {count}");
-        }
-        self.show_latency(out);
-        text.push_str("# EOF\n");
-        text
-    }
-
-    fn show_latency(&self, out: &mut String) {
-        let name = "kcm_request_duration_seconds";
-        head(out, name, "histogram", "Time that requests on control files took in the daemon.");
-        let mut sum = 0;
-        for (index, bucket) in self.latency.iter().enumerate() {
-            sum += bucket.load(Ordering::Relaxed);
-            match BOUNDS_US.get(index) {
-                Some(&us) => {
-                    let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {sum}", us as f64 / 1e6);
-                }
-                None => {
-                    let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {sum}");
-                }
-            }
-        }
-        let _ = writeln!(out, "{name}_sum {}", self.latency_ns.load(Ordering::Relaxed) as f64 / 1e9);
-        let _ = writeln!(out, "{name}_count {sum}");
+    /// Returns the OpenMetrics text, which ends in `# EOF`.
+    pub(crate) fn show(&self, pools: Vec<PoolGauge>, unacknowledged: u64) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Snapshot {
+            counts: Arc::clone(&self.0),
+            pools,
+            unacknowledged,
+        }));
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut out, &registry);
+        out
     }
 }
 
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# TYPE {name} {kind}\n# HELP {name} {help}");
+/// Everything that one read of the file shows.
+///
+/// This is a collector instead of registered families so that the order of pools and of error numbers is the same in
+/// every read, and families without a sample are shown, too.
+#[derive(Debug)]
+struct Snapshot {
+    counts: Arc<Counts>,
+    pools: Vec<PoolGauge>,
+    unacknowledged: u64,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (out, counts) = (&mut encoder, &*self.counts);
+        let started = ConstGauge::new(counts.started as f64 / 1e3);
+        let help = "When the daemon started, in seconds since 1970.";
+        encode_one(out, "kcm_start_time", help, Some(&Unit::Seconds), &started)?;
+        let damaged = ConstGauge::new(counts.damaged as u64);
+        let help = "Damaged state files that were set aside when the daemon started.";
+        encode_one(out, "kcm_state_damaged", help, None, &damaged)?;
+        self.encode_pools(out)?;
+        for (name, counter, help) in [
+            ("kcm_claims", &counts.claimed, "Claims of tasks that had none."),
+            ("kcm_moves", &counts.moved, "Claims replaced by a claim on another list."),
+            ("kcm_releases", &counts.released, "Claims that live tasks gave up."),
+            ("kcm_inherited", &counts.inherited, "Claims that passed from a dead task to its heir."),
+            ("kcm_ended", &counts.ended, "Claims that ended because the task exited."),
+            ("kcm_reclaimed", &counts.reclaimed, "Claims taken back from tasks that were killed."),
+        ] {
+            encode_one(out, name, help, None, counter)?;
+        }
+        let unacknowledged = ConstGauge::new(self.unacknowledged);
+        let help = "Reclaimed claims that nobody has acknowledged.";
+        encode_one(out, "kcm_reclaimed_unacknowledged", help, None, &unacknowledged)?;
+        let help = "Refused operations by error number.";
+        let mut refusals = out.encode_descriptor("kcm_refusals", help, None, MetricType::Counter)?;
+        for (errno, count) in &*counts.refusals.lock() {
+            ConstCounter::new(*count).encode(refusals.encode_family(&[("errno", errno.as_str())])?)?;
+        }
+        let help = "Time that requests on control files took in the daemon.";
+        encode_one(out, "kcm_request_duration", help, Some(&Unit::Seconds), &counts.latency)
+    }
+}
+
+impl Snapshot {
+    fn encode_pools(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "CPU lists by pool and state.";
+        let mut lists = out.encode_descriptor("kcm_lists", help, None, MetricType::Gauge)?;
+        for pool in &self.pools {
+            let exclusive = if pool.exclusive { "true" } else { "false" };
+            for (state, count) in [("free", pool.lists_free), ("taken", pool.lists_taken)] {
+                let labels = [("pool", pool.pool.as_str()), ("exclusive", exclusive), ("state", state)];
+                ConstGauge::new(count as u64).encode(lists.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Tasks that hold a claim, by pool.";
+        let mut tasks = out.encode_descriptor("kcm_tasks", help, None, MetricType::Gauge)?;
+        for pool in &self.pools {
+            let labels = [("pool", pool.pool.as_str())];
+            ConstGauge::new(pool.tasks as u64).encode(tasks.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_one(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    metric.encode(out.encode_descriptor(name, help, unit, metric.metric_type())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str, exclusive: bool) -> PoolGauge {
+        PoolGauge { pool: name.into(), exclusive, lists_free: 2, lists_taken: 1, tasks: 3 }
+    }
+
+    #[test]
+    fn families_are_shown_in_the_same_order_each_time() {
+        let metrics = Metrics::new(1_764_000_000_250, 1);
+        metrics.count(Counter::Claimed);
+        metrics.count(Counter::Claimed);
+        metrics.refused(Errno::EINVAL);
+        metrics.refused(Errno::EBUSY);
+        metrics.refused(Errno::EBUSY);
+        let show = || metrics.show(vec![pool("b", true), pool("a", false)], 7);
+        let text = show();
+        assert_eq!(text, show());
+        for part in [
+            "# HELP kcm_start_time_seconds When the daemon started, in seconds since 1970.\n\
+             # TYPE kcm_start_time_seconds gauge\n# UNIT kcm_start_time_seconds seconds\n\
+             kcm_start_time_seconds 1764000000.25\n",
+            "\nkcm_state_damaged 1\n",
+            "\nkcm_lists{pool=\"b\",exclusive=\"true\",state=\"free\"} 2\n\
+             kcm_lists{pool=\"b\",exclusive=\"true\",state=\"taken\"} 1\n\
+             kcm_lists{pool=\"a\",exclusive=\"false\",state=\"free\"} 2\n",
+            "\nkcm_tasks{pool=\"b\"} 3\nkcm_tasks{pool=\"a\"} 3\n",
+            "# TYPE kcm_claims counter\nkcm_claims_total 2\n",
+            "\nkcm_ended_total 0\n",
+            "\nkcm_reclaimed_unacknowledged 7\n",
+            "\nkcm_refusals_total{errno=\"EBUSY\"} 2\nkcm_refusals_total{errno=\"EINVAL\"} 1\n",
+        ] {
+            assert!(text.contains(part), "{part}\n---\n{text}");
+        }
+        assert!(text.ends_with("\n# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn a_family_without_samples_is_shown() {
+        let text = Metrics::new(0, 0).show(Vec::new(), 0);
+        assert!(text.contains("# TYPE kcm_refusals counter\n"), "{text}");
+        assert!(text.contains("# TYPE kcm_lists gauge\n"), "{text}");
+    }
+
+    #[test]
+    fn durations_are_counted_in_cumulative_buckets() {
+        let metrics = Metrics::new(0, 0);
+        for us in [4, 5, 6, 40, 2_000_000] {
+            metrics.took(Duration::from_micros(us));
+        }
+        let text = metrics.show(Vec::new(), 0);
+        let buckets: Vec<(&str, f64)> = text
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix("kcm_request_duration_seconds_bucket{le=\"")?.split_once("\"} ")
+            })
+            .map(|(bound, count)| (bound, count.parse().unwrap()))
+            .collect();
+        assert_eq!(buckets.len(), BOUNDS.len() + 1);
+        let counts: Vec<f64> = buckets.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [2.0, 3.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 5.0]);
+        let bounds: Vec<f64> = buckets.iter().filter_map(|(bound, _)| bound.parse().ok()).collect();
+        assert_eq!(bounds[..12], BOUNDS);
+        assert_eq!(buckets.last().unwrap().0, "+Inf");
+        assert!(text.contains("\nkcm_request_duration_seconds_count 5\n"), "{text}");
+    }
 }

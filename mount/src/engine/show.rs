@@ -85,6 +85,6 @@ impl<P: Ports> Engine<P> {
             claims.pools().map(gauge).collect()
         };
         let unacknowledged = self.events.lock().reclaimed_count();
-        self.metrics.show(&pools, unacknowledged)
+        self.metrics.show(pools, unacknowledged)
     }
 }
