@@ -20,7 +20,7 @@ mod topology;
 pub(crate) struct Host {
     /// The path of the procfs, for files that do not belong to a process, and for messages.
     proc: PathBuf,
-    /// `None` if there is no procfs at that path: then no process exists.
+    /// `None` if that path is not a procfs. Then no process exists.
     processes: Option<Arc<ProcFs>>,
     /// The system root that contains `sys`, if it is not `/`.
     system: Option<PathBuf>,
@@ -64,7 +64,7 @@ impl Host {
     /// Returns the PID of this process in the procfs: the host's PID if it is the host's procfs.
     ///
     /// # Errors
-    /// Returns an error if there is no procfs.
+    /// Returns an error if the procfs cannot be read.
     pub(crate) fn own_pid(&self) -> Result<u32, Error> {
         let stat = self.proc.join("self/stat");
         let text = fs::read_to_string(&stat)

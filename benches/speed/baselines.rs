@@ -1,6 +1,6 @@
-//! What else a program could do: cgroups, and a plain file with a lock.
+//! Other ways for a program to claim CPUs: cgroups, and a plain file with a lock.
 //!
-//! Owns: the directories for that, which go away when dropped.
+//! Owns the directories for them, which are removed when dropped. Does not know what is measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// The cpuset hierarchy of cgroup v1, with a CPU each; None where the machine has none.
+    /// The cpuset hierarchy of cgroup v1, with one CPU per cgroup; `None` if the machine does not have it.
     pub fn v1() -> Option<Self> {
         let cgroups = Self::new(&hierarchy()?, "tasks")?;
         let cpus = fs::read_to_string(cgroups.home.with_file_name("cpuset.cpus")).ok()?;
@@ -31,7 +31,7 @@ impl Cgroups {
         Some(cgroups)
     }
 
-    /// cgroup v2, without controllers: the cheapest there is.
+    /// cgroup v2 without controllers, the cheapest hierarchy.
     pub fn v2() -> Option<Self> {
         Self::new(&cgroup::root()?, "cgroup.procs")
     }
@@ -59,7 +59,7 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for dir in &self.dirs {
-            // A client that has ended may still be counted for a moment.
+            // The kernel may count a client for a moment after its end.
             for _ in 0..1000 {
                 if fs::remove_dir(dir).is_ok() || !dir.exists() {
                     break;
@@ -70,7 +70,7 @@ impl Drop for Cgroups {
     }
 }
 
-/// Where the cpusets of cgroup v1 are mounted.
+/// Returns the mount point of the cpuset hierarchy of cgroup v1.
 fn hierarchy() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -78,7 +78,7 @@ fn hierarchy() -> Option<PathBuf> {
     fields.find(is_cpuset).map(|fields| PathBuf::from(fields[1]))
 }
 
-/// A directory for a plain file with a lock, on a tmpfs or on the disk.
+/// A directory for a plain file with a lock, on a tmpfs or on disk.
 pub fn plain(tmpfs: bool) -> Option<TempDir> {
     let parent = if tmpfs { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
     tempfile::tempdir_in(parent).ok()

@@ -1,10 +1,9 @@
-//! A client: a process of its own that does some work again and again and says how long each time took.
+//! A client: a process that repeats some work and reports how long each repetition took.
 //!
-//! Owns: the operations that are measured, the same ones for kcm and for what stands beside it. Must not know:
-//! what is compared with what.
+//! Owns the operations that are measured, the same for kcm and for the baselines. Does not know what is compared.
 //!
 //! A client is this program, started with `--client` and a [`Job`]. It reads orders (`times N`, `for MS`) line by
-//! line and answers each with one line: how long it took in all, and each sample, in nanoseconds.
+//! line. It answers each with one line: the total time and each sample, in nanoseconds.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -23,13 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::common::{Sleeper, pin, text};
 use crate::stats::Samples;
 
-/// Starts this program as a client.
+/// The flag that starts this program as a client.
 pub const FLAG: &str = "--client";
-/// Stands for the client's own PID.
+/// The placeholder for the client's own PID.
 pub const OWN: &str = "{pid}";
 
-/// What a client does: `before` is not measured, and `after` is done once, at the end: what a client has claimed
-/// and not given up another one would inherit.
+/// The work of a client. `before` is not measured. `after` is done once, at the end, because a claim that a client
+/// does not release could pass to another client as its heir.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Job {
     pub before: Vec<Op>,
@@ -40,32 +39,32 @@ pub struct Job {
 /// One operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Op {
-    /// Opens as a shell's `>` does, writes, closes.
+    /// Opens a file as a shell's `>` does, writes, closes.
     Put { file: PathBuf, text: String },
-    /// The same, where another one may have been faster. A success is given up again and not counted.
+    /// Like `Put`, for a list that other clients want, too. A success is released again and not counted.
     Contend { file: PathBuf },
     /// Writes through a file that stays open.
     PutOpen { file: PathBuf, text: String },
-    /// Opens, reads to the end, closes.
+    /// Opens a file, reads to the end, closes.
     Get { file: PathBuf },
-    /// What programs do that share a plain file: lock, read, write a new one, rename it, unlock. Our line comes
-    /// in or goes out.
+    /// The work of programs that share a plain file: lock, read, write a new file, rename it, unlock. Adds or removes
+    /// the client's own line.
     Rewrite { dir: PathBuf, enter: bool },
-    /// Sets and reads back the mask of each thread of a process, to CPU 0 or to all.
+    /// Sets the mask of each thread of a process to CPU 0 or to all CPUs, and reads it back.
     Masks { pid: u32, all: bool },
-    /// Reads what each thread of a process is doing.
+    /// Reads the state of each thread of a process.
     States { pid: u32 },
     /// Reads the mask of every process of the machine.
     Scan,
-    /// Stays on a CPU, as one does who has claimed it.
+    /// Moves the client to a CPU, as a task that has claimed it.
     Pin { cpu: usize },
     /// Starts a process and writes its PID.
     Hold { file: PathBuf },
-    /// Kills that process and waits until it has gone.
+    /// Kills the process of `Hold` and waits until it has gone.
     Kill,
 }
 
-/// What the operations need from one to the next.
+/// The state that operations pass on to later ones.
 #[derive(Default)]
 struct Hands {
     open: Vec<(PathBuf, File)>,
@@ -73,7 +72,7 @@ struct Hands {
     buffer: Vec<u8>,
 }
 
-/// Does what the orders on standard input say, until it ends.
+/// Executes the orders on standard input until it ends.
 pub fn run(job: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut job: Job = serde_json::from_str(job)?;
     let own = std::process::id().to_string();
@@ -123,7 +122,7 @@ fn once(job: &Job, hands: &mut Hands) -> Result<Option<Duration>, String> {
     Ok(counts.then_some(took))
 }
 
-/// Whether it counts.
+/// Performs an operation. Returns whether the sample counts.
 fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
     match op {
         Op::Put { file, text } => put(file, text)?,
@@ -163,13 +162,13 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
             })?;
         }
         Op::Scan => each_number(Path::new("/proc"), |pid| {
-            // It may have gone meanwhile.
+            // The process may have gone.
             let _ = sched_getaffinity(pid);
             Ok(())
         })?,
         Op::Pin { cpu } => pin(0, &[*cpu]),
         Op::Hold { file } => {
-            // Released by whoever measured before.
+            // `before` has released the previous holder's claim.
             hands.held = Some(Sleeper::new());
             let pid = hands.held.as_ref().map_or(0, Sleeper::pid);
             put(file, &pid.to_string())?;
@@ -183,7 +182,7 @@ fn perform(op: &Op, hands: &mut Hands) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Every number that is a name in a directory, as fast as it can be had.
+/// Calls `each` with every number that is a name in a directory, as fast as the kernel can list them.
 fn each_number(dir: &Path, mut each: impl FnMut(Pid) -> io::Result<()>) -> io::Result<()> {
     let dir = File::open(dir)?;
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
@@ -214,7 +213,7 @@ fn rewrite(dir: &Path, enter: bool) -> io::Result<()> {
     fs::rename(new, tasks)
 }
 
-/// A running client, seen from the benchmark; ends when dropped.
+/// The benchmark's side of a running client, which ends when dropped.
 pub struct Client {
     child: Child,
     answers: BufReader<std::process::ChildStdout>,
@@ -232,13 +231,13 @@ impl Client {
         client
     }
 
-    /// Tells it to begin: `times N` or `for MS`.
+    /// Sends an order: `times N` or `for MS`.
     pub fn order(&mut self, order: &str, number: u64) {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{order} {number}").expect("a client that listens");
     }
 
-    /// How often it came round in a second, and how long each time took in microseconds.
+    /// Returns the number of repetitions per second and the time of each in microseconds.
     pub fn result(&mut self) -> (f64, Samples) {
         let answer = self.answer();
         let mut numbers =

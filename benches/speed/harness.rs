@@ -1,25 +1,25 @@
-//! The bed on which contenders are measured: one after the other, round by round, in one run.
+//! The harness in which contenders are measured in turn, round by round, in one run.
 //!
-//! Owns: warm-up, rounds and their order, and how two contenders become a row.
+//! Owns warm-up, rounds and their order, and how two contenders become a row. Does not know what they do.
 
 use crate::client::{Client, Job, Op};
 use crate::common::{pin, threads};
 use crate::stats::{Rounds, Samples};
 use crate::table::{Row, Target};
 
-/// How long and how often is measured.
+/// The number of rounds, and of repetitions per round.
 #[derive(Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
     pub times: u64,
 }
 
-/// Most rows.
+/// For most rows.
 pub const USUAL: Effort = Effort { rounds: 15, times: 200 };
-/// Work of milliseconds.
+/// For work that takes milliseconds.
 pub const FEW: Effort = Effort { rounds: 7, times: 12 };
 
-/// Measures the jobs, each with a client of its own.
+/// Measures the jobs, each with its own client.
 pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
     let mut clients: Vec<Client> = jobs.iter().map(Client::start).collect();
     for client in &mut clients {
@@ -32,26 +32,26 @@ pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
     })
 }
 
-/// Puts servers on CPU 0. Where one client asks, both are there, so that neither has to wait until another CPU has
-/// woken up: that takes longer than the work, and chance would decide whom it meets.
+/// Pins servers to CPU 0. If one client is measured, it is pinned there, too, so that neither waits for another CPU
+/// to wake up. That takes longer than the work, and it would be chance which contender has to wait.
 pub fn together(servers: impl IntoIterator<Item = u32>) {
     for server in servers {
         threads(server).into_iter().for_each(|tid| pin(tid, &[0]));
     }
 }
 
-/// The same job by a client that is on CPU 0.
+/// Returns the job for a client on CPU 0.
 pub fn pinned(job: Job) -> Job {
     pinned_to(0, job)
 }
 
-/// The same job by a client that is on this CPU.
+/// Returns the job for a client on this CPU.
 pub fn pinned_to(cpu: usize, mut job: Job) -> Job {
     job.before.insert(0, Op::Pin { cpu });
     job
 }
 
-/// Has every contender measured in every round; another one begins each time.
+/// Measures every contender in every round. Each round starts with another contender.
 pub fn interleave(
     contenders: usize,
     rounds: usize,
@@ -67,7 +67,7 @@ pub fn interleave(
     all
 }
 
-/// A row about the time that something takes, in microseconds. The rest is for the caller to say.
+/// Makes a row about durations in microseconds. The caller sets the other fields.
 pub fn row(name: &str, work: &str, kcm: &Rounds, beside: &str, theirs: &Rounds, target: Target) -> Row {
     let (ours, other) = (kcm.all(), theirs.all());
     Row {

@@ -1,4 +1,6 @@
-//! The machine's kind, without which no figure says anything.
+//! A description of the machine, because figures depend on it.
+//!
+//! Owns reading it from /proc. Does not know what is measured.
 
 use std::fs;
 
@@ -8,7 +10,7 @@ fn field(file: &str, name: &str) -> String {
     line.unwrap_or(" unknown").trim().to_owned()
 }
 
-/// One line: processor, CPUs, memory, kernel, filesystem, and how busy it was.
+/// Returns one line: processor, CPUs, memory, kernel, filesystem.
 pub fn kind() -> String {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let kib: f64 = field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0);
@@ -26,13 +28,13 @@ pub fn kind() -> String {
     )
 }
 
-/// How many processes wanted a CPU in the last minute, on average.
+/// Returns the average number of processes that wanted a CPU in the last minute.
 pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
 }
 
-/// The type of the filesystem in which temporary files lie.
+/// Returns the type of the filesystem that holds temporary files.
 fn filesystem() -> String {
     let dir = std::env::temp_dir().canonicalize().unwrap_or_default();
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! How fast kcm is, beside what else one could do and beside the least that is possible; see `scripts/bench`.
+//! Measures how fast kcm is, beside baselines and beside the lower bound; see `scripts/bench`.
 //!
-//! Owns: what is run, and the document. Every figure comes from this one run: real daemons (the shipped build),
+//! Owns the list of measurements and the document. All figures come from one run: real daemons (the shipped build),
 //! real clients, contenders in turn.
 #![allow(missing_docs, unreachable_pub, reason = "a program")]
 #![allow(
@@ -31,11 +31,11 @@ use std::time::Instant;
 use table::Row;
 
 const DOCUMENT: &str = "docs/performance.md";
-/// Above this many processes that want a CPU, for each CPU, figures say little.
+/// The load per CPU above which figures mean little.
 const BUSY: f64 = 0.5;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
-    // What cargo adds is none of ours.
+    // cargo adds `--bench`.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
@@ -54,8 +54,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Measures the rows whose names begin with one of `names`, or all, and prints them. Gives them, with a line about
-/// the machine.
+/// Measures the rows whose names begin with one of `names`, or all rows, and prints them. Returns them with a line
+/// about the machine.
 fn measure(names: &[&str]) -> (Vec<Row>, String) {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted));
     let (started, load) = (Instant::now(), machine::load());
@@ -76,7 +76,7 @@ fn measure(names: &[&str]) -> (Vec<Row>, String) {
     (rows, words)
 }
 
-/// Measures, and compares ratios with the committed ones. What looks worse is measured once more.
+/// Measures and compares ratios with the committed ones. Measures a row that looks worse once more.
 fn check(names: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
     let document = fs::read_to_string(DOCUMENT)
         .map_err(|error| format!("{DOCUMENT}: {error}; scripts/bench writes it"))?;

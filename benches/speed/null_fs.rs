@@ -1,7 +1,8 @@
-//! The floor: a FUSE filesystem that does nothing, on the same fuser and mounted with the same options as kcm's.
+//! The lower bound: a FUSE filesystem that does nothing, with the same fuser and the same mount options as kcm.
 //!
-//! Owns: its own process (this program, started with `--empty`) and mount. Every directory exists, and so does
-//! `tasks` in each: a write is answered and forgotten, a read gives as many bytes as the directory's name says.
+//! Owns its process (this program, started with `--empty`) and its mount. Every directory exists, with a file
+//! `tasks`: a write is answered and ignored; a read returns as many bytes as the name of the directory says. Does not
+//! know what is measured.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -21,21 +22,21 @@ use fuser::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-/// Starts this program as such a filesystem.
+/// The flag that starts this program as such a filesystem.
 pub const FLAG: &str = "--empty";
-/// Says that the attributes of files are remembered, too: they are not where the size is true at any time.
+/// The flag that lets the kernel cache file attributes. kcm cannot do that for files whose size must always be right.
 pub const REMEMBERED: &str = "--remembered";
-/// As kcm has it (`mount/src/worker.rs`, `mount/src/fs.rs`).
+/// The same values as in kcm (`mount/src/fuse`).
 const THREADS: usize = 4;
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 const MAX_WRITE: u32 = 1 << 20;
 
 struct Nothing {
-    /// How long the kernel may believe the attributes of a file.
+    /// How long the kernel may cache the attributes of a file.
     lasts: Duration,
-    /// By parent and name; the numbers of directories are even.
+    /// Inode numbers by parent and name; directories have even ones.
     nodes: Mutex<HashMap<(u64, String), u64>>,
-    /// What `tasks` of a directory reads as.
+    /// The content of `tasks`.
     content: Vec<u8>,
     sizes: Mutex<HashMap<u64, usize>>,
 }
@@ -165,7 +166,7 @@ impl Filesystem for Nothing {
         reply.ok();
     }
 
-    // Asked for once.
+    // The kernel asks once.
     fn flush(
         &self,
         _req: &Request,
@@ -198,7 +199,7 @@ pub fn serve(dir: &str, remembered: bool) -> Result<(), Box<dyn std::error::Erro
     let session = Session::from_fd(nothing, device.into(), SessionACL::All, config)?;
     let place = PathBuf::from(dir);
     std::thread::spawn(move || {
-        // Whoever started us has gone.
+        // The benchmark has ended.
         let _ = std::io::stdin().lines().count();
         umount2(&place, MntFlags::MNT_DETACH)
     });
@@ -206,19 +207,19 @@ pub fn serve(dir: &str, remembered: bool) -> Result<(), Box<dyn std::error::Erro
     Ok(session.run()?)
 }
 
-/// Such a mount; gone when dropped.
+/// A mounted null filesystem; unmounted when dropped.
 pub struct NullFs {
     dir: TempDir,
     child: Child,
 }
 
 impl NullFs {
-    /// Attributes are asked for each time, as those of kcm's `tasks` are: their size is true.
+    /// The kernel asks for attributes each time, as for kcm's `tasks`, whose size is always right.
     pub fn new() -> Self {
         Self::start(&[])
     }
 
-    /// The kernel remembers attributes: what nothing that changes by itself can offer.
+    /// The kernel caches attributes. A filesystem whose files change on their own cannot allow that.
     pub fn remembered() -> Self {
         Self::start(&[REMEMBERED])
     }
@@ -239,7 +240,7 @@ impl NullFs {
         self.child.id()
     }
 
-    /// A `tasks` file as deep down as kcm's.
+    /// The path of a `tasks` file, as deep as kcm's.
     pub fn tasks(&self, list: &str) -> PathBuf {
         self.path().join("pools/dataplane").join(list).join("tasks")
     }

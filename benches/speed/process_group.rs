@@ -1,6 +1,6 @@
-//! Many processes that do nothing, and one process of many threads.
+//! Many idle processes, and one process of many threads.
 //!
-//! Owns: how thousands of them are made fast and are all gone when dropped.
+//! Owns how thousands of them are started fast and all end when dropped. Does not know what is measured.
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -8,9 +8,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Starts this program as a process of so many threads.
+/// The flag that starts this program as a process of many threads.
 pub const FLAG: &str = "--threads";
-/// A command holds at most 64 KiB.
+/// The length of a command, in bytes; kcm accepts 64 KiB.
 const MAX_COMMAND: usize = 60_000;
 
 /// Processes that wait.
@@ -20,7 +20,7 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Copies of a small shell, which share its memory and wait for the end of a pipe.
+    /// Starts copies of a small shell, which share its memory and wait for the end of a pipe.
     pub fn of_processes(count: usize) -> Self {
         let script = "exec 3<&0; i=0
             while [ $i -lt $0 ]; do read x <&3 & echo $!; i=$((i+1)); done
@@ -32,7 +32,7 @@ impl ProcessGroup {
         group
     }
 
-    /// One process; its PID is the only one.
+    /// Starts one process, with the only PID.
     pub fn of_threads(count: usize) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args([FLAG, &count.to_string()]);
@@ -50,7 +50,7 @@ impl ProcessGroup {
         self.pids[0]
     }
 
-    /// Claims a CPU list for the first `count` of them, in as few writes as can be.
+    /// Claims a CPU list for the first `count` processes in as few writes as possible.
     pub fn claim(&self, file: &Path, count: usize) {
         let mut command = String::new();
         for pid in &self.pids[..count] {
@@ -75,7 +75,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// This process has so many threads until its standard input ends.
+/// Turns this process into one of `count` threads, until its standard input ends.
 pub fn threads(count: &str) -> Result<(), Box<dyn std::error::Error>> {
     let count: usize = count.parse()?;
     for _ in 1..count {

@@ -1,6 +1,6 @@
-//! What many measurements say: medians, the slowest in a hundred, and how two contenders compare.
+//! Statistics of measurements: medians, percentiles, and the ratio of two contenders.
 //!
-//! Owns: all arithmetic of the benchmark; `tests/it/benchmark.rs` tests it. Must not know: what was measured.
+//! Owns all arithmetic of the benchmark; `tests/it/benchmark.rs` tests it. Does not know what was measured.
 
 /// Measurements of one round, ascending.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -12,7 +12,7 @@ impl Samples {
         Self(values)
     }
 
-    /// Those of several measurers.
+    /// The samples of several clients together.
     pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
         Self::new(all.into_iter().flat_map(|samples| samples.0).collect())
     }
@@ -21,8 +21,7 @@ impl Samples {
         self.0.len()
     }
 
-    /// The value that a share `q` of all others does not exceed (nearest rank); not a number where there are
-    /// none.
+    /// Returns the quantile `q` by nearest rank; NaN if there are no samples.
     pub fn quantile(&self, q: f64) -> f64 {
         let rank = (q * self.0.len() as f64).ceil() as usize;
         self.0.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
@@ -46,13 +45,13 @@ impl Rounds {
         self.0.push(round);
     }
 
-    /// All of them together.
+    /// The samples of all rounds together.
     pub fn all(&self) -> Samples {
         Samples::join(self.0.iter().cloned())
     }
 
-    /// How many times the other's figure this one's is: in the middle of all rounds. The two of one round were
-    /// measured one after the other, so that whatever else the machine did met both.
+    /// Returns the median over all rounds of this contender's figure divided by the other's. Both are measured right
+    /// after each other in a round, so that other load on the machine affects both.
     pub fn ratio(&self, other: &Self, figure: impl Fn(&Samples) -> f64) -> f64 {
         let ratios = self.0.iter().zip(&other.0).map(|(ours, theirs)| figure(ours) / figure(theirs));
         Samples::new(ratios.filter(|ratio| ratio.is_finite()).collect()).median()

@@ -1,46 +1,45 @@
-//! The one table: rows, as people read them and as they are compared with the committed ones.
+//! The table of results, as people read it and as it is compared with the committed one.
 //!
-//! Owns: its columns, and when a row is worse than it was; `tests/it/benchmark.rs` tests it. Must not know: how
+//! Owns its columns, and when a row is worse than before; `tests/it/benchmark.rs` tests it. Does not know how
 //! anything is measured.
 
 use std::fmt::Write as _;
 
-/// How much worse than the committed ratio a row may be before that is no noise: by this factor, and by this
-/// much on top, for what is near nothing.
+/// The noise: a ratio may exceed the committed one by this factor, and by this amount on top for ratios near 0.
 const NOISE: f64 = 1.4;
 const NOISE_OF_TAILS: f64 = 2.5;
 const NOISE_ON_TOP: f64 = 0.15;
 
-/// What is wanted of a row.
+/// The target of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// The ratio is at most this.
     AtMost(f64),
     /// The ratio is at least this.
     AtLeast(f64),
-    /// What kcm takes is at most this, in the row's unit.
+    /// kcm's figure is at most this, in the row's unit.
     Within(f64),
-    /// Nothing: the row tells something about others.
+    /// No target: the row is for comparison.
     Informational,
 }
 
-/// One line.
+/// One row.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// By which it is chosen and compared; its first word is that of its group.
+    /// The name by which the row is chosen and compared. It begins with the name of its group.
     pub name: String,
     pub work: String,
     pub kcm: f64,
-    /// The slowest in a hundred.
+    /// The 99th percentile.
     pub kcm_p99: Option<f64>,
-    /// What stands beside, and what that takes.
+    /// The baseline's name and figure.
     pub beside: String,
     pub theirs: f64,
     pub theirs_p99: Option<f64>,
     pub unit: &'static str,
     pub ratio: f64,
     pub target: Target,
-    /// What was really done, where the work cannot be done as it is called.
+    /// How the work differs from its description.
     pub note: String,
 }
 
@@ -71,8 +70,8 @@ impl Row {
         }
     }
 
-    /// Whether it is worse than the committed ratio, beyond noise. Absolute figures are not compared: they are
-    /// another machine's.
+    /// Whether the row is worse than the committed ratio, beyond noise. Absolute figures are not compared, because
+    /// they are from another machine.
     pub fn is_worse_than(&self, committed: f64) -> bool {
         let noise = if self.name.ends_with("p99") { NOISE_OF_TAILS } else { NOISE };
         match self.target {
@@ -105,7 +104,7 @@ impl Row {
 
 const HEAD: [&str; 8] = ["row", "work", "kcm", "beside it", "takes", "ratio", "target", "met"];
 
-/// Three figures say enough.
+/// Formats a number with three significant figures.
 fn number(value: f64) -> String {
     if value >= 100.0 || value == 0.0 {
         format!("{value:.0}")
@@ -116,7 +115,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// For a terminal: columns, and below them what was really done.
+/// Formats the table for a terminal.
 pub fn text(rows: &[Row]) -> String {
     let mut lines = vec![HEAD.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
@@ -132,7 +131,7 @@ pub fn text(rows: &[Row]) -> String {
     out
 }
 
-/// The same in Markdown.
+/// Formats the table in Markdown.
 pub fn markdown(rows: &[Row]) -> String {
     let mut out = format!("| {} |\n|{}\n", HEAD.join(" | "), " --- |".repeat(HEAD.len()));
     for row in rows {
@@ -141,7 +140,7 @@ pub fn markdown(rows: &[Row]) -> String {
     out
 }
 
-/// What was really done, where it is not what the work is called.
+/// Formats the notes in Markdown.
 pub fn notes(rows: &[Row]) -> String {
     let mut out = String::new();
     let mut last = "";
@@ -154,7 +153,7 @@ pub fn notes(rows: &[Row]) -> String {
     out
 }
 
-/// The names and ratios of a table in Markdown; of rows without a ratio, none.
+/// Parses the names and ratios of a table in Markdown. Skips rows without a ratio.
 pub fn committed(markdown: &str) -> Vec<(String, f64)> {
     let cells = |line: &str| -> Option<(String, f64)> {
         let cells: Vec<&str> = line.strip_prefix('|')?.split('|').map(str::trim).collect();

@@ -1,24 +1,25 @@
-//! Affinity for programs that are not the daemon: the masks of threads, one by one.
+//! The affinity masks of single threads, for programs other than the daemon.
 //!
-//! Owns: nothing; it is the door of `process` to the outside. Must not know: claims.
+//! Owns nothing: it makes a part of `process` public. Does not know claims.
 
 use std::io;
 
 use crate::model::cpuset::CpuSet;
 use crate::process;
 
-/// The mask of a thread: its online CPUs. None: the thread has gone.
+/// Returns the mask of a thread, without offline CPUs; `None` if the thread has gone.
 ///
 /// # Errors
-/// What the kernel says.
+/// Returns the error of sched_getaffinity(2).
 pub fn get(tid: u32) -> io::Result<Option<CpuSet>> {
     process::mask_of(tid)
 }
 
-/// Sets the mask of a thread. The kernel may narrow it; [`get`] tells.
+/// Sets the mask of a thread. The kernel may narrow it; [`get`] returns the mask that is in force.
 ///
 /// # Errors
-/// `ESRCH`: the thread has gone. `EINVAL`: none of the CPUs is allowed. `EPERM`: not ours to set.
+/// `ESRCH` if the thread has gone, `EINVAL` if the thread may not use any of the CPUs, `EPERM` if the caller may not set
+/// the mask of this thread.
 pub fn set(tid: u32, cpus: &CpuSet) -> io::Result<()> {
     process::set_mask_of(tid, cpus)
 }

@@ -1,29 +1,30 @@
-//! A command that a program of ours starts and waits for.
+//! Child processes of programs other than the daemon.
 //!
-//! Owns: nothing; it is the door of `process` to the outside. Must not know: what the command is for.
+//! Owns nothing: it makes a part of `process` public. Does not know what the child is for.
 
 use std::io;
 use std::process::{Child, Command};
 
 use crate::process;
 
-/// The command, once started, is killed when the thread that started it dies, and has no signals blocked.
+/// Makes the command die with `SIGKILL` when the thread that starts it ends, and unblocks all signals in it.
 pub fn set_pdeathsig(command: &mut Command) {
     process::set_pdeathsig(command);
 }
 
-/// How our children end can be waited for, also where whoever started us ignores SIGCHLD.
+/// Sets `SIGCHLD` to its default action, so that children can be waited for even if the starter of this program ignored
+/// it.
 ///
 /// # Errors
-/// What the kernel says.
+/// Returns the error of sigaction(2).
 pub fn reset_sigchld() -> io::Result<()> {
     process::reset_sigchld()
 }
 
-/// Sends a signal, which may be one of those that have no name, to a child that has not been collected.
+/// Sends a signal, which may be a real-time signal, to a child that has not been waited for.
 ///
 /// # Errors
-/// What the kernel says.
+/// Returns the error of kill(2).
 pub fn send(child: &Child, signal: u32) -> io::Result<()> {
     process::send_signal(child.id(), signal)
 }

@@ -1,6 +1,6 @@
 //! Counters and gauges for `info/metrics`, as OpenMetrics text.
 //!
-//! Owns the names, units and help texts, and the bounds of the histogram. Does not know where the gauges come from.
+//! Owns the names, units and help texts, and the bounds of the histogram. Does not know the source of the gauges.
 
 use std::collections::BTreeMap;
 use std::fmt;

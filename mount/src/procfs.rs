@@ -94,7 +94,7 @@ impl Status {
         self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     }
 
-    /// The decimal numbers in the line `name:`. Empty if there is no such line.
+    /// The decimal numbers in the line `name:`. Empty if the line is missing.
     #[must_use]
     pub fn numbers(&self, name: &str) -> Vec<u32> {
         let words = self.field(name).unwrap_or_default().split_whitespace();

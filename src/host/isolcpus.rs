@@ -1,28 +1,29 @@
-//! The kernel's `isolcpus=` parameter, read as the kernel reads it.
+//! The kernel's `isolcpus=` parameter.
 //!
-//! Owns: the grammar of `kernel/sched/isolation.c` and `lib/bitmap.c` (bitmap_parselist). Must not know:
-//! where the command line comes from.
+//! Owns the grammar of `kernel/sched/isolation.c` and `lib/bitmap.c` (bitmap_parselist). Does not know who read the
+//! command line.
 //!
 //! ```text
-//! isolcpus=[flag,...,]list     flags: nohz, domain, managed_irq; none of them means domain
-//! list    = region,...         empty regions count for nothing
+//! isolcpus=[flag,...,]list     flags: nohz, domain, managed_irq; without a flag: domain
+//! list    = region,...         empty regions are ignored
 //! region  = range[:used/group]
 //! range   = a | a-b | all      a, b: a number, or N for the last CPU
 //! ```
 
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
 
-/// The CPUs that this command line isolates from the scheduler's domains. What the kernel refuses isolates
-/// nothing.
+/// Returns the CPUs that this command line isolates from the scheduler's domains. A value that the kernel refuses
+/// isolates nothing.
 pub(super) fn parse(cmdline: &str, known: &CpuSet) -> CpuSet {
     let last = known.iter().last().map_or(0, CpuId::get);
     let values = parameters(cmdline).filter_map(|word| word.strip_prefix("isolcpus=").map(str::to_owned));
-    // The first one that is valid counts; the kernel refuses another one that differs.
+    // The first valid value counts; the kernel refuses a later one that differs.
     let isolated = values.map(|value| isolated(&value, last)).find(|isolated| isolated.is_some());
     isolated.flatten().unwrap_or_default().intersection(known)
 }
 
-/// The kernel's own parameters: up to a lone `--`, what stands behind is for init. A value may be quoted.
+/// Returns the kernel's own parameters: those before a single `--`, after which they are for init. A value may be
+/// quoted.
 fn parameters(cmdline: &str) -> impl Iterator<Item = String> {
     let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
     for c in cmdline.chars() {
@@ -36,7 +37,7 @@ fn parameters(cmdline: &str) -> impl Iterator<Item = String> {
     words.into_iter().take_while(|word| word != "--")
 }
 
-/// None: the kernel refuses the value. Some of nothing: it isolates, but not from the scheduler's domains.
+/// `None` if the kernel refuses the value; empty if it isolates CPUs from something other than scheduler domains.
 fn isolated(value: &str, last: u32) -> Option<CpuSet> {
     let (mut rest, mut domain, mut flags) = (value, false, false);
     while rest.starts_with(|c: char| c.is_ascii_alphabetic()) {

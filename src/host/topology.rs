@@ -98,7 +98,7 @@ fn siblings(topology: &Path, names: [&str; 2]) -> Result<Option<CpuSet>, Error> 
     Ok(None)
 }
 
-/// The set in the file `list` or, if there is no such file, in the file `mask`. The kernel has both; a copy of sysfs
+/// The set in the file `list` or, if that does not exist, in the file `mask`. The kernel has both; a copy of sysfs
 /// that was made for lscpu may have the masks only.
 fn list_or_mask(directory: &Path, list: &str, mask: &str) -> Result<Option<CpuSet>, Error> {
     if let Some(set) = read_set(&directory.join(list), parse_list)? {
@@ -112,7 +112,7 @@ fn required(file: &Path) -> Result<CpuSet, Error> {
     read_set(file, parse_list)?.with_context(|| format!("{}: no such file", file.display()))
 }
 
-/// The set in a file; `None` if there is no such file.
+/// The set in a file; `None` if the file does not exist.
 fn read_set(file: &Path, parse: fn(&str) -> Option<CpuSet>) -> Result<Option<CpuSet>, Error> {
     match fs::read_to_string(file) {
         Ok(text) => {

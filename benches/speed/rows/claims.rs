@@ -1,4 +1,4 @@
-//! One client's claims, beside everything else that one could do instead.
+//! Claims of one client, beside every baseline.
 
 use std::path::Path;
 
@@ -85,7 +85,7 @@ fn again(mount: &Mount, null_fs: &NullFs) -> Vec<Row> {
 }
 
 fn moves(mount: &Mount, null_fs: &NullFs, [v1, v2]: [&Option<Cgroups>; 2]) -> Vec<Row> {
-    // Two moves of which the second is measured.
+    // Two moves, of which the second is measured.
     let there_and_back =
         |there: Op, back: Op| Job { before: vec![there], timed: vec![back], ..Job::default() };
     let put = |file| Op::PutOpen { file, text: OWN.into() };
@@ -102,7 +102,7 @@ fn moves(mount: &Mount, null_fs: &NullFs, [v1, v2]: [&Option<Cgroups>; 2]) -> Ve
     compare("write on an open file: a move between two lists", kcm, beside)
 }
 
-/// A row for each that this machine has.
+/// Makes a row for each baseline that this machine has.
 fn compare(
     work: &str,
     kcm: Job,

@@ -62,7 +62,7 @@ fn fights() -> Vec<Row> {
     let work = "64 clients compete for one exclusive list: a refusal";
     let many =
         row("clients-refused-64", work, &kcm.samples, "empty FUSE", &theirs.samples, Target::AtMost(1.5));
-    // Held by somebody who does not give it up.
+    // A holder that does not release.
     let holder = Sleeper::new();
     std::fs::write(&file, holder.pid().to_string()).expect("a claim");
     let [kcm, theirs] = measure(&[vec![fight], vec![write]]);
@@ -77,11 +77,11 @@ fn fights() -> Vec<Row> {
     [many, one].map(|row| Row { note: REFUSAL.into(), ..row }).into()
 }
 
-/// What came out of one set of clients.
+/// The results of one set of clients.
 #[derive(Default)]
 struct Outcome {
     samples: Rounds,
-    /// A second, of all clients together, round by round.
+    /// Repetitions per second of all clients together, by round.
     throughput: Rounds,
 }
 

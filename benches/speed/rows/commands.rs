@@ -12,7 +12,7 @@ use crate::harness::{FEW, interleave, row};
 use crate::stats::Samples;
 use crate::table::{Row, Target};
 
-/// Wall time and CPU time of commands, each several times, in microseconds.
+/// Returns wall time and CPU time of commands, repeated several times, in microseconds.
 fn race(commands: &mut [Command], times: u64) -> [Vec<crate::stats::Rounds>; 2] {
     let mut cpu: Vec<Samples> = Vec::new();
     let wall = interleave(commands.len(), FEW.rounds, |n| {

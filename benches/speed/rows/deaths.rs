@@ -1,4 +1,4 @@
-//! From the death of a holder to the next one's claim.
+//! The time from the death of a holder to the next claim.
 
 use crate::client::{Job, OWN, Op};
 use crate::common::{Mount, pids};

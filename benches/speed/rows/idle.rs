@@ -1,4 +1,4 @@
-//! What the daemon takes while nobody asks, and how fast it is there.
+//! The cost of an idle daemon, and the time it takes to start.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::process_group::ProcessGroup;
 use crate::stats::Samples;
 use crate::table::{Row, Target};
 
-/// The keeper looks every 6 seconds.
+/// The supervisor checks the worker every 6 seconds.
 const WINDOW: Duration = Duration::from_secs(18);
 
 pub(super) fn rows() -> Vec<Row> {
@@ -18,7 +18,7 @@ pub(super) fn rows() -> Vec<Row> {
     rows
 }
 
-fn told(name: &str, work: &str, kcm: f64, unit: &'static str, target: Target) -> Row {
+fn figure(name: &str, work: &str, kcm: f64, unit: &'static str, target: Target) -> Row {
     Row {
         name: name.into(),
         work: work.into(),
@@ -38,18 +38,18 @@ fn idle() -> Vec<Row> {
     let mount = Mount::with_dataplane();
     let holder = Sleeper::new();
     fs::write(mount.tasks("dataplane", "0"), holder.pid().to_string()).expect("a claim");
-    let (worker, keeper) = (mount.worker().expect("a worker"), mount.supervisor());
-    // What starting has left to do.
+    let (worker, supervisor) = (mount.worker().expect("a worker"), mount.supervisor());
+    // Lets the start finish.
     std::thread::sleep(Duration::from_millis(500));
-    let before = [worker, keeper].map(Life::of);
+    let before = [worker, supervisor].map(Life::of);
     std::thread::sleep(WINDOW);
-    let after = [worker, keeper].map(Life::of);
+    let after = [worker, supervisor].map(Life::of);
     let a_minute = 60.0 / WINDOW.as_secs_f64();
-    let [worker, keeper] = [0, 1].map(|n| (after[n].wakeups - before[n].wakeups) * a_minute);
+    let [worker, supervisor] = [0, 1].map(|n| (after[n].wakeups - before[n].wakeups) * a_minute);
     let cpu = [0, 1].map(|n| after[n].cpu_ms - before[n].cpu_ms).iter().sum::<f64>() * a_minute;
     let note = "each mount or unmount on the machine wakes the supervisor once";
     vec![
-        told(
+        figure(
             "rest-worker",
             "idle, with a claim: wake-ups of the worker",
             worker,
@@ -58,13 +58,13 @@ fn idle() -> Vec<Row> {
         ),
         Row {
             note: note.into(),
-            ..told("rest-keeper", "idle: wake-ups of the supervisor", keeper, "/min", Target::Within(12.0))
+            ..figure("rest-keeper", "idle: wake-ups of the supervisor", supervisor, "/min", Target::Within(12.0))
         },
-        told("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Target::Within(10.0)),
+        figure("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Target::Within(10.0)),
     ]
 }
 
-/// What the threads of a process have done so far.
+/// The totals over the threads of a process since its start.
 struct Life {
     wakeups: f64,
     cpu_ms: f64,
@@ -92,7 +92,7 @@ fn with_claims() -> Vec<Row> {
     let without = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
     let group = ProcessGroup::of_processes(10_000);
     group.claim(&mount.tasks("shared", "1"), 10_000);
-    // As many claims again and again do not need more.
+    // The same number of claims, made again, does not need more memory.
     let with = resident(&mount);
     let starts = Samples::new((0..3).map(|_| start(&mount)).collect()).median();
     let tasks = fs::read_to_string(mount.tasks("shared", "1")).expect("tasks");
@@ -107,12 +107,12 @@ fn with_claims() -> Vec<Row> {
         ..row
     };
     let memory =
-        told("rest-memory", "resident memory: worker and supervisor", mib(none), "MiB", Target::Within(8.0));
+        figure("rest-memory", "resident memory: worker and supervisor", mib(none), "MiB", Target::Within(8.0));
     let mount =
-        told("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Target::Within(1000.0));
+        figure("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Target::Within(1000.0));
     vec![
         Row { note: "".into(), ..beside(memory, "empty FUSE", mib(floor)) },
-        told(
+        figure(
             "rest-memory-claim",
             "resident memory: each of 10,000 claims",
             each,
@@ -123,7 +123,7 @@ fn with_claims() -> Vec<Row> {
     ]
 }
 
-/// Restarts the daemon; how long until it answers, in milliseconds.
+/// Restarts the daemon and returns the time until it answers, in milliseconds.
 fn start(mount: &Mount) -> f64 {
     mount.stop();
     let started = Instant::now();
@@ -131,7 +131,7 @@ fn start(mount: &Mount) -> f64 {
     started.elapsed().as_secs_f64() * 1e3
 }
 
-/// Bytes of both processes of the daemon, what they share counted once.
+/// Returns the memory of both processes of the daemon in bytes; shared pages count once.
 fn resident(mount: &Mount) -> f64 {
     mount.daemons().into_iter().map(resident_of).sum()
 }

@@ -15,10 +15,10 @@ mod scale;
 mod shell;
 mod threads;
 
-/// A name, and what measures the rows of the group.
+/// A name and the function that measures the rows of the group.
 pub type Group = (&'static str, fn() -> Vec<Row>);
 
-/// Rows of a group begin with its name.
+/// The names of rows begin with the name of their group.
 pub const GROUPS: [Group; 9] = [
     ("claim", claims::rows),
     ("clients", clients::rows),
@@ -31,14 +31,14 @@ pub const GROUPS: [Group; 9] = [
     ("rest", idle::rows),
 ];
 
-/// Writes this into a `tasks` file; whatever it does is taken back, unmeasured, before the next time.
+/// A job that writes `text` into a `tasks` file and undoes it before the next repetition, unmeasured.
 fn put(file: &Path, text: &str, before: &str) -> Job {
     let op = |text: &str| Op::Put { file: file.into(), text: text.into() };
     Job { before: vec![op(before)], timed: vec![op(text)], after: vec![op(before)] }
 }
 
-/// A first claim for the client itself, which is on CPU 0. Whoever has released a claim gets its old mask back: so
-/// it goes there each time.
+/// A job that makes a first claim for the client, which is on CPU 0. Releasing a claim restores the mask from before,
+/// so the client moves there each time.
 fn first(file: &Path) -> Job {
     let mut job = put(file, OWN, "-0");
     job.before.push(Op::Pin { cpu: 0 });

@@ -1,4 +1,4 @@
-//! Whether a claim costs more where there are more lists and more claims.
+//! Whether a claim costs more if there are more lists and more claims.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const MADE_UP: &str = "only list 0 of the pool can be claimed here: the others c
 claim takes the first free list of the pool (0); the other claims are on list 1 of a shared pool. \
 State directories are in memory";
 
-/// Lists of the pool that is claimed from, and claims on another one.
+/// The number of lists in the pool of the measured claim, and of claims in another pool.
 const SIZES: [(u32, usize); 6] = [(1, 1), (64, 1), (1024, 1), (1, 1_000), (1, 10_000), (1024, 10_000)];
 
 pub(super) fn rows() -> Vec<Row> {

@@ -34,7 +34,7 @@ pub(super) fn rows() -> Vec<Row> {
     rows.into_iter().flatten().collect()
 }
 
-/// How long one takes.
+/// Returns the time of one echo.
 fn echo(shell: &mut Shell, file: &Path) -> Samples {
     let file = file.display();
     let started = Instant::now();

@@ -1,7 +1,7 @@
 //! CPU numbers and sets of CPUs in the kernel's list format (cpuset(7), "List format").
 //!
-//! Owns: parsing, printing and set algebra, all bounded by [`CpuId::MAX`]. Must not know: which CPUs a
-//! machine has, or what a set is used for.
+//! Owns parsing, printing and set algebra, all bounded by [`CpuId::MAX`]. Does not know which CPUs a machine has, or what a
+//! set is used for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,13 +9,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-/// A logical CPU, by the number that the kernel gives it (what `lscpu` calls CPU; never a core).
+/// A logical CPU, identified by the kernel's number (`CPU` in lscpu, not `Core`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CpuId(u16);
 
 impl CpuId {
-    /// The highest number that any Linux configuration allows (`NR_CPUS` is at most 8192 on x86).
+    /// The highest number that a Linux configuration allows: `NR_CPUS` is at most 8192 on every architecture.
     pub const MAX: u16 = 8191;
 
     /// The CPU with this number, or `None` beyond [`CpuId::MAX`].
@@ -53,11 +53,11 @@ impl fmt::Display for CpuId {
 #[serde(try_from = "String", into = "String")]
 pub struct CpuSet {
     /// Bit `n % 64` of word `n / 64`. Never ends in a zero word, so that equal sets are equal vectors.
-    /// No larger than a vector, and without a piece of the heap up to 128 CPUs.
+    /// As small as a vector, without a heap allocation up to 128 CPUs.
     words: SmallVec<[u64; 2]>,
 }
 
-/// Why a text is no CPU list.
+/// Why a text is not a CPU list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseCpuSetError {
     /// The text, or a part of it between two commas, is empty.
@@ -137,7 +137,7 @@ impl CpuSet {
     pub fn iter(&self) -> impl Iterator<Item = CpuId> + '_ {
         let some = |word: u64| Some(word).filter(|&word| word != 0);
         self.words.iter().enumerate().flat_map(move |(index, &word)| {
-            // Each time without its lowest bit, so that a CPU that is not in the set costs nothing.
+            // Each step clears the lowest bit, so that CPUs outside the set cost nothing.
             std::iter::successors(some(word), move |rest| some(rest & (rest - 1)))
                 .filter_map(move |rest| CpuId::new((index * 64) as u32 + rest.trailing_zeros()))
         })
@@ -246,7 +246,7 @@ impl From<CpuSet> for String {
     }
 }
 
-/// `part` is what the error shows.
+/// Parses a number. Errors show `part`.
 fn number(text: &str, part: &str) -> Result<CpuId, ParseCpuSetError> {
     if part.is_empty() {
         return Err(ParseCpuSetError::Empty);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused_without_effort() {
+    fn texts_that_are_not_lists_are_refused() {
         for text in [
             "",
             ",",
@@ -361,7 +361,7 @@ mod tests {
         }
 
         #[test]
-        fn algebra_is_that_of_sets(a in sets(), b in sets()) {
+        fn algebra_matches_btree_sets(a in sets(), b in sets()) {
             let (x, y) = (set(&a), set(&b));
             prop_assert_eq!(numbers(&x.union(&y)), &a | &b);
             prop_assert_eq!(numbers(&x.intersection(&y)), &a & &b);

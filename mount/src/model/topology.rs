@@ -1,6 +1,6 @@
-//! The machine: sockets, cores, CPUs, NUMA nodes, and which CPUs the kernel isolates.
+//! The machine's topology: sockets, cores, CPUs, NUMA nodes, and the CPUs that the kernel isolates.
 //!
-//! Owns: how CPUs belong together, and the JSON of it. Must not know: where it was read.
+//! Owns how CPUs belong together, and the JSON form. Does not know how the topology is read.
 
 use std::collections::BTreeMap;
 
@@ -9,41 +9,41 @@ use serde_json::{Value, json};
 
 use super::cpuset::{CpuId, CpuSet};
 
-/// One CPU and where it is.
+/// One CPU and its place in the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
-    /// Its number.
+    /// The number of the CPU.
     pub id: CpuId,
-    /// Its core, numbered over the whole machine; an offline CPU's is not known.
+    /// The number of its core, unique in the machine; `None` for an offline CPU.
     pub core: Option<u32>,
-    /// Its socket.
+    /// The number of its socket; `None` for an offline CPU.
     pub socket: Option<u32>,
-    /// Its NUMA node, where the machine has them.
+    /// The number of its NUMA node, if the machine has NUMA nodes.
     pub node: Option<u32>,
-    /// Whether it can be used now.
+    /// Whether the CPU is online.
     pub online: bool,
-    /// Whether the kernel keeps other tasks off it (`isolcpus=`).
+    /// Whether the kernel keeps other tasks off the CPU (`isolcpus=`).
     pub isolated: bool,
 }
 
-/// A core: the CPUs that share it.
+/// A core: the CPUs that share it (thread siblings).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Core {
-    /// Its number.
+    /// The number of the core.
     pub id: u32,
-    /// Its CPUs.
+    /// The CPUs of the core.
     pub cpus: CpuSet,
 }
 
 /// All CPUs of a machine, online or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
-    /// Ascending.
+    /// Ascending by number.
     cpus: Vec<Cpu>,
 }
 
 impl Topology {
-    /// A machine with these CPUs.
+    /// Creates the topology of a machine with these CPUs.
     #[must_use]
     pub fn new(mut cpus: Vec<Cpu>) -> Self {
         cpus.sort_by_key(|cpu| cpu.id);
@@ -51,37 +51,37 @@ impl Topology {
         Self { cpus }
     }
 
-    /// Each CPU, ascending.
+    /// Returns all CPUs, ascending.
     #[must_use]
     pub fn all(&self) -> &[Cpu] {
         &self.cpus
     }
 
-    /// All CPUs, offline ones too.
+    /// Returns the numbers of all CPUs, including offline ones.
     #[must_use]
     pub fn cpus(&self) -> CpuSet {
         self.cpus.iter().map(|cpu| cpu.id).collect()
     }
 
-    /// The CPUs that can be used now.
+    /// Returns the online CPUs.
     #[must_use]
     pub fn online(&self) -> CpuSet {
         self.cpus.iter().filter(|cpu| cpu.online).map(|cpu| cpu.id).collect()
     }
 
-    /// The CPUs that the kernel isolates.
+    /// Returns the CPUs that the kernel isolates.
     #[must_use]
     pub fn isolated(&self) -> CpuSet {
         self.cpus.iter().filter(|cpu| cpu.isolated).map(|cpu| cpu.id).collect()
     }
 
-    /// The cores with online CPUs: by socket, then by number.
+    /// Returns the cores that have online CPUs, by socket, then by number.
     #[must_use]
     pub fn cores(&self) -> Vec<Core> {
         self.sockets().into_values().flatten().collect()
     }
 
-    /// The cores of each socket, by number.
+    /// Returns the cores of each socket, by number.
     #[must_use]
     pub fn sockets(&self) -> BTreeMap<u32, Vec<Core>> {
         let mut sockets: BTreeMap<u32, BTreeMap<u32, CpuSet>> = BTreeMap::new();
@@ -94,14 +94,14 @@ impl Topology {
         sockets.into_iter().map(|(id, of_socket)| (id, cores(of_socket))).collect()
     }
 
-    /// `{"sockets": {"0": {"id": 0, "cores": [{"id": 0, "cpus": [{"id": 0, "isolated": false}]}]}}}`: the shape
-    /// of 2017.
+    /// Returns the topology in the JSON form of the legacy kcm: `{"sockets": {"0": {"id": 0, "cores": [{"id": 0,
+    /// "cpus": [{"id": 0, "isolated": false}]}]}}}`.
     #[must_use]
     pub fn report(&self) -> Value {
         self.json(|cpu| json!({ "id": cpu.id.get(), "isolated": cpu.isolated }))
     }
 
-    /// The same, with the NUMA node of each CPU, and the offline CPUs as a list beside.
+    /// Returns the JSON form with the NUMA node of each CPU, and the lists of online and offline CPUs.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut report =

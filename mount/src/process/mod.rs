@@ -43,7 +43,7 @@ pub(crate) use watch::Watch;
 /// Marks a [`TaskId::ino`] that is a start time instead of an inode number.
 const IS_START_TIME: u64 = 1 << 63;
 
-/// What this kernel answers by system call.
+/// The questions that this kernel answers by system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Features {
     /// Each process has its own pidfd inode (6.9).
@@ -263,7 +263,7 @@ impl Processes {
     ///
     /// The number is the kernel's cgroup id if the kernel returns it and there is only cgroup v2. Otherwise it stands
     /// for the paths in `/proc/PID/cgroup`: the kernel's id then covers only one of several hierarchies, and the
-    /// cgroup file systems need not be mounted where the daemon runs.
+    /// cgroup file systems may not be mounted in the daemon's mount namespace.
     pub(crate) fn cgroup(&self, process: &Process) -> Option<u64> {
         if self.has_cgroup_ids() {
             let info = sys::pidfd_info(process.pidfd(), sys::INFO_CGROUP).ok()?;

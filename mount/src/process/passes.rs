@@ -87,7 +87,7 @@ impl Listing {
         }
     }
 
-    /// Whether none of the threads can be creating another one that no listing shows yet. Returns false after a
+    /// Whether no thread can be creating another one that the listing does not show yet. Returns false after a
     /// pause if that is not certain, and true after a long enough pause if there are too many threads to check.
     fn is_complete_or_pause(&self, tids: &[u32], writer: BlockedWriter, quiet: u32) -> bool {
         let Self::Directory(tasks) = self else { return true };
@@ -133,7 +133,7 @@ impl Processes {
         let (mut quiet, mut complete) = (0, true);
         for number in 0..PASSES {
             let tids = listing.tids()?;
-            // Checked after the listing: the numbers were this task's, not those of a task that reused its PID.
+            // Checked after the listing: so the ids belong to this task, and not to one that reused its PID.
             if tids.is_empty() || !process.is_alive() {
                 return Ok(PassesEnd::Gone);
             }

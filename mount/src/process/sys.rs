@@ -88,7 +88,7 @@ pub(super) fn translate(namespace: BorrowedFd<'_>, request: libc::Ioctl, number:
 
 /// Writes the mask of a thread to `words` and returns the number of valid words.
 pub(super) fn get_affinity(tid: u32, words: &mut [u64; MASK_WORDS]) -> io::Result<usize> {
-    // SAFETY: the length is that of the buffer.
+    // SAFETY: the length is the buffer's.
     let bytes = check(unsafe {
         libc::syscall(libc::SYS_sched_getaffinity, tid as libc::pid_t, size_of_val(words), words.as_mut_ptr())
     })?;
@@ -96,7 +96,7 @@ pub(super) fn get_affinity(tid: u32, words: &mut [u64; MASK_WORDS]) -> io::Resul
 }
 
 pub(super) fn set_affinity(tid: u32, words: &[u64]) -> io::Result<()> {
-    // SAFETY: the length is that of the buffer, which the kernel only reads.
+    // SAFETY: the length is the buffer's, which the kernel only reads.
     check(unsafe {
         libc::syscall(libc::SYS_sched_setaffinity, tid as libc::pid_t, size_of_val(words), words.as_ptr())
     })?;

@@ -1,6 +1,6 @@
-//! Against real processes, in both ways in which they can be asked: as this kernel can, and as older ones.
+//! Tests against real processes, with the features of this kernel and as on the oldest supported one.
 //!
-//! Owns: what is promised of one process and of many. What is promised of masks is in `masks`.
+//! Tests of masks are in `masks`, tests that need root in `as_root`.
 
 mod as_root;
 mod masks;
@@ -20,14 +20,14 @@ use crate::model::command::SavedMask;
 use crate::model::cpuset::{CpuId, CpuSet};
 use crate::model::task::WrittenPid;
 
-/// What a copy of this program is to be; see [`a_program_of_the_other_tests`].
+/// The variable that tells a copy of this program what to do; see [`program_for_other_tests`].
 const PROGRAM: &str = "KCM_TEST_PROGRAM";
 
 #[test]
-fn this_kernel_is_asked_directly_where_it_can_be() {
+fn features_match_the_kernel_release() {
     let [new, old] = both();
     assert!(!old.tells_reused_pids());
-    // 6.9, 6.11 and 6.13 brought them.
+    // The features came with 6.9, 6.11 and 6.13.
     let uname = nix::sys::utsname::uname().unwrap();
     let release: Vec<u32> =
         uname.release().to_str().unwrap().split(['.', '-']).map_while(|part| part.parse().ok()).collect();
@@ -37,7 +37,7 @@ fn this_kernel_is_asked_directly_where_it_can_be() {
 }
 
 #[test]
-fn a_claim_of_an_earlier_version_gets_the_new_number_of_its_cgroup() {
+fn cgroup_numbers_of_earlier_versions_are_replaced() {
     let child = start(Command::new("sleep").arg("1000"));
     for processes in both() {
         let process = open(&processes, child.pid());
@@ -48,19 +48,19 @@ fn a_claim_of_an_earlier_version_gets_the_new_number_of_its_cgroup() {
         let upgraded = if processes.has_cgroup_ids() { earlier } else { number };
         assert_eq!(processes.upgrade_cgroup(&process, earlier), upgraded);
         assert_eq!(processes.upgrade_cgroup(&process, number), number);
-        assert_eq!(processes.upgrade_cgroup(&process, 77), 77, "another cgroup than now");
+        assert_eq!(processes.upgrade_cgroup(&process, 77), 77, "a number of another cgroup stays");
     }
 }
 
 #[test]
-fn hashes_of_cgroup_paths_are_the_same_in_every_build() {
+fn cgroup_hashes_are_the_same_in_every_build() {
     assert_eq!(path_hash(b"0::/a\n"), 0x8880_c33e_1c96_af3f);
     assert_eq!(earlier_path_hash(b"a"), 0xaf63_dc4c_8601_ec8c);
     assert_ne!(path_hash(b"0::/a\n"), path_hash(b"0::/b\n"));
 }
 
 #[test]
-fn a_kernel_thread_is_seen_as_one() {
+fn kernel_threads_are_recognized() {
     for processes in both() {
         let kthreadd = open(&processes, Pid::new(2).unwrap());
         assert!(processes.facts(&kthreadd).unwrap().unwrap().kernel_thread);
@@ -70,7 +70,7 @@ fn a_kernel_thread_is_seen_as_one() {
 }
 
 #[test]
-fn the_name_of_a_program_holds_nothing_that_a_terminal_would_act_on() {
+fn program_names_are_safe_for_a_terminal() {
     let script = r"printf 'a\033b\nc' > /proc/$$/comm; echo ready; read x";
     let child = start(Command::new("sh").args(["-c", script])).ready();
     for processes in both() {
@@ -79,7 +79,7 @@ fn the_name_of_a_program_holds_nothing_that_a_terminal_would_act_on() {
 }
 
 #[test]
-fn the_number_of_any_thread_stands_for_its_process() {
+fn any_thread_id_opens_the_process() {
     let child = program("threads");
     for processes in both() {
         let process = open(&processes, child.pid());
@@ -92,7 +92,7 @@ fn the_number_of_any_thread_stands_for_its_process() {
 }
 
 #[test]
-fn how_a_process_ended_is_known_before_and_after_its_parent_collects_it() {
+fn the_end_of_a_process_is_known_before_and_after_collection() {
     for processes in both() {
         for (signal, expected) in [
             (None, Ending::Exited(7)),
@@ -107,22 +107,22 @@ fn how_a_process_ended_is_known_before_and_after_its_parent_collects_it() {
                 Some(signal) => kill(child.raw(), signal).unwrap(),
                 None => child.0.stdin.take().unwrap().write_all(b"\n").unwrap(),
             }
-            until("it has died", || !process.is_alive());
+            until("it is dead", || !process.is_alive());
             assert_eq!(processes.ended(&process), expected, "before it is collected");
-            assert_nothing_is_known(&processes, &process);
+            assert_is_unknown(&processes, &process);
             assert!(processes.open(child.pid()).unwrap().is_none());
-            let found = processes.find(process.id()).unwrap().expect("its parent has not collected it");
-            assert_eq!(processes.ended(&found), expected, "by one who has not seen it alive");
+            let found = processes.find(process.id()).unwrap().expect("the parent has not collected it");
+            assert_eq!(processes.ended(&found), expected, "by a process that was opened after the death");
             child.0.wait().unwrap();
             assert!(processes.find(process.id()).unwrap().is_none());
             assert_eq!(processes.ended(&process), expected, "after it was collected");
-            assert_nothing_is_known(&processes, &process);
+            assert_is_unknown(&processes, &process);
         }
     }
 }
 
 #[test]
-fn a_number_that_nobody_has_opens_nothing() {
+fn an_unused_pid_opens_nothing() {
     for processes in both() {
         assert!(processes.open(Pid::new(i32::MAX as u32).unwrap()).unwrap().is_none());
         let own = open(&processes, Pid::new(std::process::id()).unwrap());
@@ -133,9 +133,9 @@ fn a_number_that_nobody_has_opens_nothing() {
 }
 
 #[test]
-fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
+fn a_process_without_its_first_thread_is_alive() {
     for processes in both() {
-        let mut child = program("headless");
+        let mut child = program("without_first_thread");
         let process = Arc::new(open(&processes, child.pid()));
         let watch = Watch::new().unwrap();
         watch.add(Arc::clone(&process)).unwrap();
@@ -149,16 +149,16 @@ fn a_process_whose_first_thread_has_ended_lives_while_another_runs() {
         let [one, _] = masks::two_cpus();
         processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
         assert!(masks::of(child.pid()).iter().all(|mask| *mask == one));
-        // Its last thread ends, by exit(3), when its input does.
+        // Its last thread exits when its standard input ends.
         drop(child.0.stdin.take());
-        until("it has died", || !process.is_alive());
+        until("it is dead", || !process.is_alive());
         assert_eq!(watch.dead(), [process.id()]);
         assert_eq!(processes.ended(&process), Ending::Exited(0));
     }
 }
 
 #[test]
-fn who_asks_again_is_known_by_the_same_descriptor_as_long_as_there_is_room() {
+fn recent_writers_keep_their_pidfd() {
     for processes in both() {
         let watch = Watch::with_cache(2).unwrap();
         let children: Vec<Child> = (0..3).map(|_| start(Command::new("sleep").arg("1000"))).collect();
@@ -167,22 +167,22 @@ fn who_asks_again_is_known_by_the_same_descriptor_as_long_as_there_is_room() {
         known(1);
         assert!(Arc::ptr_eq(&first, &known(0)));
         known(2);
-        assert!(Arc::ptr_eq(&first, &known(0)), "the one that has not asked for longest makes room");
+        assert!(Arc::ptr_eq(&first, &known(0)), "the least recently used one makes room");
         assert!(watch.with_pid(children[1].pid()).is_none());
         assert!(!watch.any_dead() && watch.get(&first.id()).is_none(), "it is not watched");
     }
 }
 
 #[test]
-fn who_has_died_is_not_taken_for_whoever_gets_the_number() {
+fn a_dead_writer_is_not_found_in_the_cache() {
     for processes in both() {
         let watch = Watch::new().unwrap();
         let mut child = start(Command::new("sleep").arg("1000"));
         let pid = child.pid();
         let old = processes.of_thread(pid, &watch).unwrap().unwrap();
         child.0.kill().unwrap();
-        until("it has died", || !old.is_alive());
-        assert!(processes.of_thread(pid, &watch).unwrap().is_none(), "a zombie asks nothing");
+        until("it is dead", || !old.is_alive());
+        assert!(processes.of_thread(pid, &watch).unwrap().is_none(), "a zombie sends no requests");
         child.0.wait().unwrap();
         assert!(processes.of_thread(pid, &watch).unwrap().is_none());
     }
@@ -204,7 +204,7 @@ fn a_death_is_reported_until_it_is_removed() {
         };
         assert!(!watch.any_dead() && !ready());
         assert!(watch.dead().is_empty());
-        // One is a zombie that nobody collects, one is collected.
+        // One stays a zombie; the other is collected.
         children[0].0.kill().unwrap();
         children[1].0.kill().unwrap();
         children[1].0.wait().unwrap();
@@ -223,14 +223,14 @@ fn a_death_is_reported_until_it_is_removed() {
         assert!(!watch.any_dead() && !ready() && watch.dead().is_empty());
         assert!(watch.get(&watched[1].id()).is_none() && watch.remove(&watched[1].id()).is_none());
         assert!(watch.get(&watched[2].id()).is_some());
-        // One that had died before is reported like any other.
+        // A task that is dead already is reported like any other.
         watch.add(Arc::clone(&watched[0])).unwrap();
         assert_eq!(watch.dead(), [watched[0].id()]);
     }
 }
 
 #[test]
-fn a_task_that_is_opened_and_watched_again_is_reported_once() {
+fn a_task_watched_twice_is_reported_once() {
     let [processes, _] = both();
     let watch = Watch::new().unwrap();
     let mut child = start(Command::new("sleep").arg("1000"));
@@ -246,7 +246,7 @@ fn a_task_that_is_opened_and_watched_again_is_reported_once() {
 }
 
 #[test]
-fn one_look_at_the_machine_finds_the_processes_within_a_list() {
+fn the_scan_finds_processes_within_a_list() {
     let [one, _] = masks::two_cpus();
     let child = program("threads");
     for processes in both() {
@@ -267,48 +267,48 @@ fn one_look_at_the_machine_finds_the_processes_within_a_list() {
     }
 }
 
-/// No test by itself: what the other tests run as a process of its own, since it needs threads of a certain
-/// kind. It ends when its input does.
+/// Not a test: the program that other tests run as a process with certain threads. It ends when its standard input
+/// does.
 #[test]
 #[ignore = "a program that other tests run"]
-fn a_program_of_the_other_tests() {
+fn program_for_other_tests() {
     let Ok(kind) = std::env::var(PROGRAM) else { return };
     let sleep = || std::thread::sleep(Duration::from_secs(1000));
     match kind.as_str() {
         "threads" => (0..3).for_each(|_| drop(std::thread::spawn(sleep))),
-        "headless" => {
+        "without_first_thread" => {
             sys::end_first_thread_on_sigusr1().unwrap();
-            // Not for this thread, which is another one.
+            // The signal must reach the first thread; this is another one.
             SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
         }
-        "restless" => (0..2).for_each(|_| drop(std::thread::spawn(make_threads))),
-        "restless crowd" => {
-            (0..2).for_each(|_| drop(std::thread::spawn(make_threads)));
+        "thread_spawner" => (0..2).for_each(|_| drop(std::thread::spawn(spawn_threads))),
+        "many_thread_spawner" => {
+            (0..2).for_each(|_| drop(std::thread::spawn(spawn_threads)));
             (0..150).for_each(|_| drop(std::thread::spawn(sleep)));
         }
-        "willful" => (0..2).for_each(|_| drop(std::thread::spawn(masks::widen_for_ever))),
-        kind => panic!("no such program: {kind}"),
+        "mask_widener" => (0..2).for_each(|_| drop(std::thread::spawn(masks::widen_masks))),
+        kind => panic!("unknown program: {kind}"),
     }
     println!("ready");
     let _ = io::stdin().read_line(&mut String::new());
     std::process::exit(0);
 }
 
-/// There is always a thread that is just coming, made by another one that is.
-fn make_threads() {
+/// Creates threads that create threads, without end.
+fn spawn_threads() {
     loop {
         let one_more = || std::thread::spawn(|| drop(std::thread::spawn(|| ()).join()));
         let _ = one_more().join();
     }
 }
 
-/// The ways to ask: as this kernel can, and as the oldest ones.
+/// As on this kernel, and as on the oldest supported one.
 fn both() -> [Processes; 2] {
     let none = Features { pidfs: false, translation: false, info: false };
     [Processes::new().unwrap(), Processes::with_features(none).unwrap()]
 }
 
-/// A child that ends with this.
+/// A child process that is killed when dropped.
 struct Child(std::process::Child);
 
 impl Child {
@@ -320,12 +320,12 @@ impl Child {
         nix::unistd::Pid::from_raw(self.0.id() as i32)
     }
 
-    /// Waits until it says so.
+    /// Waits until the program says that it is ready.
     fn ready(mut self) -> Self {
         let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
         assert!(
             lines.map(Result::unwrap).any(|line| line.ends_with("ready")),
-            "it ended before it was ready"
+            "the program ended before it was ready"
         );
         self
     }
@@ -343,7 +343,7 @@ fn start(command: &mut Command) -> Child {
 }
 
 fn program(kind: &str) -> Child {
-    let name = "process::tests::a_program_of_the_other_tests";
+    let name = "process::tests::program_for_other_tests";
     let mut command = Command::new(std::env::current_exe().unwrap());
     start(command.args([name, "--exact", "--ignored", "--nocapture"]).env(PROGRAM, kind)).ready()
 }
@@ -352,7 +352,7 @@ fn open(processes: &Processes, tid: Pid) -> Process {
     processes.open(tid).unwrap().expect("it lives")
 }
 
-/// As when that one writes this number.
+/// Opens a process as if `writer` had written this PID.
 fn open_from(processes: &Processes, writer: &Process, number: u32) -> Option<Arc<Process>> {
     let written = WrittenPid(NonZeroU32::new(number).unwrap());
     processes.open_in_namespace_of(writer, written, &Watch::new().unwrap()).unwrap()
@@ -361,12 +361,12 @@ fn open_from(processes: &Processes, writer: &Process, number: u32) -> Option<Arc
 fn tids(pid: Pid) -> Vec<Pid> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let number = |name: std::ffi::OsString| Pid::new(name.to_str()?.parse().ok()?);
-    // A thread may end while they are listed.
+    // A thread may end while the threads are listed.
     entries.filter_map(|entry| number(entry.ok()?.file_name())).collect()
 }
 
-/// The process has died, and whoever has its number now is not taken for it.
-fn assert_nothing_is_known(processes: &Processes, process: &Process) {
+/// Asserts that the process is dead, and that a process with the same PID is not taken for it.
+fn assert_is_unknown(processes: &Processes, process: &Process) {
     assert!(processes.facts(process).unwrap().is_none());
     assert_eq!(processes.started(process), None);
     assert_eq!(processes.cgroup(process), None);

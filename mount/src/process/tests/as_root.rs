@@ -7,7 +7,7 @@ use super::masks::{of, online, two_cpus};
 use super::*;
 
 #[test]
-fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
+fn facts_about_a_process() {
     let child = start(Command::new("sleep").arg("1000"));
     let other = start(Command::new("sleep").arg("1000").uid(65_534));
     for processes in both() {
@@ -17,7 +17,7 @@ fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
         assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
         assert_eq!(facts.uids, Uids { real: 0, effective: 0, saved: 0 });
         assert!(!facts.kernel_thread);
-        until("it is its program", || processes.comm(&process).as_deref() == Some("sleep"));
+        until("it runs its program", || processes.comm(&process).as_deref() == Some("sleep"));
         let age = clock::since_boot() / clock::tick() - processes.started(&process).unwrap();
         assert!(age < 60 * 1_000_000_000 / clock::tick(), "{age} ticks");
         let other = open(&processes, other.pid());
@@ -33,7 +33,7 @@ fn a_process_is_known_by_its_parent_its_users_its_program_and_its_start() {
 }
 
 #[test]
-fn a_recycled_pid_is_never_taken_for_the_old_task() {
+fn a_reused_pid_is_not_the_old_task() {
     let [one, _] = two_cpus();
     for processes in both() {
         let mut child = start(Command::new("sleep").arg("1000"));
@@ -48,8 +48,8 @@ fn a_recycled_pid_is_never_taken_for_the_old_task() {
             assert_ne!(new.id(), old.id());
         }
         assert_eq!(processes.ended(&old), Ending::Killed(9));
-        assert_nothing_is_known(&processes, &old);
-        // Nothing that is meant for the old one is done to the new one.
+        assert_is_unknown(&processes, &old);
+        // Operations on the old process do not reach the new one.
         let mask = of(again.pid());
         assert!(!mask.contains(&one));
         assert!(matches!(
@@ -71,7 +71,7 @@ fn a_recycled_pid_is_never_taken_for_the_old_task() {
 }
 
 #[test]
-fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
+fn pids_are_translated_from_the_namespace_of_the_writer() {
     let container = Container::start();
     for processes in both() {
         let first = open(&processes, container.first);
@@ -82,12 +82,12 @@ fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
         let inside = |number| open_from(&processes, &first, number);
         assert_eq!(inside(1).map(|process| process.id()), Some(first.id()));
         let sleeper = inside(container.sleeper).unwrap();
-        until("it is its program", || processes.comm(&sleeper).as_deref() == Some("sleep"));
+        until("it runs its program", || processes.comm(&sleeper).as_deref() == Some("sleep"));
         assert_eq!(processes.facts(&sleeper).unwrap().unwrap().parent, Some(container.first));
         assert!(processes.same_namespace(&first, &sleeper) && !processes.is_namespace_init(&sleeper));
         let number = processes.number_in_namespace_of(&first, sleeper.id().pid);
         assert_eq!(number, Some(container.sleeper));
-        // From inside, nobody outside has a number; from outside, those inside have one.
+        // Processes outside have no PID inside; processes inside have one outside.
         assert!(inside(i32::MAX as u32).is_none());
         assert_eq!(processes.number_in_namespace_of(&first, ours.id().pid), None);
         let outside = processes.number_in_namespace_of(&ours, sleeper.id().pid);
@@ -98,7 +98,7 @@ fn numbers_mean_what_they_mean_in_the_pid_namespace_of_the_writer() {
 }
 
 #[test]
-fn a_number_of_one_container_is_none_in_another() {
+fn pids_of_one_container_mean_nothing_in_another() {
     let [one, other] = [Container::start(), Container::start()];
     for processes in both() {
         let [first, second] = [&one, &other].map(|container| open(&processes, container.first));
@@ -111,12 +111,12 @@ fn a_number_of_one_container_is_none_in_another() {
 }
 
 #[test]
-fn a_container_that_has_ended_names_nobody() {
+fn an_ended_container_has_no_pids() {
     for processes in both() {
         let container = Container::start();
         let first = open(&processes, container.first);
         drop(container);
-        until("it has died", || !first.is_alive());
+        until("it is dead", || !first.is_alive());
         assert!(open_from(&processes, &first, 1).is_none());
         assert_eq!(processes.number_in_namespace_of(&first, Pid::new(1).unwrap()), None);
         assert!(!processes.same_namespace(&first, &first));
@@ -124,7 +124,7 @@ fn a_container_that_has_ended_names_nobody() {
 }
 
 #[test]
-fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() {
+fn a_cpuset_refuses_and_narrows_masks() {
     let [one, other] = two_cpus();
     let child = program("threads");
     let cgroup = Cpuset::new(&one);
@@ -139,10 +139,10 @@ fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() 
         assert!(matches!(&narrowed, Err(MaskError::Narrowed { got }) if *got == one), "{narrowed:?}");
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         let saved = processes.saved_mask(&process).unwrap();
-        assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it can be told without touching it");
+        assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it is known without touching the task");
         assert_eq!(processes.probe_saved_mask(&process, saved).unwrap(), SavedMask::All);
         processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
-        // A mask that is no longer possible: all, which follows the cpuset when that grows.
+        // The mask is no longer possible: the task gets all CPUs, which follow the cpuset when it grows.
         processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), BlockedWriter::NONE);
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         cgroup.give_back(child.pid());
@@ -150,24 +150,24 @@ fn a_cpuset_cgroup_refuses_and_narrows_and_all_that_it_allows_is_saved_as_all() 
     }
 }
 
-/// A child with this number, which has just become free.
+/// Starts a child with this PID, which has just become free.
 fn start_with_pid(pid: Pid) -> Child {
     for _ in 0..1_000 {
-        // The kernel goes on counting from there.
+        // The kernel continues counting from this number.
         std::fs::write("/proc/sys/kernel/ns_last_pid", (pid.get() - 1).to_string()).unwrap();
         let child = start(Command::new("sleep").arg("1000"));
         if child.pid() == pid {
             return child;
         }
     }
-    panic!("somebody else was always faster to get PID {pid}");
+    panic!("other processes always got PID {pid} first");
 }
 
-/// A PID namespace with a shell as its first process, and a child of that.
+/// A PID namespace with a shell as its first process and a child of it.
 struct Container {
     _unshare: Child,
     first: Pid,
-    /// By its number inside.
+    /// The PID of the child inside the namespace.
     sleeper: u32,
 }
 
@@ -185,7 +185,7 @@ impl Container {
     }
 }
 
-/// Where the hierarchy with the controller cpuset is mounted: v1 if there is one, else v2.
+/// The mount point of the hierarchy with the cpuset controller: v1 if there is one, else v2.
 fn cpuset_root() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();

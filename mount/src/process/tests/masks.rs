@@ -1,10 +1,10 @@
-//! Affinity masks of real processes: set on every thread, given back, refused and narrowed by the kernel.
+//! Tests of the affinity masks of real processes: set on every thread, restored, refused and narrowed by the kernel.
 
 use super::super::mask::mask_of;
 use super::*;
 
 #[test]
-fn a_mask_is_set_on_all_threads_and_each_gets_back_what_it_had() {
+fn a_mask_is_set_on_all_threads_and_undone() {
     let [one, other] = two_cpus();
     let all = one.union(&other);
     for mut child in [start(Command::new("sleep").arg("1000")), program("threads")] {
@@ -27,7 +27,7 @@ fn a_mask_is_set_on_all_threads_and_each_gets_back_what_it_had() {
 }
 
 #[test]
-fn threads_that_are_within_the_list_are_left_as_they_are() {
+fn threads_within_the_list_keep_their_masks() {
     let [one, other] = two_cpus();
     let all = one.union(&other);
     let child = program("threads");
@@ -42,7 +42,7 @@ fn threads_that_are_within_the_list_are_left_as_they_are() {
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
         processes.undo(&process, previous, BlockedWriter::NONE);
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
-        // Those that have left are brought back, also where it is a part of them that is outside.
+        // Strays are brought back, even if only a part of their mask is outside.
         let previous = processes.set_mask(&process, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         processes.undo(&process, previous, BlockedWriter::NONE);
@@ -53,9 +53,9 @@ fn threads_that_are_within_the_list_are_left_as_they_are() {
 }
 
 #[test]
-fn no_thread_is_outside_however_fast_the_program_makes_new_ones() {
+fn no_new_thread_escapes_the_mask() {
     let [one, _] = two_cpus();
-    let kinds = [("restless", 200), ("restless crowd", 40)];
+    let kinds = [("thread_spawner", 200), ("many_thread_spawner", 40)];
     for (processes, (kind, tries)) in both().iter().flat_map(|it| kinds.map(|kind| (it, kind))) {
         let child = program(kind);
         let process = open(processes, child.pid());
@@ -70,7 +70,7 @@ fn no_thread_is_outside_however_fast_the_program_makes_new_ones() {
 }
 
 #[test]
-fn a_thread_that_waits_for_our_answer_is_taken_for_asleep() {
+fn a_blocked_writer_counts_as_asleep() {
     let [one, other] = two_cpus();
     let all = one.union(&other);
     for child in [start(Command::new("sleep").arg("1000")), program("threads")] {
@@ -99,13 +99,13 @@ fn a_thread_that_waits_for_our_answer_is_taken_for_asleep() {
 }
 
 #[test]
-fn a_task_that_widens_its_masks_all_the_time_is_given_up_after_some_passes() {
+fn a_task_that_keeps_widening_its_masks_is_given_up() {
     let [one, _] = two_cpus();
     let [processes, _] = both();
-    let child = program("willful");
+    let child = program("mask_widener");
     let process = open(&processes, child.pid());
     until("it is given up", || match processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE) {
-        // The program may just not have got to it.
+        // The program may not have widened its mask in time.
         Ok(_) => false,
         Err(MaskError::KeepsChanging) => true,
         Err(error) => panic!("{error}"),
@@ -113,7 +113,7 @@ fn a_task_that_widens_its_masks_all_the_time_is_given_up_after_some_passes() {
 }
 
 #[test]
-fn a_mask_without_a_usable_cpu_is_refused_and_the_task_has_what_it_had() {
+fn a_refused_mask_changes_nothing() {
     let [one, _] = two_cpus();
     let unknown: CpuSet = "500".parse().unwrap();
     let child = program("threads");
@@ -133,7 +133,7 @@ fn a_mask_without_a_usable_cpu_is_refused_and_the_task_has_what_it_had() {
 }
 
 #[test]
-fn what_is_given_back_is_the_mask_of_before_or_all_where_that_is_no_longer_possible() {
+fn the_saved_mask_or_all_cpus_are_restored() {
     let [one, other] = two_cpus();
     let child = program("threads");
     for processes in both() {
@@ -151,7 +151,7 @@ fn what_is_given_back_is_the_mask_of_before_or_all_where_that_is_no_longer_possi
 }
 
 #[test]
-fn a_mask_of_all_cpus_is_saved_as_all_and_another_as_it_is() {
+fn all_cpus_are_saved_as_all() {
     let [one, _] = two_cpus();
     let child = start(Command::new("sleep").arg("1000"));
     for processes in both() {
@@ -163,12 +163,12 @@ fn a_mask_of_all_cpus_is_saved_as_all_and_another_as_it_is() {
         let saved = processes.saved_mask(&process).unwrap();
         assert_eq!(saved, SavedMask::Cpus(one.clone()));
         assert_eq!(processes.probe_saved_mask(&process, saved.clone()).unwrap(), saved);
-        assert_eq!(of(child.pid()), std::slice::from_ref(&one), "it was touched and has what it had");
+        assert_eq!(of(child.pid()), std::slice::from_ref(&one), "it is restored after the probe");
     }
 }
 
-/// Every mask that this thread gets is widened at once.
-pub(super) fn widen_for_ever() {
+/// Widens the mask of this thread again and again.
+pub(super) fn widen_masks() {
     let mut all = nix::sched::CpuSet::new();
     (0..nix::sched::CpuSet::count()).for_each(|cpu| all.set(cpu).unwrap());
     loop {
@@ -176,7 +176,7 @@ pub(super) fn widen_for_ever() {
     }
 }
 
-/// Two CPUs of this machine.
+/// Returns two CPUs of this machine.
 pub(super) fn two_cpus() -> [CpuSet; 2] {
     let online: Vec<CpuId> = online().iter().take(2).collect();
     let [one, other] = online.as_slice() else { panic!("these tests need two CPUs") };
@@ -187,7 +187,7 @@ pub(super) fn online() -> CpuSet {
     std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap().trim().parse().unwrap()
 }
 
-/// The mask of each thread, the first one's first, as /proc shows it.
+/// Returns the mask of each thread as /proc shows it, the first thread's first.
 pub(super) fn of(pid: Pid) -> Vec<CpuSet> {
     let mask = |tid: Pid| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
