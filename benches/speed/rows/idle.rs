@@ -58,7 +58,13 @@ fn idle() -> Vec<Row> {
         ),
         Row {
             note: note.into(),
-            ..figure("rest-keeper", "idle: wake-ups of the supervisor", supervisor, "/min", Target::Within(12.0))
+            ..figure(
+                "rest-keeper",
+                "idle: wake-ups of the supervisor",
+                supervisor,
+                "/min",
+                Target::Within(12.0),
+            )
         },
         figure("rest-cpu", "idle: CPU time of both", cpu, "ms/min", Target::Within(10.0)),
     ]
@@ -106,8 +112,13 @@ fn with_claims() -> Vec<Row> {
         ratio: row.kcm / theirs,
         ..row
     };
-    let memory =
-        figure("rest-memory", "resident memory: worker and supervisor", mib(none), "MiB", Target::Within(8.0));
+    let memory = figure(
+        "rest-memory",
+        "resident memory: worker and supervisor",
+        mib(none),
+        "MiB",
+        Target::Within(8.0),
+    );
     let mount =
         figure("rest-mount", "kcm mount with 10,000 recorded claims", starts, "ms", Target::Within(1000.0));
     vec![
