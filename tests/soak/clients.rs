@@ -17,11 +17,11 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 /// Between two kills.
-const BEAT: Duration = Duration::from_millis(100);
+const KILL_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two upgrades.
-const UPGRADES: Duration = Duration::from_secs(10);
+const UPGRADE_INTERVAL: Duration = Duration::from_secs(10);
 /// A shorter time is not counted as a pause.
-const BRIEF: Duration = Duration::from_micros(500);
+const PAUSE_LIMIT: Duration = Duration::from_micros(500);
 
 /// The answers that the clients got, and the errors that they prove.
 #[derive(Default)]
@@ -39,7 +39,7 @@ struct Ledger {
     /// The client on the exclusive list.
     holder: Mutex<Option<usize>>,
     two_holders: AtomicU64,
-    /// Operations that took longer than [`BRIEF`].
+    /// Operations that took longer than [`PAUSE_LIMIT`].
     pauses: Mutex<Vec<(Instant, Instant)>>,
     /// Of operations that change the configuration: these also wait for the disk.
     pauses_with_disk: Mutex<Vec<(Instant, Instant)>>,
@@ -61,7 +61,7 @@ impl Ledger {
         loop {
             let started = Instant::now();
             let result = act();
-            if started.elapsed() > BRIEF {
+            if started.elapsed() > PAUSE_LIMIT {
                 let with_disk = ["mkdir", "exclusive", "rmdir"].contains(&what);
                 let pauses = if with_disk { &self.pauses_with_disk } else { &self.pauses };
                 pauses.lock().unwrap().push((started, Instant::now()));
@@ -252,7 +252,8 @@ fn kill_and_upgrade(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<I
     let copy = mount.home().join("kcm");
     assert!(Command::new("cp").arg(KCM).arg(&copy).status().unwrap().success());
     let mut moments: BTreeMap<&str, Vec<Instant>> = BTreeMap::new();
-    let (end, mut upgrade) = (Instant::now() + Duration::from_secs(seconds), Instant::now() + UPGRADES / 2);
+    let (end, mut upgrade) =
+        (Instant::now() + Duration::from_secs(seconds), Instant::now() + UPGRADE_INTERVAL / 2);
     let (mut n, mut upgrades) = (0, 0);
     while Instant::now() < end {
         // The worker must serve for a moment before it is killed: a worker that dies at once is restarted after a
@@ -261,10 +262,10 @@ fn kill_and_upgrade(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<I
         if !is_stopped {
             fs::read(mount.conf().join("self/claim")).expect("a read");
         }
-        std::thread::sleep(BEAT);
+        std::thread::sleep(KILL_INTERVAL);
         let mut moment = |what, at| moments.entry(what).or_default().push(at);
         if Instant::now() > upgrade && !is_stopped {
-            upgrade += UPGRADES;
+            upgrade += UPGRADE_INTERVAL;
             upgrades += 1;
             let program = if upgrades % 2 == 1 { copy.as_path() } else { Path::new(KCM) };
             moment("upgrade", Instant::now());
@@ -290,7 +291,7 @@ fn kill_and_upgrade(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<I
 fn waits(pauses: &[(Instant, Instant)], moments: &[Instant]) -> Vec<f64> {
     let wait = |moment: &Instant| {
         // Operations that begin while no worker serves wait, too; it may take a moment until no worker serves.
-        let concerned = pauses.iter().filter(|(from, to)| to > moment && *from < *moment + BEAT);
+        let concerned = pauses.iter().filter(|(from, to)| to > moment && *from < *moment + KILL_INTERVAL);
         let waits = concerned.map(|(from, to)| to.duration_since(*from.max(moment)));
         waits.max().unwrap_or_default().as_secs_f64() * 1e3
     };
@@ -338,7 +339,7 @@ fn no_death_loses_or_repeats_an_operation() {
     println!("client errors                  {}", count(&ledger.errors));
     let given_up = ledger.given_up.lock().unwrap();
     println!("given up (EIO)                 {} {given_up:?}", given_up.values().sum::<u64>());
-    println!("reads begun anew (ESTALE)      {}", ledger.stale.load(Ordering::Relaxed));
+    println!("reads started again (ESTALE)    {}", ledger.stale.load(Ordering::Relaxed));
     println!("acknowledged and lost          {}", count(&ledger.lost));
     println!("applied twice                  {}", count(&ledger.twice));
     println!("two on one exclusive list      {}", ledger.two_holders.load(Ordering::Relaxed));

@@ -59,17 +59,18 @@ fn an_interval_reports_every_reclaim_once() {
         if mount.daemons().is_empty() {
             mount.start();
         }
-        until("all are reported", || looking.told().len() >= killed.len());
-        assert_eq!(looking.told().len(), killed.len(), "round {round}");
+        until("all are reported", || looking.reclaimed().len() >= killed.len());
+        assert_eq!(looking.reclaimed().len(), killed.len(), "round {round}");
     }
     let beats = looking.reports().len();
     until("another interval has passed", || looking.reports().len() > beats + 1);
     let elapsed = started.elapsed().as_secs();
     let (reports, messages) = looking.end(Signal::SIGTERM);
-    let mut told: Vec<u64> = reports.iter().flat_map(|report| pids_in(report, "reclaimedCpuLists")).collect();
-    told.sort_unstable();
+    let mut reported: Vec<u64> =
+        reports.iter().flat_map(|report| pids_in(report, "reclaimedCpuLists")).collect();
+    reported.sort_unstable();
     killed.sort_unstable();
-    assert_eq!(told, killed, "each exactly once");
+    assert_eq!(reported, killed, "each exactly once");
     let beats = (reports.len() + messages.lines().count()) as u64;
     assert!(beats <= elapsed + 1, "no report is early: {beats} in {elapsed} s");
     assert!(beats >= elapsed / 2, "no report is missing: {beats} in {elapsed} s");

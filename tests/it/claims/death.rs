@@ -194,8 +194,8 @@ fn a_reused_pid_inherits_nothing() {
         if looked {
             assert_eq!(inside.shell.ask(&format!("echo -{old} > $P/0/tasks")), "", "a release");
         }
-        let said = inside.shell.ask(&format!("echo {old} > $P/1/tasks && echo ok"));
-        assert_eq!(said.trim(), "ok");
+        let output = inside.shell.ask(&format!("echo {old} > $P/1/tasks && echo ok"));
+        assert_eq!(output.trim(), "ok");
         assert_eq!(inside.read("pools/dataplane/0/tasks"), "");
         assert_eq!(
             (inside.read("pools/dataplane/1/tasks"), inside.mask(old)),
@@ -203,9 +203,9 @@ fn a_reused_pid_inherits_nothing() {
         );
         inside.shell.ask(&format!("echo -{old} > $P/1/tasks"));
         assert_eq!(inside.mask(old), full, "only its own mask");
-        let told = events(&inside.read("info/events"));
-        let told: Vec<&str> = told.iter().map(|(event, _)| event.as_str()).collect();
-        assert_eq!(told, ["claimed", "reclaimed", "claimed", "released"], "it was not a move");
+        let events = events(&inside.read("info/events"));
+        let names: Vec<&str> = events.iter().map(|(event, _)| event.as_str()).collect();
+        assert_eq!(names, ["claimed", "reclaimed", "claimed", "released"], "it was not a move");
     }
 }
 

@@ -73,8 +73,11 @@ impl Contention {
             self.gates[round % 2].write_all(b"!").unwrap();
             let answers: Vec<String> = self.writers.iter_mut().map(Program::hear).collect();
             self.gates[round % 2].read_exact(&mut [0]).unwrap();
-            assert!(answers.iter().all(|said| *said == "0" || *said == busy), "round {round}: {answers:?}");
-            let won = answers.iter().zip(&self.pids).filter(|(said, _)| *said == "0");
+            assert!(
+                answers.iter().all(|output| *output == "0" || *output == busy),
+                "round {round}: {answers:?}"
+            );
+            let won = answers.iter().zip(&self.pids).filter(|(output, _)| *output == "0");
             let winners: Vec<u32> = won.map(|(_, pid)| *pid).chain(heir.as_ref().map(Sleeper::pid)).collect();
             let [winner] = winners[..] else {
                 panic!("round {round}: {answers:?}, heir: {}", heir.is_some())

@@ -13,8 +13,8 @@ use nix::errno::Errno;
 /// the shell, which has ended, and that process.
 fn left_by(mount: &Mount, line: &str) -> (u32, Stray) {
     let line = format!("echo $$ > $C/pools/dataplane/0/tasks; {line}; echo $$ $left");
-    let (said, err, _) = run(&mut mount.bash(&line));
-    let (shell, stray) = said.trim().split_once(' ').unwrap_or_else(|| panic!("{line}: {said}{err}"));
+    let (output, err, _) = run(&mut mount.bash(&line));
+    let (shell, stray) = output.trim().split_once(' ').unwrap_or_else(|| panic!("{line}: {output}{err}"));
     (shell.parse().unwrap(), Stray(stray.parse().unwrap()))
 }
 
@@ -58,9 +58,9 @@ fn a_child_that_outlives_the_shell_inherits() {
         }
         assert_eq!(held(&list), [heir.0], "{line}");
         assert_eq!(masks(heir.0), ["0"], "{line}");
-        let told = mount.read("info/events");
+        let events = mount.read("info/events");
         let inherited: serde_json::Value =
-            told.lines().rfind(|line| line.contains("\"inherited\"")).unwrap().parse().unwrap();
+            events.lines().rfind(|line| line.contains("\"inherited\"")).unwrap().parse().unwrap();
         assert_eq!(inherited["pid"], heir.0, "{line}");
         assert_eq!(inherited["from"], shell.to_string(), "{line}");
         let pid = heir.0;
@@ -68,8 +68,8 @@ fn a_child_that_outlives_the_shell_inherits() {
         assert_eq!(held(&list), [0_u32; 0], "{line}");
         assert_eq!(mount.events().pop().unwrap(), ("reclaimed".to_owned(), pid), "{line}");
     }
-    let told = mount.read("info/reclaimed");
-    assert_eq!(told.lines().count(), 5, "an inherited claim is not reclaimed: {told}");
+    let reclaimed = mount.read("info/reclaimed");
+    assert_eq!(reclaimed.lines().count(), 5, "an inherited claim is not reclaimed: {reclaimed}");
 }
 
 #[test]
@@ -91,8 +91,8 @@ fn the_oldest_child_inherits_first() {
         heir.end();
     }
     assert_eq!(held(&list), [0_u32; 0]);
-    let told = mount.events();
-    let told: Vec<(&str, u32)> = told
+    let events = mount.events();
+    let events: Vec<(&str, u32)> = events
         .iter()
         .filter(|(event, _)| event != "refused")
         .map(|(event, pid)| (event.as_str(), *pid))
@@ -104,7 +104,7 @@ fn the_oldest_child_inherits_first() {
         ("inherited", pids[3]),
         ("reclaimed", pids[3]),
     ];
-    assert_eq!(told[1..], expected);
+    assert_eq!(events[1..], expected);
 }
 
 #[test]

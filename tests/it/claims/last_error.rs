@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 /// The holder of the list, as the message of a refusal names it.
 fn holder(line: &str) -> String {
-    let said = line.split_once(" is held by ").unwrap_or_else(|| panic!("{line:?}")).1;
-    said.split_once(" for ").expect("for how long").0.to_owned()
+    let output = line.split_once(" is held by ").unwrap_or_else(|| panic!("{line:?}")).1;
+    output.split_once(" for ").expect("for how long").0.to_owned()
 }
 
 /// The message that `nobody` reads after list 0 was refused to it.
@@ -48,7 +48,7 @@ fn readers_of_the_file_read_the_holders_pid() {
     let task = Sleeper::new();
     write(&list, task.pid().to_string()).unwrap();
     let pid = task.pid().to_string();
-    for (owner, group, mode, told) in [
+    for (owner, group, mode, named) in [
         (0, 0, 0o626, "PID"),
         (0, 0, 0o622, "a task"),
         (0, NOBODY, 0o660, "PID"),
@@ -61,7 +61,7 @@ fn readers_of_the_file_read_the_holders_pid() {
         chown(&list, Some(owner), Some(group)).unwrap();
         set_mode(&list, mode);
         let may_read = as_nobody(|| File::open(&list).is_ok());
-        assert_eq!(may_read, told == "PID", "{owner}:{group} {mode:o}");
+        assert_eq!(may_read, named == "PID", "{owner}:{group} {mode:o}");
         let expected = if may_read { &*pid } else { "a task" };
         assert_eq!(holder(&refused_to_nobody(&mount)), expected, "{owner}:{group} {mode:o}");
     }
@@ -96,8 +96,8 @@ fn only_the_writers_side_reads_the_refusal() {
     // A process in its own PID namespace has no ancestors outside.
     let line =
         "unshare --pid --fork bash -c 'echo nonsense > $C/pools/dataplane/tasks; cat $C/self/last_error'";
-    let told = shell.ask(line);
-    assert!(told.contains(": EINVAL: \"nonsense\" is not a PID; "), "{told}");
+    let message = shell.ask(line);
+    assert!(message.contains(": EINVAL: \"nonsense\" is not a PID; "), "{message}");
     assert_eq!(mount.read("self/last_error"), "");
     assert_eq!(shell.ask("cat $C/self/last_error"), "");
 }
@@ -106,23 +106,23 @@ fn only_the_writers_side_reads_the_refusal() {
 fn the_writer_and_four_ancestors_read_the_refusal() {
     let mount = Mount::with_dataplane();
     // Level 5 writes; then each level reads without starting a child.
-    let told = mount.sh("
+    let message = mount.sh("
         deep() {
             if [ $1 = 5 ]; then echo nonsense > $C/pools/dataplane/tasks 2>/dev/null; else (deep $(($1 + 1))); fi
-            read -r line < $C/self/last_error && echo $1 told || echo $1 not told
+            read -r line < $C/self/last_error && echo $1 line || echo $1 nothing
         }
         deep 0 2>/dev/null");
-    assert_eq!(told, "5 told\n4 told\n3 told\n2 told\n1 told\n0 not told\n");
+    assert_eq!(message, "5 line\n4 line\n3 line\n2 line\n1 line\n0 nothing\n");
     assert_eq!(mount.read("self/last_error"), "");
 }
 
 #[test]
 fn the_shell_reads_the_refusal_of_its_tool() {
     let mount = Mount::with_dataplane();
-    let told = mount.sh("
+    let message = mount.sh("
         echo $$ nonsense | tee $C/pools/dataplane/tasks >/dev/null 2>&1 && exit 9
         cat $C/self/last_error; exit 0");
-    assert!(told.contains(": EINVAL: \"nonsense\" is not a PID; "), "{told}");
+    assert!(message.contains(": EINVAL: \"nonsense\" is not a PID; "), "{message}");
 }
 
 #[test]
@@ -130,19 +130,19 @@ fn a_reused_pid_reads_no_earlier_refusal() {
     let mount = Mount::with_dataplane();
     // In a PID namespace the test can choose the next PID. The writer is so deep that the first process of the
     // namespace is not among its four ancestors.
-    let told = mount.sh("exec unshare --pid --fork --mount-proc bash -c '
+    let message = mount.sh("exec unshare --pid --fork --mount-proc bash -c '
         deep() {
             if [ $1 = 0 ]; then
                 echo nonsense > $C/pools/dataplane/tasks
-                read -r line < $C/self/last_error && echo $BASHPID told
+                read -r line < $C/self/last_error && echo $BASHPID line
             else (deep $(($1 - 1)); true); fi
         }
         deep 6 2>/dev/null
-        read -r line < $C/self/last_error && echo the first one is told
-        # Nobody else is here: the seventh process was the refused one.
+        read -r line < $C/self/last_error && echo the first one reads it
+        # No other process is here: the seventh one was refused.
         echo 6 > /proc/sys/kernel/ns_last_pid
-        (read -r line < $C/self/last_error && echo $BASHPID told || echo $BASHPID not told)'");
-    assert_eq!(told, "7 told\n7 not told\n");
+        (read -r line < $C/self/last_error && echo $BASHPID line || echo $BASHPID nothing)'");
+    assert_eq!(message, "7 line\n7 nothing\n");
 }
 
 #[test]
@@ -155,12 +155,12 @@ fn the_newest_4096_refusals_are_kept() {
     for _ in 0..4095 {
         assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
     }
-    let told = shell.ask("cat $C/self/last_error");
-    assert!(told.contains("\"first\" is not a PID"), "4,096 are kept: {told}");
+    let message = shell.ask("cat $C/self/last_error");
+    assert!(message.contains("\"first\" is not a PID"), "4,096 are kept: {message}");
     assert_eq!(errno(file.write(b"later")), Errno::EINVAL);
-    let told = shell.ask("cat $C/self/last_error");
+    let message = shell.ask("cat $C/self/last_error");
     assert!(
-        told.contains("\"later\" is not a PID"),
-        "the oldest made room; now its parent, ourselves, is nearest: {told}"
+        message.contains("\"later\" is not a PID"),
+        "the oldest made room; now its parent, the test, is the nearest: {message}"
     );
 }

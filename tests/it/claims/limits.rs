@@ -23,7 +23,7 @@ fn count(mount: &Mount) -> usize {
     mount.read("pools/shared/tasks").split(',').filter(|pid| !pid.is_empty()).count()
 }
 
-fn told(mount: &Mount) -> String {
+fn message(mount: &Mount) -> String {
     let line = mount.read("self/last_error");
     line.split_once(": ").expect("a PID and a reason").1.to_owned()
 }
@@ -45,7 +45,7 @@ fn tasks_beyond_the_limit_are_refused() {
     assert_eq!(count(&mount), LIMIT);
     for file in [&list, &mount.tasks("shared", "1"), &mount.pool("shared").join("tasks")] {
         assert_eq!(errno(write(file, late.pid().to_string())), Errno::ENOSPC);
-        assert_eq!(told(&mount), too_many(LIMIT));
+        assert_eq!(message(&mount), too_many(LIMIT));
     }
     write(&list, words(&tasks[..50])).expect("repeated tasks need no more room");
     write(&mount.tasks("shared", "1"), words(&tasks[..10])).expect("a move needs none either");
@@ -65,16 +65,16 @@ fn a_command_beyond_the_limit_does_nothing() {
     let list = mount.tasks("shared", "0");
     let tasks: Vec<Sleeper> = (0..LIMIT + 4).map(|_| Sleeper::new()).collect();
     assert_eq!(errno(write(&list, words(&tasks))), Errno::ENOSPC);
-    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(message(&mount), too_many(LIMIT));
     assert_eq!(count(&mount), 0);
     let (first, rest) = tasks.split_at(LIMIT - 10);
     write(&list, words(first)).unwrap();
     assert_eq!(errno(write(&list, words(rest))), Errno::ENOSPC);
-    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(message(&mount), too_many(LIMIT));
     assert_eq!(count(&mount), first.len());
     // More than the daemon could open at once to examine them.
     assert_eq!(errno(write(&list, words(&tasks[20..]))), Errno::ENOSPC);
-    assert_eq!(told(&mount), too_many(LIMIT));
+    assert_eq!(message(&mount), too_many(LIMIT));
     assert_eq!(count(&mount), first.len());
     write(&list, words(&rest[..10])).unwrap();
     assert_eq!(count(&mount), LIMIT);
@@ -101,10 +101,10 @@ fn other_users_get_at_most_half() {
     let theirs: Vec<Sleeper> = (0..half + 2).map(|_| sleeper_of_nobody()).collect();
     as_nobody(|| {
         assert_eq!(errno(write(&list, words(&theirs))), Errno::ENOSPC);
-        assert_eq!(told(&mount), too_many(half));
+        assert_eq!(message(&mount), too_many(half));
         write(&list, words(&theirs[..half])).unwrap();
         assert_eq!(errno(write(&list, theirs[half].pid().to_string())), Errno::ENOSPC);
-        assert_eq!(told(&mount), too_many(half));
+        assert_eq!(message(&mount), too_many(half));
     });
     write(&list, theirs[half].pid().to_string()).expect("root may claim for them");
     let roots: Vec<Sleeper> = (0..LIMIT - half - 1).map(|_| Sleeper::new()).collect();

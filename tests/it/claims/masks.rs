@@ -97,8 +97,8 @@ fn a_refusal_by_a_cpuset_changes_nothing() {
     assert_eq!(errno(write(&lists[0], &pid)), Errno::EINVAL, "a move");
     assert_eq!(held(&lists[1]), [task.pid()]);
     assert!(held(&lists[0]).is_empty() && all_have(task.pid(), "1"));
-    let told = mount.read("self/last_error");
-    assert!(told.contains(&format!(" {pid}: EINVAL: ")) && told.contains("dataplane 0"), "{told}");
+    let message = mount.read("self/last_error");
+    assert!(message.contains(&format!(" {pid}: EINVAL: ")) && message.contains("dataplane 0"), "{message}");
 }
 
 #[test]

@@ -211,12 +211,12 @@ impl Both {
             None => answer(write(&file, text)),
             Some(by) => {
                 let line = format!("{{ echo {text} > {}; }} 2>&1", file.display());
-                let said = self.tasks[by].ask(&line);
+                let output = self.tasks[by].ask(&line);
                 let errnos = [Errno::ENOENT, Errno::ESRCH, Errno::EBUSY, Errno::EINVAL];
-                match errnos.into_iter().find(|errno| said.ends_with(&format!(": {}\n", errno.desc()))) {
+                match errnos.into_iter().find(|errno| output.ends_with(&format!(": {}\n", errno.desc()))) {
                     Some(errno) => Err(errno),
-                    None if said.is_empty() => Ok(()),
-                    None => panic!("{line}: {said}"),
+                    None if output.is_empty() => Ok(()),
+                    None => panic!("{line}: {output}"),
                 }
             }
         }
@@ -268,8 +268,8 @@ impl Both {
         assert_eq!(found, expected, "{op:?}");
         let asked = self.steps % TASKS;
         if self.naive.is_alive(asked) {
-            let said = self.tasks[asked].ask("read -r line < $C/self/claim; echo $line");
-            assert_eq!(said.trim(), self.naive.claim(asked), "{op:?}: task {asked}");
+            let output = self.tasks[asked].ask("read -r line < $C/self/claim; echo $line");
+            assert_eq!(output.trim(), self.naive.claim(asked), "{op:?}: task {asked}");
         }
     }
 }

@@ -22,7 +22,7 @@ fn start_inside(container: &mut Shell, number: u32) -> u32 {
 }
 
 /// The output and the errors of a line that the shell runs; empty if it succeeds.
-fn said(shell: &mut Shell, line: &str) -> String {
+fn printed(shell: &mut Shell, line: &str) -> String {
     shell.ask(&format!("{{ {line}; }} 2>&1")).trim().to_owned()
 }
 
@@ -38,7 +38,7 @@ fn a_container_shell_claims_with_its_own_pid() {
         assert_eq!(container.ask(&line).trim(), "dataplane 0\n0\n1", "{text}");
         let bash = first(&container);
         assert_eq!((held(&list), masks(bash)), (vec![bash], vec!["0".to_owned()]), "{text}");
-        assert_eq!(said(&mut container, &format!("echo -{text} > $C/pools/dataplane/tasks")), "");
+        assert_eq!(printed(&mut container, &format!("echo -{text} > $C/pools/dataplane/tasks")), "");
         assert_eq!((held(&list), masks(bash)), (vec![], vec![free()]), "{text}");
     }
     assert_eq!(masks(1), init);
@@ -59,24 +59,24 @@ fn a_pid_names_the_process_inside() {
     let no_such = "No such process";
     for text in [n.to_string(), format!("-{n}")] {
         for file in ["0/tasks", "1/tasks", "tasks"] {
-            let refused = said(&mut container, &format!("echo {text} > $C/pools/dataplane/{file}"));
+            let refused = printed(&mut container, &format!("echo {text} > $C/pools/dataplane/{file}"));
             assert!(refused.ends_with(no_such), "{text} to {file}: {refused}");
             outside_is_as_it_was();
         }
     }
     let inner = start_inside(&mut container, n);
     assert_ne!(inner, n);
-    let busy = said(&mut container, &format!("echo {n} > $C/pools/dataplane/0/tasks"));
+    let busy = printed(&mut container, &format!("echo {n} > $C/pools/dataplane/0/tasks"));
     assert!(busy.ends_with("Device or resource busy"), "{busy}");
     for (text, file) in [("-N", "0/tasks"), ("-N", "tasks"), ("N", "tasks"), ("N", "1/tasks")] {
         let line = format!("echo {} > $C/pools/dataplane/{file}", text.replace('N', &n.to_string()));
-        assert_eq!(said(&mut container, &line), "", "{line}");
+        assert_eq!(printed(&mut container, &line), "", "{line}");
         outside_is_as_it_was();
         let claimed = if text == "N" { vec![inner] } else { vec![] };
         assert_eq!(held(&lists[1]), claimed, "{line}");
     }
     assert_eq!(masks(inner), ["1"]);
-    assert_eq!(said(&mut container, &format!("echo -{n} > $C/pools/dataplane/1/tasks")), "");
+    assert_eq!(printed(&mut container, &format!("echo -{n} > $C/pools/dataplane/1/tasks")), "");
     assert_eq!((held(&lists[1]), masks(inner)), (vec![], vec![free()]));
     outside_is_as_it_was();
     // Outside, the number names the process outside.
@@ -93,12 +93,12 @@ fn one_pid_in_two_containers_is_two_processes() {
     let mut containers = [mount.container(), mount.container()];
     let inner = containers.each_mut().map(|container| start_inside(container, 4711));
     for (n, container) in containers.iter_mut().enumerate() {
-        assert_eq!(said(container, &format!("echo 4711 > $C/pools/dataplane/{n}/tasks")), "");
+        assert_eq!(printed(container, &format!("echo 4711 > $C/pools/dataplane/{n}/tasks")), "");
     }
     assert_eq!(lists.each_ref().map(|list| held(list)), [vec![inner[0]], vec![inner[1]]]);
-    assert_eq!(said(&mut containers[0], "echo -4711 > $C/pools/dataplane/1/tasks"), "");
+    assert_eq!(printed(&mut containers[0], "echo -4711 > $C/pools/dataplane/1/tasks"), "");
     assert_eq!(held(&lists[1]), [inner[1]], "the container cannot release the other's task");
-    assert_eq!(said(&mut containers[0], "echo -4711 > $C/pools/dataplane/tasks"), "");
+    assert_eq!(printed(&mut containers[0], "echo -4711 > $C/pools/dataplane/tasks"), "");
     assert_eq!(lists.each_ref().map(|list| held(list)), [vec![], vec![inner[1]]]);
 }
 
@@ -118,9 +118,9 @@ fn a_nested_container_has_its_own_pids() {
     // By its PID in the middle namespace, in which it is the child of `unshare`.
     let number = middle.ask(&format!("cat /proc/{unshare}/task/{unshare}/children")).trim().to_owned();
     assert_ne!(number, bash.to_string());
-    assert_eq!(said(&mut middle, &format!("echo {number} > $C/pools/dataplane/0/tasks")), "");
+    assert_eq!(printed(&mut middle, &format!("echo {number} > $C/pools/dataplane/0/tasks")), "");
     assert_eq!((held(&list), masks(bash), masks(sleep)), (vec![bash], vec!["0".to_owned()], vec![free()]));
-    assert_eq!(said(&mut middle, &format!("echo -{number} > $C/pools/dataplane/0/tasks")), "");
+    assert_eq!(printed(&mut middle, &format!("echo -{number} > $C/pools/dataplane/0/tasks")), "");
     // By its PID in its own namespace.
     let inside = |line: &str| {
         let target = format!("nsenter --pid --mount --target={bash} bash -c '{line}'");
@@ -146,7 +146,7 @@ fn a_writer_may_use_the_daemons_pid_for_itself() {
     assert_eq!(container.ask("sleep 1000 >/dev/null & echo $!").trim(), "2");
     let child = children(bash)[0];
     for stranger in [container.pid(), child, std::process::id()] {
-        let refused = said(&mut container, &format!("echo {stranger} > $C/pools/dataplane/1/tasks"));
+        let refused = printed(&mut container, &format!("echo {stranger} > $C/pools/dataplane/1/tasks"));
         assert!(refused.ends_with("No such process"), "{stranger}: {refused}");
     }
     assert_eq!(held(&mount.pool("dataplane").join("tasks")), [bash]);
@@ -221,9 +221,9 @@ fn a_pipeline_explains_itself_to_its_shell() {
         ] {
             shell.ask("echo nonsense > $C/pools/dataplane/tasks 2>/dev/null");
             shell.ask(&format!("echo $$ | {tee} 2>&1"));
-            let told = shell.ask("cat $C/self/last_error");
+            let message = shell.ask("cat $C/self/last_error");
             let expected = format!(" {number}: EBUSY: dataplane 0 is held by {} (sleep) ", holder.pid());
-            assert!(told.contains(&expected), "{place}, {tee}: {told}");
+            assert!(message.contains(&expected), "{place}, {tee}: {message}");
         }
         holder.end();
         assert_eq!(shell.ask("echo $$ | tee $C/pools/dataplane/0/tasks"), format!("{number}\n"));

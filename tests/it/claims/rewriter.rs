@@ -31,8 +31,8 @@ impl Client {
 
     /// Reads the list and remembers it.
     pub(crate) fn read(&mut self, file: &Path) -> Vec<u32> {
-        let said = self.ask("read", file);
-        said.split_terminator(',').map(|pid| pid.parse().unwrap()).collect()
+        let output = self.ask("read", file);
+        output.split_terminator(',').map(|pid| pid.parse().unwrap()).collect()
     }
 
     /// Writes the remembered list back, with its own PID added.

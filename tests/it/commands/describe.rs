@@ -142,9 +142,9 @@ fn a_full_disk_is_reported() {
     let plain = example();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = plain.kcm(&["describe"]).stdout(full).output().unwrap();
-    let said = text(&output.stderr);
-    assert!(said.starts_with("ERROR:root:") && said.contains("No space left on device"), "{said}");
-    assert_eq!((said.lines().count(), output.status.code()), (1, Some(1)));
+    let printed = text(&output.stderr);
+    assert!(printed.starts_with("ERROR:root:") && printed.contains("No space left on device"), "{printed}");
+    assert_eq!((printed.lines().count(), output.status.code()), (1, Some(1)));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn usage_version_and_mistyped_words() {
     }
     let version = format!("kcm {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(run(&mut kcm(&["--version"])), (version, String::new(), Some(0)));
-    for (words, said) in [
+    for (words, printed) in [
         (&[][..], "Usage: kcm"),
         (&["isolat"], "isolate"),
         (&["reconsile"], "reconcile"),
@@ -100,7 +100,7 @@ fn usage_version_and_mistyped_words() {
     ] {
         let (out, err, code) = run(&mut kcm(words));
         assert_eq!((out.as_str(), code), ("", Some(2)), "{words:?}");
-        assert!(err.contains(said), "{words:?}: {err}");
+        assert!(err.contains(printed), "{words:?}: {err}");
     }
 }
 
@@ -175,9 +175,9 @@ fn messages_and_statuses_of_isolate() {
             let messages = mount.home().join("messages");
             let mut shell = redirected(shell, &messages);
             let found = run(shell.args(words));
-            let said = fs::read_to_string(&messages).unwrap();
+            let printed = fs::read_to_string(&messages).unwrap();
             assert_eq!(
-                (found.0.as_str(), said.as_str(), found.2),
+                (found.0.as_str(), printed.as_str(), found.2),
                 (out, err, Some(status)),
                 "{conf:?} {words:?}"
             );
@@ -226,9 +226,9 @@ fn a_held_lock_ends_the_command_after_the_timeout() {
         &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere"],
     ];
     for words in commands {
-        for (timeout, said) in [("0.2", "0.2"), ("0", "0.0")] {
+        for (timeout, printed) in [("0.2", "0.2"), ("0", "0.0")] {
             let (out, err, code) = run(plain.kcm(words).env("KCM_LOCK_TIMEOUT", timeout));
-            let expected = format!("ERROR:root:Lock timed out after {said} seconds");
+            let expected = format!("ERROR:root:Lock timed out after {printed} seconds");
             assert_eq!((out.as_str(), code), ("", Some(1)), "{words:?}: {err}");
             assert_eq!(err.lines().last(), Some(&*expected), "{words:?}");
         }

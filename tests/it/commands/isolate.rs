@@ -112,9 +112,9 @@ fn of_forty_as_many_run_as_there_are_lists() {
             assert_eq!(running.0.len(), 2, "round {round}");
             for run in &mut ended {
                 assert_eq!(run.wait().unwrap().code(), Some(1));
-                let mut said = String::new();
-                std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut said).unwrap();
-                assert_eq!(said, "ERROR:root:No free cpu lists in pool p\n");
+                let mut printed = String::new();
+                std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut printed).unwrap();
+                assert_eq!(printed, "ERROR:root:No free cpu lists in pool p\n");
             }
             let pids: BTreeSet<String> = running.0.iter().map(|run| run.id().to_string()).collect();
             let held: BTreeSet<String> = ["0", "1"].map(|list| dir.tasks_of("p", list)).into();

@@ -81,9 +81,9 @@ fn it_works_in_an_empty_root() {
         // There is no shell here.
         let shell = ["/kcm", "isolate", "--conf-dir=/conf", "--pool=dataplane", "true"];
         let (_, err, status) = run(&mut enter(unshare, proc, &shell));
-        let said = "ERROR:root:/bin/sh: No such file or directory; \
+        let printed = "ERROR:root:/bin/sh: No such file or directory; \
             without a shell: kcm isolate --pool=<pool> -- <program> <args>\n";
-        assert_eq!((err.as_str(), status), (said, Some(127)));
+        assert_eq!((err.as_str(), status), (printed, Some(127)));
         assert_eq!(mount.tasks_of("dataplane", "0"), "");
     }
 }

@@ -83,22 +83,22 @@ fn each_reclaim_is_reported_once() {
     let mount = Mount::with_shared();
     let tasks = [mount.tasks("shared", "0"), mount.tasks("shared", "1")];
     let ask = || {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for _ in 0..6 {
-            told.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+            reported.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
         }
-        told
+        reported
     };
-    let (killed, mut told) = std::thread::scope(|scope| {
+    let (killed, mut reported) = std::thread::scope(|scope| {
         let askers: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
         let killed: Vec<u64> = (0..60).map(|round| u64::from(killed_on(&tasks[round % 2]))).collect();
         (killed, askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect::<Vec<_>>())
     });
-    told.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
-    told.sort_unstable();
+    reported.extend(pids_in(&report(&mut mount.kcm(&["reconcile"])), "reclaimedCpuLists"));
+    reported.sort_unstable();
     let mut expected = killed;
     expected.sort_unstable();
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
 }
 
 #[test]

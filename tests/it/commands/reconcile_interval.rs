@@ -27,9 +27,9 @@ fn an_interval_removes_dead_tasks_of_a_plain_directory() {
     let looking = ReconcileLoop::start(plain.home(), plain.kcm(&["reconcile", "--interval=0.1"]));
     until("it has reported", || looking.reports().len() > 1);
     let pid = u64::from(task.pid());
-    assert!(looking.told().is_empty());
+    assert!(looking.reclaimed().is_empty());
     task.end();
-    until("it has reported the death", || looking.told() == [pid]);
+    until("it has reported the death", || looking.reclaimed() == [pid]);
     assert_eq!(fs::read_to_string(plain.tasks("p", "0-1")).unwrap(), "");
     looking.end(Signal::SIGTERM);
 }

@@ -233,11 +233,11 @@ fn in_the_foreground_systemd_learns_of_readiness() {
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut command = mount.mount_command();
     let mut daemon = Sleeper::spawn(command.arg("--foreground").env("NOTIFY_SOCKET", &path));
-    let mut said = Vec::new();
-    while !said.iter().any(|text: &String| text.lines().any(|line| line == "READY=1")) {
+    let mut output = Vec::new();
+    while !output.iter().any(|text: &String| text.lines().any(|line| line == "READY=1")) {
         let mut buffer = [0; 4096];
         let length = socket.recv(&mut buffer).expect("readiness");
-        said.push(crate::harness::text(&buffer[..length]));
+        output.push(crate::harness::text(&buffer[..length]));
     }
     assert_eq!(mount.read("info/version"), VERSION, "the mount answers when it is reported ready");
     assert_eq!(mount.supervisor(), daemon.pid(), "in the process that was started");

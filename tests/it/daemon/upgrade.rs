@@ -294,10 +294,10 @@ impl Manager {
                     fds.extend(rights);
                 }
             }
-            let said = text(&bytes[..message.bytes]);
+            let output = text(&bytes[..message.bytes]);
             let name =
-                said.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
-            for line in said.lines() {
+                output.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
+            for line in output.lines() {
                 match line {
                     "READY=1" => self.ready = true,
                     "FDSTORE=1" => self.stored.extend(fds.drain(..).map(|fd| (name.clone(), fd))),

@@ -258,7 +258,7 @@ fn refusals_of_commands_are_in_the_table() {
         command
     };
     let document = document("docs/operations.md");
-    for (mut command, said) in [
+    for (mut command, answer) in [
         (absent, "no such directory"),
         (empty.kcm(&["describe"]), "no pools"),
         (plain.kcm_as_nobody(&["isolate", "--pool=free", "true"]), "Permission denied"),
@@ -276,8 +276,8 @@ fn refusals_of_commands_are_in_the_table() {
         let (_, err, status) = run(&mut command);
         assert_eq!(status, Some(1), "{command:?}: {err}");
         let last = err.lines().last().unwrap();
-        assert!(last.contains(said), "{command:?}: {err}");
-        assert!(document.contains(said), "{said}");
+        assert!(last.contains(answer), "{command:?}: {err}");
+        assert!(document.contains(answer), "{answer}");
     }
 }
 

@@ -23,8 +23,8 @@ impl PidNamespace {
 
     /// Starts the daemon inside.
     pub fn start(&mut self) {
-        let said = self.shell.ask("$KCM mount --conf-dir=$C --state-dir=$S 2>&1 && echo mounted");
-        assert!(said.ends_with("mounted\n"), "{said}");
+        let output = self.shell.ask("$KCM mount --conf-dir=$C --state-dir=$S 2>&1 && echo mounted");
+        assert!(output.ends_with("mounted\n"), "{output}");
     }
 
     /// Starts a process inside that sleeps; returns its PID there.
@@ -34,8 +34,8 @@ impl PidNamespace {
 
     /// Returns the PID that this line prints.
     pub fn number(&mut self, line: &str) -> u32 {
-        let said = self.shell.ask(line);
-        said.trim().parse().unwrap_or_else(|_| panic!("{line}: {said}"))
+        let output = self.shell.ask(line);
+        output.trim().parse().unwrap_or_else(|_| panic!("{line}: {output}"))
     }
 
     /// Starts a process that sleeps and has this PID, which must be free.

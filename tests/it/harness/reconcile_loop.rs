@@ -34,7 +34,7 @@ impl ReconcileLoop {
     }
 
     /// The PIDs whose claims were reclaimed, according to its reports.
-    pub fn told(&self) -> Vec<u64> {
+    pub fn reclaimed(&self) -> Vec<u64> {
         self.reports().iter().flat_map(|report| pids_in(report, "reclaimedCpuLists")).collect()
     }
 

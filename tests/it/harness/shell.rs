@@ -38,12 +38,16 @@ impl Shell {
 
     pub fn hear(&mut self) -> String {
         use std::io::BufRead as _;
-        let mut said = String::new();
-        while !said.ends_with("\n---\n") {
-            assert_ne!(self.output.read_line(&mut said).expect("text"), 0, "the shell has ended: {said}");
+        let mut printed = String::new();
+        while !printed.ends_with("\n---\n") {
+            assert_ne!(
+                self.output.read_line(&mut printed).expect("text"),
+                0,
+                "the shell has ended: {printed}"
+            );
         }
         // The empty line completes a last line without a newline.
-        said.truncate(said.len() - "\n---\n".len());
-        said
+        printed.truncate(printed.len() - "\n---\n".len());
+        printed
     }
 }

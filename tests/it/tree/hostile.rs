@@ -182,8 +182,8 @@ fn a_cut_command_and_its_rest_are_refused() {
                 assert_eq!(errno(written), Errno::E2BIG, "{pages} pages, then {rest:?}");
             }
         }
-        let told = victim.mount.read("self/last_error");
-        assert!(told.contains("E2BIG: this follows a command that was too long or cut; "), "{told}");
+        let message = victim.mount.read("self/last_error");
+        assert!(message.contains("E2BIG: this follows a command that was too long or cut; "), "{message}");
         assert_eq!(victim.mount.read("pools/dataplane/tasks"), "");
     }
     // bash cuts its output every 4,096 bytes, here within a number; a living process comes later.
@@ -287,9 +287,9 @@ fn files_that_are_never_closed() {
         // A client that dies with the files open.
         let line = "for i in $(seq 200); do exec {fd}<>$C/pools/dataplane/tasks; done; echo open; sleep 1000";
         let mut client = Sleeper::spawn(victim.mount.bash(line).stdout(std::process::Stdio::piped()));
-        let mut said = [0; 5];
-        std::io::Read::read_exact(client.child().stdout.as_mut().unwrap(), &mut said).unwrap();
-        assert_eq!(text(&said), "open\n");
+        let mut printed = [0; 5];
+        std::io::Read::read_exact(client.child().stdout.as_mut().unwrap(), &mut printed).unwrap();
+        assert_eq!(text(&printed), "open\n");
         client.end();
     });
 }

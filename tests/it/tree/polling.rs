@@ -255,9 +255,9 @@ fn isolate_wait_gets_the_list_when_its_holder_dies() {
     let [first, second] = holders;
     let mut waiting = waiting(&mount, &["sh", "-c", "echo $KCM_CPUS_ASSIGNED"]);
     second.end();
-    let mut said = String::new();
-    waiting.child().stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "1\n");
+    let mut output = String::new();
+    waiting.child().stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "1\n");
     assert!(waiting.child().wait().unwrap().success());
     first.end();
 }
@@ -314,8 +314,8 @@ fn a_client_killed_while_it_waits_never_hangs() {
     let killed: Vec<Sleeper> = (0..10).map(|_| waiting(&mount, &["false"])).collect();
     killed.into_iter().for_each(Sleeper::end);
     holder.end();
-    let mut said = Vec::new();
-    stays.child().stdout.take().unwrap().read_to_end(&mut said).unwrap();
-    assert_eq!(text(&said), "it lives\n");
+    let mut output = Vec::new();
+    stays.child().stdout.take().unwrap().read_to_end(&mut output).unwrap();
+    assert_eq!(text(&output), "it lives\n");
     assert_eq!(mount.daemons(), daemons);
 }

@@ -51,9 +51,9 @@ fn older_children_and_strays_read_no_claim() {
     assert_eq!(shell.ask(&format!("taskset -c 1 bash -c '{BOTH}; true'")), "", "it is on other CPUs");
     // It pinned itself, which does not make it part of a later claim.
     let older =
-        "taskset -pc 0 $COPROC_PID > /dev/null; echo 'read -r a < $C/self/claim; echo told $a' >&${COPROC[1]}
-        read -r said <&${COPROC[0]}; echo $said";
-    assert_eq!(shell.ask(older), "told\n");
+        "taskset -pc 0 $COPROC_PID > /dev/null; echo 'read -r a < $C/self/claim; echo claim: $a' >&${COPROC[1]}
+        read -r line <&${COPROC[0]}; echo $line";
+    assert_eq!(shell.ask(older), "claim:\n");
 }
 
 #[test]
