@@ -1,4 +1,4 @@
-# What the scripts share: sourced, not run. Finds the repository and gets what a machine lacks.
+# Shared by the scripts, which source it. Finds the repository and installs missing tools.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:$HOME/.cargo/bin
@@ -7,7 +7,7 @@ TARGET=target/$(sed -n 's/^target = "\(.*\)"/\1/p' .cargo/config.toml)
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "$0: $*" >&2; exit 1; }
 
-# need COMMAND PACKAGE: installs Debian's package where the command is missing.
+# need COMMAND PACKAGE: installs the Debian package if the command is missing.
 need() {
     command -v "$1" >/dev/null && return
     command -v apt-get >/dev/null || fail "$1 is missing and apt-get is not here; install $2 by hand"
