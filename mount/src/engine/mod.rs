@@ -32,7 +32,7 @@ mod recover;
 mod replay;
 mod show;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 use std::collections::HashMap;

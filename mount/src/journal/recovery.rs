@@ -49,6 +49,16 @@ pub(crate) struct Recovered {
     pub(crate) suspect: bool,
 }
 
+#[cfg(test)]
+impl Recovered {
+    /// Returns what a worker finds after these records, without events.
+    pub(crate) fn from_records(config: Config, records: &[crate::journal::Record]) -> Self {
+        let mut log = LogState::default();
+        records.iter().cloned().for_each(|record| log.add(record));
+        Self::new(config, &log, VecDeque::new(), Vec::new(), false)
+    }
+}
+
 impl Recovered {
     pub(super) fn new(
         config: Config,
