@@ -1,7 +1,7 @@
-//! Open files: who opened them, what was read from them, and what may not be written to them any more.
+//! Open files: their openers, the snapshots that are read from them, and truncated commands.
 //!
-//! Owns: file handles. A handle holds the opener's uid in its upper half, so that the next daemon knows it
-//! without a record; the lower half is a number that no other open file of this mount has. Must not know:
+//! Owns file handles. A handle holds the opener's uid in its upper half, so that the next daemon knows it
+//! without a record; the lower half is a number that no other open file of this mount has. Does not know
 //! what a file contains.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::tree::Content;
 
-/// How many bytes of snapshots are kept for open files that are in the middle of being read.
+/// The limit for the snapshots of all open files, in bytes.
 const MAX_KEPT: usize = 64 << 20;
 
 /// The handles of all open files.
@@ -24,37 +24,37 @@ pub(crate) struct OpenFiles {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Only those files for which there is something to remember.
+    /// Only the files of which something has to be remembered.
     files: HashMap<u64, OpenFile>,
     kept: usize,
 }
 
 #[derive(Debug, Default)]
 struct OpenFile {
-    /// What the reads at offsets beyond 0 go on with.
+    /// The content for reads at offsets greater than 0.
     snapshot: Option<Content>,
-    /// The version of the file when it was last read; 0 where it was not.
+    /// The version of the file when it was last read; 0 if it was not read.
     seen: u64,
-    /// A command through it was too long: what follows is a rest of it.
+    /// A command through it was too long, so the next write may be the rest of it.
     truncated: bool,
-    /// The kernel's handle under which it is polled, once that is recorded.
+    /// The kernel's handle under which it is polled, if that is recorded.
     polled: Option<u64>,
 }
 
 impl OpenFile {
-    /// Whether the journal knows of it.
+    /// Returns whether the journal has a record of it.
     fn is_noted(&self) -> bool {
         self.truncated || self.polled.is_some()
     }
 }
 
-/// The snapshot cannot be had any more.
+/// The snapshot is no longer available.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stale;
 
 impl OpenFiles {
-    /// Handles are numbered from `first` on: beyond all that an earlier worker may have given out. `polls` and
-    /// `truncated`: what is known of files that were opened through those.
+    /// Numbers handles from `first`, which no earlier worker has used. `polls` and `truncated` describe files that
+    /// were opened through earlier workers.
     pub(crate) fn new(first: u32, polls: &[(u64, u64)], truncated: &[u64]) -> Self {
         let mut files: HashMap<u64, OpenFile> = HashMap::new();
         for &(fh, kh) in polls {
@@ -67,23 +67,23 @@ impl OpenFiles {
         Self { first, next: AtomicU32::new(first), state }
     }
 
-    /// A handle for a file that this user opens, and its number.
+    /// Returns a handle for a file that this user opens, and its number.
     pub(crate) fn open(&self, uid: u32) -> (u64, u32) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (u64::from(uid) << 32 | u64::from(number), number)
     }
 
-    /// How many files have been opened before this number.
+    /// Returns how many files were opened before this number.
     pub(crate) fn opened_before(&self, number: u32) -> u32 {
         number.wrapping_sub(self.first)
     }
 
-    /// The user who opened the file.
+    /// Returns the user who opened the file.
     pub(crate) fn opener(fh: u64) -> u32 {
         (fh >> 32) as u32
     }
 
-    /// Forgets the file; says whether the journal knows of it.
+    /// Forgets the file. Returns whether the journal has a record of it.
     pub(crate) fn close(&self, fh: u64) -> bool {
         let mut state = self.state.lock();
         let Some(file) = state.files.remove(&fh) else { return false };
@@ -91,16 +91,16 @@ impl OpenFiles {
         file.is_noted()
     }
 
-    /// The file is polled under this handle of the kernel's; says whether that is new.
+    /// Notes that the file is polled under this handle of the kernel. Returns whether that is new.
     pub(crate) fn polled(&self, fh: u64, kh: u64) -> bool {
         self.state.lock().files.entry(fh).or_default().polled.replace(kh) != Some(kh)
     }
 
-    /// What a read at `offset` sees. At offset 0 it is what `show` gives now, with its version; beyond, the
-    /// same as then.
+    /// Returns the content for a read at `offset`: at offset 0 what `show` returns now, at other offsets the same
+    /// content as then.
     ///
     /// # Errors
-    /// [`Stale`] where that was read through another daemon, or had to make room.
+    /// [`Stale`] if it was read through an earlier worker, or dropped because of the limit.
     pub(crate) fn read(
         &self,
         fh: u64,
@@ -136,12 +136,12 @@ impl OpenFiles {
         }
     }
 
-    /// The version that was read last; 0 where there was none.
+    /// Returns the version that was read last; 0 if none was.
     pub(crate) fn seen(&self, fh: u64) -> u64 {
         self.state.lock().files.get(&fh).map_or(0, |file| file.seen)
     }
 
-    /// No command is taken through this file any more; says whether that is new.
+    /// Accepts no more commands through this file. Returns whether that is new.
     pub(crate) fn mark_truncated(&self, fh: u64) -> bool {
         !std::mem::replace(&mut self.state.lock().files.entry(fh).or_default().truncated, true)
     }

@@ -1,6 +1,6 @@
-//! Taking over a plain directory in the layout of 2017.
+//! Import of a plain configuration directory in the legacy layout.
 //!
-//! Owns: what of it is believed. Must not know: how the live directory is served.
+//! Owns the checks on what the directory says. Does not know how the live directory is served.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use crate::model::command::Target;
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 
-/// A configuration directory of 2017, as it was found.
+/// The content of a legacy configuration directory.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pools: Vec<Pool>,
@@ -28,7 +28,7 @@ struct Pool {
 #[derive(Debug)]
 struct List {
     name: String,
-    /// As they were written: numbers of the host's PID namespace, if they are numbers.
+    /// The PIDs in the file, in the host's PID namespace. Anything else in it is left out.
     tasks: Vec<u32>,
 }
 
@@ -36,7 +36,7 @@ impl Layout {
     /// Reads `pools/<pool>/exclusive` and `pools/<pool>/<cpulist>/tasks`.
     ///
     /// # Errors
-    /// Whatever is not there or cannot be read.
+    /// A file or directory is missing or cannot be read.
     pub(crate) fn read(conf_dir: &Path) -> io::Result<Self> {
         let mut pools = Vec::new();
         for pool in directories(&conf_dir.join("pools"))? {
@@ -73,8 +73,8 @@ fn directories(path: &Path) -> io::Result<Vec<Directory>> {
     Ok(found)
 }
 
-/// Makes the pools and lists, and claims for those of the tasks that are really on their list. What is there
-/// already is left; what cannot be taken over is named in the log and left out.
+/// Adds the pools and lists, and claims for the tasks that really run on their list. Existing ones are kept. What
+/// cannot be imported is logged and left out.
 ///
 /// # Errors
 /// The layout cannot be read.
@@ -109,8 +109,8 @@ fn take_over_pool(engine: &Engine, root: Caller, pool: &Pool) -> Result<(), Refu
     Ok(())
 }
 
-/// In 2017 a number stayed in the file when its process died, and may be somebody else's by now: it is
-/// believed where its mask says the same.
+/// Claims for a task of a list. In the legacy layout a PID stays in the file when its process dies, and may belong to
+/// another process by now. So the PID counts only if its mask lies within the list.
 fn take_over_task(engine: &Engine, root: Caller, pool: &Pool, list: &List, id: ListId, pid: u32) {
     let what = format!("{} {}: task {pid}", pool.name, list.name);
     if !engine.is_within(id, pid) {
@@ -122,10 +122,10 @@ fn take_over_task(engine: &Engine, root: Caller, pool: &Pool, list: &List, id: L
     }
 }
 
-/// Moves the directory aside, and gives its new name; an empty one stands in its place.
+/// Renames the directory and returns its new path. An empty one takes its place.
 ///
 /// # Errors
-/// It is as it was.
+/// The directory is unchanged.
 pub(crate) fn move_aside(conf_dir: &Path) -> io::Result<PathBuf> {
     let mut name = conf_dir.as_os_str().to_owned();
     name.push(format!(".2017-{}", clock::wall_ms() / 1000));

@@ -2,7 +2,7 @@
 //!
 //! Owns names, node ids and default modes. Does not know FUSE's messages, or what a claim is.
 //!
-//! Node ids below [`FIRST_DYNAMIC`] are those of the table. A pool has three consecutive nodes (directory,
+//! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has three consecutive nodes (directory,
 //! `exclusive`, `tasks`) and a CPU list two (directory, `tasks`), starting at a multiple of four. They are stored
 //! with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
 //!
@@ -27,7 +27,7 @@ pub(crate) const FIRST_DYNAMIC: u64 = 64;
 /// The location of a file of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Location {
-    /// A single file, with its node id and that of its directory.
+    /// A single file, with its node id and the node id of its directory.
     Fixed { node: u64, parent: u64 },
     /// A file of every pool, at this distance from the pool's node.
     Pool { offset: u64 },
@@ -242,7 +242,7 @@ pub(crate) struct Node<P: Ports = Live> {
     entry: &'static Entry<P>,
 }
 
-/// What stat(2) shows.
+/// The values that stat(2) shows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stat {
     pub(crate) node: u64,
@@ -452,3 +452,6 @@ fn location(claims: &Claims, base: u64, offset: u64) -> Option<Location> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

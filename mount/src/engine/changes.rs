@@ -1,8 +1,8 @@
-//! Which `tasks` files have changed, and who waits for that in poll(2).
+//! The versions of `tasks` files, and the clients that wait for a change in poll(2).
 //!
-//! Owns: a version for each file, and the armed polls. The kernel is told of a change by the thread that
-//! [`Changes::take_due`] serves, never by one that holds a lock or that the kernel waits for. Must not know:
-//! what is in a file.
+//! Owns a version for each file, and the armed polls. Only the thread that calls [`Changes::take_due`] notifies the
+//! kernel of a change, never a thread that holds a lock or that the kernel waits for. Does not know what is in a
+//! file.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,15 +20,15 @@ pub(crate) trait Notify: fmt::Debug + Send {
 #[derive(Debug)]
 pub(crate) struct Changes {
     state: Mutex<State>,
-    /// Readable when there is something for the notifying thread to do.
+    /// Readable when the notifying thread has something to do.
     doorbell: EventFd,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// By node id; a file that is not here has version 1.
+    /// Keyed by node id; a file that is not here has version 1.
     versions: HashMap<u64, u64>,
-    /// By file handle: the kernel waits for one thing per open file.
+    /// Keyed by file handle: the kernel waits for one event per open file.
     armed: HashMap<u64, (u64, Box<dyn Notify>)>,
     due: Vec<Box<dyn Notify>>,
 }
@@ -43,7 +43,7 @@ impl Changes {
         self.state.lock().versions.get(&node).copied().unwrap_or(1)
     }
 
-    /// The content of these files has changed.
+    /// Notes that the content of these files has changed.
     pub(crate) fn changed(&self, nodes: impl IntoIterator<Item = u64>) {
         let mut state = self.state.lock();
         for node in nodes {
@@ -60,7 +60,7 @@ impl Changes {
         }
     }
 
-    /// The files are gone; whoever waits for them is woken.
+    /// Forgets removed files, and wakes the clients that wait for them.
     pub(crate) fn removed(&self, nodes: &[u64]) {
         self.changed(nodes.iter().copied());
         let mut state = self.state.lock();
@@ -69,8 +69,8 @@ impl Changes {
         }
     }
 
-    /// Whoever polls the open file is to be told when it changes from version `seen`. Gives the version that
-    /// it has now; where that is another one, nothing is armed.
+    /// Arms a poll: `notifier` is called when the file changes from version `seen`. Returns the current version; if
+    /// that differs from `seen`, nothing is armed.
     pub(crate) fn arm(&self, fh: u64, node: u64, seen: u64, notifier: Box<dyn Notify>) -> u64 {
         let mut state = self.state.lock();
         let version = state.versions.get(&node).copied().unwrap_or(1);
@@ -78,7 +78,7 @@ impl Changes {
             let first = state.armed.is_empty();
             state.armed.insert(fh, (node, notifier));
             if first {
-                // From now on deaths are watched too, not only looked up.
+                // From now on the notifying thread waits for deaths, too.
                 self.ring();
             }
         }
@@ -89,7 +89,7 @@ impl Changes {
         self.state.lock().armed.remove(&fh);
     }
 
-    /// The polls to be answered now, and whether others are still waiting.
+    /// Returns the polls to answer now, and whether others are still waiting.
     pub(crate) fn take_due(&self) -> (Vec<Box<dyn Notify>>, bool) {
         let _ = self.doorbell.read();
         let mut state = self.state.lock();

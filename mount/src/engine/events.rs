@@ -1,7 +1,7 @@
 //! The events of `info/events`, and the reclaimed claims of `info/reclaimed`.
 //!
 //! Owns the numbers (`seq`) of events, which never repeat, not even over restarts. Does not know what an event
-//! means, or where it is stored.
+//! means, or how it is stored.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

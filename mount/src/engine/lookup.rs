@@ -1,6 +1,6 @@
 //! The caller: its claim (`self/claim`, `self/cpus`), its last refusal (`self/last_error`), and its ancestors.
 //!
-//! Owns the walk from a process to its ancestors, and who may know what about whom. Does not know what a refusal
+//! Owns the walk from a process to its ancestors, and what a user may know about a process. Does not know what a refusal
 //! means.
 
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Records a refusal for the caller and up to four of its ancestors in the same PID namespace, counts it, and adds
-    /// an event. Whoever answers the request calls this, once, before the answer.
+    /// an event. The code that answers the request calls this, once, before the answer.
     pub(crate) fn record_refusal(&self, caller: Caller, refused: &Refused) {
         let Refused { refusal, pid } = refused;
         let process = self.process_of(caller);

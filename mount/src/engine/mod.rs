@@ -340,7 +340,7 @@ impl<P: Ports> Engine<P> {
     }
 }
 
-/// Maps a failed append to what the user is told.
+/// Maps a failed append to a refusal.
 fn not_recorded(error: AppendError) -> Refusal {
     match error {
         AppendError::Stalled => Refusal::DiskStalled,

@@ -1,4 +1,4 @@
-//! What the engine needs from the rest of the daemon, as traits.
+//! The ports of the engine: its needs from the rest of the daemon, as traits.
 //!
 //! Owns these traits. The engine is generic over [`Ports`], so that its tests run it on fakes, without root and
 //! without a mount; `live` implements the traits with the kernel and the state directory. Does not know the engine.
@@ -124,7 +124,7 @@ pub(crate) trait Masks: Processes {
         waiting: BlockedWriter,
     ) -> Result<Self::SavedMasks, MaskError>;
 
-    /// Gives the threads of a task their previous masks. Never fails.
+    /// Restores the previous masks of a task's threads. Never fails.
     fn undo(&self, process: &Self::Process, previous: Self::SavedMasks, waiting: BlockedWriter);
 
     /// Sets the mask of all threads, or all CPUs if that is not possible. Never fails.
@@ -153,7 +153,7 @@ pub(crate) trait Watch: Processes + AsFd {
 
 /// Keeps records and the configuration for the next worker.
 ///
-/// Records and events have one order: that of the calls of `append`, `defer` and `note_event`. `defer` and
+/// Records and events are kept in the order of the calls of `append`, `defer` and `note_event`. `defer` and
 /// `note_event` do no I/O, so they may be called under any lock.
 pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// Writes a record, after all deferred ones. It survives this process when this returns. Waits for the disk, but

@@ -60,7 +60,7 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Passes a claim to the heir or ends it. Its record is deferred under the lock of the claims, so that it
-    /// precedes that of any later claim on the list.
+    /// precedes the record of any later claim on the list.
     fn reap_one(&self, dead: &DeadClaim, heir: Option<(ProcessOf<P>, TaskInfo)>) -> Option<Change> {
         let task = dead.claim.task;
         let process = self.processes.watched(&task);

@@ -48,7 +48,7 @@ impl<P: Ports> Engine<P> {
         self.reap();
     }
 
-    /// Restores a recorded claim, even that of a task that has died meanwhile, so that its heirs are looked for.
+    /// Restores a recorded claim. The claim of a dead task is restored too, so that its heirs are found.
     /// Returns the task if it is dead and collected: then it cannot be watched, and the caller reaps it.
     fn recover_claim(&self, claim: Arc<Claim>, suspect: bool) -> Option<TaskId> {
         let task = claim.task;

@@ -69,7 +69,7 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// What has been done for a plan so far, so that it can be undone.
+/// The steps of a plan that have been carried out, so that they can be undone.
 struct UndoLog<P: Ports> {
     /// The tasks whose intent is recorded.
     intents: Vec<TaskId>,
@@ -91,7 +91,7 @@ impl<P: Ports> Engine<P> {
         read_write: bool,
     ) -> Result<(), Refused> {
         let result = self.try_write(target, caller, opener, data, read_write);
-        // What was deferred meanwhile, also by reaping.
+        // Writes the records that were deferred meanwhile, also by reaping.
         self.journal.flush_deferred();
         result
     }

@@ -7,7 +7,7 @@
 //!   the same write that brings the other one.
 //!
 //! [`Claims::apply`] is the only way to change anything. It decides at once, so a single lock around it makes
-//! each decision atomic. What takes time (masks, records) is returned as a [`Plan`], whose lists are reserved
+//! each decision atomic. Work that takes time (masks, records) is returned as a [`Plan`], whose lists are reserved
 //! until it is settled or abandoned. Does not know how masks are set, records are kept, deaths are noticed or
 //! PIDs are translated: time, rights and liveness are inputs.
 //!
@@ -144,7 +144,7 @@ struct TaskState {
     dead: bool,
 }
 
-/// Who holds what.
+/// The pools, the lists and all claims.
 #[derive(Clone, Debug)]
 pub struct Claims {
     pools: BTreeMap<PoolId, Pool>,

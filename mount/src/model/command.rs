@@ -192,7 +192,7 @@ pub enum Command {
     SetExclusivity {
         /// The pool.
         pool: PoolId,
-        /// What it becomes.
+        /// The new value.
         exclusivity: Exclusivity,
     },
 }
@@ -247,7 +247,7 @@ pub struct Placement {
     pub list: ListId,
     /// The CPUs of the list.
     pub cpus: CpuSet,
-    /// Where the task comes from.
+    /// The origin of the task.
     pub kind: ClaimKind,
 }
 
@@ -264,7 +264,7 @@ impl Placement {
         !matches!(self.kind, ClaimKind::Repeat(_))
     }
 
-    /// Returns where the task comes from.
+    /// Returns the origin of the task.
     #[must_use]
     pub fn origin(&self) -> Origin {
         match &self.kind {
@@ -281,7 +281,7 @@ impl Placement {
     }
 }
 
-/// What has to be done before a write can be answered: set the masks of each placement, restore the masks of
+/// The work to do before a write can be answered: set the masks of each placement, restore the masks of
 /// each release. Its tasks and lists are reserved until it is settled or abandoned.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -303,7 +303,7 @@ impl Plan {
     }
 }
 
-/// Where the task of a completed placement comes from.
+/// The origin of the task of a completed placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// It had no claim.
@@ -322,7 +322,7 @@ pub enum Origin {
 pub struct CompletedPlacement {
     /// The claim.
     pub claim: Arc<Claim>,
-    /// Where its task comes from.
+    /// The origin of its task.
     pub origin: Origin,
 }
 
@@ -373,9 +373,9 @@ pub enum Change {
 /// The effects of an applied command.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
-    /// What has to be done; only for [`Command::Write`].
+    /// The work to do; only for [`Command::Write`].
     pub plan: Plan,
-    /// What has changed.
+    /// The changes.
     pub changes: Vec<Change>,
     /// Tasks of a settled plan that have died meanwhile and hold nothing.
     pub lost: Vec<TaskId>,

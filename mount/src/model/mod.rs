@@ -1,7 +1,7 @@
-//! The pure model: what a CPU set, a pool, a claim and a refusal are, and what may happen to them.
+//! The pure model: CPU sets, pools, claims and refusals, and their rules.
 //!
-//! Owns: every decision about who holds which CPU list. Must not know: files, clocks, processes, threads,
-//! FUSE. Time, liveness and masks come in as values; what is to be done goes out as values.
+//! Owns every decision about which task holds which CPU list. Does not know files, clocks, processes, threads,
+//! FUSE. Time, liveness and masks are input values; the work to do is an output value.
 
 pub mod claims;
 pub mod command;

@@ -1,6 +1,6 @@
-//! Pools and CPU lists: their names and what a name may be.
+//! Pools and CPU lists: their names and numbers.
 //!
-//! Owns: the rules of SPEC 4 that can be told from a name. Must not know: who holds what.
+//! Owns the rules for names. Does not know which task holds which list.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolName(Arc<str>);
 
-/// Why a text is no pool name.
+/// Why a text is not a pool name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a pool name is 1 to 63 of a-z, 0-9 and -, and neither begins nor ends with -")]
 pub struct InvalidPoolName;
 
 impl PoolName {
-    /// The text of the name.
+    /// Returns the text of the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -45,7 +45,7 @@ impl fmt::Display for PoolName {
     }
 }
 
-/// How many living tasks a CPU list of a pool may hold.
+/// How many live tasks each CPU list of a pool may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusivity {
     /// At most one.
@@ -54,11 +54,11 @@ pub enum Exclusivity {
     Shared,
 }
 
-/// A pool for as long as it exists: the node id of its directory, never given to another node.
+/// Identifies a pool: the node id of its directory, which is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub u64);
 
-/// A CPU list for as long as it exists: the node id of its directory, never given to another node.
+/// Identifies a CPU list: the node id of its directory, which is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListId(pub u64);
 

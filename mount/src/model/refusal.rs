@@ -1,4 +1,4 @@
-//! Refusals: why an operation is refused, and how the user can go on.
+//! Refusals: why an operation is refused, and what the user can do about it.
 //!
 //! Owns the errno and the sentence of every refusal, each in one exhaustive match. Does not know how a refusal
 //! reaches the user, or the names of processes: a caller passes a name if the reader may know it.
@@ -164,7 +164,7 @@ pub enum Refusal {
     },
     /// A system call failed that should not fail.
     Fault {
-        /// What the daemon was doing.
+        /// The operation that failed.
         what: &'static str,
         /// The error of the kernel.
         errno: Errno,

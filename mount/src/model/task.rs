@@ -1,7 +1,7 @@
 //! Tasks, and the grammar of one write to a `tasks` file.
 //!
-//! Owns: how a task is told from every other, and what the bytes of a write say. Must not know: whether a
-//! process lives, who may touch it, or what a claim is.
+//! Owns the identity of tasks, and the meaning of the bytes of a write. Does not know whether a process is alive,
+//! who may touch it, or what a claim is.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 pub struct Pid(NonZeroU32);
 
 impl Pid {
-    /// The process with this number; `None` for 0 and for what the kernel's `pid_t` cannot hold.
+    /// Returns the process with this number; `None` for 0 and for numbers that do not fit the kernel's `pid_t`.
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
@@ -20,7 +20,7 @@ impl Pid {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0.get()
@@ -33,7 +33,7 @@ impl fmt::Display for Pid {
     }
 }
 
-/// A number that somebody wrote as a PID: it means a process in the writer's PID namespace, not in ours.
+/// A PID that a user wrote: a process in the writer's PID namespace, not in ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WrittenPid(pub NonZeroU32);
 
@@ -43,28 +43,28 @@ impl fmt::Display for WrittenPid {
     }
 }
 
-/// What tells a task from every other one of this boot, also from one that later gets its PID.
+/// Identifies a task uniquely for this boot, even if its PID is reused.
 ///
 /// Ordered by PID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId {
-    /// Its number.
+    /// Its PID.
     pub pid: Pid,
-    /// The inode of its pidfd (pidfs, kernel 6.9 and newer: never given twice in one boot); before that,
-    /// where a pidfd has no inode of its own, its start time in clock ticks since boot with the top bit set.
+    /// The inode of its pidfd (pidfs, kernel 6.9 and newer: unique for one boot). On older kernels its start time in
+    /// clock ticks since boot, with the top bit set.
     pub ino: u64,
 }
 
 /// The longest command in bytes.
 pub const MAX_COMMAND: usize = 64 * 1024;
 
-/// What one write to a `tasks` file says.
+/// The meaning of one write to a `tasks` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// A command; without tokens where there was only white space.
+    /// A command. It has no tokens if the write was only white space.
     Command(Vec<Token>),
-    /// What the programs of 2017 do: the list that was read a moment ago is written back, with the writer
-    /// added or taken out. PIDs are numbers of the daemon's PID namespace.
+    /// A rewrite by a legacy client: the list that it has read before, with the writer added or removed. PIDs are in
+    /// the daemon's PID namespace.
     Rewrite(Vec<Pid>),
 }
 
@@ -80,16 +80,16 @@ pub enum Token {
 /// How a command names a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Named {
-    /// `0`: the one that writes.
+    /// `0`: the writer.
     Writer,
-    /// A number of the writer's PID namespace.
+    /// A PID in the writer's PID namespace.
     Number(WrittenPid),
 }
 
 /// Why the bytes of a write are neither a command nor a rewrite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoWrite {
-    /// A word that is no number.
+    /// A word that is not a number.
     Nonsense(String),
     /// Longer than [`MAX_COMMAND`], or cut by stdio in the middle of a list: a multiple of 4,096 bytes
     /// without a separator at its end.
@@ -97,8 +97,8 @@ pub enum NoWrite {
 }
 
 impl Write {
-    /// Reads the bytes of one write(2). `read_write`: whether the file was opened for reading too, as the
-    /// programs of 2017 do.
+    /// Parses the bytes of one write(2). `read_write` says whether the file was opened for reading too, as legacy
+    /// clients do.
     ///
     /// ```
     /// use kcm_mount::model::task::{Named, Token, Write};
@@ -108,7 +108,7 @@ impl Write {
     /// ```
     ///
     /// # Errors
-    /// [`NoWrite`], where nothing may take effect.
+    /// [`NoWrite`] if the bytes are invalid.
     pub fn parse(bytes: &[u8], read_write: bool) -> Result<Self, NoWrite> {
         let ends_in_a_word = bytes.last().is_some_and(|&b| !is_separator(b));
         let cut = !bytes.is_empty() && bytes.len().is_multiple_of(4096) && ends_in_a_word;
@@ -159,7 +159,7 @@ fn token(word: &[u8]) -> Result<Token, NoWrite> {
     Ok(if release { Token::Release(named) } else { Token::Claim(named) })
 }
 
-/// What of a word may stand in a message: its beginning, printable.
+/// Returns the beginning of a word, printable, for a message.
 fn shown(word: &[u8]) -> String {
     let text: String =
         word.iter().take(24).map(|&b| if b.is_ascii_graphic() { b as char } else { '?' }).collect();

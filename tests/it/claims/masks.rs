@@ -16,7 +16,7 @@ fn all_have(pid: u32, cpus: &str) -> bool {
     masks(pid).iter().all(|mask| mask == cpus)
 }
 
-fn program(kind: &str) -> Program {
+pub fn program(kind: &str) -> Program {
     Program::start(&mut program::command(&[], kind))
 }
 

@@ -11,5 +11,6 @@ pub mod masks;
 pub mod model_mount;
 pub mod naive;
 pub mod namespaces;
+pub mod refusals;
 pub mod rewriter;
 pub mod rewrites;

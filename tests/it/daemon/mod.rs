@@ -3,6 +3,7 @@
 pub mod damage;
 pub mod diagnostics;
 pub mod faults;
+pub mod frozen_disk;
 pub mod full_disk;
 pub mod import;
 pub mod mounting;

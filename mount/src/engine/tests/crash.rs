@@ -1,6 +1,6 @@
 //! Crashes: the worker dies at every step of random histories, and the next one recovers.
 //!
-//! No acknowledged claim is lost, no exclusive list is given twice, and every task runs where its claim says, or has
+//! No acknowledged claim is lost, no exclusive list is given twice, and every task runs on the CPUs of its claim, or has
 //! the mask that it had before.
 
 use std::collections::BTreeMap;

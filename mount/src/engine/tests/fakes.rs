@@ -53,13 +53,13 @@ pub(crate) struct FakeTask {
     pub(crate) started: u64,
     /// The masks of its threads, the leader's first.
     pub(crate) masks: Vec<CpuSet>,
-    /// What its cpuset allows.
+    /// The CPUs that its cpuset allows.
     pub(crate) allowed: CpuSet,
     pub(crate) ending: Option<Ending>,
     pub(crate) kernel_thread: bool,
 }
 
-/// Where the engine is when it calls a port.
+/// A call of a port.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     Watch(TaskId),
@@ -227,7 +227,7 @@ impl World {
         self.state.lock().flush_requests
     }
 
-    /// What the journal's thread does.
+    /// Writes deferred records, as the journal's thread does.
     pub(crate) fn flush(&self) {
         self.state.lock().write_queue();
     }
@@ -590,7 +590,7 @@ impl Journal for FakeJournal {
     }
 }
 
-/// The record, or those of a batch.
+/// The record, or the records of a batch.
 pub(crate) fn flat(record: &Record) -> Box<dyn Iterator<Item = &Record> + '_> {
     match record {
         Record::Batch(records) => Box::new(records.iter().flat_map(flat)),

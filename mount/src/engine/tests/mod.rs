@@ -100,7 +100,7 @@ impl Bed {
         found
     }
 
-    /// What the next worker would restore, if nothing else happened: claims, then intents and unfinished releases.
+    /// The claims that the next worker would find, and how many intents and unfinished releases.
     pub(crate) fn recorded(&self) -> (Vec<(u32, ListId)>, usize) {
         self.world.flush();
         let recovered = self.world.snapshot().recovered();

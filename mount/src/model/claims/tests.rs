@@ -204,7 +204,7 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
     assert_eq!(none.errno(), Errno::EINVAL);
     let none = refusal(write(&mut claims, without(pool(INFRA), &[INFRA_67, INFRA_8])));
     assert_eq!(none, Refusal::NoneSuits { pool: name("infra") });
-    // What another task may not have says nothing of this one.
+    // A list that the kernel refused to another task may suit this one.
     let other = Request { claim: vec![info(2)], ..without(pool(DATA), &unsuitable) };
     assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, Origin::New)]);
     // Where none is free, it does not matter which ones would suit.
@@ -325,7 +325,7 @@ fn there_is_room_for_so_many_tasks_and_half_of_them_for_others_than_root() {
     let full = refusal(write(&mut claims, request(list(INFRA_8), &[5], &[])));
     assert_eq!((full.errno(), full), (Errno::ENOSPC, Refusal::TooMany { limit: 4 }));
     settle(&mut claims, by_user(list(INFRA_67), &[1]));
-    // Who moves a claim later does not make it his.
+    // A user who moves a claim of root does not become its requester.
     settle(&mut claims, request(pool(DATA), &[1], &[]));
     settle(&mut claims, by_user(list(INFRA_8), &[3]));
     assert_eq!(
@@ -334,7 +334,7 @@ fn there_is_room_for_so_many_tasks_and_half_of_them_for_others_than_root() {
         "root moved one of theirs, and they asked for one of root's"
     );
     settle(&mut claims, by_user(list(INFRA_67), &[1]));
-    // Room that a user gives up is a user's again, whoever takes it away.
+    // A release by root makes room for the users.
     settle(&mut claims, request(list(INFRA_67), &[], &[1]));
     settle(&mut claims, by_user(list(INFRA_8), &[5]));
     let refused = refusal(write(&mut claims, by_user(list(INFRA_8), &[6])));
@@ -683,7 +683,7 @@ fn write(claims: &mut Claims, request: Request) -> Result<Effects, Rejected> {
     claims.apply(Command::Write(request))
 }
 
-/// Where a write would put whom; it stays in hand.
+/// The placements that a write would make; their tasks stay in flight.
 fn places(claims: &mut Claims, request: Request) -> Vec<(u32, ListId, Origin)> {
     let plan = write(claims, request).unwrap().plan;
     plan.placements.iter().map(|p| (p.task.pid.get(), p.list, p.origin())).collect()

@@ -1,6 +1,6 @@
 //! The claim machine against a naive one, over random histories.
 //!
-//! Owns: the naive machine, which keeps plain lists, counts everything anew each time, and is slow and short;
+//! Owns: the naive machine, which keeps plain lists, counts everything each time, and is slow and short;
 //! and the invariants, looked for from outside.
 //!
 //! Longer than 400 lines because the naive machine and the histories that compare it are read together.
@@ -26,7 +26,7 @@ const LIMIT: usize = 6;
 const CPU_LISTS: [&str; 9] = ["0", "1", "2-3", "4", "5-7", "0-1", "6", "3-4", "7"];
 const POOLS: [&str; 3] = ["a", "b", "c"];
 
-/// What an operation brings about, or the errno of its refusal.
+/// The effects of an operation, or the errno of its refusal.
 type Answer = Result<Vec<String>, Errno>;
 
 #[derive(Clone, Debug)]
@@ -137,7 +137,7 @@ impl Both {
         both
     }
 
-    /// What the machine answers, and what the naive one does.
+    /// Returns the answers of the machine and of the naive one.
     fn step(&mut self, op: &Op) -> (Answer, Answer) {
         let at = |all: &[u64], index: usize| all[index % all.len()];
         let exclusivity = |on: bool| if on { Exclusivity::Exclusive } else { Exclusivity::Shared };
@@ -369,7 +369,7 @@ struct NaiveList {
     stage: Stage,
 }
 
-/// Where a task was, where it is to be, and whether root asks.
+/// The old and the new list of a task, and whether root asks.
 #[derive(Clone, Copy)]
 struct NaivePlace {
     task: u32,
@@ -500,7 +500,7 @@ impl Naive {
         Ok(all)
     }
 
-    /// The list of the pool for one more task, beside those of the plan.
+    /// Returns the list of the pool for one more task after the plan's tasks.
     fn choose(&self, pool: u64, plan: &NaivePlan, unsuitable: &[u64]) -> Result<u64, Errno> {
         let load = |list: &NaiveList| {
             let staying =
@@ -533,7 +533,7 @@ impl Naive {
         if full || half { Err(Errno::ENOSPC) } else { Ok(()) }
     }
 
-    /// The plan has already been taken out of those in hand.
+    /// The caller has removed the plan from the open ones.
     fn finish(&mut self, plan: NaivePlan, settle: bool) -> Answer {
         let mut all = Vec::new();
         let (dead, living): (Vec<u32>, Vec<u32>) =
