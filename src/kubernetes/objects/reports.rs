@@ -1,4 +1,4 @@
-//! The custom resources NodeReport and ReconcileReport: their fields, their definitions and the requests.
+//! The custom resources NodeReport and ReconcileReport: their fields and the requests.
 //!
 //! Owns what is published of a report. Does not know when it is published, or how the checks are made.
 //!
@@ -10,22 +10,23 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
-    CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceValidation, JSONSchemaProps,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition;
 use kube::Resource as _;
 use kube::core::params::{GetParams, Patch};
 use kube::core::request::Error as BuildError;
-use kube::core::{ApiResource, DynamicObject, ObjectMeta};
-use schemars::generate::SchemaSettings;
-use schemars::transform::RecursiveTransform;
-use schemars::{JsonSchema, Schema};
+use kube::core::{ApiResource, DynamicObject};
+use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Built, CRDS, GROUP, Request, apply};
+use super::{Built, GROUP, Request, apply};
+
+mod definition;
+
+#[cfg(test)]
+pub(crate) use definition::definition;
+pub(crate) use definition::{apply_definition, get_definition, is_established};
 
 /// The version of both kinds.
 const VERSION: &str = "v1";
@@ -254,6 +255,16 @@ impl Report for ReconcileReport {
     }
 }
 
+fn column(name: &str, type_: &str, path: &str, description: &str) -> CustomResourceColumnDefinition {
+    CustomResourceColumnDefinition {
+        name: name.into(),
+        type_: type_.into(),
+        json_path: path.into(),
+        description: Some(description.into()),
+        ..Default::default()
+    }
+}
+
 fn to_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -298,98 +309,6 @@ pub(crate) fn publish<R: Report>(target: &Target, report: &R, time: &str) -> Bui
     let object = DynamicObject::new(&target.node, &resource::<R>()).within(&target.namespace).data(fields);
     let http = objects::<R>(target).patch(&target.node, &apply(), &Patch::Apply(&object))?;
     Ok(Request::new(http, subject::<R>(target)))
-}
-
-/// Creates the definition of a kind, or changes it to this version.
-pub(crate) fn apply_definition<R: Report>() -> Built<CustomResourceDefinition> {
-    let name = definition_name::<R>();
-    let definition = definition::<R>().map_err(BuildError::SerializeBody)?;
-    let http = definitions().patch(&name, &apply(), &Patch::Apply(&definition))?;
-    Ok(Request::new(http, format!("CustomResourceDefinition {name}")).granted_by(CRDS))
-}
-
-/// Reads the definition of a kind.
-pub(crate) fn get_definition<R: Report>() -> Built<CustomResourceDefinition> {
-    let name = definition_name::<R>();
-    let http = definitions().get(&name, &GetParams::default())?;
-    Ok(Request::new(http, format!("CustomResourceDefinition {name}")).granted_by(CRDS))
-}
-
-/// Whether the server serves the kind that is defined here.
-pub(crate) fn is_established(definition: &CustomResourceDefinition) -> bool {
-    let conditions = definition.status.as_ref().and_then(|status| status.conditions.as_deref());
-    let conditions = conditions.unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True")
-}
-
-fn definitions() -> kube::core::Request {
-    kube::core::Request::new(CustomResourceDefinition::url_path(&(), None))
-}
-
-fn definition_name<R: Report>() -> String {
-    format!("{}.{GROUP}", R::PLURAL)
-}
-
-/// Returns the CustomResourceDefinition of a kind.
-///
-/// # Errors
-/// Never in practice: the schema of our types is one that Kubernetes allows.
-pub(crate) fn definition<R: Report>() -> Result<CustomResourceDefinition, serde_json::Error> {
-    let mut columns = R::columns();
-    columns.push(column("Updated", "string", ".last_updated", "When the report was made, in UTC"));
-    columns.push(column("Age", "date", ".metadata.creationTimestamp", "When the first report was made"));
-    let version = CustomResourceDefinitionVersion {
-        name: VERSION.into(),
-        served: true,
-        storage: true,
-        additional_printer_columns: Some(columns),
-        schema: Some(CustomResourceValidation { open_api_v3_schema: Some(schema::<R>()?) }),
-        ..Default::default()
-    };
-    let names = CustomResourceDefinitionNames {
-        kind: R::KIND.into(),
-        list_kind: Some(format!("{}List", R::KIND)),
-        plural: R::PLURAL.into(),
-        singular: Some(R::KIND.to_lowercase()),
-        short_names: Some(vec![R::SHORT.into()]),
-        ..Default::default()
-    };
-    Ok(CustomResourceDefinition {
-        metadata: ObjectMeta { name: Some(definition_name::<R>()), ..Default::default() },
-        spec: CustomResourceDefinitionSpec {
-            group: GROUP.into(),
-            scope: "Namespaced".into(),
-            names,
-            versions: vec![version],
-            ..Default::default()
-        },
-        status: None,
-    })
-}
-
-fn column(name: &str, type_: &str, path: &str, description: &str) -> CustomResourceColumnDefinition {
-    CustomResourceColumnDefinition {
-        name: name.into(),
-        type_: type_.into(),
-        json_path: path.into(),
-        description: Some(description.into()),
-        ..Default::default()
-    }
-}
-
-/// Returns the structural schema of a kind. No field is required, and nothing says more than the type of a field, so
-/// that an older definition accepts the objects of a newer kcm with fewer fields, and the other way round.
-fn schema<R: Report>() -> Result<JSONSchemaProps, serde_json::Error> {
-    let settings = SchemaSettings::openapi3().with(|settings| {
-        settings.inline_subschemas = true;
-        settings.meta_schema = None;
-    });
-    let settings = settings.with_transform(RecursiveTransform(|schema: &mut Schema| {
-        for keyword in ["title", "description", "default", "required", "nullable"] {
-            schema.remove(keyword);
-        }
-    }));
-    serde_json::from_value(settings.into_generator().into_root_schema_for::<Dated<R>>().to_value())
 }
 
 #[cfg(test)]
@@ -458,16 +377,5 @@ mod tests {
         state.summary.mismatched = 1;
         assert_eq!(serde_json::from_value::<PublishedState>(body).unwrap(), state);
         assert_eq!(serde_json::from_value::<PublishedState>(json!({})).unwrap(), PublishedState::default());
-    }
-
-    #[test]
-    fn a_kind_is_served_once_its_definition_is_established() {
-        let mut definition = definition::<NodeReport>().unwrap();
-        assert!(!is_established(&definition));
-        for (status, expected) in [("False", false), ("True", true)] {
-            let conditions = json!({ "conditions": [{ "type": "Established", "status": status }] });
-            definition.status = serde_json::from_value(conditions).unwrap();
-            assert_eq!(is_established(&definition), expected);
-        }
     }
 }
