@@ -1,7 +1,7 @@
 //! Writing to the claims log and to the events file.
 //!
 //! Owns the lock of the two files, and the rule that no thread waits for a disk without bound: at most one thread is
-//! in a system call on these files; every other one gives up after [`IO_TIMEOUT`]. Does not know what a record means.
+//! in a system call on these files; every other one stops waiting after [`IO_TIMEOUT`]. Does not know what a record means.
 //!
 //! Lock order: `files`, then `memory` or `events`, which are leaves. `memory` and `events` are never held during I/O.
 
@@ -113,7 +113,7 @@ pub(super) fn rewrite(
     })
 }
 
-/// What other threads ask of the thread of [`StateDir::flush_forever`].
+/// The requests to the thread of [`StateDir::flush_forever`].
 #[derive(Debug, Default)]
 pub(super) struct Flusher {
     requests: Mutex<Requests>,

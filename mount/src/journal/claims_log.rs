@@ -30,7 +30,7 @@ pub(crate) struct LogState {
     pub(crate) refusals: VecDeque<Arc<RefusalRecord>>,
 }
 
-/// What is remembered of requests and open files, until the mount ends.
+/// Requests and open files, remembered until the mount ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Requests {
     mount: u64,

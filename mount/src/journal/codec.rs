@@ -24,7 +24,7 @@ pub(super) fn encode(seed: &str, record: &impl Serialize) -> std::io::Result<Vec
 pub(super) struct Decoded {
     /// The number of lines that are not records.
     pub(super) bad: usize,
-    /// The length in bytes up to the last newline. What follows was interrupted while it was written.
+    /// The length in bytes up to the last newline. The rest was interrupted while it was written.
     pub(super) whole: usize,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     Decoded { bad: bad + usize::from(is_tail_damaged), whole }
 }
 
-/// Reads only the first line: the header, which has a seed of its own and names that of the other lines.
+/// Reads only the first line: the header, which has its own seed and names the seed of the other lines.
 pub(super) fn decode_first<T: DeserializeOwned>(seed: &str, bytes: &[u8]) -> Option<T> {
     record(seed, bytes.split_inclusive(|&b| b == b'\n').next()?).ok()
 }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_with_another_end_is_damage() {
+    fn a_tail_with_a_damaged_newline_is_damage() {
         let line = encode("", &1).unwrap();
         for bit in 0..8 {
             let mut flipped = line.clone();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_without_an_end_is_no_damage() {
+    fn a_tail_without_a_newline_is_not_damage() {
         let mut file = encode("", &1).unwrap();
         let whole = file.len();
         file.extend(encode("", &2).unwrap());

@@ -17,7 +17,7 @@ const FIRST_NODE: u64 = 64;
 /// How far node ids jump if the next one is lost, so that none is given out twice: more than any daemon ever used.
 const JUMP: u64 = 1 << 32;
 
-/// What the state directory keeps across reboots.
+/// The part of the state that survives reboots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) pools: Vec<PoolConfig>,

@@ -31,7 +31,7 @@ pub struct Problem {
     pub file: &'static str,
     /// The number of the line, from 1; `None` if the problem is one of the whole file.
     pub line: Option<usize>,
-    /// What is wrong.
+    /// A description.
     pub what: String,
 }
 

@@ -1,4 +1,4 @@
-//! What the claims log says, as this process remembers it, and which records the file does not have yet.
+//! The state of the claims log in memory, and the records that the file does not have yet.
 //!
 //! Owns the order of records: the order of the calls of [`Memory::defer`] and [`Memory::begin_append`] is their
 //! order in the file. Does no I/O, so that its lock is only ever held for microseconds. Does not know files.
@@ -21,7 +21,7 @@ pub(super) const QUEUE_LIMIT: usize = if cfg!(test) { 16 } else { 1024 };
 /// The state of the claims log.
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// What all records add up to, those in `queue` included.
+    /// The state after all records, including `queue`.
     log: LogState,
     /// Records that are not in the file, the oldest first.
     queue: VecDeque<Record>,

@@ -12,8 +12,8 @@
 //!
 //! A damaged file is set aside as `<name>.damaged-<time>`, and what can be read of it is kept.
 //!
-//! What the claims log says is also in memory, behind a lock of its own, so that a record can be deferred without
-//! I/O: [`StateDir::defer`] only queues it. [`StateDir::append`] and the flushes write to the files.
+//! The state that the claims log adds up to is also in memory, behind its own lock, so that a record can be deferred
+//! without I/O: [`StateDir::defer`] only queues it. [`StateDir::append`] and the flushes write to the files.
 
 mod append;
 mod claims_log;

@@ -29,7 +29,7 @@ pub(crate) struct RefusalRecord {
     /// The PID that was refused, as it was written.
     pub(crate) pid: u32,
     pub(crate) errno: i32,
-    /// What happened and what to do, with [`HOLDER`] in place of the holder's name.
+    /// The reason and the cure, with [`HOLDER`] in place of the holder's name.
     pub(crate) text: String,
     pub(crate) holder: Option<Holder>,
     /// The writer and some of its ancestors.

@@ -22,7 +22,7 @@ use super::{StateError, failed};
 use crate::clock;
 use crate::model::command::Claim;
 
-/// What an earlier daemon left.
+/// The state that an earlier daemon left.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) config: Config,
@@ -88,7 +88,7 @@ impl Recovered {
     }
 }
 
-/// What was lost of a file, and where the damaged file is.
+/// A damaged file: its name, the loss, and its new name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(super) file: PathBuf,

@@ -1,13 +1,12 @@
-//! Real directories: what is read back, who has them, how large they get, and what happens without room. What is
-//! left of damaged files is in `damage`.
+//! Tests on real directories: what is read back, who may use them, and how large they become. Damaged files are in
+//! `damage`, failing disks in `faults`.
 //!
-//! They are kept in memory, where an fsync costs nothing.
-//!
-//! Longer than 400 lines because it is a list of independent tests with one set-up.
+//! The directories are on a tmpfs, which makes fsync cheap.
 
 mod as_root;
 mod damage;
 mod faults;
+mod fixtures;
 mod golden;
 mod inspect;
 
@@ -18,6 +17,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+
+use fixtures::{State, claim, claimed, config, directory, files, moved, open, open_at, reclaimed, task};
 
 use super::append::COMPACTED_FROM;
 use super::claims_log::LogState;
@@ -32,7 +33,7 @@ const BOOT: &str = "4b5f4e3c-0000-4000-8000-000000000001";
 const NEXT_BOOT: &str = "4b5f4e3c-0000-4000-8000-000000000002";
 
 #[test]
-fn a_new_directory_is_empty_and_for_its_owner_alone() {
+fn a_new_directory_is_empty_and_private() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = directory();
     let path = directory.path().join("made/on the way");
@@ -47,7 +48,7 @@ fn a_new_directory_is_empty_and_for_its_owner_alone() {
 }
 
 #[test]
-fn of_requests_the_last_of_each_hand_is_remembered_for_the_next_workers() {
+fn the_last_request_of_each_thread_is_remembered() {
     let directory = directory();
     let answered =
         |request, session_thread| Record::Answered { request, errno: request as i32, session_thread };
@@ -60,17 +61,17 @@ fn of_requests_the_last_of_each_hand_is_remembered_for_the_next_workers() {
     }
     let (state, _) = open(&directory);
     state.with_requests(|requests| {
-        assert_eq!(requests.answer(99_495), None, "its hand has answered another one since");
+        assert_eq!(requests.answer(99_495), None, "its thread has answered another one since");
         assert_eq!(requests.answer(99_496), Some(99_496));
         assert_eq!(requests.answer(90_499), Some(90_499), "of an earlier worker");
-        assert_eq!(requests.answer(1_499), None, "of a worker that is long gone");
+        assert_eq!(requests.answer(1_499), None, "of a worker that died long ago");
         assert!(requests.is_poisoned(99) && !requests.is_poisoned(9));
     });
     assert!(fs::metadata(directory.path().join("claims")).unwrap().len() < 2 * COMPACTED_FROM);
 }
 
 #[test]
-fn what_was_recorded_is_read_back() {
+fn records_are_read_back() {
     let directory = directory();
     let (state, _) = open(&directory);
     state.store_config(&config()).unwrap();
@@ -107,7 +108,7 @@ fn what_was_recorded_is_read_back() {
         next_event: 800,
         next_handle: 9,
     };
-    // Once as it was appended, then as it was compacted by another boot's daemon and by ours.
+    // First as it was appended, then again after it was opened.
     for _ in 0..2 {
         let (_, recovered) = open(&directory);
         assert_eq!(State::of(&recovered), expected);
@@ -116,7 +117,7 @@ fn what_was_recorded_is_read_back() {
 }
 
 #[test]
-fn claims_end_with_their_boot_but_configuration_and_reclaimed_claims_stay() {
+fn claims_end_with_their_boot() {
     let directory = directory();
     let (state, _) = open(&directory);
     state.store_config(&config()).unwrap();
@@ -141,7 +142,7 @@ fn claims_end_with_their_boot_but_configuration_and_reclaimed_claims_stay() {
     for boot in [NEXT_BOOT, NEXT_BOOT, BOOT] {
         let (_, recovered) = open_at(directory.path(), boot).unwrap();
         assert_eq!(State::of(&recovered), expected, "{boot}");
-        assert!(recovered.damage.is_empty() && !recovered.suspect, "another boot is no damage");
+        assert!(recovered.damage.is_empty() && !recovered.suspect, "another boot is not damage");
     }
 }
 
@@ -161,7 +162,7 @@ fn a_directory_in_use_is_refused() {
 }
 
 #[test]
-fn a_directory_whose_daemon_is_just_dying_is_waited_for() {
+fn a_dying_daemon_is_waited_for() {
     let directory = directory();
     let (state, _) = open(&directory);
     let dying = std::thread::spawn(move || {
@@ -173,7 +174,7 @@ fn a_directory_whose_daemon_is_just_dying_is_waited_for() {
 }
 
 #[test]
-fn the_log_stays_small_however_much_happens_and_says_the_same() {
+fn compaction_keeps_the_log_small_and_complete() {
     let directory = directory();
     let (state, _) = open(&directory);
     let mut records = Vec::new();
@@ -214,7 +215,7 @@ fn the_log_stays_small_however_much_happens_and_says_the_same() {
 }
 
 #[test]
-fn a_log_with_many_claims_is_not_compacted_all_the_time() {
+fn a_log_with_many_claims_is_rarely_compacted() {
     let directory = directory();
     let (state, _) = open(&directory);
     let length = || fs::metadata(directory.path().join("claims")).unwrap().len();
@@ -231,14 +232,14 @@ fn a_log_with_many_claims_is_not_compacted_all_the_time() {
 }
 
 #[test]
-fn reclaimed_claims_are_bounded_and_those_dropped_are_counted() {
+fn reclaimed_claims_are_bounded_and_counted() {
     let directory = directory();
     let (state, _) = open(&directory);
     for seq in 1..=1_030 {
         state.append(&Record::Ended { task: task(seq), reclaimed: Some(reclaimed(u64::from(seq))) }).unwrap();
     }
     drop(state);
-    // As it was appended, and twice as another boot wrote it anew.
+    // As it was appended, and after a daemon of another boot has rewritten it, twice.
     for boot in [BOOT, NEXT_BOOT, BOOT] {
         let (_, recovered) = open_at(directory.path(), boot).unwrap();
         assert_eq!((recovered.reclaimed.len(), recovered.reclaimed_dropped), (1_024, 6));
@@ -273,7 +274,7 @@ fn any_record() -> impl Strategy<Value = Record> {
 
 proptest! {
     #[test]
-    fn a_compacted_log_says_the_same(records in prop::collection::vec(any_record(), 0..40)) {
+    fn a_compacted_log_has_the_same_meaning(records in prop::collection::vec(any_record(), 0..40)) {
         let mut live = LogState::default();
         for record in records {
             live.add(record);
@@ -281,143 +282,8 @@ proptest! {
         let said = State::of_log(&live);
         let compacted = live.clone().into_records();
         prop_assert_eq!(State::after(&compacted), said);
-        // And in no more records than there are things to say.
+        // And it has no more records than necessary.
         let things = live.claims.len() + live.intents.len() + live.releasing.len() + live.reclaimed.len();
         prop_assert!(compacted.len() <= things + State::NUMBERS);
     }
-}
-
-/// What is recovered, but for damage.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct State {
-    config: Config,
-    claims: Vec<Arc<Claim>>,
-    intents: Vec<Arc<Claim>>,
-    releasing: Vec<Arc<Claim>>,
-    reclaimed: Vec<Reclaimed>,
-    dropped: u64,
-    next_event: u64,
-    next_handle: u32,
-}
-
-impl State {
-    /// How many records there are at most that say nothing but numbers.
-    const NUMBERS: usize = 3;
-
-    fn of(recovered: &Recovered) -> Self {
-        Self {
-            config: recovered.config.clone(),
-            claims: recovered.claims.clone(),
-            intents: recovered.intents.clone(),
-            releasing: recovered.releasing.clone(),
-            reclaimed: recovered.reclaimed.iter().cloned().collect(),
-            dropped: recovered.reclaimed_dropped,
-            next_event: recovered.next_event,
-            next_handle: recovered.next_handle,
-        }
-    }
-
-    fn of_log(live: &LogState) -> Self {
-        let mut claims: Vec<(u64, Arc<Claim>)> = live.claims.values().cloned().collect();
-        // Those of one batch contradict each other in nothing.
-        claims.sort_by_key(|(number, claim)| std::cmp::Reverse((*number, claim.task)));
-        Self {
-            config: Config::default(),
-            claims: claims.into_iter().map(|(_, claim)| claim).collect(),
-            intents: live.intents.values().cloned().collect(),
-            releasing: live.releasing.values().cloned().collect(),
-            reclaimed: live.reclaimed.iter().cloned().collect(),
-            dropped: live.dropped,
-            next_event: live.events.max(1),
-            next_handle: live.handles.max(1),
-        }
-    }
-
-    /// What a log with these records says.
-    fn after(records: &[Record]) -> Self {
-        let mut live = LogState::default();
-        for record in records {
-            live.add(record.clone());
-        }
-        Self::of_log(&live)
-    }
-
-    /// Only what is in the log.
-    fn log(&self) -> Self {
-        Self { config: Config::default(), ..self.clone() }
-    }
-}
-
-fn directory() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap()
-}
-
-fn open_at(path: &Path, boot: &str) -> Result<(StateDir, Recovered), StateError> {
-    StateDir::open(StateLock::take(path)?, path, boot, 1)
-}
-
-fn open(directory: &TempDir) -> (StateDir, Recovered) {
-    open_at(directory.path(), BOOT).unwrap()
-}
-
-/// Every file with its content, by name.
-fn files(directory: &TempDir) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(directory.path()).unwrap().map(Result::unwrap);
-    let mut files: Vec<(String, Vec<u8>)> = entries
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
-        .collect();
-    files.sort();
-    files
-}
-
-fn config() -> Config {
-    let list = |id, cpus: &str| ListConfig { id: ListId(id), name: cpus.into(), cpus: cpus.parse().unwrap() };
-    let pool = |name: &str, exclusivity, node, lists| PoolConfig {
-        name: name.parse().unwrap(),
-        exclusivity,
-        node,
-        lists,
-    };
-    Config {
-        pools: vec![
-            pool("dataplane", Exclusivity::Exclusive, 64, vec![list(72, "0-1"), list(76, "2")]),
-            pool("infra", Exclusivity::Shared, 68, Vec::new()),
-        ],
-        attributes: vec![
-            NodeAttributes { node: 64, uid: 0, gid: 1000, mode: 0o775 },
-            NodeAttributes { node: 73, uid: 1000, gid: 0, mode: 0o600 },
-        ],
-        next_node: 80,
-        ..Config::default()
-    }
-}
-
-fn task(n: u32) -> TaskId {
-    TaskId { pid: Pid::new(n).unwrap(), ino: 5_000_000 + u64::from(n) }
-}
-
-/// Each task's claim is another one.
-fn claim(n: u32) -> Arc<Claim> {
-    Arc::new(Claim {
-        task: task(n),
-        list: ListId(72),
-        saved: if n.is_multiple_of(2) { SavedMask::All } else { SavedMask::Cpus("1,3".parse().unwrap()) },
-        since: 1_000_000 + u64::from(n),
-        uid: 1000,
-        cgroup: 77,
-        by_root: n.is_multiple_of(3),
-    })
-}
-
-/// The same task's claim on another list.
-fn moved(n: u32) -> Arc<Claim> {
-    Arc::new(Claim { list: ListId(76), since: 2_000_000 + u64::from(n), ..Claim::clone(&claim(n)) })
-}
-
-fn claimed(n: u32) -> Record {
-    Record::Claimed(claim(n))
-}
-
-fn reclaimed(seq: u64) -> Reclaimed {
-    Reclaimed { seq, time: 1_790_000_000_000, pid: 4711, pool: "dataplane".into(), cpus: "0-1".into() }
 }

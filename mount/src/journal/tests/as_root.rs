@@ -5,13 +5,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::*;
 
 #[test]
-fn a_full_disk_keeps_no_daemon_from_starting_and_loses_nothing() {
+fn a_daemon_starts_on_a_full_disk() {
     let disk = SmallDisk::new(64);
     let path = disk.0.path();
     let (state, _) = open_at(path, BOOT).unwrap();
     state.store_config(&config()).unwrap();
     drop(state);
-    // Damaged, so that a sound file has to be written in its place.
+    // Damaged, so that a sound file has to replace it.
     let mut damaged = fs::read(path.join("config")).unwrap();
     damaged.extend(b"x\n");
     fs::write(path.join("config"), damaged).unwrap();
@@ -20,7 +20,7 @@ fn a_full_disk_keeps_no_daemon_from_starting_and_loses_nothing() {
     while file.write_all(&[0; 4096]).is_ok() {}
     drop(file);
     for _ in 0..2 {
-        // Of another boot, so that the log has to be begun anew.
+        // Of another boot, so that a new log has to be written.
         let (state, recovered) = open_at(path, "another boot").unwrap();
         assert_eq!(recovered.config, config());
         assert!(state.append(&claimed(1)).is_err());
@@ -35,8 +35,8 @@ fn a_full_disk_keeps_no_daemon_from_starting_and_loses_nothing() {
 }
 
 #[test]
-fn a_full_disk_refuses_records_whole_until_there_is_room() {
-    // In the larger one there is no room to compact the log.
+fn a_full_disk_refuses_whole_records() {
+    // The larger disk has too little room to compact the log.
     for kilobytes in [64, 512] {
         let disk = SmallDisk::new(kilobytes);
         let path = disk.0.path();
@@ -45,7 +45,7 @@ fn a_full_disk_refuses_records_whole_until_there_is_room() {
         let filler = path.join("filler");
         fs::write(&filler, vec![0; 16 * 1024]).unwrap();
         let mut records = Vec::new();
-        // Larger ones, and then such as still fit behind them.
+        // First large records, then small ones that still fit.
         let batch = |n| Record::Batch(vec![Record::Intent(claim(n)), claimed(n)]);
         for record in (1..).map(batch) {
             let Err(error) = state.append(&record) else {
@@ -79,7 +79,7 @@ fn a_full_disk_refuses_records_whole_until_there_is_room() {
     }
 }
 
-/// A file system without much room, for as long as this lives.
+/// A small file system, unmounted on drop.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {

@@ -1,11 +1,12 @@
-//! Files that were cut, flipped, replaced, or written by a newer kcm: what is left of them, and what is said.
+//! Files that were truncated, have a flipped bit, were replaced, or were written by a newer kcm: what is kept of them, and
+//! what is reported.
 
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::*;
 
 #[test]
-fn a_log_that_was_cut_anywhere_keeps_what_is_whole_and_goes_on() {
+fn a_truncated_log_keeps_complete_records() {
     let sample = Sample::new();
     let headed = sample.claims.iter().position(|&b| b == b'\n').unwrap() + 1;
     for cut in 0..=sample.claims.len() {
@@ -15,14 +16,14 @@ fn a_log_that_was_cut_anywhere_keeps_what_is_whole_and_goes_on() {
         let found = State::of(&recovered);
         assert_eq!(found.log(), State::after(&sample.records[..whole]).log(), "cut at {cut}");
         assert_eq!(found.config, config());
-        // Where the header is whole, a rest of a record is what a kill leaves. A log always has its header.
+        // After a complete header, part of a record is what a kill leaves. A log always has its header.
         let damaged = cut < headed;
         assert_eq!(
             (recovered.damage.len(), recovered.suspect),
             (usize::from(damaged), damaged),
             "cut at {cut}"
         );
-        // The next record does not stand behind the rest.
+        // The next record is not appended to the incomplete one.
         state.append(&claimed(99)).unwrap();
         drop(state);
         let (_, recovered) = open(&directory);
@@ -33,7 +34,7 @@ fn a_log_that_was_cut_anywhere_keeps_what_is_whole_and_goes_on() {
 }
 
 #[test]
-fn a_configuration_that_was_cut_anywhere_keeps_what_is_whole() {
+fn a_truncated_configuration_keeps_complete_lines() {
     let sample = Sample::new();
     for cut in 0..sample.config.len() {
         let directory = sample.with("config", &sample.config[..cut]);
@@ -58,7 +59,7 @@ fn a_configuration_that_was_cut_anywhere_keeps_what_is_whole() {
 }
 
 #[test]
-fn every_flipped_bit_of_the_log_is_noticed_and_nothing_is_invented() {
+fn every_flipped_bit_of_the_log_is_noticed() {
     let sample = Sample::new();
     for bit in 0..sample.claims.len() * 8 {
         let flipped = flip(&sample.claims, bit);
@@ -81,14 +82,14 @@ fn every_flipped_bit_of_the_log_is_noticed_and_nothing_is_invented() {
 }
 
 #[test]
-fn every_flipped_bit_of_the_configuration_is_noticed_and_nothing_is_invented() {
+fn every_flipped_bit_of_the_configuration_is_noticed() {
     let sample = Sample::new();
     for bit in 0..sample.config.len() * 8 {
         let flipped = flip(&sample.config, bit);
         let directory = sample.with("config", &flipped);
         let (_, recovered) = open(&directory);
         assert_nothing_is_invented(&recovered.config);
-        // It is there twice.
+        // The file contains it twice.
         assert_eq!(recovered.config.next_node, config().next_node, "bit {bit}");
         assert!(!recovered.suspect, "bit {bit}: the claims are not touched");
         assert_eq!(State::of(&recovered).log(), State::after(&sample.records).log(), "bit {bit}");
@@ -97,10 +98,10 @@ fn every_flipped_bit_of_the_configuration_is_noticed_and_nothing_is_invented() {
 }
 
 #[test]
-fn a_record_that_is_missing_in_the_log_is_noticed() {
+fn a_missing_record_is_noticed() {
     let sample = Sample::new();
     let lines: Vec<&[u8]> = sample.claims.split_inclusive(|&b| b == b'\n').collect();
-    // The last one may have been missing always.
+    // A log without its last record is a valid log.
     for missing in 0..lines.len() - 1 {
         let mut rest = lines.clone();
         rest.remove(missing);
@@ -112,7 +113,7 @@ fn a_record_that_is_missing_in_the_log_is_noticed() {
 }
 
 #[test]
-fn records_of_another_boot_are_not_believed_where_the_header_is_lost() {
+fn without_a_header_records_of_another_boot_are_rejected() {
     let sample = Sample::new();
     let headed = sample.claims.iter().position(|&b| b == b'\n').unwrap() + 1;
     let directory = sample.with("claims", &sample.claims[headed..]);
@@ -125,12 +126,12 @@ fn records_of_another_boot_are_not_believed_where_the_header_is_lost() {
 }
 
 #[test]
-fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+fn a_newer_version_is_refused_and_unchanged() {
     let sample = Sample::new();
     for (name, old) in [("config", &sample.config), ("claims", &sample.claims)] {
         let end = old.iter().position(|&b| b == b'\n').unwrap() + 1;
         let mut header: serde_json::Value = serde_json::from_slice(&old[9..end]).unwrap();
-        // The claims say it at the top, the configuration in a line of that name.
+        // In the claims log the version is a field of the header, in the configuration a field of a line of that name.
         let fields = if name == "config" { &mut header["header"] } else { &mut header };
         fields["version"] = serde_json::json!(VERSION + 1);
         let newer = [codec::encode("", &header).unwrap(), old[end..].to_vec()].concat();
@@ -145,7 +146,7 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[test]
-fn what_is_no_file_or_cannot_be_read_is_set_aside() {
+fn an_unreadable_file_is_set_aside() {
     let sample = Sample::new();
     for name in ["config", "claims"] {
         for what in ["directory", "pipe", "unreadable"] {
@@ -155,7 +156,7 @@ fn what_is_no_file_or_cannot_be_read_is_set_aside() {
             match what {
                 "directory" => fs::create_dir(&file).unwrap(),
                 "pipe" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR).unwrap(),
-                // Reading it from the start is EIO, for root too.
+                // Reading this from offset 0 is EIO, for root as well.
                 _ => std::os::unix::fs::symlink("/proc/self/mem", &file).unwrap(),
             }
             let (state, recovered) = open(&directory);
@@ -183,7 +184,7 @@ fn what_is_no_file_or_cannot_be_read_is_set_aside() {
 }
 
 #[test]
-fn damage_is_set_aside_again_and_again_under_new_names() {
+fn repeated_damage_is_set_aside_under_new_names() {
     let sample = Sample::new();
     let directory = sample.with("claims", b"rubbish\n");
     for n in 1..=3 {
@@ -196,10 +197,10 @@ fn damage_is_set_aside_again_and_again_under_new_names() {
 }
 
 #[test]
-fn the_numbering_of_nodes_never_goes_back_whatever_is_lost() {
+fn node_ids_never_decrease() {
     let sample = Sample::new();
     let lines: Vec<&[u8]> = sample.config.split_inclusive(|&b| b == b'\n').collect();
-    // Any two lines may be lost.
+    // Without any two of the lines.
     for one in 0..lines.len() {
         for other in one..lines.len() {
             let rest = lines.iter().enumerate().filter(|(n, _)| *n != one && *n != other);
@@ -219,11 +220,11 @@ fn the_numbering_of_nodes_never_goes_back_whatever_is_lost() {
     }
 }
 
-/// A directory with something of everything, and its files.
+/// Valid files with every kind of state.
 struct Sample {
     config: Vec<u8>,
     claims: Vec<u8>,
-    /// How many lines every log begins with.
+    /// The number of lines at the beginning of every log.
     begins_with: usize,
     records: Vec<Record>,
 }
@@ -250,7 +251,7 @@ impl Sample {
         Self { config: read("config"), claims: read("claims"), begins_with, records }
     }
 
-    /// A directory of its own with both files, one of them replaced.
+    /// Returns a new directory with both files, one of them with other content.
     fn with(&self, name: &str, bytes: &[u8]) -> TempDir {
         let directory = directory();
         for (file, sound) in [("config", &self.config[..]), ("claims", &self.claims)] {
@@ -261,7 +262,7 @@ impl Sample {
     }
 }
 
-/// How many whole ones.
+/// Returns the number of complete lines.
 fn lines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|&&b| b == b'\n').count()
 }
@@ -272,16 +273,16 @@ fn flip(bytes: &[u8], bit: usize) -> Vec<u8> {
     flipped
 }
 
-/// The one damage is that of this file, which is kept as it was.
+/// Checks that only this file is reported as damaged, and that it is kept unchanged.
 fn assert_set_aside(directory: &TempDir, damage: &[Damage], name: &str, bytes: &[u8]) {
     let [damage] = damage else { panic!("{damage:?}") };
     assert_eq!(damage.file, directory.path().canonicalize().unwrap().join(name));
     let kept_as = damage.kept_as.file_name().unwrap().to_str().unwrap();
     assert!(kept_as.starts_with(&format!("{name}.damaged-")), "{damage}");
-    assert!(fs::read(&damage.kept_as).unwrap() == bytes, "{damage}: it is not what it was");
+    assert!(fs::read(&damage.kept_as).unwrap() == bytes, "{damage}: it was changed");
 }
 
-/// Every pool, list and attribute is one of those that were stored.
+/// Checks that every pool, list and attribute was stored before.
 fn assert_nothing_is_invented(found: &Config) {
     let stored = config();
     for pool in &found.pools {

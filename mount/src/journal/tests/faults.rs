@@ -10,7 +10,7 @@ use super::super::append::IO_TIMEOUT;
 use super::super::memory::QUEUE_LIMIT;
 use super::*;
 
-/// What a call on the disk does instead of its work.
+/// The way in which a call on the disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Error,
@@ -29,7 +29,7 @@ struct Faults {
     thawed: Condvar,
     /// Whether a call waits.
     waits: AtomicBool,
-    /// Where the claims log is copied to before and in the middle of every call, as a kill would leave it.
+    /// The directory, and a copy of its claims log from before and from the middle of every call, as a kill leaves it.
     copies: Mutex<Option<(PathBuf, Vec<Vec<u8>>)>>,
 }
 
@@ -186,7 +186,7 @@ fn after(records: &[Record]) -> State {
     by_task(State::after(records))
 }
 
-/// The state without the order of claims: those of one batch have none.
+/// Returns the state with its claims sorted by task, because the claims of one batch have no order.
 fn by_task(mut state: State) -> State {
     state.claims.sort_by_key(|claim| claim.task);
     state.log()
@@ -213,7 +213,7 @@ proptest! {
     }
 
     #[test]
-    fn a_kill_at_any_call_keeps_the_order_and_what_was_acknowledged(
+    fn a_kill_at_any_call_loses_no_acknowledged_record(
         steps in prop::collection::vec(any_step(), 1..8),
         faults in prop::collection::btree_map(0..20_usize, Just(Fault::Short), 0..4),
     ) {
@@ -242,7 +242,7 @@ proptest! {
 }
 
 #[test]
-fn a_stalled_disk_blocks_one_thread_and_the_others_for_a_bounded_time() {
+fn a_stalled_disk_blocks_only_one_thread() {
     for succeeds in [true, false] {
         let (directory, disk) = (directory(), FaultyDisk::default());
         let state = open_faulty(&directory, &disk);
@@ -319,7 +319,7 @@ fn the_queue_is_bounded_however_long_the_disk_stalls() {
 }
 
 #[test]
-fn records_deferred_while_the_log_is_compacted_are_there_once_and_in_order() {
+fn compaction_keeps_records_deferred_meanwhile() {
     let (directory, disk) = (directory(), FaultyDisk::default());
     let state = open_faulty(&directory, &disk);
     const EACH: u64 = 300;
@@ -371,7 +371,7 @@ fn the_flushing_thread_sleeps_until_it_is_asked() {
     state.defer(claimed(1));
     state.note_event("{\"seq\":1}");
     std::thread::sleep(Duration::from_millis(50));
-    assert!(claims() == before, "to defer a record does not write it");
+    assert!(claims() == before, "deferring a record does not write it");
     state.request_flush();
     let deadline = Instant::now() + Duration::from_secs(10);
     while claims() == before || fs::read(directory.path().join("events")).unwrap().is_empty() {

@@ -65,7 +65,7 @@ fn sound_files_have_no_problems() {
 fn a_damaged_line_is_reported_with_its_number() {
     let (config, claims) = written(&config(), &[claimed(1), claimed(2), Record::Releasing { task: task(2) }]);
     for (name, bytes) in [("config", &config), ("claims", &claims)] {
-        // The header names the version and the seed; without it nothing can be told.
+        // Without the header, which names version and seed, no other line can be checked.
         for (number, line) in lines(bytes).iter().enumerate().skip(1) {
             let at = lines(bytes)[..number].concat().len() + line.len() / 2;
             let mut damaged = bytes.clone();
