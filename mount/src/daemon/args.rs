@@ -153,7 +153,7 @@ mod tests {
     fn wrong_arguments_of_the_hidden_command_are_refused() {
         for (line, message) in [
             ("__daemon", "no role"),
-            ("__daemon keeper", "\"keeper\" is not a role"),
+            ("__daemon manager", "\"manager\" is not a role"),
             ("__daemon worker", "--conf-dir= is missing"),
             ("__daemon worker --conf-dir=/conf", "--state-dir= is missing"),
             ("__daemon probe --replace-worker", "\"--replace-worker\" is not a flag of this role"),

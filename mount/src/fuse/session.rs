@@ -8,7 +8,7 @@
 //! device in the place of fuser's end.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use fuser::{Config, SessionACL};
@@ -40,29 +40,11 @@ impl Session {
         device: &OwnedFd,
         known_init: Option<Vec<u8>>,
     ) -> io::Result<(Self, Vec<u8>)> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        let is_first = known_init.is_none();
-        let init = match known_init {
-            Some(init) => init,
-            None => {
-                let mut buffer = vec![0; abi::MIN_READ_BUFFER];
-                let length = nix::unistd::read(device, &mut buffer)?;
-                buffer.truncate(length);
-                buffer
-            }
-        };
-        nix::unistd::write(&ours, &init)?;
-        let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        let session = fuser::Session::from_fd(Fs::new(engine, files), theirs, SessionACL::All, config)?;
-        let mut reply = vec![0; abi::MIN_READ_BUFFER];
-        let length = nix::unistd::read(&ours, &mut reply)?;
-        if is_first {
-            let reply = reply.get(..length).unwrap_or_default();
-            nix::sys::uio::writev(device, &[IoSlice::new(reply)])?;
-        }
-        process::replace_fd(device.as_fd(), session.as_fd())?;
+        let (session, init) = shake_hands(device, known_init, |fd| {
+            let mut config = Config::default();
+            config.n_threads = Some(THREADS);
+            fuser::Session::from_fd(Fs::new(engine, files), fd, SessionACL::All, config)
+        })?;
         Ok((Self(session), init))
     }
 
@@ -88,4 +70,124 @@ impl Session {
 pub(crate) fn request_resend(device: &OwnedFd) -> io::Result<()> {
     nix::unistd::write(device, &abi::RESEND)?;
     Ok(())
+}
+
+/// Opens a session that shakes hands on a socket, and then puts the device in the place of the socket. Returns the
+/// session and the kernel's INIT request.
+fn shake_hands<S: AsFd>(
+    device: &OwnedFd,
+    known_init: Option<Vec<u8>>,
+    open: impl FnOnce(OwnedFd) -> io::Result<S>,
+) -> io::Result<(S, Vec<u8>)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    let is_first = known_init.is_none();
+    let init = match known_init {
+        Some(init) => init,
+        None => receive(device)?,
+    };
+    nix::unistd::write(&ours, &init)?;
+    let session = open(theirs)?;
+    let reply = receive(&ours)?;
+    if is_first {
+        nix::sys::uio::writev(device, &[IoSlice::new(&reply)])?;
+    }
+    process::replace_fd(device.as_fd(), session.as_fd())?;
+    Ok((session, init))
+}
+
+/// Reads one message.
+fn receive(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; abi::MIN_READ_BUFFER];
+    let length = nix::unistd::read(fd, &mut buffer)?;
+    buffer.truncate(length);
+    Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{MsgFlags, recv};
+    use std::os::fd::AsRawFd as _;
+
+    /// A filesystem without files.
+    struct Empty;
+
+    impl fuser::Filesystem for Empty {}
+
+    /// The INIT request of Linux 6.9 (protocol 7.40): `struct fuse_in_header` with opcode 26, `struct fuse_init_in`.
+    fn init_request() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in [104_u32, 26] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        // Request ID 2; node, user, group and process are 0.
+        bytes.extend(2_u64.to_ne_bytes());
+        bytes.extend([0; 24]);
+        for word in [7_u32, 40, 131_072, 0x73ff_fffb, 1 << 7] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.resize(104, 0);
+        bytes
+    }
+
+    fn open(fd: OwnedFd) -> io::Result<fuser::Session<Empty>> {
+        fuser::Session::from_fd(Empty, fd, SessionACL::All, Config::default())
+    }
+
+    /// The kernel's end of a device, and the device.
+    fn device() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+    }
+
+    /// The message that the kernel has got, if any.
+    fn received(kernel: &OwnedFd) -> Option<Vec<u8>> {
+        let mut bytes = [0; 1024];
+        let length = recv(kernel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
+        Some(bytes[..length].to_vec())
+    }
+
+    #[test]
+    fn the_first_worker_answers_the_kernels_init_request() {
+        let (kernel, device) = device();
+        nix::unistd::write(&kernel, &init_request()).unwrap();
+        let (_session, init) = shake_hands(&device, None, open).unwrap();
+        assert_eq!(init, init_request());
+        let reply = received(&kernel).expect("a reply");
+        // `struct fuse_out_header`: length, error, request ID; then the protocol version.
+        assert_eq!(reply[..4], (reply.len() as u32).to_ne_bytes());
+        assert_eq!(reply[4..16], [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(reply[16..20], 7_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_later_worker_replays_the_init_request_without_the_kernel() {
+        let (kernel, device) = device();
+        let (session, init) = shake_hands(&device, Some(init_request()), open).unwrap();
+        assert_eq!(init, init_request());
+        assert_eq!(received(&kernel), None, "the kernel gets no second reply");
+        // The session's descriptor is the device now.
+        nix::unistd::write(&kernel, b"request").unwrap();
+        let mut bytes = [0; 16];
+        assert_eq!(nix::unistd::read(session.as_fd(), &mut bytes).unwrap(), 7);
+        assert_eq!(&bytes[..7], b"request");
+    }
+
+    #[test]
+    fn a_device_without_a_kernel_is_an_error() {
+        let (kernel, device) = device();
+        drop(kernel);
+        assert!(shake_hands(&device, None, open).is_err());
+    }
+
+    #[test]
+    fn the_resend_request_is_a_notification() {
+        let (kernel, device) = device();
+        request_resend(&device).unwrap();
+        let message = received(&kernel).expect("a message");
+        // `struct fuse_out_header`: length 16, `FUSE_NOTIFY_RESEND`, no request.
+        let words: Vec<u32> =
+            message.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
+        assert_eq!(words, [16, 7, 0, 0]);
+    }
 }
