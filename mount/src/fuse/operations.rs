@@ -382,3 +382,6 @@ impl<P: Ports> Operations<P> {
         format!("node {id}")
     }
 }
+
+#[cfg(test)]
+mod tests;
