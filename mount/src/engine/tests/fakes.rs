@@ -2,6 +2,8 @@
 //!
 //! Owns one [`World`] that all ports share. Every call that could fail or be followed by a crash is a *step*: the
 //! world takes a snapshot there, and a test may interfere (kill a task, change a cpuset, fail the journal).
+//!
+//! Longer than 400 lines because all ports share one state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
