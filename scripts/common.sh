@@ -1,8 +1,7 @@
-# Shared by the scripts, which source it. Finds the repository and installs missing tools.
+# Shared by the scripts, which source it. Finds the repository, installs missing tools, and sets how kcm is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:$HOME/.cargo/bin
-TARGET=target/$(sed -n 's/^target = "\(.*\)"/\1/p' .cargo/config.toml)
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "$0: $*" >&2; exit 1; }
@@ -15,10 +14,27 @@ need() {
         fail "$1 is missing and $2 cannot be installed; install it by hand"
 }
 
+# All scripts build with the same settings, so that nothing is built twice: for the architecture of this machine (or
+# $CARGO_BUILD_TARGET), and statically linked. Naming a target keeps build scripts and procedural macros dynamic; they
+# do not work as static programs. A plain `cargo build` uses neither setting and has its own directory below target/.
 need_rust() {
     command -v cargo >/dev/null || fail "cargo is missing; install Rust (rustup.rs), 1.89 or newer"
     need cc gcc
     need lscpu util-linux
+    export CARGO_BUILD_TARGET=${CARGO_BUILD_TARGET:-$(rustc -vV | sed -n 's/^host: //p')}
+    # cargo ignores the flags of a target if RUSTFLAGS is set.
+    local name=RUSTFLAGS static="-C target-feature=+crt-static"
+    [ -n "${RUSTFLAGS:-}" ] || name=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$CARGO_BUILD_TARGET")_RUSTFLAGS
+    case "${!name:-}" in
+    *"$static"*) ;;
+    *) export "$name=${!name:-} $static" ;;
+    esac
+}
+
+# Builds the release program as target/static/kcm.
+build_static() {
+    cargo build --quiet --release --bin kcm
+    install -D -m 755 "${CARGO_TARGET_DIR:-target}/$CARGO_BUILD_TARGET/release/kcm" target/static/kcm
 }
 
 need_mount() {

@@ -1,6 +1,6 @@
 //! Failpoints: the steps of every operation that changes something, at each of which a test can kill the daemon.
 //!
-//! Owns the list of steps. Does not know what the steps do. Debug builds only: in a release build [`reached`] is empty.
+//! Owns the list of steps. Does not know what the steps do. Debug builds only: in a release build `reached` is empty.
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{KCM, Mount, Plain, Sleeper, fails, masks, pin, run, write};
+use crate::harness::{KCM, Mount, Plain, Sleeper, fails, masks, pin, require_static_kcm, run, write};
 use tempfile::TempDir;
 
 /// `kcm <words>` with this place for the program and the unit.
@@ -105,6 +105,7 @@ fn a_killed_installer_leaves_the_old_program() {
 
 #[test]
 fn the_installed_program_needs_no_other_file() {
+    require_static_kcm();
     let mount = Mount::with_dataplane();
     let root = mount.home().join("root");
     let mut command = Command::new(KCM);

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::dir::{Dir as _, copy_kcm, failure};
-use crate::harness::{Mount, Sleeper, has_died, masks, run, signal, until, write};
+use crate::harness::{Mount, Sleeper, has_died, masks, require_static_kcm, run, signal, until, write};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -52,6 +52,7 @@ fn a_left_process_keeps_the_list_until_it_ends() {
 
 #[test]
 fn it_works_in_an_empty_root() {
+    require_static_kcm();
     let mount = Mount::with_dataplane();
     let root = mount.home().join("root");
     for directory in ["proc", "conf"] {

@@ -35,6 +35,14 @@ pub use shell::Shell;
 /// The program under test.
 pub const KCM: &str = env!("CARGO_BIN_EXE_kcm");
 
+/// Fails unless kcm is statically linked: the test runs it in a root directory without libraries. This crate is built
+/// with the same flags as the program.
+pub fn require_static_kcm() {
+    if !cfg!(target_feature = "crt-static") {
+        panic!("this test needs a statically linked kcm: run scripts/test, which builds one");
+    }
+}
+
 /// The limit for something that takes milliseconds: these machines are shared.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
