@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub const MARK: &str = "trusted.kcm.mountpoint";
 /// filesystem supports it (tmpfs since 6.6).
 const MARK_FOR_ALL: &str = "user.kcm.mountpoint";
 
+/// The mount table of this process (proc(5), `/proc/PID/mountinfo`).
+const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 /// The type of the mount in the mount table.
 const FSTYPE: &[u8] = b"fuse.kcm";
 /// How long a daemon may take to answer before it counts as hanging. The longest bounded wait in a request takes as long.
@@ -63,8 +66,72 @@ pub fn status(path: &Path) -> io::Result<Status> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn is_mounted(path: &Path) -> io::Result<bool> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(topmost_type(&table, &resolved(path)).is_some_and(|fstype| fstype == FSTYPE))
+    Ok(topmost(path)?.is_some())
+}
+
+/// A FUSE connection: the number by which the kernel knows it, in the mount table as the minor number of the
+/// filesystem's device, and in `/sys/fs/fuse/connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Connection(u32);
+
+impl Connection {
+    pub(crate) fn new(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+impl std::fmt::Display for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One mount of kcm in the mount table of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    /// The kernel's number of the mount, which it may give to another mount later.
+    id: u64,
+    pub(crate) connection: Connection,
+}
+
+impl Mounted {
+    /// Whether this mount still exists, wherever it is now and whatever is mounted over it.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
+    pub(crate) fn exists(self) -> io::Result<bool> {
+        let table = fs::read(MOUNT_TABLE)?;
+        Ok(entries(&table).any(|entry| entry.mounted() == Some(self)))
+    }
+}
+
+/// Returns the topmost mount at the path, if it belongs to kcm.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub(crate) fn topmost(path: &Path) -> io::Result<Option<Mounted>> {
+    let (table, path) = (fs::read(MOUNT_TABLE)?, resolved(path));
+    Ok(entries(&table).filter(|entry| entry.is_at(&path)).last().and_then(|entry| entry.mounted()))
+}
+
+/// Returns the mount of this connection at the path, or of any connection if that is unknown, whatever is mounted over
+/// it.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub(crate) fn at(path: &Path, connection: Option<Connection>) -> io::Result<Option<Mounted>> {
+    let (table, path) = (fs::read(MOUNT_TABLE)?, resolved(path));
+    let ours = entries(&table).filter(|entry| entry.is_at(&path)).filter_map(|entry| entry.mounted());
+    Ok(ours.filter(|mounted| connection.is_none_or(|wanted| wanted == mounted.connection)).last())
+}
+
+/// Whether the process is in another mount namespace than this process, and the connection is mounted there; `false` if
+/// that is unknown.
+pub(crate) fn is_elsewhere(pid: u32, connection: Connection) -> bool {
+    let namespace = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|file| file.ino()).ok();
+    let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let mut mounts = entries(&table).filter_map(|entry| entry.mounted());
+    namespace(&pid.to_string()) != namespace("self") && mounts.any(|mounted| mounted.connection == connection)
 }
 
 /// Marks the directory as a mount point of kcm.
@@ -130,16 +197,41 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     }
 }
 
-/// Returns the type of the last mount at the path (proc(5), `/proc/PID/mountinfo`).
-fn topmost_type<'a>(table: &'a [u8], path: &Path) -> Option<&'a [u8]> {
-    let mut mounts = table.split(|&b| b == b'\n').filter_map(|line| {
+/// A line of the mount table (proc(5), `/proc/PID/mountinfo`).
+#[derive(Clone, Copy, Debug)]
+struct Entry<'a> {
+    id: &'a [u8],
+    /// `major:minor` of the filesystem.
+    device: &'a [u8],
+    /// The mount point, escaped.
+    point: &'a [u8],
+    fstype: &'a [u8],
+}
+
+impl Entry<'_> {
+    fn is_at(&self, path: &Path) -> bool {
+        unescape(self.point) == path.as_os_str()
+    }
+
+    /// The mount, if it belongs to kcm.
+    fn mounted(&self) -> Option<Mounted> {
+        let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+        let minor = self.device.strip_prefix(b"0:").and_then(number);
+        let connection = Connection(u32::try_from(minor.filter(|_| self.fstype == FSTYPE)?).ok()?);
+        Some(Mounted { id: number(self.id)?, connection })
+    }
+}
+
+/// The mounts, each above those before it at the same path.
+fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    table.split(|&b| b == b'\n').filter_map(|line| {
         let mut fields = line.split(|&b| b == b' ');
-        let point = fields.nth(4)?;
+        let (id, device) = (fields.next()?, fields.nth(1)?);
+        let point = fields.nth(1)?;
         // Optional fields end with a single hyphen; the type comes after it.
         fields.find(|field| *field == b"-")?;
-        Some((point, fields.next()?))
-    });
-    mounts.rfind(|(point, _)| unescape(point) == path.as_os_str()).map(|(_, fstype)| fstype)
+        Some(Entry { id, device, point, fstype: fields.next()? })
+    })
 }
 
 /// Replaces each backslash and three octal digits by the byte that they stand for: a blank, newline or backslash.
@@ -175,13 +267,15 @@ mod tests {
             30 1 0:31 / /etc/kcm rw - fuse.kcm kcm rw\n\
             31 30 0:32 / /etc/kcm rw shared:1 master:2 - tmpfs tmpfs rw\n\
             32 1 0:33 / /a\\040b\\134c rw - fuse.kcm kcm rw\n";
-        let fstype = |path| {
-            topmost_type(table, Path::new(path)).map(|fstype| String::from_utf8_lossy(fstype).into_owned())
-        };
-        assert_eq!(fstype("/proc").as_deref(), Some("proc"));
-        assert_eq!(fstype("/etc/kcm").as_deref(), Some("tmpfs"));
-        assert_eq!(fstype("/a b\\c").as_deref(), Some("fuse.kcm"));
-        assert_eq!(fstype("/etc"), None);
+        let topmost =
+            |path: &str| entries(table).filter(|entry| entry.is_at(Path::new(path))).last().unwrap();
+        assert_eq!(topmost("/proc").fstype, b"proc");
+        assert_eq!(topmost("/etc/kcm").fstype, b"tmpfs");
+        assert_eq!(topmost("/etc/kcm").mounted(), None);
+        let below = Mounted { id: 30, connection: Connection(31) };
+        assert!(entries(table).any(|entry| entry.mounted() == Some(below)), "what is below is known");
+        assert_eq!(topmost("/a b\\c").mounted(), Some(Mounted { id: 32, connection: Connection(33) }));
+        assert!(!entries(table).any(|entry| entry.is_at(Path::new("/etc"))));
     }
 
     #[test]

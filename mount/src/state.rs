@@ -22,7 +22,7 @@ pub struct State {
     path: PathBuf,
     found: Found,
     /// The supervisor of the daemon that uses the directory.
-    supervisor: Option<i32>,
+    supervisor: Option<u32>,
     /// Whether the claims log belongs to this boot.
     is_of_this_boot: bool,
 }

@@ -34,10 +34,12 @@ pub enum MountError {
     // The cause is part of the message, before the cure. As the source it would be printed again after the cure.
     #[error("{path}: {what}: {cause}; {cure}")]
     Io { path: PathBuf, what: &'static str, cause: io::Error, cure: &'static str },
-    #[error(
-        "{0}: detached here, but its daemon still runs, perhaps in another mount namespace; stop it there"
-    )]
-    StillServed(PathBuf),
+    #[error("{conf}: its daemon uses the state directory {used}; give --state-dir={used}")]
+    OtherState { conf: PathBuf, used: PathBuf },
+    #[error("{conf}: detached here, but PID {pid} still serves it in another mount namespace; stop it there")]
+    ServedElsewhere { conf: PathBuf, pid: u32 },
+    #[error("{conf}: detached, but its daemon, PID {pid}, does not exit; kill it")]
+    StillServed { conf: PathBuf, pid: u32 },
     #[error("cannot start: {0}")]
     Start(String),
     #[error("not upgraded, the old daemon continues: {0}")]

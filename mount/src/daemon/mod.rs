@@ -10,6 +10,7 @@ mod args;
 mod backoff;
 mod error;
 mod fds;
+mod identity;
 mod mount;
 mod paths;
 mod role;
@@ -198,11 +199,7 @@ fn finish(
     owns_mount: bool,
 ) -> Result<(), MountError> {
     if matches!(result, Ok(Exit::Stop)) || (result.is_err() && owns_mount) {
-        // Detaches, and does not wait for open files: they get ENOTCONN from now on. If the directory is already
-        // unmounted, another mount there stays.
-        if mountpoint::is_mounted(conf_dir).unwrap_or(true) {
-            let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
-        }
+        supervisor.detach();
         systemd::remove_stored();
     }
     supervisor.stop_worker();
@@ -227,14 +224,10 @@ fn detach_output(log: &io::Result<File>) {
 /// # Errors
 /// The directory is not mounted, the caller is not root, or the daemon does not exit.
 pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
-    let is_mounted = mountpoint::is_mounted(conf_dir);
-    if !is_mounted.map_err(|source| io_error(conf_dir, "cannot be examined", source))? {
-        return Err(MountError::NotMounted(conf_dir.to_path_buf()));
-    }
-    let daemons: Vec<PidFd> = paths::daemon_pids(&mountpoint::resolved(conf_dir))
-        .into_iter()
-        .filter_map(|pid| PidFd::open(pid).ok())
-        .collect();
+    let mounted =
+        mountpoint::topmost(conf_dir).map_err(|source| io_error(conf_dir, "cannot be examined", source))?;
+    let mounted = mounted.ok_or_else(|| MountError::NotMounted(conf_dir.to_path_buf()))?;
+    let servers = identity::servers(mounted.connection, &mountpoint::resolved(conf_dir));
     while mountpoint::is_mounted(conf_dir).unwrap_or(false) {
         match umount2(conf_dir, MntFlags::MNT_DETACH) {
             Ok(()) => {}
@@ -242,10 +235,15 @@ pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
             Err(errno) => return Err(io_error(conf_dir, "cannot be unmounted", errno.into())),
         }
     }
-    // The supervisor notices the unmount.
-    if daemons.iter().all(|daemon| daemon.wait(EXIT_TIMEOUT)) {
-        Ok(())
-    } else {
-        Err(MountError::StillServed(conf_dir.to_path_buf()))
+    // The supervisor notices the unmount, unless the mount of its own mount namespace is still there.
+    for identity::Server { pid, pidfd } in servers {
+        let conf = conf_dir.to_path_buf();
+        if mountpoint::is_elsewhere(pid, mounted.connection) && !pidfd.wait(Duration::ZERO) {
+            return Err(MountError::ServedElsewhere { conf, pid });
+        }
+        if !pidfd.wait(EXIT_TIMEOUT) {
+            return Err(MountError::StillServed { conf, pid });
+        }
     }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The paths of a mount, and how the processes that serve it are started and found.
+//! The paths of a mount, and how the processes that serve it are started.
 //!
 //! Owns the command lines of the daemon's processes: `ps` shows which directory they serve. Does not know what
 //! the processes do.
@@ -55,7 +55,7 @@ impl MountPaths {
         Ok(Self { conf_dir, state_dir: std::path::absolute(&self.state_dir)? })
     }
 
-    /// The argument by which [`daemon_pids`] finds the processes of a mount.
+    /// The argument that shows in `ps` which directory a process serves.
     pub(super) fn conf_dir_arg(&self) -> OsString {
         arg(CONF_DIR, &self.conf_dir)
     }
@@ -67,25 +67,13 @@ fn arg(name: &str, path: &Path) -> OsString {
     arg
 }
 
-/// The PIDs of the daemon processes that serve this directory, as far as they are visible from this PID namespace.
-/// This process is not among them.
-pub(super) fn daemon_pids(conf_dir: &Path) -> Vec<u32> {
-    let conf_dir = arg(CONF_DIR, conf_dir);
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let serves = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        serves(&line, conf_dir.as_bytes())
-    };
-    pids.filter(|pid| *pid != std::process::id()).filter(serves).collect()
-}
-
-/// Whether a command line (proc(5), `/proc/PID/cmdline`) belongs to a daemon process with this argument.
-fn serves(cmdline: &[u8], conf_dir: &[u8]) -> bool {
+/// Whether a command line (proc(5), `/proc/PID/cmdline`) is that of a daemon process for this directory. Any user may
+/// write one, so it proves nothing: see [`super::identity`].
+pub(super) fn serves(cmdline: &[u8], conf_dir: &Path) -> bool {
     let words: Vec<&[u8]> = cmdline.split(|&b| b == 0).skip(1).collect();
     let has = |wanted: &[u8]| words.contains(&wanted);
     let is_daemon = has(role::COMMAND.as_bytes()) || has(MOUNT.as_bytes()) && has(FOREGROUND.as_bytes());
-    is_daemon && has(conf_dir)
+    is_daemon && has(arg(CONF_DIR, conf_dir).as_bytes())
 }
 
 #[cfg(test)]
@@ -93,16 +81,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn daemon_processes_are_found_by_their_command_line() {
-        let is_found = |line: &str| serves(line.replace(' ', "\0").as_bytes(), b"--conf-dir=/conf");
-        assert!(is_found("kcm mount --foreground --conf-dir=/conf --state-dir=/state"));
-        assert!(is_found("kcm __daemon worker --conf-dir=/conf --state-dir=/state"));
+    fn the_command_line_of_a_daemon_process_is_known() {
+        let is_known = |line: &str| serves(line.replace(' ', "\0").as_bytes(), Path::new("/conf"));
+        assert!(is_known("kcm mount --foreground --conf-dir=/conf --state-dir=/state"));
+        assert!(is_known("kcm __daemon worker --conf-dir=/conf --state-dir=/state"));
         // A worker of a program without `__daemon`.
-        assert!(is_found("kcm mount --foreground --conf-dir=/conf --state-dir=/state --worker"));
-        assert!(!is_found("kcm mount --conf-dir=/conf"), "the command that starts the daemon");
-        assert!(!is_found("kcm __daemon worker --conf-dir=/other --state-dir=/state"));
-        assert!(!is_found("kcm describe --conf-dir=/conf"));
-        assert!(!is_found(""));
+        assert!(is_known("kcm mount --foreground --conf-dir=/conf --state-dir=/state --worker"));
+        assert!(!is_known("kcm mount --conf-dir=/conf"), "the command that starts the daemon");
+        assert!(!is_known("kcm __daemon worker --conf-dir=/other --state-dir=/state"));
+        assert!(!is_known("kcm describe --conf-dir=/conf"));
+        assert!(!is_known(""));
     }
 
     #[test]

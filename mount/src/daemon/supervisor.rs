@@ -29,6 +29,7 @@ use nix::sys::signalfd::SignalFd;
 use super::backoff::RestartBackoff;
 use super::error::{MountError, io_error};
 use super::fds::{self, ControlSocket, HandoffState, InheritedFds, Message};
+use super::identity;
 use super::mount::{mount_device, new_mount_id};
 use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
@@ -37,7 +38,7 @@ use super::upgrade::{self, Preflight, Stage, Step};
 use super::watchdog::{Probe, Verdict, Watchdog};
 use super::worker_process::WorkerProcess;
 use crate::failpoint;
-use crate::mountpoint;
+use crate::mountpoint::{self, Mounted};
 use crate::process::{self, PidFd};
 
 /// How long a worker may take until it serves: it reads the whole state directory.
@@ -53,6 +54,8 @@ pub(super) struct Supervisor {
     paths: MountPaths,
     fds: InheritedFds,
     signals: SignalFd,
+    /// The mount that is served, in this mount namespace.
+    mounted: Option<Mounted>,
     /// Reports each change of the mount table, so that umount(8) is noticed even if files are still open.
     mounts: File,
     worker_command: Command,
@@ -107,11 +110,14 @@ impl Supervisor {
             worker_command.env_remove(variable);
         }
         let mounts = File::open("/proc/self/mountinfo").map_err(failed)?;
+        let connection = identity::connection_of(&fds.device);
+        let mounted = mountpoint::at(&paths.conf_dir, connection).map_err(failed)?;
         let now = Instant::now();
         Ok(Self {
             paths,
             fds,
             signals,
+            mounted,
             mounts,
             worker_command,
             worker: None,
@@ -227,9 +233,20 @@ impl Supervisor {
         }
     }
 
-    /// Whether the mount still exists; if that is unknown, it does.
-    fn is_mounted(&self) -> bool {
-        mountpoint::is_mounted(&self.paths.conf_dir).unwrap_or(true)
+    /// Whether the mount still exists, whatever is mounted over it; if that is unknown, it does.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.mounted.is_some_and(|mounted| mounted.exists().unwrap_or(true))
+    }
+
+    /// Detaches the mount, and does not wait for open files: they get `ENOTCONN` from now on. A mount of somebody else
+    /// at the same path stays.
+    pub(super) fn detach(&self) {
+        let conf_dir = &self.paths.conf_dir;
+        if mountpoint::topmost(conf_dir).is_ok_and(|topmost| topmost == self.mounted) {
+            let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
+        } else if self.is_mounted() {
+            log::warn!("{}: something is mounted over it; unmount both", conf_dir.display());
+        }
     }
 
     fn start_worker(&mut self) -> io::Result<()> {
@@ -358,8 +375,9 @@ impl Supervisor {
         );
         let failed = |source| io_error(&self.paths.conf_dir, "cannot be mounted again", source);
         let state = self.fds.handoff.read().map_err(failed)?;
-        let _ = umount2(&self.paths.conf_dir, MntFlags::MNT_DETACH);
+        self.detach();
         let device = mount_device(&self.paths.conf_dir)?;
+        self.mounted = mountpoint::topmost(&self.paths.conf_dir).map_err(failed)?;
         // The old connection ends when its last descriptor is closed: here, and in the service manager's store.
         process::replace_fd(device.as_fd(), self.fds.device.as_fd()).map_err(failed)?;
         systemd::notify_ready(&self.fds);

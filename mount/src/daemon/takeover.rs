@@ -12,13 +12,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::{MountError, io_error};
 use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
+use super::identity::{self, Server};
 use super::mount::{mount_device, new_mount_id};
-use super::paths::{MountPaths, daemon_pids};
+use super::paths::MountPaths;
 use crate::import;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
-use crate::mountpoint::{self, Status};
-use crate::process::PidFd;
+use crate::mountpoint::{self, Connection, Status};
 
 /// How long killed daemon processes may take to exit: the kernel first ends their system calls.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,8 @@ pub(super) fn find(
         return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
     }
     if let [Some(device), Some(handoff)] = stored
-        && mountpoint::is_mounted(conf_dir).unwrap_or(false)
+        && let Ok(Some(mounted)) = mountpoint::topmost(conf_dir)
+        && identity::connection_of(&device).is_none_or(|connection| connection == mounted.connection)
         && is_connected(&device)
     {
         log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
@@ -59,9 +60,11 @@ pub(super) fn find(
         match status {
             Status::Live => return Err(MountError::AlreadyMounted(conf_dir.clone())),
             Status::NotAnswering => {
-                let fds = steal_from_unresponsive(&mountpoint::resolved(conf_dir));
+                let mounted = mountpoint::topmost(conf_dir)
+                    .map_err(|source| io_error(conf_dir, "cannot be examined", source))?;
+                let Some(mounted) = mounted else { continue };
                 log::warn!("{}: taking over a mount whose daemon does not answer", conf_dir.display());
-                return fds.map(Found::Mount).ok_or_else(|| MountError::NotAnswering(conf_dir.clone()));
+                return steal_from_unresponsive(mounted.connection, paths).map(Found::Mount);
             }
             Status::Stale => {
                 log::warn!("{}: replacing a mount whose daemon has died", conf_dir.display());
@@ -126,18 +129,34 @@ fn is_connected(device: &OwnedFd) -> bool {
 }
 
 /// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.
-fn steal_from_unresponsive(conf_dir: &Path) -> Option<InheritedFds> {
-    let daemons: Vec<PidFd> =
-        daemon_pids(conf_dir).into_iter().filter_map(|pid| PidFd::open(pid).ok()).collect();
-    let stolen = daemons.iter().find_map(|daemon| {
-        Some(InheritedFds {
-            device: daemon.descriptor(fds::DEVICE).ok()?,
-            handoff: HandoffMemfd::from_fd(daemon.descriptor(fds::HANDOFF).ok()?),
-            lock: StateLock::from_fd(daemon.descriptor(fds::LOCK).ok()?),
-        })
-    })?;
-    daemons.iter().for_each(PidFd::kill);
-    daemons.iter().all(|daemon| daemon.wait(KILL_TIMEOUT)).then_some(stolen)
+///
+/// # Errors
+/// No process serves the mount as far as the kernel says, or it uses another state directory. Then nothing was killed.
+fn steal_from_unresponsive(connection: Connection, paths: &MountPaths) -> Result<InheritedFds, MountError> {
+    let MountPaths { conf_dir, state_dir } = paths;
+    let not_answering = || MountError::NotAnswering(conf_dir.clone());
+    let servers = identity::servers(connection, &mountpoint::resolved(conf_dir));
+    let mut stolen = servers.iter().filter_map(|server| copy_descriptors(server, connection));
+    let fds = stolen.next().ok_or_else(not_answering)?;
+    if !fds.lock.is_of(state_dir) {
+        let used = fds.lock.directory().unwrap_or_default();
+        return Err(MountError::OtherState { conf: conf_dir.clone(), used });
+    }
+    drop(stolen);
+    servers.iter().for_each(|server| server.pidfd.kill());
+    let have_died = servers.iter().all(|server| server.pidfd.wait(KILL_TIMEOUT));
+    if have_died { Ok(fds) } else { Err(not_answering()) }
+}
+
+/// Copies the descriptors of a process, and checks of the copies that they are what they should be: the process could have
+/// changed its own since it was examined.
+fn copy_descriptors(server: &Server, connection: Connection) -> Option<InheritedFds> {
+    let copy = |number| server.pidfd.descriptor(number).ok();
+    let device = copy(fds::DEVICE)?;
+    let is_ours = identity::connection_of(&device).is_none_or(|other| other == connection);
+    let handoff = HandoffMemfd::from_fd(copy(fds::HANDOFF)?);
+    let lock = StateLock::from_fd(copy(fds::LOCK)?);
+    (is_ours && handoff.read().is_ok()).then_some(InheritedFds { device, handoff, lock })
 }
 
 /// The absolute path without `.` and `..`, with symbolic links resolved as far as the path exists.

@@ -12,11 +12,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::error::MountError;
-use super::paths::{MountPaths, THIS_PROGRAM, daemon_pids};
+use super::identity;
+use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use crate::journal::{StateDir, StateLock};
 use crate::mountpoint;
@@ -44,18 +44,20 @@ pub fn upgrade(paths: &MountPaths) -> Result<(), MountError> {
     let failed = |reason: String| MountError::NotUpgraded(reason);
     let supervisor = StateLock::supervisor(&paths.state_dir)
         .ok_or_else(|| MountError::NotMounted(paths.conf_dir.clone()))?;
-    let daemons = daemon_pids(&mountpoint::resolved(&paths.conf_dir));
-    if !daemons.iter().any(|pid| i64::from(*pid) == i64::from(supervisor)) {
+    let mounted = mountpoint::at(&paths.conf_dir, None).ok().flatten();
+    let mounted = mounted.ok_or_else(|| MountError::NotMounted(paths.conf_dir.clone()))?;
+    let servers = identity::servers(mounted.connection, &mountpoint::resolved(&paths.conf_dir));
+    let Some(server) = servers.into_iter().find(|server| server.pid == supervisor) else {
         let conf_dir = paths.conf_dir.display();
         return Err(failed(format!("PID {supervisor} is not the supervisor of {conf_dir}; try again")));
-    }
+    };
     StateDir::check(&paths.state_dir)?;
     let program = fs::read_link(THIS_PROGRAM).map_err(|error| failed(error.to_string()))?;
     let request = paths.state_dir.join(REQUEST);
     fs::write(&request, program.as_os_str().as_encoded_bytes())
         .map_err(|error| failed(format!("{}: {error}", request.display())))?;
-    kill(Pid::from_raw(supervisor), Signal::SIGHUP)
-        .map_err(|errno| failed(format!("cannot signal the supervisor, PID {supervisor}: {errno}")))?;
+    let sent = server.pidfd.send(Signal::SIGHUP);
+    sent.map_err(|errno| failed(format!("cannot signal the supervisor, PID {supervisor}: {errno}")))?;
     let deadline = Instant::now() + UPGRADE_TIMEOUT;
     while Instant::now() < deadline {
         match fs::read_to_string(&request) {

@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 
 /// The device that connects a FUSE server to the kernel.
 pub(crate) const DEVICE: &str = "/dev/fuse";
+/// Its device number, as in `st_rdev`: major 10, minor 229 (Documentation/admin-guide/devices.txt).
+pub(crate) const DEVICE_NUMBER: u64 = 10 << 8 | 229;
 /// The type of the mount in the mount table.
 pub(crate) const FSTYPE: &str = "fuse.kcm";
 /// The smallest buffer to which the kernel delivers a request, in bytes (`FUSE_MIN_READ_BUFFER`).

@@ -5,9 +5,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -58,6 +58,19 @@ impl StateLock {
         self.0.into()
     }
 
+    /// Whether this is the lock of the directory.
+    pub(crate) fn is_of(&self, path: &Path) -> bool {
+        let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
+        let known = std::fs::symlink_metadata(path.join("lock")).map(identity);
+        known.is_ok_and(|known| self.0.metadata().map(identity).is_ok_and(|own| own == known))
+    }
+
+    /// The directory of the lock, as the kernel names it.
+    pub(crate) fn directory(&self) -> Option<PathBuf> {
+        let file = std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())).ok()?;
+        file.parent().map(Path::to_path_buf)
+    }
+
     /// Writes the PID of this process, the supervisor, into the file.
     pub(crate) fn write_pid(&self) {
         // Always of the same length, so that a reader never sees part of it.
@@ -69,7 +82,7 @@ impl StateLock {
     }
 
     /// Returns the PID of the supervisor whose daemon uses the directory, if there is one.
-    pub(crate) fn supervisor(path: &Path) -> Option<i32> {
+    pub(crate) fn supervisor(path: &Path) -> Option<u32> {
         let file = File::open(path.join("lock")).ok()?;
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => io::read_to_string(file).ok()?.trim().parse().ok(),

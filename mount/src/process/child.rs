@@ -57,6 +57,14 @@ impl PidFd {
         let _ = sys::pidfd_send_signal(self.0.as_fd(), libc::SIGKILL);
     }
 
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The process has gone, or belongs to somebody else.
+    pub(crate) fn send(&self, signal: Signal) -> io::Result<()> {
+        sys::pidfd_send_signal(self.0.as_fd(), signal as i32)
+    }
+
     /// Whether the descriptor is a pidfd, and its process is alive.
     pub(crate) fn is_of_process(&self) -> bool {
         sys::pidfd_send_signal(self.0.as_fd(), 0).is_ok()

@@ -5,6 +5,7 @@ pub mod diagnostics;
 pub mod faults;
 pub mod frozen_disk;
 pub mod full_disk;
+pub mod identity;
 pub mod import;
 pub mod mounting;
 pub mod process;
