@@ -8,59 +8,26 @@
 //!
 //! Longer than 400 lines because the table of files and the functions that it names are read together.
 
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::engine::{Attributes, Caller, Engine, Live, NODES_EACH, Ports, Refused};
 use crate::model::claims::Claims;
-use crate::model::command::Target;
-use crate::model::pool::{Exclusivity, ListId, PoolId};
+use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
+use table::{Context, Entry, Location};
 
 /// The node id of the mount's root.
 pub(crate) const ROOT: u64 = 1;
 const POOLS: u64 = 3;
-const SELF: u64 = 4;
-const INFO: u64 = 5;
 /// The first node id that a pool or list can have.
 pub(crate) const FIRST_DYNAMIC: u64 = 64;
 
-/// The location of a file of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Location {
-    /// A single file, with its node id and the node id of its directory.
-    Fixed { node: u64, parent: u64 },
-    /// A file of every pool, at this distance from the pool's node.
-    Pool { offset: u64 },
-    /// A file of every CPU list, at this distance from the list's node.
-    List { offset: u64 },
-}
-
-type Show<P> = fn(&Engine<P>, Context) -> Content;
-type Store<P> = fn(&Engine<P>, Context, &WriteRequest<'_>) -> Result<(), Refused>;
-
 /// The content of a file.
 pub(crate) type Content = Arc<[u8]>;
-
-/// One row: a file or a directory.
-struct Entry<P: Ports> {
-    location: Location,
-    name: &'static str,
-    /// File type and permission bits.
-    mode: u32,
-    /// `None` for a directory.
-    show: Option<Show<P>>,
-    /// `None` if writes are refused.
-    store: Option<Store<P>>,
-    /// Whether size and content change without a request of the kernel.
-    volatile: bool,
-}
-
-/// The caller that reads or writes a file, and the pool or list of the file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Context {
-    caller: Caller,
-    base: u64,
-}
 
 /// One write(2), and how its file was opened.
 #[derive(Debug)]
@@ -71,167 +38,6 @@ pub(crate) struct WriteRequest<'a> {
     pub(crate) opener: u32,
     /// Whether it was opened for reading too.
     pub(crate) read_write: bool,
-}
-
-const DIR: u32 = 0o040_000;
-const FILE: u32 = 0o100_000;
-
-const fn at(node: u64, parent: u64) -> Location {
-    Location::Fixed { node, parent }
-}
-
-impl<P: Ports> Entry<P> {
-    const fn dir(location: Location, name: &'static str) -> Self {
-        Self { location, name, mode: DIR | 0o755, show: None, store: None, volatile: false }
-    }
-
-    const fn file(
-        location: Location,
-        name: &'static str,
-        mode: u32,
-        show: Show<P>,
-        store: Option<Store<P>>,
-        volatile: bool,
-    ) -> Self {
-        Self { location, name, mode: FILE | mode, show: Some(show), store, volatile }
-    }
-
-    #[rustfmt::skip]
-    const TABLE: &'static [Self] = &[
-        Self::dir (at(ROOT, ROOT),           ""),
-        Self::file(at(2, ROOT),              "lock",       0o600, show_nothing,    None,                 false),
-        Self::dir (at(POOLS, ROOT),          "pools"),
-        Self::dir (Location::Pool { offset: 0 }, ""),
-        Self::file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), false),
-        Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), true),
-        Self::dir (Location::List { offset: 0 }, ""),
-        Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), true),
-        Self::dir (at(SELF, ROOT),           "self"),
-        Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 true),
-        Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 true),
-        Self::file(at(8, SELF),              "last_error", 0o444, show_last_error, None,                 true),
-        Self::dir (at(INFO, ROOT),           "info"),
-        Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 false),
-        Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 false),
-        Self::file(at(11, INFO),             "events",     0o600, show_events,     None,                 true),
-        Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), true),
-        Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 true),
-    ];
-}
-
-fn show_nothing<P: Ports>(_: &Engine<P>, _: Context) -> Content {
-    Arc::default()
-}
-
-fn show_exclusive<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    let pool = PoolId(context.base);
-    let exclusivity = engine.configuration().pool(pool).map(|pool| pool.exclusivity());
-    match exclusivity {
-        Some(Exclusivity::Exclusive) => Arc::from(*b"1\n"),
-        Some(Exclusivity::Shared) => Arc::from(*b"0\n"),
-        None => Arc::default(),
-    }
-}
-
-fn show_pool_tasks<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    engine.show_pool_tasks(PoolId(context.base))
-}
-
-fn show_list_tasks<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    engine.show_list_tasks(ListId(context.base))
-}
-
-fn show_claim<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    line(engine.claim_of_reader(context.caller).map(|list| list.to_string()))
-}
-
-fn show_cpus<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    line(engine.claim_of_reader(context.caller).map(|list| list.cpus))
-}
-
-fn show_last_error<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    let text =
-        engine.last_error_of_reader(context.caller, |list| may_read_tasks(engine, context.caller, list));
-    text.into_bytes().into()
-}
-
-fn show_version<P: Ports>(_: &Engine<P>, _: Context) -> Content {
-    line(Some(env!("CARGO_PKG_VERSION").to_owned()))
-}
-
-fn show_topology<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    line(Some(engine.topology().to_json()))
-}
-
-fn show_events<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    engine.show_events().into_bytes().into()
-}
-
-fn show_reclaimed<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    engine.show_reclaimed().into_bytes().into()
-}
-
-fn show_metrics<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    engine.show_metrics().into_bytes().into()
-}
-
-fn store_exclusive<P: Ports>(
-    engine: &Engine<P>,
-    context: Context,
-    request: &WriteRequest<'_>,
-) -> Result<(), Refused> {
-    Ok(engine.set_exclusive(context.caller, request.opener, PoolId(context.base), request.data)?)
-}
-
-fn store_pool_tasks<P: Ports>(
-    engine: &Engine<P>,
-    context: Context,
-    request: &WriteRequest<'_>,
-) -> Result<(), Refused> {
-    store_tasks(engine, Target::Pool(PoolId(context.base)), context, request)
-}
-
-fn store_list_tasks<P: Ports>(
-    engine: &Engine<P>,
-    context: Context,
-    request: &WriteRequest<'_>,
-) -> Result<(), Refused> {
-    store_tasks(engine, Target::List(ListId(context.base)), context, request)
-}
-
-fn store_tasks<P: Ports>(
-    engine: &Engine<P>,
-    target: Target,
-    context: Context,
-    request: &WriteRequest<'_>,
-) -> Result<(), Refused> {
-    engine.write_tasks(target, context.caller, request.opener, request.data, request.read_write)
-}
-
-fn store_reclaimed<P: Ports>(
-    engine: &Engine<P>,
-    context: Context,
-    request: &WriteRequest<'_>,
-) -> Result<(), Refused> {
-    Ok(engine.acknowledge(context.caller, request.data)?)
-}
-
-fn line(text: Option<String>) -> Content {
-    text.map(|text| (text + "\n").into_bytes()).unwrap_or_default().into()
-}
-
-/// Returns whether the mode lets this user read the `tasks` file of the list: the first class that fits decides.
-fn may_read_tasks<P: Ports>(engine: &Engine<P>, caller: Caller, list: ListId) -> bool {
-    let Some(node) = Node::of(engine, list.tasks_node()) else { return caller.uid == 0 };
-    let Attributes { uid, gid, mode } = node.attributes(engine);
-    let class = if caller.uid == uid {
-        6
-    } else if engine.is_in_group(caller, gid) {
-        3
-    } else {
-        0
-    };
-    caller.uid == 0 || mode >> class & 4 != 0
 }
 
 /// A file or directory that exists.
@@ -452,6 +258,3 @@ fn location(claims: &Claims, base: u64, offset: u64) -> Option<Location> {
         None
     }
 }
-
-#[cfg(test)]
-mod tests;

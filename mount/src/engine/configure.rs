@@ -272,10 +272,9 @@ impl<P: Ports> Engine<P> {
     /// Returns the configuration to store. It includes a list that is being created, and no list that is being
     /// removed.
     fn config(&self, next_node: u64, last: Option<LastRequest>) -> Config {
-        let attributes = self.attributes.read();
-        let attributes =
-            attributes.iter().map(|(&node, a)| NodeAttributes { node, uid: a.uid, gid: a.gid, mode: a.mode });
-        let mut attributes: Vec<NodeAttributes> = attributes.collect();
+        let node =
+            |(&node, a): (&u64, &Attributes)| NodeAttributes { node, uid: a.uid, gid: a.gid, mode: a.mode };
+        let mut attributes: Vec<NodeAttributes> = self.attributes.read().iter().map(node).collect();
         attributes.sort_by_key(|attributes| attributes.node);
         let claims = self.configuration();
         let pools = claims.pools().map(|(id, pool)| PoolConfig {

@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::ports::{Clock, Journal, Masks, Ports, Process, Processes, Watch};
 use super::{Engine, StartError};
@@ -246,6 +247,10 @@ impl Journal for StateDir {
 
     fn request_flush(&self) {
         self.request_flush();
+    }
+
+    fn flush_within(&self, limit: Duration) {
+        self.flush_within(limit);
     }
 
     fn flush_forever(&self) {

@@ -12,7 +12,8 @@
 //! No thread does I/O while it holds `claims`, `reaping`, or a lock after them. Under these locks records are
 //! only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
 //! released. A request that changes something writes them itself before it is answered; a request that reads
-//! only [asks](ports::Journal::request_flush) the journal's thread to do it. So if the disk of the state
+//! only [asks](ports::Journal::request_flush) the journal's thread to do it, and readers of events wait for that
+//! thread for a [bounded time](ports::Journal::flush_within). So if the disk of the state
 //! directory stops answering, every read, listing and stat(2) is still served, and changes are refused after a
 //! bounded time. At most two threads can be stuck: one in a write to the journal, and one that holds
 //! `configuring` while it stores the configuration. No request that only reads takes `configuring`.
@@ -30,6 +31,7 @@ mod ports;
 mod reap;
 mod recover;
 mod replay;
+mod resolve;
 mod show;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::journal::{AppendError, Config, Record};
 use crate::model::command::{Ending, SavedMask};
@@ -174,6 +175,9 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
 
     /// Has another thread write what is queued.
     fn request_flush(&self);
+
+    /// Has that thread write what is queued, and waits for that no longer than `limit`.
+    fn flush_within(&self, limit: Duration);
 
     /// Writes what is queued whenever [`Journal::request_flush`] asks for it; does not return.
     fn flush_forever(&self);

@@ -4,6 +4,7 @@
 //! worker has to know of open files. Does not know what a request asks for.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -12,6 +13,9 @@ use super::ports::{Journal as _, Ports};
 use super::{Engine, RESERVED_HANDLES};
 use crate::failpoint::delay_replay;
 use crate::journal::Record;
+
+/// How long poll(2) waits for the record of the poll. Writing it takes microseconds.
+const POLL_FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
 /// Identifies a request of this mount; the same if it comes again.
 pub(crate) type RequestId = u64;
@@ -70,8 +74,10 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Records that the open file is polled under the kernel's handle `kh`, which the next worker has to notify.
+    /// Waits for the record, but not in this thread's own I/O: poll(2) must not wait for a disk that does not answer.
     pub(crate) fn note_poll(&self, fh: u64, kh: u64) {
-        self.append_if_possible(&Record::Polled { fh, kh });
+        self.journal.defer(Record::Polled { fh, kh });
+        self.journal.flush_within(POLL_FLUSH_LIMIT);
     }
 
     /// Records that no more commands are accepted through the open file, not even by the next worker.

@@ -4,13 +4,18 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Engine;
-use super::ports::Ports;
+use super::ports::{Journal as _, Ports};
 use crate::metrics::PoolGauge;
 use crate::model::claims::Claims;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::task::Pid;
+
+/// How long a reader of events waits until they are written. A worker that dies after a reader has seen an event
+/// that is not written would show another one in its place. If the disk does not answer, that is accepted.
+const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
 impl<P: Ports> Engine<P> {
     /// Returns the `tasks` file of a list; empty if the list has been removed.
@@ -58,12 +63,14 @@ impl<P: Ports> Engine<P> {
     /// Returns `info/events`.
     pub(crate) fn show_events(&self) -> String {
         self.reap();
+        self.journal.flush_within(FLUSH_LIMIT);
         self.events.lock().show()
     }
 
     /// Returns `info/reclaimed`.
     pub(crate) fn show_reclaimed(&self) -> String {
         self.reap();
+        self.journal.flush_within(FLUSH_LIMIT);
         self.events.lock().show_reclaimed()
     }
 

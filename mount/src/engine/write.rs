@@ -17,30 +17,22 @@ use std::time::{Duration, Instant};
 
 use super::ports::{Clock as _, Journal as _, Masks, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::answered;
+use super::resolve::{ResolvedTask, single_pid};
 use super::{Caller, Engine, ProcessOf, Refused, not_recorded};
 use crate::failpoint::{Step, reached};
 use crate::journal::Record;
 use crate::model::command::{
-    Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target, TaskInfo,
+    Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target,
 };
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
-use crate::model::task::{Named, NoWrite, Pid, TaskId, Token, Write};
+use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
 use crate::process::{self, BlockedWriter, MaskError, Threads};
 
 /// A command for more tasks than this uses so much memory that it is worth returning to the system.
 const LARGE: usize = 1000;
 /// How often a write that waits for another one checks whether that one waits for the disk.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// A process that a write names.
-struct ResolvedTask<P: Ports> {
-    info: TaskInfo,
-    process: Arc<ProcessOf<P>>,
-}
-
-/// The processes to claim for, and those to release.
-type Resolved<P> = (Vec<ResolvedTask<P>>, Vec<ResolvedTask<P>>);
 
 /// The users and the request behind a write.
 #[derive(Clone, Copy, Debug)]
@@ -149,51 +141,6 @@ impl<P: Ports> Engine<P> {
         let is_present = pids.contains(&writer.id().pid);
         let (claim, release) = if is_present { (own, Vec::new()) } else { (Vec::new(), own) };
         self.decide_and_carry_out(target, claim, release, requester)
-    }
-
-    /// Returns the live processes that the tokens name, each once: those to claim for and those to release.
-    fn resolve(&self, writer: &Arc<ProcessOf<P>>, tokens: &[Token]) -> Result<Resolved<P>, Refusal> {
-        let (mut claim, mut release): Resolved<P> = (Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
-        for token in tokens.iter().filter(|token| seen.insert(**token)) {
-            let (named, tasks) = match token {
-                Token::Claim(named) => (named, &mut claim),
-                Token::Release(named) => (named, &mut release),
-            };
-            let Some(process) = self.resolve_pid(writer, *named)? else { continue };
-            // A watched process has a descriptor already.
-            let process = self.processes.watched(&process.id()).unwrap_or(process);
-            if tasks.iter().any(|task| task.info.task == process.id()) {
-                continue;
-            }
-            if let Some(info) = self.task_info(&process)? {
-                tasks.push(ResolvedTask { info, process });
-            }
-            if claim.len() + release.len() > self.processes.limit() {
-                return Err(Refusal::TooMany { limit: self.processes.limit() });
-            }
-        }
-        if claim.is_empty() && release.is_empty() {
-            Err(Refusal::NoSuchProcess)
-        } else {
-            Ok((claim, release))
-        }
-    }
-
-    fn resolve_pid(
-        &self,
-        writer: &Arc<ProcessOf<P>>,
-        named: Named,
-    ) -> Result<Option<Arc<ProcessOf<P>>>, Refusal> {
-        let Named::Number(pid) = named else { return Ok(Some(Arc::clone(writer))) };
-        let fault = self.fault("opening the process");
-        let is_own = pid.0.get() == writer.id().pid.get();
-        if is_own && self.processes.shares_our_namespace(writer).map_err(&fault)? {
-            return Ok(Some(Arc::clone(writer)));
-        }
-        let found = self.processes.with_pid_in_namespace_of(writer, pid).map_err(&fault)?;
-        // Legacy clients in a container know themselves by their PID in the daemon's namespace.
-        Ok(found.or_else(|| is_own.then(|| Arc::clone(writer))))
     }
 
     /// Decides a write and carries it out. Decides again if the kernel refuses a list that the pool offered, or if a
@@ -449,12 +396,4 @@ impl<P: Ports> Engine<P> {
 /// Returns the claim with this saved mask.
 fn with_saved(claim: Arc<Claim>, saved: SavedMask) -> Arc<Claim> {
     if claim.saved == saved { claim } else { Arc::new(Claim { saved, ..Claim::clone(&claim) }) }
-}
-
-/// Returns the PID of a command that names a single process by its PID.
-fn single_pid(tokens: &[Token]) -> Option<u32> {
-    match tokens {
-        [Token::Claim(Named::Number(pid)) | Token::Release(Named::Number(pid))] => Some(pid.0.get()),
-        _ => None,
-    }
 }

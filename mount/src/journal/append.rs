@@ -9,7 +9,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -118,6 +118,8 @@ pub(super) fn rewrite(
 pub(super) struct Flusher {
     requests: Mutex<Requests>,
     wake: Condvar,
+    /// Notified after each attempt to flush.
+    flushed: Condvar,
     /// Whether the last write failed.
     failing: AtomicBool,
 }
@@ -127,15 +129,27 @@ struct Requests {
     flush: bool,
     /// A line for the daemon log.
     log: Option<String>,
+    /// Whether an attempt to flush is running, and how many have ended.
+    is_flushing: bool,
+    attempts: u64,
 }
 
 impl Flusher {
-    fn wait(&self) -> Requests {
+    /// Waits for a request. Returns the line to log, and whether to flush.
+    fn wait(&self) -> (Option<String>, bool) {
         let mut requests = self.requests.lock();
         while !requests.flush && requests.log.is_none() {
             self.wake.wait(&mut requests);
         }
-        std::mem::take(&mut requests)
+        requests.is_flushing = std::mem::take(&mut requests.flush);
+        (requests.log.take(), requests.is_flushing)
+    }
+
+    fn end_attempt(&self) {
+        let mut requests = self.requests.lock();
+        requests.is_flushing = false;
+        requests.attempts += 1;
+        self.flushed.notify_all();
     }
 
     fn log(&self, line: String) {
@@ -234,18 +248,42 @@ impl StateDir {
         self.flusher.wake.notify_one();
     }
 
+    /// Has that thread write what is deferred, and waits until it has tried, but no longer than `limit`; not at all if
+    /// the disk is known not to answer. Does no I/O in this thread.
+    pub(crate) fn flush_within(&self, limit: Duration) {
+        if !self.has_unwritten() {
+            return;
+        }
+        let mut requests = self.flusher.requests.lock();
+        requests.flush = true;
+        self.flusher.wake.notify_one();
+        if self.is_stalled() {
+            return;
+        }
+        // An attempt that is running may have missed the newest records.
+        let wanted = requests.attempts + 1 + u64::from(requests.is_flushing);
+        let deadline = Instant::now() + limit;
+        while requests.attempts < wanted {
+            if self.flusher.flushed.wait_until(&mut requests, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
     /// Writes what is deferred whenever [`Self::request_flush`] asks for it; for a thread of its own, which sleeps
     /// otherwise. It also logs why the files cannot be written: the daemon log may be on the same disk, so no thread
     /// of a request should.
     pub(crate) fn flush_forever(&self) {
         loop {
-            let requests = self.flusher.wait();
-            if let Some(failure) = requests.log {
+            let (failure, flush) = self.flusher.wait();
+            if let Some(failure) = failure {
                 log::warn!("{}: {failure}; claims are refused until it can be written", self.path.display());
             }
-            if requests.flush {
+            if flush {
                 let mut files = FilesGuard::new(self.files.lock(), &self.io_since);
                 let _ = self.report(self.write_deferred(&mut files));
+                drop(files);
+                self.flusher.end_attempt();
             }
         }
     }

@@ -11,7 +11,8 @@
 //! until it is settled or abandoned. Does not know how masks are set, records are kept, deaths are noticed or
 //! PIDs are translated: time, rights and liveness are inputs.
 //!
-//! `deciding` decides what a write would do; `configuring` adds and removes pools and lists.
+//! `pools` has the pools and lists, `deciding` decides what a write would do, and `configuring` adds and removes
+//! pools and lists.
 //!
 //! Longer than 400 lines because the rules share the invariants above, and a reader checks each rule against all of
 //! them.
@@ -23,116 +24,19 @@ use super::command::{
     Change, Claim, ClaimKind, Command, CompletedPlacement, CompletedPlan, Effects, Ending, HeirCandidate,
     Origin, Plan, Rejected, Request, TaskInfo,
 };
-use super::cpuset::{CpuId, CpuSet};
-use super::pool::{Exclusivity, ListId, PoolId, PoolName};
-use super::refusal::{Holder, ListName, Refusal};
+use super::cpuset::CpuSet;
+use super::pool::{Exclusivity, ListId, PoolId};
+use super::refusal::{Holder, Refusal};
 use super::task::TaskId;
 
 mod configuring;
 mod deciding;
+mod pools;
 #[cfg(test)]
 mod tests;
 
-/// The stage of a list between mkdir and rmdir.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Its creation is being stored. It cannot be claimed yet.
-    Creating,
-    /// It can be claimed.
-    Open,
-    /// Its removal is being stored. It can no longer be claimed.
-    Removing,
-}
-
-/// A CPU list and the tasks on it.
-#[derive(Clone, Debug)]
-pub struct List {
-    pool: PoolId,
-    name: ListName,
-    cpus: CpuSet,
-    stage: Stage,
-    tasks: BTreeSet<TaskId>,
-    reserved: BTreeSet<TaskId>,
-}
-
-impl List {
-    /// Returns its pool.
-    #[must_use]
-    pub fn pool(&self) -> PoolId {
-        self.pool
-    }
-
-    /// Returns its name.
-    #[must_use]
-    pub fn name(&self) -> &ListName {
-        &self.name
-    }
-
-    /// Returns its CPUs.
-    #[must_use]
-    pub fn cpus(&self) -> &CpuSet {
-        &self.cpus
-    }
-
-    /// Returns the tasks on it, ordered by PID.
-    #[must_use]
-    pub fn tasks(&self) -> &BTreeSet<TaskId> {
-        &self.tasks
-    }
-
-    /// Returns whether its removal is being stored.
-    #[must_use]
-    pub fn is_being_removed(&self) -> bool {
-        self.stage == Stage::Removing
-    }
-
-    /// Returns a task on the list or reserved for it that is not in `excluding`.
-    fn other_task(&self, excluding: &BTreeSet<TaskId>) -> Option<TaskId> {
-        self.tasks.iter().chain(&self.reserved).find(|&task| !excluding.contains(task)).copied()
-    }
-
-    /// Returns how many tasks are on the list or reserved for it, without those in `excluding`.
-    fn task_count(&self, excluding: &BTreeSet<TaskId>) -> usize {
-        let leaving = excluding.iter().filter(|task| self.tasks.contains(task)).count();
-        let arriving = self.reserved.iter().filter(|task| !self.tasks.contains(task)).count();
-        self.tasks.len() - leaving + arriving
-    }
-}
-
-/// A pool and its lists.
-#[derive(Clone, Debug)]
-pub struct Pool {
-    name: PoolName,
-    exclusivity: Exclusivity,
-    /// Keyed by their first CPU: lists are disjoint, so no two have the same.
-    lists: BTreeMap<CpuId, ListId>,
-    /// The lists that have tasks.
-    taken: BTreeSet<ListId>,
-}
-
-impl Pool {
-    /// Returns its name.
-    #[must_use]
-    pub fn name(&self) -> &PoolName {
-        &self.name
-    }
-
-    /// Returns how many tasks each of its lists takes.
-    #[must_use]
-    pub fn exclusivity(&self) -> Exclusivity {
-        self.exclusivity
-    }
-
-    /// Returns its lists, ordered by their first CPU.
-    pub fn lists(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
-        self.lists.values().copied()
-    }
-
-    /// Returns its lists that have tasks.
-    pub fn taken(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
-        self.taken.iter().copied()
-    }
-}
+use pools::Stage;
+pub use pools::{List, Pool};
 
 /// The claim of a task and what is in progress for it.
 #[derive(Clone, Debug, Default)]

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
@@ -554,6 +555,13 @@ impl Journal for FakeJournal {
 
     fn request_flush(&self) {
         self.0.state.lock().flush_requests += 1;
+    }
+
+    fn flush_within(&self, _: Duration) {
+        self.request_flush();
+        if self.0.state.lock().failing.is_none() {
+            self.0.flush();
+        }
     }
 
     fn flush_forever(&self) {}

@@ -155,7 +155,7 @@ fn a_task_may_die_at_any_step_of_a_write() {
 }
 
 #[test]
-fn the_holder_of_an_exclusive_list_may_die_while_another_task_waits_for_nothing() {
+fn a_list_is_free_after_the_death_of_its_holder() {
     let bed = bed();
     let refused = bed.write(Target::List(EXCL_1), SHELL, "102").unwrap_err();
     assert_eq!((refused.refusal.errno(), refused.pid), (Errno::EBUSY, Some(102)));

@@ -25,7 +25,7 @@ fn bed_with_timeout(timeout: Duration) -> Bed {
 }
 
 #[test]
-fn a_write_in_the_middle_of_another_one_on_the_same_task_is_refused_after_a_time() {
+fn a_write_that_waits_for_too_long_is_refused() {
     let bed = bed_with_timeout(Duration::from_millis(1));
     let (engine, inner) = (Arc::clone(&bed.engine), Arc::new(Mutex::new(None)));
     let result = Arc::clone(&inner);

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::model::command::{Placement, SavedMask, Target, Uids};
+use crate::model::pool::PoolName;
 
 const NOW: u64 = 50_000_000_000;
 /// Owns every task here.

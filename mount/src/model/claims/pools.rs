@@ -1,0 +1,111 @@
+//! Pools and CPU lists, and the tasks on them.
+//!
+//! Owns their data. Does not know the rules: the machine changes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::cpuset::{CpuId, CpuSet};
+use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
+use crate::model::refusal::ListName;
+use crate::model::task::TaskId;
+
+/// The stage of a list between mkdir and rmdir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its creation is being stored. It cannot be claimed yet.
+    Creating,
+    /// It can be claimed.
+    Open,
+    /// Its removal is being stored. It can no longer be claimed.
+    Removing,
+}
+
+/// A CPU list and the tasks on it.
+#[derive(Clone, Debug)]
+pub struct List {
+    pub(super) pool: PoolId,
+    pub(super) name: ListName,
+    pub(super) cpus: CpuSet,
+    pub(super) stage: Stage,
+    pub(super) tasks: BTreeSet<TaskId>,
+    pub(super) reserved: BTreeSet<TaskId>,
+}
+
+impl List {
+    /// Returns its pool.
+    #[must_use]
+    pub fn pool(&self) -> PoolId {
+        self.pool
+    }
+
+    /// Returns its name.
+    #[must_use]
+    pub fn name(&self) -> &ListName {
+        &self.name
+    }
+
+    /// Returns its CPUs.
+    #[must_use]
+    pub fn cpus(&self) -> &CpuSet {
+        &self.cpus
+    }
+
+    /// Returns the tasks on it, ordered by PID.
+    #[must_use]
+    pub fn tasks(&self) -> &BTreeSet<TaskId> {
+        &self.tasks
+    }
+
+    /// Returns whether its removal is being stored.
+    #[must_use]
+    pub fn is_being_removed(&self) -> bool {
+        self.stage == Stage::Removing
+    }
+
+    /// Returns a task on the list or reserved for it that is not in `excluding`.
+    pub(super) fn other_task(&self, excluding: &BTreeSet<TaskId>) -> Option<TaskId> {
+        self.tasks.iter().chain(&self.reserved).find(|&task| !excluding.contains(task)).copied()
+    }
+
+    /// Returns how many tasks are on the list or reserved for it, without those in `excluding`.
+    pub(super) fn task_count(&self, excluding: &BTreeSet<TaskId>) -> usize {
+        let leaving = excluding.iter().filter(|task| self.tasks.contains(task)).count();
+        let arriving = self.reserved.iter().filter(|task| !self.tasks.contains(task)).count();
+        self.tasks.len() - leaving + arriving
+    }
+}
+
+/// A pool and its lists.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub(super) name: PoolName,
+    pub(super) exclusivity: Exclusivity,
+    /// Keyed by their first CPU: lists are disjoint, so no two have the same.
+    pub(super) lists: BTreeMap<CpuId, ListId>,
+    /// The lists that have tasks.
+    pub(super) taken: BTreeSet<ListId>,
+}
+
+impl Pool {
+    /// Returns its name.
+    #[must_use]
+    pub fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    /// Returns how many tasks each of its lists takes.
+    #[must_use]
+    pub fn exclusivity(&self) -> Exclusivity {
+        self.exclusivity
+    }
+
+    /// Returns its lists, ordered by their first CPU.
+    pub fn lists(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
+        self.lists.values().copied()
+    }
+
+    /// Returns its lists that have tasks.
+    pub fn taken(&self) -> impl ExactSizeIterator<Item = ListId> + '_ {
+        self.taken.iter().copied()
+    }
+}
