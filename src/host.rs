@@ -82,14 +82,17 @@ impl Host {
 
     /// Whether the process is alive. A zombie is not, unless other threads of it still run.
     pub(crate) fn is_alive(&self, pid: u32) -> bool {
-        self.stat(pid).is_some_and(|stat| !stat.has_exited() || self.thread_masks(pid).len() > 1)
+        self.stat(pid).is_some_and(|stat| !stat.has_exited() || !self.thread_masks(pid).is_empty())
     }
 
-    /// Returns the affinity mask of each thread by thread id, ascending. Masks contain offline CPUs, too
-    /// (`Cpus_allowed_list`). Empty if the process has gone.
+    /// Returns the affinity mask of each living thread by thread id, ascending. Masks contain offline CPUs, too
+    /// (`Cpus_allowed_list`). Empty if the process has exited, even if nobody has collected it yet.
     pub(crate) fn thread_masks(&self, pid: u32) -> Vec<(u32, CpuSet)> {
         let Some(processes) = &self.processes else { return Vec::new() };
-        let mask = |tid| processes.thread_status(pid, tid).ok().flatten()?.allowed_cpus();
+        let mask = |tid| {
+            let status = processes.thread_status(pid, tid).ok().flatten()?;
+            if status.has_exited() { None } else { status.allowed_cpus() }
+        };
         let tids = processes.threads(pid).unwrap_or_default();
         let mut masks: Vec<(u32, CpuSet)> =
             tids.into_iter().filter_map(|tid| Some((tid, mask(tid)?))).collect();
@@ -119,9 +122,10 @@ impl Host {
 
     fn isolated(&self, known: &CpuSet) -> Result<CpuSet, Error> {
         let file = self.proc.join("cmdline");
-        let line = fs::read_to_string(&file)
+        let line = fs::read(&file)
             .with_context(|| format!("{}: cannot be read; set KCM_PROC_FS to a procfs", file.display()))?;
-        Ok(isolcpus::parse(&line, known))
+        // The kernel takes any bytes. What is not UTF-8 is in other parameters.
+        Ok(isolcpus::parse(&String::from_utf8_lossy(&line), known))
     }
 
     fn system_root(&self) -> &Path {
@@ -157,6 +161,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(host.stat(child.id()).unwrap().has_exited());
+        assert!(host.thread_masks(child.id()).is_empty());
         child.wait().unwrap();
     }
 

@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 
-use kcm_mount::daemon;
+use kcm_mount::{daemon, text};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// The environment variable with the level.
@@ -58,8 +58,11 @@ impl Log for Stderr {
         };
         // Lines of the daemon log have a time; messages to a terminal do not, as in the legacy kcm.
         let time = if daemon::writes_to_log() { daemon::timestamp() + " " } else { String::new() };
+        // A message may contain a path or a word that somebody else chose.
+        let message = record.args().to_string();
+        let message = text::one_line(&message);
         // One write, so that lines of several processes do not mix. If stderr is closed, no one can be informed.
-        let _ = std::io::stderr().write_all(format!("{time}{name}:root:{}\n", record.args()).as_bytes());
+        let _ = std::io::stderr().write_all(format!("{time}{name}:root:{message}\n").as_bytes());
     }
 
     fn flush(&self) {}

@@ -12,6 +12,12 @@ pub fn set_pdeathsig(command: &mut Command) {
     process::set_pdeathsig(command);
 }
 
+/// Makes the command start with the `SIGPIPE` that this program was started with: ignored or not. Rust ignores it before
+/// `main` and would set it to its default action in the command.
+pub fn keep_sigpipe(command: &mut Command) {
+    process::keep_sigpipe(command);
+}
+
 /// Sets `SIGCHLD` to its default action, so that children can be waited for even if the starter of this program ignored
 /// it.
 ///

@@ -2,6 +2,7 @@
 //!
 //! Owns the checks on what the directory says. Does not know how the live directory is served.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use crate::engine::{Caller, Engine};
 use crate::model::command::Target;
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
+use crate::plain::{self, Access};
 
 /// The content of a legacy configuration directory.
 #[derive(Debug)]
@@ -36,14 +38,15 @@ impl Layout {
     /// Reads `pools/<pool>/exclusive` and `pools/<pool>/<cpulist>/tasks`.
     ///
     /// # Errors
-    /// A file or directory is missing or cannot be read.
+    /// A file is missing, is not a regular file, or cannot be read.
     pub(crate) fn read(conf_dir: &Path) -> io::Result<Self> {
         let mut pools = Vec::new();
         for pool in directories(&conf_dir.join("pools"))? {
-            let exclusive = fs::read(pool.path.join("exclusive"))?.first() == Some(&b'1');
+            let exclusive = read_file(conf_dir, &["pools", &pool.name, "exclusive"])?.first() == Some(&b'1');
             let mut lists = Vec::new();
             for list in directories(&pool.path)? {
-                let tasks = fs::read_to_string(list.path.join("tasks"))?;
+                let tasks = read_file(conf_dir, &["pools", &pool.name, &list.name, "tasks"])?;
+                let tasks = String::from_utf8_lossy(&tasks);
                 let tasks = tasks.split(',').filter_map(|word| word.trim().parse().ok()).collect();
                 lists.push(List { name: list.name, tasks });
             }
@@ -51,6 +54,13 @@ impl Layout {
         }
         Ok(Self { pools })
     }
+}
+
+/// Reads a file of the directory. The error names it.
+fn read_file(conf_dir: &Path, parts: &[&str]) -> io::Result<Vec<u8>> {
+    let os_parts: Vec<&OsStr> = parts.iter().map(OsStr::new).collect();
+    let bytes = plain::open(conf_dir, &os_parts, Access::Read).and_then(|mut file| plain::read(&mut file));
+    bytes.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", parts.join("/"))))
 }
 
 struct Directory {

@@ -8,10 +8,11 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+
+use crate::process::{self, Asked};
 
 /// The extended attribute on the directory below a mount. It tells every tool not to write into the empty directory
 /// that is visible while no daemon runs.
@@ -164,22 +165,19 @@ pub fn is_marked(path: &Path) -> bool {
     [MARK, MARK_FOR_ALL].iter().any(|name| rustix::fs::getxattr(path, *name, &mut [0_u8; 0]).is_ok())
 }
 
-/// Accesses the mount in a thread of its own, which may hang, and returns the state of the mount.
+/// Accesses the mount in a process of its own, which may hang, and returns the state of the mount.
 fn probe(path: &Path) -> Status {
-    let (answer, answered) = mpsc::channel();
     let version = path.join("info/version");
-    let asked = std::thread::Builder::new().spawn(move || answer.send(fs::read(version).map(|_| ())));
-    let dead = |error: &io::Error| {
-        matches!(
-            error.raw_os_error().map(Errno::from_raw),
-            Some(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV)
-        )
+    let answer = match process::open_in_child(&version, ANSWER_TIMEOUT) {
+        Ok(Asked::NoAnswer) => return Status::NotAnswering,
+        Ok(Asked::Answered(answer)) => answer,
+        // This user may have no more processes. That is no reason to believe that the mount hangs.
+        Err(_) => fs::read(version).map(|_| ()),
     };
-    match asked.map(|_| answered.recv_timeout(ANSWER_TIMEOUT)) {
-        Ok(Ok(Ok(()))) => Status::Live,
-        Ok(Ok(Err(error))) if dead(&error) => Status::Stale,
-        Ok(Ok(Err(_))) => Status::Live,
-        Ok(Err(_)) | Err(_) => Status::NotAnswering,
+    let errno = answer.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw);
+    match errno {
+        Some(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV) => Status::Stale,
+        _ => Status::Live,
     }
 }
 

@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, fstatat};
 use rustix::fs::RawDir;
 
 use crate::model::cpuset::CpuSet;
+use crate::text;
 
 /// The flag of kernel threads (`PF_KTHREAD`, include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -101,6 +102,12 @@ impl Status {
         words.filter_map(|word| word.parse().ok()).collect()
     }
 
+    /// Whether this thread has exited. It keeps its mask until it is collected.
+    #[must_use]
+    pub fn has_exited(&self) -> bool {
+        self.field("State").is_some_and(|state| state.starts_with(['Z', 'X']))
+    }
+
     /// The affinity mask (`Cpus_allowed_list`), offline CPUs included.
     #[must_use]
     pub fn allowed_cpus(&self) -> Option<CpuSet> {
@@ -174,13 +181,11 @@ impl ProcFs {
         Ok(self.read(path)?.map(|text| Status(String::from_utf8_lossy(&text).into_owned())))
     }
 
-    /// The name of the process's program, with `?` in place of control characters, so that it is safe to print
-    /// on a terminal; `None` if the process has gone.
+    /// Returns the name of the process's program as [`text::name`] shows it; `None` if the process has gone.
     #[must_use]
     pub fn program_name(&self, pid: u32) -> Option<String> {
-        let text = self.read(&format!("{pid}/comm")).ok().flatten()?;
-        let text = String::from_utf8_lossy(text.trim_ascii_end());
-        Some(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+        let comm = self.read(&format!("{pid}/comm")).ok().flatten()?;
+        Some(text::name(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
     }
 
     /// Returns false for kernel threads and for processes that have exited: neither has a program.
@@ -315,6 +320,8 @@ mod tests {
         assert!(status.numbers("NSpid").is_empty());
         assert_eq!(status.field("Name"), Some("Uid: 7"));
         assert_eq!(status.allowed_cpus(), "0-2,8".parse().ok());
+        let has_exited = |state: &str| Status(format!("Name:\tState: Z\nState:\t{state}\n")).has_exited();
+        assert!(has_exited("Z (zombie)") && has_exited("X (dead)") && !has_exited("S (sleeping)"));
     }
 
     #[test]
@@ -334,7 +341,7 @@ mod tests {
         assert_eq!(proc.threads(17).unwrap(), [18]);
         assert!(proc.threads(18).unwrap().is_empty());
         assert_eq!(proc.stat(17).unwrap().unwrap().parent, 4);
-        assert_eq!(proc.program_name(17).as_deref(), Some("a?b"));
+        assert_eq!(proc.program_name(17).as_deref(), Some(r#""a\u{1b}b""#));
         let status = proc.thread_status(17, 18).unwrap().unwrap();
         assert_eq!(status.allowed_cpus(), "3".parse().ok());
         assert!(proc.status(17).unwrap().is_none());

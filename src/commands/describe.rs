@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
+use kcm_mount::text;
 use serde_json::{Value, json};
 
 use super::common::output::{json_text, print};
@@ -16,14 +17,14 @@ use crate::host::Host;
 /// Prints the directory in the requested format.
 pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     let dir = ConfDir::open(&args.dir.conf_dir)?;
-    let pools = dir.pools()?;
+    let pools = dir.find()?.warned();
     let host = Host::from_env();
-    let text = match args.format {
+    let output = match args.format {
         Format::Json => json_text(&description(&dir, &pools)),
         Format::Table => table(&pools, &host.online()?),
         Format::Map => map(&pools, &host)?,
     };
-    print(&text)?;
+    print(&output)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,7 +46,7 @@ fn table(pools: &Pools, online: &CpuSet) -> String {
     for (name, pool) in pools {
         let exclusive = if pool.exclusive { "yes" } else { "no" };
         if pool.lists.is_empty() {
-            rows.push([name.clone(), exclusive.into(), "-".into(), "-".into(), "no CPU lists".into()]);
+            rows.push([shown(name), exclusive.into(), "-".into(), "-".into(), "no CPU lists".into()]);
         }
         for (list, tasks) in pool.lists_by_cpu() {
             let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
@@ -55,7 +56,7 @@ fn table(pools: &Pools, online: &CpuSet) -> String {
                 Some(offline) if offline.is_empty() => String::new(),
                 Some(offline) => format!("offline: {offline}"),
             };
-            rows.push([name.clone(), exclusive.into(), list.into(), tasks, note]);
+            rows.push([shown(name), exclusive.into(), shown(list), tasks, note]);
         }
     }
     columns(&rows)
@@ -83,7 +84,7 @@ fn map(pools: &Pools, host: &Host) -> Result<String, Error> {
                 let tasks: Vec<String> = tasks.iter().map(names).collect();
                 let free = if pool.exclusive { "free" } else { "-" };
                 let tasks = if tasks.is_empty() { free.into() } else { tasks.join(", ") };
-                [name.to_owned(), list.to_owned(), tasks]
+                [shown(name), shown(list), tasks]
             }
         };
         let id = format!("{}{state}", cpu.id);
@@ -99,6 +100,14 @@ fn list_with(pools: &Pools, cpu: CpuId) -> Option<(&str, &Pool, &str, &[u32])> {
         let (list, tasks) = pool.lists.iter().find(|(list, _)| has_cpu(list))?;
         Some((name.as_str(), pool, list.as_str(), tasks.as_slice()))
     })
+}
+
+/// Returns the name of a pool or of a list as a cell: one word, whoever has chosen the name.
+pub(super) fn shown(name: &str) -> String {
+    match confdir::parse_cpu_list(name) {
+        Some(_) => name.to_owned(),
+        None => text::name(name.as_bytes()).into_owned(),
+    }
 }
 
 /// Returns the rows as left-aligned columns with two spaces between them.

@@ -34,7 +34,7 @@ pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
     let retry_timeout = if is_periodic { PERIODIC_RETRY_TIMEOUT } else { RETRY_TIMEOUT };
     let mut cluster = None;
     interval::run(args.interval, || {
-        let pools = ConfDir::open(&args.dir.conf_dir)?.pools()?;
+        let pools = ConfDir::open(&args.dir.conf_dir)?.find()?.warned();
         let slots = slots(&pools, args.resource_name)?;
         let cluster = connected(&mut cluster, retry_timeout)?;
         let steps: [&Step<'_>; 2] =

@@ -41,6 +41,7 @@ pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     log::info!("Writing config to {}.", path.display());
     log::info!("Requested data plane cores = {}.", counts.dataplane);
     log::info!("Requested control plane cores = {}.", counts.controlplane);
+    confdir::check_answers(path)?;
     // An error does not mean that nothing is there: it may be a mount whose daemon has ended.
     let is_new = matches!(path.try_exists(), Ok(false));
     if !is_new && !is_unconfigured(&ConfDir::open(path)?)? {

@@ -48,6 +48,7 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
 /// Uninstalls in order of increasing damage: the node's Kubernetes resources first (if this is a node), so that no pod
 /// arrives; the pools last.
 pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
+    confdir::check_answers(&args.dir.conf_dir)?;
     let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
     let dir = dir.filter(|dir| dir.pools_dir().exists());
     let _lock = dir.as_ref().map(ConfDir::lock).transpose()?;

@@ -13,7 +13,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Error, anyhow, bail};
+use anyhow::{Context as _, Error, anyhow, bail};
+use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::{affinity, child};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -50,7 +52,7 @@ fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
     let is_name = !pool.contains('/');
     if !is_name || !flag.try_exists().map_err(|error| confdir::file_error(&flag, error))? {
         // If the directory has no pools at all, that error helps more.
-        dir.pools()?;
+        dir.find()?;
         bail!("Requested pool {pool} does not exist");
     }
     Ok(())
@@ -86,12 +88,35 @@ fn claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error>
                 log::debug!("{}: EBUSY; waiting for a change", file.display());
                 wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;
             }
+            // No free list suits this process. Another one may, once it is free.
+            Err(error)
+                if error.raw_os_error() == Some(Errno::EINVAL as i32)
+                    && !deadline.has_passed()
+                    && a_taken_list_suits(dir, pool)? =>
+            {
+                log::debug!("{}: EINVAL; waiting for a list that suits", file.display());
+                wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;
+            }
             Err(error) => return dir.with_reason(&file, || Err(error)),
         }
     }
     let cpus = dir.path().join("self/cpus");
     let cpus = fs::read_to_string(&cpus).map_err(|error| confdir::file_error(&cpus, error))?;
     Ok(cpus.trim_end().to_owned())
+}
+
+/// Whether the kernel would let this process run on a list of the pool that is taken now.
+fn a_taken_list_suits(dir: &ConfDir, pool: &str) -> Result<bool, Error> {
+    let found = dir.find()?.pools;
+    let Some(pool) = found.get(pool).filter(|pool| pool.exclusive) else { return Ok(false) };
+    let taken = pool.lists.iter().filter(|(_, tasks)| !tasks.is_empty());
+    let taken: Vec<CpuSet> = taken.filter_map(|(list, _)| confdir::parse_cpu_list(list)).collect();
+    // Only the kernel knows, so it is asked. A mask belongs to a thread, and this thread ends.
+    let suits = |cpus: &CpuSet| {
+        affinity::set(0, cpus).is_ok() && affinity::get(0).is_ok_and(|got| got.as_ref() == Some(cpus))
+    };
+    let asked = std::thread::Builder::new().spawn(move || taken.iter().any(suits));
+    Ok(asked.context("cannot start a thread")?.join().unwrap_or(false))
 }
 
 /// Waits until the file has changed since it was last read, and reads it.
@@ -123,6 +148,7 @@ fn command(program: &Program, cpus: &str) -> Command {
         }
     };
     command.env(CPUS_ASSIGNED, cpus);
+    child::keep_sigpipe(&mut command);
     command
 }
 

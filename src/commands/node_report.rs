@@ -16,7 +16,7 @@ use super::common::output::{json_text, print};
 use super::describe;
 use super::publish::Publisher;
 use crate::cli;
-use crate::confdir::{self, ConfDir, Pools};
+use crate::confdir::{self, ConfDir, Found, Pools};
 use crate::host::Host;
 use crate::kubernetes::objects::reports::NodeReport;
 
@@ -41,18 +41,19 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
 /// The topology cannot be read.
 pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Value, Error> {
     let topology = host.topology()?.report();
-    // First, because it never blocks, whereas reading from a mount that does not answer does.
+    // First, because it never blocks, whereas reading from a mount that does not answer does. It is asked once: if the
+    // daemon stops now, the directory is not opened.
     let status = mountpoint::status(conf_dir).ok();
-    let pools = match status {
+    let found = match status {
         Some(Status::NotAnswering) => Err(anyhow!("{}: does not answer", conf_dir.display())),
-        _ => ConfDir::open(conf_dir).and_then(|dir| Ok((dir.pools()?, dir))),
+        _ => ConfDir::open(conf_dir).and_then(|dir| Ok((dir.find()?, dir))),
     };
-    let metrics = match status {
-        Some(Status::Live) => fs::read_to_string(conf_dir.join("info/metrics")).unwrap_or_default(),
+    let metrics = match (status, &found) {
+        (Some(Status::Live), Ok(_)) => fs::read_to_string(conf_dir.join("info/metrics")).unwrap_or_default(),
         _ => String::new(),
     };
     let mount = mount(status, &metrics);
-    let (pools, dir) = match pools {
+    let (Found { pools, damaged }, dir) = match found {
         Ok(read) => read,
         Err(error) => {
             log::debug!("{error:#}");
@@ -63,7 +64,7 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
     };
     let online = host.online()?;
     let checks = json!({
-        "configDirectory": check(overlaps(&pools)),
+        "configDirectory": check([damaged, overlaps(&pools)].concat()),
         "cpus": check(offline(&pools, &online)),
         "intruders": check(intruders(&pools, &online, host)),
         "kubelet": check(kubelet(&pools, kubelet_dir)),
@@ -91,7 +92,7 @@ struct List<'a> {
 fn lists(pools: &Pools) -> impl Iterator<Item = List<'_>> {
     pools.iter().flat_map(|(pool_name, pool)| {
         pool.lists.iter().map(move |(list, tasks)| List {
-            name: format!("{pool_name}:{list}"),
+            name: format!("{}:{}", describe::shown(pool_name), describe::shown(list)),
             exclusive: pool.exclusive,
             tasks,
             cpus: confdir::parse_cpu_list(list).unwrap_or_default(),

@@ -197,13 +197,19 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaim>, Error> {
     let _lock = dir.lock()?;
     let time = daemon::timestamp();
     let mut reclaimed = Vec::new();
-    for (pool, content) in dir.pools()? {
+    for (pool, content) in dir.find()?.warned() {
         for (list, tasks) in content.lists {
             let dead: Vec<u32> = tasks.into_iter().filter(|&pid| !host.is_alive(pid)).collect();
             if dead.is_empty() {
                 continue;
             }
-            confdir::change_tasks(&dir.tasks(&pool, &list), |tasks| tasks.retain(|pid| !dead.contains(pid)))?;
+            if let Err(error) =
+                dir.change_tasks(&pool, &list, |tasks| tasks.retain(|pid| !dead.contains(pid)))
+            {
+                // The other lists are not to blame.
+                log::error!("{error:#}");
+                continue;
+            }
             reclaimed.extend(dead.into_iter().map(|pid| Reclaim {
                 seq: None,
                 time: time.clone(),
@@ -261,15 +267,15 @@ fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
 /// Returns the strays at this moment.
 fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     let mut all = Vec::new();
-    for (pool, content) in dir.pools()? {
+    // What is damaged was named when the reclaims were looked for.
+    for (pool, content) in dir.find()?.pools {
         for (list, tasks) in content.lists {
             let Some(cpus) = confdir::parse_cpu_list(&list) else { continue };
             for pid in tasks {
                 let masks = host.thread_masks(pid).into_iter();
                 let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
                 // The task may have moved since the list was read.
-                let is_still_listed =
-                    || confdir::read_tasks(&dir.tasks(&pool, &list)).is_ok_and(|now| now.contains(&pid));
+                let is_still_listed = || dir.read_tasks(&pool, &list).is_ok_and(|now| now.contains(&pid));
                 if !threads.is_empty() && is_still_listed() {
                     let (pool, list, cpus) = (pool.clone(), list.clone(), cpus.clone());
                     all.push(Strays { pool, list, cpus, pid, threads });

@@ -71,7 +71,7 @@ impl ConfDir {
             return;
         }
         for pool in subdirectories(&self.pools_dir()).unwrap_or_default() {
-            let pool = self.pool(&pool);
+            let pool = self.pools_dir().join(&pool);
             for list in subdirectories(&pool).unwrap_or_default() {
                 let list = pool.join(&list);
                 if !list.join("tasks").exists() {

@@ -14,12 +14,11 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, anyhow, bail};
-use kcm_mount::mountpoint;
+use kcm_mount::mountpoint::{self, Status};
 use nix::errno::Errno;
 
 pub(crate) use lock::lock_file;
-pub(crate) use plain::change_tasks;
-pub(crate) use read::{Pool, Pools, parse_cpu_list, read_tasks};
+pub(crate) use read::{Found, Pool, Pools, parse_cpu_list};
 
 /// A directory that exists and can be used.
 #[derive(Clone, Debug)]
@@ -32,8 +31,9 @@ impl ConfDir {
     /// Opens the directory, mounted or plain.
     ///
     /// # Errors
-    /// It does not exist, or it is a mount point whose daemon does not run.
+    /// It does not exist, or it is a mount point whose daemon does not run or does not answer.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        check_answers(path)?;
         let conf_dir = |mounted| {
             log::debug!("{}: {}", path.display(), if mounted { "served by a daemon" } else { "plain" });
             Ok(Self { path: path.to_path_buf(), mounted })
@@ -122,6 +122,21 @@ fn sentence_about<'a>(line: &'a str, error: &io::Error) -> Option<&'a str> {
     let errno = parts.nth(1)?;
     let sentence = parts.next()?;
     (errno == format!("{:?}", Errno::from_raw(error.raw_os_error()?))).then_some(sentence)
+}
+
+/// Checks that the path is not a mount that does not answer. Everything else that a command does with it would wait for
+/// an answer, in a way that not even SIGKILL ends.
+///
+/// # Errors
+/// The daemon does not answer.
+pub(crate) fn check_answers(path: &Path) -> Result<(), Error> {
+    match mountpoint::status(path) {
+        Ok(Status::NotAnswering) => Err(anyhow!(
+            "{}: kcm mount does not answer; look at its log, and for stopped processes of it (ps -o pid,stat,args)",
+            path.display()
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn not_running(path: &Path) -> Error {

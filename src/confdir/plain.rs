@@ -2,29 +2,36 @@
 //!
 //! Owns the order of writes that loses no PID. Does not know who is added or removed. The caller holds the lock.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 
 use anyhow::Error;
+use kcm_mount::plain::{self, Access};
 
-use super::file_error;
 use super::read::parse_tasks;
+use super::{ConfDir, file_error};
 
-/// Reads a `tasks` file, applies `change` to its PIDs and writes them back. The caller must hold the directory's
-/// lock.
-///
-/// # Errors
-/// The file cannot be read, parsed or written.
-pub(crate) fn change_tasks(file: &Path, change: impl FnOnce(&mut Vec<u32>)) -> Result<(), Error> {
-    let mut handle =
-        OpenOptions::new().read(true).write(true).open(file).map_err(|error| file_error(file, error))?;
-    let mut text = String::new();
-    handle.read_to_string(&mut text).map_err(|error| file_error(file, error))?;
-    let mut tasks = parse_tasks(file, &text)?;
-    change(&mut tasks);
-    log::debug!("{}: writing {tasks:?}", file.display());
-    rewrite(&mut handle, &tasks, text.len()).map_err(|error| file_error(file, error))
+impl ConfDir {
+    /// Reads the `tasks` file of a list, applies `change` to its PIDs and writes them back. The caller must hold the
+    /// directory's lock.
+    ///
+    /// # Errors
+    /// The file cannot be read, parsed or written.
+    pub(crate) fn change_tasks(
+        &self,
+        pool: &str,
+        list: &str,
+        change: impl FnOnce(&mut Vec<u32>),
+    ) -> Result<(), Error> {
+        let path = self.tasks(pool, list);
+        let error = |error| file_error(&path, error);
+        let mut file = self.open_plain(&[pool, list, "tasks"], Access::Write).map_err(error)?;
+        let text = plain::read(&mut file).map_err(error)?;
+        let mut tasks = parse_tasks(&path, &text)?;
+        change(&mut tasks);
+        log::debug!("{}: writing {tasks:?}", path.display());
+        rewrite(&mut file, &tasks, text.len()).map_err(error)
+    }
 }
 
 /// Replaces the content of a file, whose length is `old_length`, in place.
@@ -47,12 +54,14 @@ mod tests {
 
     #[test]
     fn a_rewritten_file_holds_only_the_new_list() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("tasks");
+        let home = tempfile::tempdir().unwrap();
+        let dir = ConfDir::open(home.path()).unwrap();
+        let file = dir.tasks("p", "0");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "111,222,333").unwrap();
-        change_tasks(&file, |tasks| tasks.retain(|&pid| pid == 222)).unwrap();
+        dir.change_tasks("p", "0", |tasks| tasks.retain(|&pid| pid == 222)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "222");
-        change_tasks(&file, |tasks| tasks.clear()).unwrap();
+        dir.change_tasks("p", "0", Vec::clear).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "");
     }
 }

@@ -159,10 +159,13 @@ fn token(word: &[u8]) -> Result<Token, NoWrite> {
     Ok(if release { Token::Release(named) } else { Token::Claim(named) })
 }
 
-/// Returns the beginning of a word, printable, for a message.
+/// Returns the beginning of a word, printable and without a quote, for a message that quotes it.
 fn shown(word: &[u8]) -> String {
-    let text: String =
-        word.iter().take(24).map(|&b| if b.is_ascii_graphic() { b as char } else { '?' }).collect();
+    let text: String = word
+        .iter()
+        .take(24)
+        .map(|&b| if b.is_ascii_graphic() && b != b'"' { b as char } else { '?' })
+        .collect();
     if word.len() > 24 { text + "..." } else { text }
 }
 
@@ -253,7 +256,7 @@ mod tests {
             match Write::parse(&bytes, read_write) {
                 Ok(Write::Rewrite(pids)) => prop_assert!(read_write && !pids.is_empty()),
                 Ok(Write::Command(tokens)) => prop_assert!(tokens.len() <= bytes.len()),
-                Err(NoWrite::Nonsense(word)) => prop_assert!(word.bytes().all(|b| b.is_ascii_graphic())),
+                Err(NoWrite::Nonsense(word)) => prop_assert!(word.bytes().all(|b| b.is_ascii_graphic() && b != b'"')),
                 Err(NoWrite::TooLong) => prop_assert!(false),
             }
         }

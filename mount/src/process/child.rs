@@ -2,14 +2,19 @@
 //!
 //! Owns starting a child, waiting for it and sending signals to it. Does not know what the process is for.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
 
 use super::sys;
 use crate::procfs::ProcFs;
@@ -25,6 +30,58 @@ pub(crate) fn set_pdeathsig(command: &mut Command) {
         }
         Ok(SigSet::empty().thread_set_mask()?)
     });
+}
+
+/// Makes the started program have the `SIGPIPE` action, ignored or default, that this program was started with.
+pub(crate) fn keep_sigpipe(command: &mut Command) {
+    let ignored = sys::sigpipe_was_ignored();
+    sys::before_exec(command, move || sys::set_sigpipe(ignored));
+}
+
+/// The answer of [`open_in_child`].
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// The file could be opened and read, or not.
+    Answered(io::Result<()>),
+    /// There was no answer in time, or the child of an earlier question still waits.
+    NoAnswer,
+}
+
+/// The child that has not been answered in time. There is one at most.
+static UNANSWERED: Mutex<Option<Pid>> = Mutex::new(None);
+
+/// Opens and reads a file in a child process and waits at most `most` for the answer. A process that waits for the answer
+/// of a FUSE daemon cannot be killed once its request was read, not even by its own end; so another process waits.
+///
+/// # Errors
+/// No process can be started.
+pub(crate) fn open_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut unanswered = UNANSWERED.lock();
+    if let Some(child) = *unanswered {
+        if waitpid(child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+            return Ok(Asked::NoAnswer);
+        }
+        *unanswered = None;
+    }
+    let (answer, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let child = sys::open_in_child(&path, write.as_fd())?;
+    drop(write);
+    let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+    let mut errno = [0; 4];
+    let answered = match poll(&mut [PollFd::new(answer.as_fd(), PollFlags::POLLIN)], timeout) {
+        Ok(1..) => nix::unistd::read(&answer, &mut errno) == Ok(errno.len()),
+        _ => false,
+    };
+    if !answered {
+        let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+        *unanswered = Some(child);
+        return Ok(Asked::NoAnswer);
+    }
+    // It exits without waiting for anything.
+    let _ = waitpid(child, None);
+    let errno = i32::from_ne_bytes(errno);
+    Ok(Asked::Answered(if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }))
 }
 
 /// Sets `SIGCHLD` to its default action, so that children can be waited for even if the starter ignored it.

@@ -31,7 +31,9 @@ use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 use crate::procfs::ProcFs;
 
-pub(crate) use child::{PidFd, collect_children, reset_sigchld, send_signal, set_pdeathsig};
+pub(crate) use child::{
+    Asked, PidFd, collect_children, keep_sigpipe, open_in_child, reset_sigchld, send_signal, set_pdeathsig,
+};
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, replace_fd};
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;

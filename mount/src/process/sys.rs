@@ -6,8 +6,10 @@
 //! fields have fixed sizes.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
@@ -166,6 +168,59 @@ pub(super) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
 pub(super) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: both descriptors stay open, and their owners stay the same.
     check(unsafe { libc::dup2(fd.as_raw_fd(), other.as_raw_fd()) }.into()).map(|_| ())
+}
+
+/// Whether `SIGPIPE` was ignored when this program was started.
+static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// Runs before the runtime of Rust, which ignores `SIGPIPE`.
+extern "C" fn look_at_sigpipe() {
+    // SAFETY: `action` is a buffer of the right type; nothing is changed. A failure leaves the default action there.
+    let handler = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action);
+        action.sa_sigaction
+    };
+    SIGPIPE_WAS_IGNORED.store(handler == libc::SIG_IGN, Ordering::Relaxed);
+}
+
+// SAFETY: the linker collects the pointers of this section, and the C library calls them in turn before `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_SIGPIPE: extern "C" fn() = look_at_sigpipe;
+
+pub(super) fn sigpipe_was_ignored() -> bool {
+    SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed)
+}
+
+pub(super) fn set_sigpipe(ignored: bool) -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let action = if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl };
+    // SAFETY: neither action runs code of this program.
+    unsafe { signal(Signal::SIGPIPE, action) }.map(|_| ()).map_err(io::Error::from)
+}
+
+/// Starts a child that opens and reads a file, writes the errno (0 for none) to `answer`, and exits. It has no other
+/// descriptor of this process, so that nobody waits for it.
+pub(super) fn open_in_child(path: &CStr, answer: BorrowedFd<'_>) -> io::Result<nix::unistd::Pid> {
+    // SAFETY: the child makes only system calls, takes no lock that another thread could have held at the fork, and
+    // does not return.
+    unsafe {
+        let pid = libc::fork();
+        if pid != 0 {
+            return check(pid.into()).map(|pid| nix::unistd::Pid::from_raw(pid as libc::pid_t));
+        }
+        libc::dup2(answer.as_raw_fd(), 0);
+        libc::close(1);
+        libc::close(2);
+        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
+        let mut byte = 0_u8;
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        let is_read = fd >= 0 && libc::read(fd, (&raw mut byte).cast(), 1) >= 0;
+        let errno = if is_read { 0 } else { *libc::__errno_location() };
+        libc::write(0, (&raw const errno).cast(), size_of_val(&errno));
+        libc::_exit(0)
+    }
 }
 
 pub(super) fn default_sigchld() -> io::Result<()> {

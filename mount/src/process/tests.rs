@@ -74,7 +74,7 @@ fn program_names_are_safe_for_a_terminal() {
     let script = r"printf 'a\033b\nc' > /proc/$$/comm; echo ready; read x";
     let child = start(Command::new("sh").args(["-c", script])).ready();
     for processes in both() {
-        assert_eq!(processes.comm(&open(&processes, child.pid())).as_deref(), Some("a?b?c"));
+        assert_eq!(processes.comm(&open(&processes, child.pid())).as_deref(), Some(r#""a\u{1b}b\nc""#));
     }
 }
 

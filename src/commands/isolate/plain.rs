@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 
 use crate::cli::Program;
 use crate::commands::common::deadline::Deadline;
-use crate::confdir::{self, ConfDir, Pool};
+use crate::confdir::{ConfDir, Pool};
 use crate::host::Host;
 
 /// The interval between attempts to find a free list: a plain directory has no notification.
@@ -49,13 +49,15 @@ pub(super) fn run(
     deadline: Deadline,
 ) -> Result<ExitCode, Error> {
     let pid = Host::from_env().own_pid()?;
+    let mut is_first = true;
     let (list, signals) = loop {
-        if let Some(claimed) = claim(dir, pool, pid)? {
+        if let Some(claimed) = claim(dir, pool, pid, is_first)? {
             break claimed;
         }
         if deadline.has_passed() {
             bail!("No free cpu lists in pool {pool}");
         }
+        is_first = false;
         std::thread::sleep(RETRY_INTERVAL);
     };
     log::debug!("claimed {pool} {list} for PID {pid}");
@@ -66,13 +68,20 @@ pub(super) fn run(
 }
 
 /// Writes `pid`, this process, into a free list. Signals are caught before, because the process must not end without
-/// removing its PID. Returns `None` if no list is free.
-fn claim(dir: &ConfDir, pool: &str, pid: u32) -> Result<Option<(String, SignalFd)>, Error> {
+/// removing its PID. Returns `None` if no list is free. `warn`: whether damaged lists are named.
+fn claim(dir: &ConfDir, pool: &str, pid: u32, warn: bool) -> Result<Option<(String, SignalFd)>, Error> {
     let _lock = dir.lock()?;
-    let found = dir.pools()?;
-    let Some(list) = found.get(pool).and_then(choose) else { return Ok(None) };
+    let found = dir.find()?;
+    if found.pools.get(pool).is_none_or(|pool| pool.lists.is_empty()) {
+        let pool_directory = format!("{}/", dir.pool(pool).display());
+        if let Some(damage) = found.damaged.iter().find(|damage| damage.starts_with(&pool_directory)) {
+            bail!("{damage}");
+        }
+    }
+    let pools = if warn { found.warned() } else { found.pools };
+    let Some(list) = pools.get(pool).and_then(choose) else { return Ok(None) };
     let signals = catch_signals()?;
-    confdir::change_tasks(&dir.tasks(pool, &list), |tasks| tasks.push(pid))?;
+    dir.change_tasks(pool, &list, |tasks| tasks.push(pid))?;
     Ok(Some((list, signals)))
 }
 
@@ -90,7 +99,7 @@ fn choose(pool: &Pool) -> Option<String> {
 /// Removes `pid` from a list.
 fn remove_claim(dir: &ConfDir, pool: &str, list: &str, pid: u32) -> Result<(), Error> {
     let _lock = dir.lock()?;
-    confdir::change_tasks(&dir.tasks(pool, list), |tasks| tasks.retain(|&task| task != pid))
+    dir.change_tasks(pool, list, |tasks| tasks.retain(|&task| task != pid))
 }
 
 fn run_on(list: &str, program: &Program, signals: &SignalFd) -> Result<ExitCode, Error> {

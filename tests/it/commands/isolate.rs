@@ -195,3 +195,21 @@ fn wait_waits_exactly_that_long() {
         assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("ran\n", Some(0)));
     });
 }
+
+#[test]
+fn an_ignored_sigpipe_stays_ignored() {
+    on_both(|dir| {
+        dir.make_pool("p", false, &["0"]);
+        for (before, is_ignored) in [("trap '' PIPE", true), ("trap - PIPE", false)] {
+            let kcm = dir.kcm(&["isolate", "--pool=p", "--", "grep", "SigIgn", "/proc/self/status"]);
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", &format!("{before}; exec \"$@\""), "sh"])
+                .arg(kcm.get_program())
+                .args(kcm.get_args());
+            let (out, err, _) = run(&mut shell);
+            let ignored = u64::from_str_radix(out.trim_start_matches("SigIgn:").trim(), 16).expect(&err);
+            assert_eq!(ignored & (1 << 12) != 0, is_ignored, "{out}");
+        }
+    });
+}

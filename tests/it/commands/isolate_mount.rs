@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::dir::{Dir as _, copy_kcm, failure};
-use crate::harness::{Mount, Sleeper, has_died, masks, require_static_kcm, run, signal, until, write};
+use crate::harness::{
+    Mount, Sleeper, children, has_died, masks, require_static_kcm, run, signal, until, write,
+};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -48,6 +50,38 @@ fn a_left_process_keeps_the_list_until_it_ends() {
         until("it has died", || has_died(left));
         assert_eq!(run(&mut mount.kcm(&["isolate", "--pool=p", "true"])).2, Some(0));
     }
+}
+
+#[test]
+fn wait_waits_for_a_list_that_suits() {
+    let mount = Mount::with_dataplane();
+    let cpuset = crate::harness::Cpuset::new("1");
+    // List 0 is free, but this process may not use it; list 1 is taken.
+    let holder = Sleeper::new();
+    write(&mount.tasks("dataplane", "1"), holder.pid().to_string()).unwrap();
+    let start = |wait: &str| {
+        let mut command = mount.bash(
+            "read x; exec $KCM isolate --conf-dir=$C --pool=dataplane $W -- sh -c 'echo $KCM_CPUS_ASSIGNED'",
+        );
+        let mut command = Sleeper::spawn(
+            command.env("W", wait).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()),
+        );
+        cpuset.add(command.pid());
+        drop(command.child().stdin.take());
+        command
+    };
+    let mut impatient = start("");
+    assert_eq!(impatient.child().wait().unwrap().code(), Some(1));
+    let mut patient = start("--wait=20");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(patient.child().try_wait().unwrap(), None, "it waits");
+    holder.end();
+    let mut line = String::new();
+    BufReader::new(patient.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), patient.child().wait().unwrap().code()), ("1\n", Some(0)));
+    // The free list does not suit, and no other one is taken: there is nothing to wait for.
+    mount.sh("rmdir $C/pools/dataplane/1");
+    assert_eq!(start("--wait=20").child().wait().unwrap().code(), Some(1));
 }
 
 #[test]
@@ -143,7 +177,9 @@ fn a_signal_in_the_middle_of_its_request_leaves_no_claim() {
         let daemons = mount.daemons();
         daemons.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
         let mut kcm = Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=dataplane", "--", "sleep", "1000"]));
-        until("it waits for the daemon", || in_kernel(kcm.pid(), "request_wait_answer"));
+        // It asks in a child whether the mount answers.
+        let waits = |pid| in_kernel(pid, "request_wait_answer");
+        until("it waits for the daemon", || waits(kcm.pid()) || children(kcm.pid()).into_iter().any(waits));
         signal(kcm.pid(), kind);
         daemons.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
         assert_eq!(kcm.child().wait().unwrap().signal(), Some(kind as i32));

@@ -3,6 +3,7 @@
 pub mod describe;
 pub mod documented;
 pub mod documented_init;
+pub mod hostile;
 pub mod init;
 pub mod install;
 pub mod isolate;
@@ -14,3 +15,4 @@ pub mod reconcile;
 pub mod reconcile_interval;
 pub mod repair;
 pub mod state;
+pub mod unanswered;

@@ -81,7 +81,7 @@ fn an_unreadable_directory_is_reported_as_before() {
     says(on(&mut place.kcm(&["node-report"]), &root), &expected);
     fs::create_dir(place.conf()).unwrap();
     says(on(&mut place.kcm(&["node-report"]), &root), &expected);
-    fs::create_dir_all(place.conf().join("pools/p")).unwrap();
+    fs::write(place.conf().join("pools"), "").unwrap();
     says(on(&mut place.kcm(&["node-report"]), &root), &expected);
 }
 
@@ -136,6 +136,17 @@ fn ours(errors: &[String]) -> Vec<String> {
         fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|other| other == cgroup)
     };
     errors.iter().filter(is_ours).cloned().collect()
+}
+
+#[test]
+fn a_dead_process_is_no_intruder() {
+    let mount = Mount::new();
+    mount.make_pool("a", true, &["0"]);
+    // It is dead and not collected, and it keeps its mask.
+    let mut dead = Command::new("taskset").args(["-c", "0", "true"]).spawn().unwrap();
+    until("it is dead", || crate::harness::stat(dead.id(), 3) == "Z" && masks(dead.id()) == ["0"]);
+    assert_eq!(ours(&errors(&report(&mut mount.kcm(&["node-report"])), "intruders")), [""; 0]);
+    dead.wait().unwrap();
 }
 
 #[test]

@@ -28,13 +28,14 @@ const MOUNT: &[(&str, &[&str])] = &[
     ("fuse", &["engine", "handles", "model", "process", "tree"]),
     ("handles", &["tree"]),
     ("tree", &["engine", "model"]),
-    ("import", &["clock", "engine", "model"]),
+    ("import", &["clock", "engine", "model", "plain"]),
     ("engine", &["clock", "failpoint", "journal", "metrics", "model", "process"]),
     ("journal", &["clock", "failpoint", "model"]),
     ("process", &["model", "procfs"]),
-    ("procfs", &["model"]),
+    ("procfs", &["model", "text"]),
     ("affinity", &["model", "process"]),
     ("child", &["process"]),
+    ("mountpoint", &["process"]),
     ("state", &["clock", "journal", "model"]),
 ];
 

@@ -262,7 +262,7 @@ fn refusals_of_commands_are_in_the_table() {
         (absent, "no such directory"),
         (empty.kcm(&["describe"]), "no pools"),
         (plain.kcm_as_nobody(&["isolate", "--pool=free", "true"]), "Permission denied"),
-        (plain.kcm(&["describe"]), "not a list of PIDs; repair it by hand"),
+        (plain.kcm(&["isolate", "--pool=broken", "true"]), "not a list of PIDs; repair it by hand"),
         (with(empty.kcm(&["reconcile"]), "KCM_LOCK_TIMEOUT", "0.1"), "Lock timed out after"),
         (
             with(pools.kcm(&["reconcile"]), "KCM_PROC_FS", "/nowhere"),
