@@ -32,5 +32,6 @@ fn program() {
         ("thread-spawner", claims::masks::thread_spawner),
         ("mask-widener", claims::masks::mask_widener),
         ("writer", claims::exclusive::writer),
+        ("reader", tree::page_cache::reader),
     ]);
 }

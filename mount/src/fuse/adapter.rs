@@ -202,11 +202,13 @@ impl Filesystem for Fs {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let started = Instant::now();
-        match self.operations.read(decode(req), ino.into(), fh.into(), offset) {
+        // The kernel names an owner in the reads of a process, but not in those that fill the page cache.
+        let fills_page_cache = lock_owner.is_none();
+        match self.operations.read(decode(req), ino.into(), fh.into(), offset, fills_page_cache) {
             Ok(content) => reply.data(slice(&content, offset, size)),
             Err(errno) => reply.error(encode(errno)),
         }

@@ -156,14 +156,22 @@ impl<P: Ports> Operations<P> {
     }
 
     /// Returns the whole content, of which a read at `offset` sees a part.
+    ///
+    /// # Errors
+    /// `EINVAL` for a read that fills the page cache (sendfile(2), splice(2), a private mapping): the cache would show
+    /// one reader's content to another, and old content to all. Programs fall back to read(2).
     pub(super) fn read(
         &self,
         request: Request,
         node: u64,
         handle: u64,
         offset: u64,
+        fills_page_cache: bool,
     ) -> Result<Content, Errno> {
         self.run(request, "read", Object::Node(node), || {
+            if fills_page_cache {
+                return Err(Errno::EINVAL.into());
+            }
             let file = self.opened(node)?;
             let show = || {
                 // The version first: a change after it makes poll(2) report once too often, never once too few.

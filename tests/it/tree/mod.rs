@@ -5,6 +5,7 @@ pub mod events;
 pub mod hostile;
 pub mod metrics;
 pub mod nodes;
+pub mod page_cache;
 pub mod polling;
 pub mod refused;
 pub mod rights;

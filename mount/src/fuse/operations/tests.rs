@@ -44,7 +44,7 @@ impl Mount {
     }
 
     fn read(&self, node: u64) -> String {
-        let content = self.operations.read(by(TASK, 0), node, self.open(node), 0).unwrap();
+        let content = self.operations.read(by(TASK, 0), node, self.open(node), 0, false).unwrap();
         String::from_utf8(content.to_vec()).unwrap()
     }
 
@@ -111,7 +111,7 @@ fn a_refusal_of_any_operation_is_recorded_once() {
     let truncate = AttributeChange { truncate: true, ..AttributeChange::default() };
     refused.push(mount.operations.setattr(by(OTHER, 5), version, truncate).expect_err("not writable"));
     assert_eq!(refused, [Errno::EBUSY, Errno::EINVAL, Errno::EEXIST, Errno::EINVAL]);
-    let content = mount.operations.read(by(OTHER, 0), last_error, mount.open(last_error), 0).unwrap();
+    let content = mount.operations.read(by(OTHER, 0), last_error, mount.open(last_error), 0, false).unwrap();
     let text = String::from_utf8(content.to_vec()).unwrap();
     // The newest of each process is shown.
     assert_eq!(text.matches("EINVAL").count(), 1, "{text}");
@@ -229,7 +229,7 @@ fn a_removed_node_is_stale_and_an_open_file_of_it_has_no_device() {
     mount.operations.rmdir(by(TASK, 27), pools, "new".as_ref()).unwrap();
     assert_eq!(mount.operations.getattr(by(TASK, 0), file).unwrap_err(), Errno::ESTALE);
     assert_eq!(mount.operations.open(by(TASK, 0), file).unwrap_err(), Errno::ESTALE);
-    assert_eq!(mount.operations.read(by(TASK, 0), file, handle, 0).unwrap_err(), Errno::ENODEV);
+    assert_eq!(mount.operations.read(by(TASK, 0), file, handle, 0, false).unwrap_err(), Errno::ENODEV);
     assert_eq!(mount.operations.write(by(TASK, 28), file, handle, b"1", false), Err(Errno::ENODEV));
     assert_eq!(
         mount.operations.poll(by(TASK, 0), file, handle, 1, None),
@@ -260,7 +260,7 @@ fn poll_reports_a_change_and_notifies_of_the_next_one() {
     };
     let notify_due = || mount.bed.engine.changes.take_due().0.into_iter().for_each(Notify::notify);
     assert!(poll(true), "not read yet");
-    mount.operations.read(by(TASK, 0), node, handle, 0).unwrap();
+    mount.operations.read(by(TASK, 0), node, handle, 0, false).unwrap();
     assert!(!poll(true), "nothing has changed since");
     notify_due();
     assert!(reports.try_recv().is_err());
@@ -268,7 +268,7 @@ fn poll_reports_a_change_and_notifies_of_the_next_one() {
     notify_due();
     assert!(reports.try_recv().is_ok(), "the change is reported");
     assert!(poll(false));
-    mount.operations.read(by(TASK, 0), node, handle, 0).unwrap();
+    mount.operations.read(by(TASK, 0), node, handle, 0, false).unwrap();
     assert!(!poll(true));
     mount.operations.release(by(TASK, 0), node, handle);
     mount.write(by(TASK, 30), EXCL_1, &format!("-{TASK}")).unwrap();
@@ -286,12 +286,12 @@ fn a_later_part_of_a_read_is_of_the_same_snapshot() {
     let node = EXCL_1.tasks_node();
     let handle = mount.open(node);
     mount.write(by(TASK, 31), EXCL_1, "0").unwrap();
-    let first = mount.operations.read(by(TASK, 0), node, handle, 0).unwrap();
+    let first = mount.operations.read(by(TASK, 0), node, handle, 0, false).unwrap();
     mount.write(by(TASK, 32), EXCL_1, &format!("-{TASK}")).unwrap();
-    assert_eq!(mount.operations.read(by(TASK, 0), node, handle, 1).unwrap(), first);
-    assert!(mount.operations.read(by(TASK, 0), node, handle, 0).unwrap().is_empty());
+    assert_eq!(mount.operations.read(by(TASK, 0), node, handle, 1, false).unwrap(), first);
+    assert!(mount.operations.read(by(TASK, 0), node, handle, 0, false).unwrap().is_empty());
     let next = mount.restarted();
-    assert_eq!(next.operations.read(by(TASK, 0), node, handle, 1).unwrap_err(), Errno::ESTALE);
+    assert_eq!(next.operations.read(by(TASK, 0), node, handle, 1, false).unwrap_err(), Errno::ESTALE);
 }
 
 #[test]
