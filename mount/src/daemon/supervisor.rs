@@ -345,8 +345,11 @@ impl Supervisor {
         }
         let (uptime, is_own) = (worker.uptime(), worker.is_own());
         let exit_reason = worker.collect();
-        // Also collects probes that were killed before they had exited.
-        process::collect_children();
+        // Also collects probes that were killed before they had exited, but not a preflight, whose status is needed and
+        // whose PID must not be reused.
+        if self.preflight.is_none() {
+            process::collect_children();
+        }
         if !self.is_mounted() {
             return Ok(Some(Exit::Stop));
         }

@@ -120,6 +120,8 @@ impl Scene {
 
     /// How often each kind of event was recorded.
     fn recorded(&self) -> BTreeMap<String, usize> {
+        // The record of a refusal is appended, which writes all earlier records first.
+        write(&self.mount.conf().join("info/version"), "x").unwrap_err();
         let mut counts = BTreeMap::new();
         let log = fs::read_to_string(self.mount.state().join("claims")).unwrap();
         for line in log.lines() {
