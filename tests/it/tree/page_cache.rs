@@ -10,8 +10,10 @@ use crate::harness::{Mount, text, write};
 
 const SIZE: usize = 4096;
 
+type Way = fn(&File) -> io::Result<Vec<u8>>;
+
 /// The ways to read a file.
-const WAYS: &[(&str, fn(&File) -> io::Result<Vec<u8>>)] = &[
+const WAYS: &[(&str, Way)] = &[
     ("read", with_read),
     ("pread", with_pread),
     ("readv", with_readv),
