@@ -3,6 +3,7 @@
 //! Owns the only parsers of `/proc/PID/stat` and `/proc/PID/status`. Does not know pidfds, claims or pools.
 //! Both the daemon and the command line use it: the daemon on `/proc`, the command line on `$KCM_PROC_FS`.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,6 +36,8 @@ pub struct Stat {
     /// The PID of the parent; 0 if the parent is outside the PID namespace.
     pub parent: u32,
     flags: u64,
+    /// The CPU time that it has used in user mode and in the kernel, in clock ticks.
+    pub used: u64,
     /// The start time in clock ticks since boot.
     pub started: u64,
     /// The exit status in the encoding of wait(2).
@@ -78,6 +81,7 @@ impl Stat {
             state: *field(3)?.as_bytes().first()?,
             parent: field(4)?.parse().ok()?,
             flags: field(9)?.parse().ok()?,
+            used: field(14)?.parse::<u64>().ok()? + field(15)?.parse::<u64>().ok()?,
             started: field(22)?.parse().ok()?,
             exit_code: field(52)?.parse().ok()?,
         })
@@ -234,10 +238,70 @@ pub(crate) fn each_number(directory: BorrowedFd<'_>, mut each: impl FnMut(u32)) 
     Ok(())
 }
 
+/// Lists the threads of the directory `/proc/PID/task`, each once and by age, and counts them after that.
+///
+/// The count can only agree with the listing if no thread is created in between. So it is read as soon as the kernel
+/// has returned the entries, before they are looked at.
+pub(crate) fn list_and_count_threads(tasks: BorrowedFd<'_>) -> io::Result<(Vec<u32>, u64)> {
+    // For 2,000 threads at a time.
+    const BUFFER: usize = 64 * 1024;
+    nix::unistd::lseek(tasks, 0, nix::unistd::Whence::SeekSet)?;
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut entries = RawDir::new(tasks, buffer.spare_capacity_mut());
+    let (mut tids, mut seen, mut count) = (Vec::new(), HashSet::new(), 0);
+    loop {
+        let reads = entries.is_buffer_empty();
+        match entries.next() {
+            None | Some(Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH)) => return Ok((tids, count)),
+            Some(Err(errno)) => return Err(errno.into()),
+            Some(Ok(entry)) => {
+                if reads {
+                    // The directory's own name and `.` are links, too (fs/proc/base.c, `proc_task_getattr`).
+                    count = nix::sys::stat::fstat(tasks)?.st_nlink.saturating_sub(2);
+                }
+                if let Some(tid) = parse_number(entry.file_name().to_bytes())
+                    && seen.insert(tid)
+                {
+                    tids.push(tid);
+                }
+            }
+        }
+    }
+}
+
 /// Reads `TID/stat` below the directory `/proc/PID/task`. Unlike `/proc/TID/stat`, it does not add up all threads of
 /// the process, which takes long if there are many.
 pub(crate) fn stat_of_thread(tasks: BorrowedFd<'_>, tid: u32) -> io::Result<Option<Stat>> {
     Ok(read(tasks, &format!("{tid}/stat"))?.and_then(|text| Stat::parse(&text)))
+}
+
+/// What `TID/schedstat` says about a thread (Documentation/scheduler/sched-stats.rst).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunTime {
+    /// The CPU time that it has used, in nanoseconds. The kernel brings it up to date at each clock tick, when the
+    /// thread stops running, and when its affinity changes.
+    pub(crate) nanoseconds: u64,
+    /// How often it was given a CPU.
+    pub(crate) turns: u64,
+}
+
+/// Reads `TID/schedstat` below the directory `/proc/PID/task`; `None` if the thread has gone, or the kernel does not
+/// have the file.
+pub(crate) fn run_time_of_thread(tasks: BorrowedFd<'_>, tid: u32) -> io::Result<Option<RunTime>> {
+    Ok(read(tasks, &format!("{tid}/schedstat"))?.and_then(|text| {
+        let text = String::from_utf8_lossy(&text);
+        let mut numbers = text.split_ascii_whitespace().map(str::parse);
+        let (nanoseconds, _, turns) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(RunTime { nanoseconds, turns })
+    }))
+}
+
+/// Reads `TID/stack` below the directory `/proc/PID/task`: the functions of the kernel that the thread is in.
+///
+/// May wait as long as another thread of the process is inside execve(2). Needs `CAP_SYS_ADMIN` and
+/// `CAP_SYS_PTRACE`.
+pub(crate) fn stack_of_thread(tasks: BorrowedFd<'_>, tid: u32) -> io::Result<Option<String>> {
+    Ok(read(tasks, &format!("{tid}/stack"))?.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 fn open(directory: BorrowedFd<'_>, path: &str, flags: OFlag) -> io::Result<Option<OwnedFd>> {

@@ -28,6 +28,7 @@ fn program() {
         ("client", claims::rewriter::client),
         ("client-of-nobody", claims::rewrites::client_of_nobody),
         ("headless", claims::death::headless),
+        ("storm", claims::storm::storm),
         ("threads", claims::masks::sleeping_threads),
         ("thread-spawner", claims::masks::thread_spawner),
         ("mask-widener", claims::masks::mask_widener),

@@ -167,9 +167,9 @@ impl Masks for Machine {
         &self,
         process: &process::Process,
         cpus: &CpuSet,
-        saved: &SavedMask,
+        saved: SavedMask,
         waiting: BlockedWriter,
-    ) -> Result<SavedMasks, MaskError> {
+    ) -> Result<(SavedMask, SavedMasks), MaskError> {
         self.processes.set_first_mask(process, cpus, saved, waiting)
     }
 
@@ -177,10 +177,11 @@ impl Masks for Machine {
         &self,
         process: &process::Process,
         cpus: &CpuSet,
+        own: &CpuSet,
         threads: Threads,
         waiting: BlockedWriter,
     ) -> Result<SavedMasks, MaskError> {
-        self.processes.set_mask(process, cpus, threads, waiting)
+        self.processes.set_mask(process, cpus, own, threads, waiting)
     }
 
     fn undo(&self, process: &process::Process, previous: SavedMasks, waiting: BlockedWriter) {

@@ -103,24 +103,26 @@ pub(crate) trait Masks: Processes {
     /// Returns the mask to save for a task, as far as it is known without touching the task.
     fn saved_mask(&self, process: &Self::Process) -> Result<SavedMask, MaskError>;
 
-    /// Returns the mask to save for a task whose intent is recorded. May change the task's mask for a moment.
+    /// Returns the mask to restore for a task whose claim was not finished. Changes the task's mask for a moment.
     fn probe_saved_mask(&self, process: &Self::Process, saved: SavedMask) -> Result<SavedMask, MaskError>;
 
-    /// Sets the mask of a task that will get `saved` back, and reads it back. On an error the task has the masks
-    /// that it had.
+    /// Sets the mask of a task whose intent is recorded, and reads it back. Returns the mask to save, too: `saved`, or
+    /// a better one. On an error the task has the masks that it had.
     fn set_first_mask(
         &self,
         process: &Self::Process,
         cpus: &CpuSet,
-        saved: &SavedMask,
+        saved: SavedMask,
         waiting: BlockedWriter,
-    ) -> Result<Self::SavedMasks, MaskError>;
+    ) -> Result<(SavedMask, Self::SavedMasks), MaskError>;
 
-    /// Sets the mask of a task that has a claim, and reads it back. On an error the task has the masks that it had.
+    /// Sets the mask of a task that has a claim on the CPUs `own`, and reads it back. On an error the task has the
+    /// masks that it had.
     fn set_mask(
         &self,
         process: &Self::Process,
         cpus: &CpuSet,
+        own: &CpuSet,
         threads: Threads,
         waiting: BlockedWriter,
     ) -> Result<Self::SavedMasks, MaskError>;

@@ -301,13 +301,17 @@ impl<P: Ports> Engine<P> {
         let cpus = &placement.cpus;
         let (claim, previous) = match placement.kind {
             ClaimKind::New(_) => {
-                let saved = self.processes.probe_saved_mask(process, draft.saved.clone())?;
-                let previous = self.processes.set_first_mask(process, cpus, &saved, waiting)?;
+                let (saved, previous) =
+                    self.processes.set_first_mask(process, cpus, draft.saved.clone(), waiting)?;
                 (with_saved(draft, saved), previous)
             }
-            ClaimKind::Move { .. } => (draft, self.processes.set_mask(process, cpus, Threads::All, waiting)?),
+            ClaimKind::Move { from, .. } => {
+                let own = self.configuration().list(from).map(|list| list.cpus().clone());
+                let own = own.as_ref().unwrap_or(cpus);
+                (draft, self.processes.set_mask(process, cpus, own, Threads::All, waiting)?)
+            }
             ClaimKind::Repeat(_) => {
-                (draft, self.processes.set_mask(process, cpus, Threads::OnlyStrays, waiting)?)
+                (draft, self.processes.set_mask(process, cpus, cpus, Threads::OnlyStrays, waiting)?)
             }
         };
         Ok((claim, previous))
@@ -379,12 +383,20 @@ impl<P: Ports> Engine<P> {
         let got = match error {
             MaskError::Gone => return Failure::Died(placement.task),
             MaskError::KeepsChanging => return Failure::Refused(Refusal::KeepsChanging),
+            MaskError::Unsettled => return Failure::Refused(Refusal::Unsettled),
             MaskError::Refused => None,
             MaskError::Narrowed { got } => Some(got),
             MaskError::Other(error) => {
                 log::warn!("setting or reading a mask: {error}");
-                let errno = nix::errno::Errno::EIO;
-                return Failure::Refused(Refusal::Fault { what: "setting or reading the mask", errno });
+                return Failure::Refused(match error.raw_os_error() {
+                    // kernel/sched/deadline.c, `dl_task_check_affinity`.
+                    Some(libc::EBUSY) => Refusal::Deadline,
+                    Some(libc::EPERM) => Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
+                    _ => {
+                        let errno = nix::errno::Errno::EIO;
+                        Refusal::Fault { what: "setting or reading the mask", errno }
+                    }
+                });
             }
         };
         let name = self.configuration().list(placement.list).map(|list| list.name().clone());

@@ -95,6 +95,15 @@ pub enum Refusal {
     },
     /// The task widens its threads' masks as fast as they are set.
     KeepsChanging,
+    /// The task creates threads, and not all of them could be proven to have the mask.
+    Unsettled,
+    /// A thread has the policy `SCHED_DEADLINE`.
+    Deadline,
+    /// The kernel refuses the daemon something for which it needs a capability.
+    DaemonLacks {
+        /// The name of the capability.
+        capability: &'static str,
+    },
     /// The daemon can watch no more tasks.
     TooMany {
         /// The limit for this user.
@@ -182,6 +191,7 @@ impl Refusal {
             | Self::OwnProcess
             | Self::NoneSuits { .. }
             | Self::MaskRefused { .. }
+            | Self::Deadline
             | Self::BadPoolName(_)
             | Self::BadCpuList(_)
             | Self::UnknownCpus { .. }
@@ -190,14 +200,16 @@ impl Refusal {
             | Self::NotWritable => Errno::EINVAL,
             Self::TooLong | Self::AfterTooLong => Errno::E2BIG,
             Self::NoSuchProcess => Errno::ESRCH,
-            Self::NotPermitted { .. } | Self::NotRoot | Self::FixedDirectory => Errno::EPERM,
+            Self::NotPermitted { .. } | Self::DaemonLacks { .. } | Self::NotRoot | Self::FixedDirectory => {
+                Errno::EPERM
+            }
             Self::Held { .. }
             | Self::TwoNamed { .. }
             | Self::NoneFree { .. }
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. } => Errno::EBUSY,
-            Self::KeepsChanging | Self::TaskBusy => Errno::EAGAIN,
+            Self::KeepsChanging | Self::Unsettled | Self::TaskBusy => Errno::EAGAIN,
             Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
             Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
@@ -281,6 +293,18 @@ impl Refusal {
             }
             Self::KeepsChanging => {
                 "the task keeps changing its threads' masks; stop that and write again".into()
+            }
+            Self::Unsettled => {
+                "the task creates threads, and it is not certain that all have the mask; write again".into()
+            }
+            Self::Deadline => {
+                "the kernel gives no thread with the policy SCHED_DEADLINE a mask; change the policy first: chrt --other --pid 0 PID"
+                    .into()
+            }
+            Self::DaemonLacks { capability } => {
+                format!(
+                    "kcm's daemon lacks {capability}; give it to its service or container, and start it again"
+                )
             }
             Self::TooMany { limit } => {
                 format!(

@@ -5,11 +5,11 @@
 //!
 //! [`super::passes`] explains how every thread of a task is reached.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use super::passes::{BlockedWriter, PassesEnd};
+use super::passes::{BlockedWriter, Pass, PassesEnd};
 use super::{Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
@@ -24,13 +24,39 @@ pub(crate) enum Threads {
     OnlyStrays,
 }
 
-/// The masks that the threads of a task had, the leader's first.
-#[derive(Debug, Default)]
+/// The masks that the threads of a task had before they were set.
+#[derive(Debug)]
 pub(crate) struct SavedMasks {
-    masks: Vec<(u32, CpuSet)>,
-    /// The leader's mask was all that its cpuset allowed. Then the leader, and every thread with the same mask, gets
-    /// all CPUs back, so that it follows its cpuset again.
-    all: bool,
+    leader: u32,
+    threads: HashMap<u32, SavedThread>,
+    /// The mask that the task probably asked for, of which the saved ones are what its cpuset left: its list, or all
+    /// CPUs. If it leads to the same mask as before it is the one to restore, because then the threads follow their
+    /// cpuset again. `None` if it is known to lead to another one.
+    probable: Option<SavedMask>,
+    /// What is set for threads that were created meanwhile.
+    new_threads: NewThreads,
+}
+
+#[derive(Debug)]
+struct SavedThread {
+    mask: CpuSet,
+    is_set: bool,
+}
+
+/// What undoing does with threads that were created meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NewThreads {
+    /// They get what the leader gets: every thread was set.
+    AsLeader,
+    /// Nothing: only strays were set, or only the leader.
+    Stay,
+}
+
+impl SavedMasks {
+    fn new(process: &Process, probable: Option<SavedMask>) -> Self {
+        let leader = process.id().pid.get();
+        Self { leader, threads: HashMap::new(), probable, new_threads: NewThreads::Stay }
+    }
 }
 
 /// Why a task does not have the mask.
@@ -45,6 +71,8 @@ pub(crate) enum MaskError {
     Narrowed { got: CpuSet },
     #[error("the task changes its masks as fast as they are set")]
     KeepsChanging,
+    #[error("not all threads could be proven to have the mask")]
+    Unsettled,
     #[error(transparent)]
     Other(#[from] io::Error),
 }
@@ -64,15 +92,15 @@ impl Processes {
     /// # Errors
     /// Returns [`MaskError::Gone`] if the task has died, or the kernel's error.
     pub(crate) fn saved_mask(&self, process: &Process) -> Result<SavedMask, MaskError> {
-        let mask = self.leader_mask(process.id().pid)?;
-        Ok(if self.online()?.is_subset(&mask) { SavedMask::All } else { SavedMask::Cpus(mask) })
+        let mask = self.wanted_mask(process.id().pid.get())?.ok_or(MaskError::Gone)?;
+        Ok(if self.possible.is_subset(&mask) { SavedMask::All } else { SavedMask::Cpus(mask) })
     }
 
     /// Finds out whether a saved mask that is narrower than the machine is all that the task's cpuset allows, and
     /// returns [`SavedMask::All`] if so: then the task follows its cpuset again after the claim.
     ///
     /// The mask is widened to all CPUs, read, and set to what it was: this needs no cgroup filesystem and works for
-    /// every version of cgroups. Call it only for a task that is about to be pinned and whose mask has been recorded.
+    /// every version of cgroups. Call it only for a task whose mask has been recorded.
     ///
     /// # Errors
     /// Returns [`MaskError::Gone`] if the task has died, or the kernel's error.
@@ -82,23 +110,27 @@ impl Processes {
         saved: SavedMask,
     ) -> Result<SavedMask, MaskError> {
         let SavedMask::Cpus(mask) = &saved else { return Ok(saved) };
-        let pid = process.id().pid;
         if !process.is_alive() {
             return Err(MaskError::Gone);
         }
-        set(pid.get(), &ALL)?.ok_or(MaskError::Gone)?;
-        let allowed = self.leader_mask(pid)?;
-        if allowed == *mask {
+        let leader = process.id().pid.get();
+        if self.is_all_that_is_allowed(leader, mask)? {
             return Ok(SavedMask::All);
         }
-        match set(pid.get(), mask.words())? {
+        match set(leader, mask.words())? {
             Some(Set::Done | Set::Refused) => Ok(saved),
             None => Err(MaskError::Gone),
         }
     }
 
-    /// Sets the mask of the task's threads and reads it back. Returns the masks from before, for
-    /// [`Processes::undo`].
+    /// Widens the mask of a thread to all CPUs, and returns whether that leads to `mask`.
+    fn is_all_that_is_allowed(&self, tid: u32, mask: &CpuSet) -> Result<bool, MaskError> {
+        set(tid, &ALL)?.ok_or(MaskError::Gone)?;
+        Ok(self.wanted_mask(tid)?.ok_or(MaskError::Gone)? == *mask)
+    }
+
+    /// Sets the mask of the task's threads and reads it back, for a task that has a claim on the CPUs `own`. Returns the
+    /// masks from before, for [`Processes::undo`].
     ///
     /// # Errors
     /// Returns a [`MaskError`]; the task then has the masks from before.
@@ -106,13 +138,21 @@ impl Processes {
         &self,
         process: &Process,
         cpus: &CpuSet,
+        own: &CpuSet,
         threads: Threads,
         writer: BlockedWriter,
     ) -> Result<SavedMasks, MaskError> {
-        self.set_or_undo(process, cpus, threads, writer, SavedMasks::default())
+        let mut before = SavedMasks::new(process, Some(SavedMask::Cpus(own.clone())));
+        let set = match threads {
+            Threads::All => self.try_leader(process, cpus, &mut before),
+            Threads::OnlyStrays => Ok(()),
+        }
+        .and_then(|()| self.set_all(process, cpus, threads, writer, &mut before));
+        self.undone_on_error(process, set, before, writer)
     }
 
-    /// Like [`Processes::set_mask`], for the first claim of a task, after which it will get `saved` back.
+    /// Like [`Processes::set_mask`], for the first claim of a task. Returns the mask that it will get back, too: `saved`,
+    /// or all CPUs if that is all that its cpuset allows.
     ///
     /// # Errors
     /// Returns a [`MaskError`]; the task then has the masks from before, and follows its cpuset if it did before.
@@ -120,28 +160,57 @@ impl Processes {
         &self,
         process: &Process,
         cpus: &CpuSet,
-        saved: &SavedMask,
+        saved: SavedMask,
         writer: BlockedWriter,
-    ) -> Result<SavedMasks, MaskError> {
-        let before = SavedMasks { all: *saved == SavedMask::All, ..SavedMasks::default() };
-        self.set_or_undo(process, cpus, Threads::All, writer, before)
+    ) -> Result<(SavedMask, SavedMasks), MaskError> {
+        let mut before = SavedMasks::new(process, Some(SavedMask::All));
+        let mut found = saved;
+        // The leader first: a task that is refused here was not touched, not even to find out what to save.
+        let set = self
+            .try_leader(process, cpus, &mut before)
+            .and_then(|()| {
+                let SavedMask::Cpus(mask) = &found else { return Ok(()) };
+                let leader = process.id().pid.get();
+                if self.is_all_that_is_allowed(leader, mask)? {
+                    found = SavedMask::All;
+                } else {
+                    before.probable = None;
+                }
+                self.set_thread(leader, leader, cpus).map(|_| ())
+            })
+            .and_then(|()| self.set_all(process, cpus, Threads::All, writer, &mut before));
+        self.undone_on_error(process, set, before, writer).map(|before| (found, before))
     }
 
-    fn set_or_undo(
+    fn undone_on_error(
         &self,
         process: &Process,
-        cpus: &CpuSet,
-        threads: Threads,
+        result: Result<(), MaskError>,
+        before: SavedMasks,
         writer: BlockedWriter,
-        mut before: SavedMasks,
     ) -> Result<SavedMasks, MaskError> {
-        match self.set_all(process, cpus, threads, writer, &mut before) {
+        match result {
             Ok(()) => Ok(before),
             Err(error) => {
                 self.undo(process, before, writer);
                 Err(error)
             }
         }
+    }
+
+    /// Sets the mask of the leader and reads it back, so that a mask that the kernel refuses or narrows is noticed
+    /// before the other threads are touched.
+    fn try_leader(&self, process: &Process, cpus: &CpuSet, before: &mut SavedMasks) -> Result<(), MaskError> {
+        let leader = process.id().pid.get();
+        let mask = self.wanted_mask(leader)?.ok_or(MaskError::Gone)?;
+        // Checked after the mask was read: so it is this task's, and not that of one that reused its PID.
+        if !process.is_alive() {
+            return Err(MaskError::Gone);
+        }
+        if self.set_thread(leader, leader, cpus)? {
+            before.threads.insert(leader, SavedThread { mask, is_set: true });
+        }
+        read_back(leader, cpus)
     }
 
     fn set_all(
@@ -153,74 +222,103 @@ impl Processes {
         before: &mut SavedMasks,
     ) -> Result<(), MaskError> {
         let leader = process.id().pid.get();
-        let (mut known, mut right) = (HashSet::new(), HashSet::new());
-        let end = self.in_passes(process, writer, |pass, tids| -> Result<bool, MaskError> {
+        let mut known = HashSet::new();
+        if threads == Threads::All {
+            before.new_threads = NewThreads::AsLeader;
+        }
+        let end = self.in_passes(process, writer, |tids| -> Result<Pass, MaskError> {
+            let first_pass = known.is_empty();
             let is_right = |mask: &CpuSet| match threads {
                 // The first pass sets the mask even if it looks right: it may look right only because of the
                 // cpuset, which can change.
-                Threads::All => mask == cpus && pass > 0,
+                Threads::All => mask == cpus && !first_pass,
                 Threads::OnlyStrays => !mask.is_empty() && mask.is_subset(cpus),
             };
-            let mut wrong = Vec::new();
+            let mut found = Pass::default();
             // All masks are read before the first one is set, so that undoing restores each. A new thread whose mask
-            // is right has it from another thread, so it has nothing to restore. A thread that was right once has
-            // been read back.
+            // is right has it from another thread, so it has nothing to restore.
+            let mut wrong = Vec::new();
             for &tid in tids {
-                if right.contains(&tid) {
+                let Some(mask) = mask_of(tid)? else { continue };
+                found.alive += 1;
+                let is_right = is_right(&mask);
+                let is_new = known.insert(tid);
+                if is_right {
                     continue;
                 }
-                let Some(mask) = mask_of(tid)? else { continue };
-                let is_right = is_right(&mask);
-                if is_right {
-                    right.insert(tid);
-                } else {
-                    wrong.push(tid);
+                found.relapse |= !is_new;
+                if first_pass && threads == Threads::All && tid == leader && mask == *cpus {
+                    // It was set a moment ago.
+                    found.set.push(tid);
+                    continue;
                 }
-                if known.insert(tid) && (pass == 0 || !is_right) {
-                    before.masks.push((tid, mask));
+                if is_new && !before.threads.contains_key(&tid) {
+                    let Some(mask) = self.wanted_mask(tid)? else { continue };
+                    before.threads.insert(tid, SavedThread { mask, is_set: false });
+                }
+                wrong.push(tid);
+            }
+            for tid in wrong {
+                if !self.set_thread(tid, leader, cpus)? {
+                    continue;
+                }
+                if let Some(thread) = before.threads.get_mut(&tid) {
+                    thread.is_set = true;
+                }
+                found.set.push(tid);
+                // The first pass leaves reading back to the second.
+                if !first_pass || threads == Threads::OnlyStrays {
+                    read_back(tid, cpus)?;
                 }
             }
-            for &tid in &wrong {
-                // The first pass leaves reading back to the second, except for the leader: a mask that the kernel
-                // narrows is noticed before the other threads are touched.
-                let read_back = pass > 0 || tid == leader;
-                self.set_thread(tid, leader, cpus, read_back)?;
-            }
-            Ok(!wrong.is_empty())
+            Ok(found)
         });
         match end? {
             PassesEnd::Done => Ok(()),
             PassesEnd::Gone => Err(MaskError::Gone),
             PassesEnd::KeepsChanging => Err(MaskError::KeepsChanging),
+            PassesEnd::Unsettled => Err(MaskError::Unsettled),
         }
     }
 
-    fn set_thread(&self, tid: u32, leader: u32, cpus: &CpuSet, read_back: bool) -> Result<(), MaskError> {
+    /// Sets the mask of one thread. Returns false if it has gone, or is not the program's.
+    fn set_thread(&self, tid: u32, leader: u32, cpus: &CpuSet) -> Result<bool, MaskError> {
         match set(tid, cpus.words())? {
-            None => return Ok(()),
-            Some(Set::Done) => {}
+            None => Ok(false),
+            Some(Set::Done) => Ok(true),
             // A thread that works for the kernel inside the process (io_uring) is not the program's.
-            Some(Set::Refused) if tid != leader && self.is_pinned_by_kernel(tid) => return Ok(()),
-            Some(Set::Refused) => return Err(MaskError::Refused),
-        }
-        if !read_back {
-            return Ok(());
-        }
-        match mask_of(tid)? {
-            // A mask with other CPUs was set by the task itself; the next pass sets it again.
-            Some(got) if got != *cpus && got.is_subset(cpus) => Err(MaskError::Narrowed { got }),
-            _ => Ok(()),
+            Some(Set::Refused) if tid != leader && self.is_pinned_by_kernel(tid) => Ok(false),
+            Some(Set::Refused) => Err(MaskError::Refused),
         }
     }
 
-    /// Restores the masks of all threads. Threads that are not in `before` get the leader's.
+    /// Restores the masks of all threads that were set.
     pub(crate) fn undo(&self, process: &Process, before: SavedMasks, writer: BlockedWriter) {
-        let SavedMasks { masks, all } = before;
-        let Some((_, first)) = masks.first() else { return };
-        let was = |tid: u32| masks.iter().find(|(other, _)| *other == tid).map_or(first, |(_, mask)| mask);
-        self.apply_all(process, writer, |tid| match was(tid) {
-            mask if all && mask == first => ALL.to_vec(),
-            mask => mask.words().to_vec(),
+        let SavedMasks { leader, threads, probable, new_threads } = before;
+        if threads.values().all(|thread| !thread.is_set) {
+            return;
+        }
+        let first = threads.get(&leader).map(|thread| &thread.mask);
+        self.apply_all(process, writer, |tid| {
+            let mask = match (threads.get(&tid), new_threads, first) {
+                (Some(SavedThread { mask, is_set: true }), ..) => mask,
+                (None, NewThreads::AsLeader, Some(mask)) => mask,
+                _ => return Ok(None),
+            };
+            let probable = match &probable {
+                // A thread that pinned itself is not moved to all CPUs, not even for a moment.
+                Some(SavedMask::All) if Some(mask) != first => None,
+                Some(SavedMask::All) => Some(ALL.to_vec()),
+                Some(SavedMask::Cpus(own)) => Some(own.words().to_vec()),
+                None => None,
+            };
+            if let Some(probable) = probable
+                && let Some(Set::Done) = set(tid, &probable)?
+                && self.wanted_mask(tid)?.as_ref() == Some(mask)
+            {
+                return Ok(Some(Set::Done));
+            }
+            set(tid, mask.words())
         });
     }
 
@@ -231,24 +329,32 @@ impl Processes {
             SavedMask::All => ALL.to_vec(),
             SavedMask::Cpus(cpus) => cpus.words().to_vec(),
         };
-        self.apply_all(process, writer, |_| words.clone());
+        self.apply_all(process, writer, |tid| set(tid, &words));
     }
 
-    /// Sets the mask of each thread once, whatever the thread does with it afterwards.
-    fn apply_all(&self, process: &Process, writer: BlockedWriter, mask: impl Fn(u32) -> Vec<u64>) {
+    /// Calls `apply` once for each thread, whatever the thread does with its mask afterwards. A thread for which the
+    /// kernel refuses the mask gets all CPUs.
+    fn apply_all(
+        &self,
+        process: &Process,
+        writer: BlockedWriter,
+        apply: impl Fn(u32) -> io::Result<Option<Set>>,
+    ) {
         let mut known = HashSet::new();
         // The task has died, or it creates threads without end: neither is an error here.
-        let _ = self.in_passes(process, writer, |_, tids| -> io::Result<bool> {
-            let mut any_new = false;
+        let _ = self.in_passes(process, writer, |tids| -> io::Result<Pass> {
+            let mut found = Pass::default();
             for &tid in tids {
-                if known.insert(tid) {
-                    any_new = true;
-                    if let Ok(Some(Set::Refused)) = set(tid, &mask(tid)) {
+                let is_new = known.insert(tid);
+                found.alive += u64::from(!matches!(mask_of(tid), Ok(None)));
+                if is_new {
+                    if let Ok(Some(Set::Refused)) = apply(tid) {
                         let _ = set(tid, &ALL);
                     }
+                    found.set.push(tid);
                 }
             }
-            Ok(any_new)
+            Ok(found)
         });
     }
 
@@ -256,14 +362,24 @@ impl Processes {
         self.proc.stat(tid).ok().flatten().is_some_and(|stat| stat.is_pinned_by_kernel())
     }
 
-    /// The online CPUs: the mask that sched_getaffinity(2) returns for a task without any limit.
-    fn online(&self) -> io::Result<CpuSet> {
-        let file = self.online.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut text = [0; 4096];
+    /// Returns the mask of one thread with its offline CPUs; `None` if it has gone. A cpuset may have made it narrower
+    /// than what the program asked for; the kernel does not show that.
+    ///
+    /// sched_getaffinity(2) does not return offline CPUs, and `/proc` takes ten times as long. So `/proc` is read
+    /// only if the machine has offline CPUs.
+    fn wanted_mask(&self, tid: u32) -> io::Result<Option<CpuSet>> {
+        if self.all_are_online() {
+            return mask_of(tid);
+        }
+        Ok(self.proc.status(tid)?.and_then(|status| status.allowed_cpus()))
+    }
+
+    fn all_are_online(&self) -> bool {
+        let Some(file) = &self.offline else { return false };
+        let mut text = [0; 8];
         // The kernel generates the text for each read from offset 0.
-        let filled = file.read_at(&mut text, 0)?;
-        let text = str::from_utf8(text.get(..filled).unwrap_or_default()).map_err(io::Error::other)?;
-        text.trim().parse().map_err(io::Error::other)
+        file.read_at(&mut text, 0)
+            .is_ok_and(|filled| text.get(..filled).is_some_and(|text| text.trim_ascii().is_empty()))
     }
 }
 
@@ -284,6 +400,15 @@ fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
             Some(libc::ESRCH) => Ok(None),
             _ => Err(error),
         },
+    }
+}
+
+/// Checks that a thread whose mask was set does not have a narrower one.
+fn read_back(tid: u32, cpus: &CpuSet) -> Result<(), MaskError> {
+    match mask_of(tid)? {
+        // A mask with other CPUs was set by the task itself; the next pass sets it again.
+        Some(got) if got != *cpus && got.is_subset(cpus) => Err(MaskError::Narrowed { got }),
+        _ => Ok(()),
     }
 }
 

@@ -7,11 +7,13 @@
 //! ask; it is found out once, at the start.
 
 mod child;
+mod clone;
 mod fds;
 mod mask;
 mod namespace;
 mod passes;
 mod scan;
+mod stacks;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,7 @@ pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
 pub(crate) use passes::BlockedWriter;
 pub(crate) use scan::ScannedProcess;
+use stacks::Stacks;
 pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 
@@ -65,8 +68,11 @@ pub(crate) struct Processes {
     /// Whether the machine has cgroup v1 hierarchies with controllers. Then a process is in several cgroups, of which
     /// the kernel's cgroup id names only one.
     cgroup_v1: bool,
-    /// The file that lists the online CPUs, kept open.
-    online: Option<File>,
+    /// The CPUs that the machine can have, online or not.
+    possible: CpuSet,
+    /// The file that lists the offline CPUs, kept open.
+    offline: Option<File>,
+    stacks: Stacks,
 }
 
 /// One process, held by a pidfd, so that it stays the same process even if its PID is reused.
@@ -126,8 +132,10 @@ impl Processes {
             !controllers.is_empty() && !controllers.starts_with("name=")
         };
         let cgroup_v1 = String::from_utf8_lossy(&cgroups).lines().any(has_controllers);
-        let online = File::open("/sys/devices/system/cpu/online").ok();
-        Ok(Self { proc, features, own, cgroup_v1, online })
+        let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+        let possible = possible.trim().parse().map_err(io::Error::other)?;
+        let offline = File::open("/sys/devices/system/cpu/offline").ok();
+        Ok(Self { proc, features, own, cgroup_v1, possible, offline, stacks: Stacks::new() })
     }
 
     /// Whether a [`TaskId`] is unique for this boot. If not, the mask of the task must confirm its claim after a

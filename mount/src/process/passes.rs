@@ -9,41 +9,44 @@
 //! thread with the old mask, which no listing has shown yet. So the threads are gone through in passes:
 //!
 //! ```text
-//!        +--> list the threads        /proc/PID/task
-//!        |          |
-//!        |    the pass                look at every mask; set the wrong ones
-//!        |          |
-//!        |    is it over?  ---------> yes: nothing was wrong, and
-//!        |          | no                   - before this pass every thread was asleep, or
-//!        |          |                      - this was the fourth such pass in a row
-//!        |    is every thread asleep? A thread that sleeps is not inside clone(2).
-//!        |          | no: pause, so that a clone(2) can end: 50, 100, 200, 400 us
-//!        +----------+
+//!     +--> list the threads       /proc/PID/task
+//!     |    count them             the link count of that directory
+//!     |    the pass               look at every mask; set the wrong ones
+//!     |         |
+//!     |    is it over? ---------> yes: before the listing every thread that got a mask was outside clone(2),
+//!     |         | no                   nothing was wrong, and the listed threads that still exist are as many as
+//!     |         |                      the count says
+//!     |    wait until every thread that got a mask has been outside clone(2) since: see `clone`
+//!     +---------+
 //! ```
 //!
-//! After [`PASSES`] passes the task is given up: it changes its masks as fast as they are set. A task of one thread
-//! that waits for the daemon's answer needs one pass, because it cannot create threads meanwhile.
+//! Why the last pass has seen every thread: the threads that it found alive existed when they were counted, and they
+//! are as many as were counted, so there was no other thread at that moment. A listing alone proves nothing: the kernel
+//! ends it early if the thread at its position exits. Each thread of that moment has the mask and does not create a
+//! thread with another one, so no later thread has another one either, unless the program sets it.
+//!
+//! A task of one thread that waits for the daemon's answer needs one pass, because it cannot create threads meanwhile.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 
+use super::clone::Doubtful;
 use super::{Process, Processes};
 use crate::procfs;
 
-/// The number of passes over the threads of a task before it is given up.
-const PASSES: u32 = 16;
-/// The number of passes in a row that must find nothing wrong if a thread was not asleep.
-const QUIET_PASSES: u32 = 4;
-/// The first pause, in which a thread that is not asleep can finish creating another. Doubles with each quiet pass.
-const PAUSE: Duration = Duration::from_micros(50);
-/// The largest number of threads whose state is checked. Checking more takes longer than all pauses together, so larger
-/// tasks get all pauses at once, and are listed only once more.
-const MAX_STATE_CHECKS: usize = 100;
-/// The sum of all pauses.
-const LONG_PAUSE: Duration = PAUSE.saturating_mul(2_u32.pow(QUIET_PASSES) - 1);
+/// How often a task may widen masks that were set before it is given up.
+const RELAPSES: u32 = 16;
+/// How long a task is waited for after the first pass. In that time a thread that runs leaves clone(2), which takes
+/// microseconds, however busy the machine is; and a user cannot occupy the daemon for longer with one write.
+const PATIENCE: Duration = Duration::from_millis(150);
+/// The first pause before doubtful threads are looked at again; the others are twice as long each.
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
+/// How often doubtful threads are looked at before the next pass, which gives their children the mask.
+const LOOKS: u32 = 6;
 
 /// The thread, if any, that is blocked in a write(2) until the daemon answers.
 ///
@@ -72,40 +75,34 @@ enum Listing {
     /// The task has one thread, which is blocked in a write(2) and so creates no other.
     SingleThread(u32),
     /// The open directory `/proc/PID/task`.
-    Directory(OwnedFd),
+    Directory(Arc<OwnedFd>),
 }
 
 impl Listing {
-    fn tids(&self) -> io::Result<Vec<u32>> {
+    /// Lists the threads, and counts them after that. The newest come first: they are the most likely to
+    /// exit before they are looked at.
+    fn threads(&self) -> io::Result<(Vec<u32>, u64)> {
         match self {
-            Self::SingleThread(tid) => Ok(vec![*tid]),
+            Self::SingleThread(tid) => Ok((vec![*tid], 1)),
             Self::Directory(tasks) => {
-                let mut tids = Vec::new();
-                procfs::each_number(tasks.as_fd(), |tid| tids.push(tid))?;
-                Ok(tids)
+                let (mut tids, count) = procfs::list_and_count_threads(tasks.as_fd())?;
+                // The kernel lists them by age.
+                tids.reverse();
+                Ok((tids, count))
             }
         }
     }
+}
 
-    /// Whether no thread can be creating another one that the listing does not show yet. Returns false after a
-    /// pause if that is not certain, and true after a long enough pause if there are too many threads to check.
-    fn is_complete_or_pause(&self, tids: &[u32], writer: BlockedWriter, quiet: u32) -> bool {
-        let Self::Directory(tasks) = self else { return true };
-        if tids.len() > MAX_STATE_CHECKS {
-            std::thread::sleep(LONG_PAUSE);
-            return true;
-        }
-        // A thread that has gone creates none; the next pass shows those that it created before.
-        let is_asleep = |&tid: &u32| {
-            writer.is(tid)
-                || !matches!(procfs::stat_of_thread(tasks.as_fd(), tid), Ok(Some(stat)) if stat.state != b'S')
-        };
-        let all = tids.iter().all(is_asleep);
-        if !all {
-            std::thread::sleep(PAUSE * 2_u32.pow(quiet));
-        }
-        all
-    }
+/// What one pass has found.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// How many of the listed threads still existed.
+    pub(super) alive: u64,
+    /// The threads whose mask it set.
+    pub(super) set: Vec<u32>,
+    /// Whether a thread that an earlier pass had set has another mask again.
+    pub(super) relapse: bool,
 }
 
 /// How the passes ended.
@@ -115,35 +112,56 @@ pub(super) enum PassesEnd {
     Done,
     /// The task has died.
     Gone,
-    /// Every pass found something wrong.
+    /// The task changes masks as fast as they are set.
     KeepsChanging,
+    /// Threads came and went, or did not run, for so long that not all of them could be proven to have the mask.
+    Unsettled,
 }
 
 impl Processes {
-    /// Calls `pass` with its number and the threads of the task until it has nothing more to do, as the head of this
-    /// file shows. `pass` returns whether it found something wrong.
+    /// Calls `pass` with the threads of the task until it has nothing more to do, as the head of this file shows.
     pub(super) fn in_passes<E: From<io::Error>>(
         &self,
         process: &Process,
         writer: BlockedWriter,
-        mut pass: impl FnMut(u32, &[u32]) -> Result<bool, E>,
+        mut pass: impl FnMut(&[u32]) -> Result<Pass, E>,
     ) -> Result<PassesEnd, E> {
         let Some(listing) = self.listing(process, writer)? else { return Ok(PassesEnd::Gone) };
-        // Before the first pass nothing was set, so no thread can have created another with an old mask.
-        let (mut quiet, mut complete) = (0, true);
-        for number in 0..PASSES {
-            let tids = listing.tids()?;
+        let mut doubtful = Doubtful::default();
+        let (mut relapses, mut deadline) = (0, None);
+        loop {
+            let settled = doubtful.is_empty();
+            let (tids, count) = listing.threads()?;
             // Checked after the listing: so the ids belong to this task, and not to one that reused its PID.
             if tids.is_empty() || !process.is_alive() {
                 return Ok(PassesEnd::Gone);
             }
-            quiet = if pass(number, &tids)? { 0 } else { quiet + 1 };
-            if quiet == QUIET_PASSES || quiet > 0 && complete {
+            let Pass { alive, set, relapse } = pass(&tids)?;
+            let Listing::Directory(tasks) = &listing else { return Ok(PassesEnd::Done) };
+            if settled && set.is_empty() && alive == count {
                 return Ok(PassesEnd::Done);
             }
-            complete = listing.is_complete_or_pause(&tids, writer, quiet);
+            relapses += u32::from(relapse);
+            if relapses == RELAPSES {
+                return Ok(PassesEnd::KeepsChanging);
+            }
+            doubtful.add(set.into_iter().filter(|&tid| !writer.is(tid)));
+            // A task of many threads is not refused because its first pass takes long.
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            for look in 0..LOOKS {
+                doubtful.look(tasks, if look == 0 { None } else { Some(&self.stacks) });
+                if doubtful.is_empty() {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    return Ok(PassesEnd::Unsettled);
+                }
+                std::thread::sleep(FIRST_PAUSE * 2_u32.pow(look));
+            }
+            if settled && Instant::now() >= deadline {
+                return Ok(PassesEnd::Unsettled);
+            }
         }
-        Ok(PassesEnd::KeepsChanging)
     }
 
     /// `None` if the task has gone.
@@ -153,6 +171,7 @@ impl Processes {
         if writer.is(leader) && self.proc.count_subdirectories(&tasks)? == Some(1) {
             return Ok(Some(Listing::SingleThread(leader)));
         }
-        Ok(self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?.map(Listing::Directory))
+        let directory = self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        Ok(directory.map(|tasks| Listing::Directory(Arc::new(tasks))))
     }
 }

@@ -147,7 +147,7 @@ fn a_process_without_its_first_thread_is_alive() {
         let facts = processes.facts(&process).unwrap().unwrap();
         assert_eq!(facts.parent.map(Pid::get), Some(std::process::id()));
         let [one, _] = masks::two_cpus();
-        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
         assert!(masks::of(child.pid()).iter().all(|mask| *mask == one));
         // Its last thread exits when its standard input ends.
         drop(child.0.stdin.take());
@@ -258,7 +258,7 @@ fn the_scan_finds_processes_within_a_list() {
         };
         processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
         assert!(found(&processes).is_none());
-        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
         let found = found(&processes).unwrap();
         assert_eq!(found.mask, one);
         assert_eq!(Some(found.started), processes.started(&process));

@@ -354,6 +354,74 @@ fn a_refused_repeated_claim_keeps_the_claim() {
 }
 
 #[test]
+fn a_vain_repair_does_not_forget_the_list() {
+    let mount = Mount::new();
+    mount.make_pool("wide", true, &["0-1"]);
+    let list = mount.tasks("wide", "0-1");
+    let cpuset = Cpuset::new("0-1");
+    let threads = program("threads");
+    write(&list, threads.pid().to_string()).unwrap();
+    let [_, stray, ..] = tids(threads.pid())[..] else { panic!("threads") };
+    cpuset.add(threads.pid());
+    cpuset.set("1");
+    assert!(all_have(threads.pid(), "1"));
+    // Within the list, so nothing is wrong.
+    write(&list, threads.pid().to_string()).unwrap();
+    assert_eq!(mask_of_thread(threads.pid(), stray), "1");
+    cpuset.set("0-1");
+    assert!(all_have(threads.pid(), "0-1"), "{:?}", masks(threads.pid()));
+}
+
+#[test]
+fn a_refused_move_does_not_forget_the_list() {
+    let mount = Mount::on_machine(&Machine::new(1, 512, 2));
+    // The kernel refuses the second list.
+    mount.make_pool("pool", true, &["0-1", "1022"]);
+    let list = mount.tasks("pool", "0-1");
+    let cpuset = Cpuset::new("0-1");
+    let task = Sleeper::new();
+    cpuset.add(task.pid());
+    write(&list, task.pid().to_string()).unwrap();
+    cpuset.set("1");
+    assert_eq!(masks(task.pid()), ["1"]);
+    assert_eq!(errno(write(&mount.tasks("pool", "1022"), task.pid().to_string())), Errno::EINVAL);
+    assert_eq!((held(&list), masks(task.pid())), (vec![task.pid()], vec!["1".to_owned()]));
+    cpuset.set("0-1");
+    assert_eq!(masks(task.pid()), ["0-1"], "it follows its cpuset within its list");
+}
+
+#[test]
+fn a_thread_with_a_deadline_is_refused_with_its_reason() {
+    let mount = Mount::with_dataplane();
+    let task = Sleeper::new();
+    let deadline = ["--deadline", "--sched-runtime=1000000", "--sched-deadline=100000000"];
+    let period = ["--sched-period=100000000", "--pid", "0", &task.pid().to_string()];
+    let status = std::process::Command::new("chrt").args(deadline).args(period).status().expect("chrt");
+    assert!(status.success(), "this test needs SCHED_DEADLINE");
+    assert_eq!(errno(write(&mount.tasks("dataplane", "1"), task.pid().to_string())), Errno::EINVAL);
+    let message = mount.read("self/last_error");
+    assert!(message.contains("SCHED_DEADLINE") && message.contains("chrt"), "{message}");
+    assert!(is_empty(&mount, "dataplane") && all_have(task.pid(), &free()));
+}
+
+#[test]
+fn a_padded_buffer_is_a_command() {
+    let mount = Mount::with_dataplane();
+    let (task, list) = (Sleeper::new(), mount.tasks("dataplane", "0"));
+    let mut buffer = vec![0; 4096];
+    let text = task.pid().to_string();
+    buffer[..text.len()].copy_from_slice(text.as_bytes());
+    for bytes in [format!("{text}\0").as_bytes(), buffer.as_slice()] {
+        write(&list, bytes).unwrap();
+        assert_eq!(held(&list), [task.pid()]);
+        write(&list, format!("-{text}\0")).unwrap();
+        assert!(is_empty(&mount, "dataplane"));
+    }
+    assert_eq!(errno(write(&list, "\0")), Errno::EINVAL);
+    write(&mount.pool("dataplane").join("exclusive"), "0\0").unwrap();
+}
+
+#[test]
 fn a_task_that_widens_its_masks_gets_eagain() {
     let mount = Mount::with_dataplane();
     let lists = ["0", "1"].map(|list| mount.tasks("dataplane", list));

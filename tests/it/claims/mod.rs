@@ -14,3 +14,4 @@ pub mod namespaces;
 pub mod refusals;
 pub mod rewriter;
 pub mod rewrites;
+pub mod storm;

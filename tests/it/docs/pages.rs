@@ -182,6 +182,9 @@ fn refusals() -> Vec<Refusal> {
         Refusal::FixedDirectory,
         Refusal::CannotStore { errno: Errno::ENOSPC },
         Refusal::Fault { what: "setting or reading the mask", errno: Errno::EIO },
+        Refusal::Unsettled,
+        Refusal::Deadline,
+        Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
     ]
 }
 
@@ -222,6 +225,9 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::FixedDirectory => 31,
         Refusal::CannotStore { .. } => 32,
         Refusal::Fault { .. } => 33,
+        Refusal::Unsettled => 34,
+        Refusal::Deadline => 35,
+        Refusal::DaemonLacks { .. } => 36,
     }
 }
 
@@ -238,7 +244,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=33).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=36).collect::<Vec<_>>());
 }
 
 #[test]

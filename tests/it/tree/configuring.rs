@@ -312,3 +312,14 @@ fn ten_thousand_invalid_names_are_refused_quickly() {
     assert_eq!(configuration(&mount), before);
     assert_eq!(mount.daemons(), daemons);
 }
+
+#[test]
+fn a_name_that_contains_a_cpu_twice_is_refused() {
+    let mount = Mount::new();
+    mount.make_pool("pool", true, &[]);
+    for name in ["0,0", "0-1,1", "1,0-1"] {
+        assert_eq!(errno(fs::create_dir(mount.pool("pool").join(name))), Errno::EINVAL, "{name}");
+    }
+    assert!(mount.read("self/last_error").contains("CPU 1 is in it twice"));
+    fs::create_dir(mount.pool("pool").join("0-1")).unwrap();
+}

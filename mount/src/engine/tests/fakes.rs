@@ -421,16 +421,18 @@ impl Masks for FakeProcesses {
         &self,
         process: &FakeProcess,
         cpus: &CpuSet,
-        _: &SavedMask,
+        saved: SavedMask,
         writer: BlockedWriter,
-    ) -> Result<Vec<CpuSet>, MaskError> {
-        self.set_mask(process, cpus, Threads::All, writer)
+    ) -> Result<(SavedMask, Vec<CpuSet>), MaskError> {
+        let saved = self.probe_saved_mask(process, saved)?;
+        Ok((saved, self.set_mask(process, cpus, cpus, Threads::All, writer)?))
     }
 
     fn set_mask(
         &self,
         process: &FakeProcess,
         cpus: &CpuSet,
+        _: &CpuSet,
         threads: Threads,
         _: BlockedWriter,
     ) -> Result<Vec<CpuSet>, MaskError> {

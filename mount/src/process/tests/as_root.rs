@@ -38,7 +38,7 @@ fn a_reused_pid_is_not_the_old_task() {
     for processes in both() {
         let mut child = start(Command::new("sleep").arg("1000"));
         let old = open(&processes, child.pid());
-        let previous = processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        let previous = processes.set_mask(&old, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
         child.0.kill().unwrap();
         child.0.wait().unwrap();
         let again = start_with_pid(child.pid());
@@ -53,11 +53,11 @@ fn a_reused_pid_is_not_the_old_task() {
         let mask = of(again.pid());
         assert!(!mask.contains(&one));
         assert!(matches!(
-            processes.set_mask(&old, &one, Threads::All, BlockedWriter::NONE),
+            processes.set_mask(&old, &one, &one, Threads::All, BlockedWriter::NONE),
             Err(MaskError::Gone)
         ));
         assert!(matches!(
-            processes.set_mask(&old, &one, Threads::OnlyStrays, BlockedWriter::NONE),
+            processes.set_mask(&old, &one, &one, Threads::OnlyStrays, BlockedWriter::NONE),
             Err(MaskError::Gone)
         ));
         processes.restore_mask(&old, &SavedMask::Cpus(one.clone()), BlockedWriter::NONE);
@@ -133,15 +133,16 @@ fn a_cpuset_refuses_and_narrows_masks() {
         let outside = processes.cgroup(&process);
         cgroup.take(child.pid());
         assert_ne!(processes.cgroup(&process), outside, "it is in another cgroup");
-        let refused = processes.set_mask(&process, &other, Threads::All, BlockedWriter::NONE);
+        let refused = processes.set_mask(&process, &other, &other, Threads::All, BlockedWriter::NONE);
         assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
-        let narrowed = processes.set_mask(&process, &one.union(&other), Threads::All, BlockedWriter::NONE);
+        let narrowed =
+            processes.set_mask(&process, &one.union(&other), &one, Threads::All, BlockedWriter::NONE);
         assert!(matches!(&narrowed, Err(MaskError::Narrowed { got }) if *got == one), "{narrowed:?}");
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         let saved = processes.saved_mask(&process).unwrap();
         assert_eq!(saved, SavedMask::Cpus(one.clone()), "as far as it is known without touching the task");
         assert_eq!(processes.probe_saved_mask(&process, saved).unwrap(), SavedMask::All);
-        processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
         // The mask is no longer possible: the task gets all CPUs, which follow the cpuset when it grows.
         processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), BlockedWriter::NONE);
         assert!(of(child.pid()).iter().all(|mask| *mask == one));

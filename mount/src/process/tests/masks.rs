@@ -14,7 +14,8 @@ fn a_mask_is_set_on_all_threads_and_undone() {
             let (first, last) = (tids[0], tids[tids.len() - 1]);
             pin(last, &other);
             let before = of(child.pid());
-            let previous = processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
+            let previous =
+                processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
             assert!(of(child.pid()).iter().all(|mask| *mask == one));
             processes.undo(&process, previous, BlockedWriter::NONE);
             assert_eq!(of(child.pid()), before);
@@ -35,19 +36,21 @@ fn threads_within_the_list_keep_their_masks() {
         let process = open(&processes, child.pid());
         let tids = tids(child.pid());
         let of_tid = |n: usize| of(child.pid())[n].clone();
-        processes.set_mask(&process, &all, Threads::All, BlockedWriter::NONE).unwrap();
+        processes.set_mask(&process, &all, &all, Threads::All, BlockedWriter::NONE).unwrap();
         pin(tids[1], &one);
         pin(tids[2], &other);
-        let previous = processes.set_mask(&process, &all, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
+        let previous =
+            processes.set_mask(&process, &all, &all, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
         processes.undo(&process, previous, BlockedWriter::NONE);
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
         // Strays are brought back, even if only a part of their mask is outside.
-        let previous = processes.set_mask(&process, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
+        let previous =
+            processes.set_mask(&process, &one, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         assert!(of(child.pid()).iter().all(|mask| *mask == one));
         processes.undo(&process, previous, BlockedWriter::NONE);
         assert_eq!([of_tid(0), of_tid(1), of_tid(2)], [all.clone(), one.clone(), other.clone()]);
-        processes.set_mask(&process, &all, Threads::All, BlockedWriter::NONE).unwrap();
+        processes.set_mask(&process, &all, &all, Threads::All, BlockedWriter::NONE).unwrap();
         assert!(of(child.pid()).iter().all(|mask| *mask == all));
     }
 }
@@ -60,7 +63,7 @@ fn no_new_thread_escapes_the_mask() {
         let child = program(kind);
         let process = open(processes, child.pid());
         for n in 0..tries {
-            processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE).unwrap();
+            processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
             for _ in 0..3 {
                 assert!(of(child.pid()).iter().all(|mask| *mask == one), "{kind}: try {n}");
             }
@@ -78,11 +81,11 @@ fn a_blocked_writer_counts_as_asleep() {
             let process = open(&processes, child.pid());
             for tid in tids(child.pid()) {
                 let waiting = BlockedWriter::thread(tid.get());
-                let previous = processes.set_mask(&process, &one, Threads::All, waiting).unwrap();
+                let previous = processes.set_mask(&process, &one, &one, Threads::All, waiting).unwrap();
                 assert!(of(child.pid()).iter().all(|mask| *mask == one));
                 processes.undo(&process, previous, waiting);
                 assert!(of(child.pid()).iter().all(|mask| all.is_subset(mask)));
-                processes.set_mask(&process, &one, Threads::OnlyStrays, waiting).unwrap();
+                processes.set_mask(&process, &one, &one, Threads::OnlyStrays, waiting).unwrap();
                 processes.restore_mask(&process, &SavedMask::Cpus(other.clone()), waiting);
                 assert!(of(child.pid()).iter().all(|mask| *mask == other));
                 processes.restore_mask(&process, &SavedMask::All, waiting);
@@ -90,6 +93,7 @@ fn a_blocked_writer_counts_as_asleep() {
             let refused = processes.set_mask(
                 &process,
                 &"500".parse().unwrap(),
+                &one,
                 Threads::All,
                 BlockedWriter::thread(child.pid().get()),
             );
@@ -104,11 +108,13 @@ fn a_task_that_keeps_widening_its_masks_is_given_up() {
     let [processes, _] = both();
     let child = program("mask_widener");
     let process = open(&processes, child.pid());
-    until("it is given up", || match processes.set_mask(&process, &one, Threads::All, BlockedWriter::NONE) {
-        // The program may not have widened its mask in time.
-        Ok(_) => false,
-        Err(MaskError::KeepsChanging) => true,
-        Err(error) => panic!("{error}"),
+    until("it is given up", || {
+        match processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE) {
+            // The program may not have widened its mask in time.
+            Ok(_) => false,
+            Err(MaskError::KeepsChanging) => true,
+            Err(error) => panic!("{error}"),
+        }
     });
 }
 
@@ -122,11 +128,12 @@ fn a_refused_mask_changes_nothing() {
         pin(tids(child.pid())[1], &one);
         let before = of(child.pid());
         for threads in [Threads::All, Threads::OnlyStrays] {
-            let refused = processes.set_mask(&process, &unknown, threads, BlockedWriter::NONE);
+            let refused = processes.set_mask(&process, &unknown, &one, threads, BlockedWriter::NONE);
             assert!(matches!(refused, Err(MaskError::Refused)), "{refused:?}");
             assert_eq!(of(child.pid()), before);
         }
-        let partly = processes.set_mask(&process, &one.union(&unknown), Threads::All, BlockedWriter::NONE);
+        let partly =
+            processes.set_mask(&process, &one.union(&unknown), &one, Threads::All, BlockedWriter::NONE);
         assert!(matches!(&partly, Err(MaskError::Narrowed { got }) if *got == one), "{partly:?}");
         assert_eq!(of(child.pid()), before);
     }
