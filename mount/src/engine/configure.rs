@@ -18,6 +18,7 @@ use crate::model::command::Command;
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
 use crate::model::refusal::Refusal;
+use crate::model::task::before_nul;
 
 /// The distance of node ids: a pool has three nodes, a list two.
 pub(crate) const NODES_EACH: u64 = 4;
@@ -111,7 +112,7 @@ impl<P: Ports> Engine<P> {
     /// another list; `EEXIST`; or it cannot be stored.
     pub(crate) fn add_list(&self, caller: Caller, pool: PoolId, name: &str) -> Result<ListId, Refusal> {
         require_root(caller.uid)?;
-        let cpus: CpuSet = name.parse().map_err(Refusal::BadCpuList)?;
+        let cpus = CpuSet::from_name(name).map_err(Refusal::BadCpuList)?;
         let known = self.topology.cpus();
         let unknown = cpus.difference(&known);
         if !unknown.is_empty() {
@@ -177,7 +178,7 @@ impl<P: Ports> Engine<P> {
     ) -> Result<(), Refusal> {
         require_root(caller.uid)?;
         require_root(opener)?;
-        let exclusivity = match data.trim_ascii() {
+        let exclusivity = match before_nul(data).trim_ascii() {
             b"0" => Exclusivity::Shared,
             b"1" => Exclusivity::Exclusive,
             _ => return Err(Refusal::NotAFlag),

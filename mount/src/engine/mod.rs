@@ -63,7 +63,7 @@ use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
-use crate::model::task::{Pid, TaskId};
+use crate::model::task::{Pid, TaskId, before_nul};
 use crate::model::topology::Topology;
 use crate::process::{BlockedWriter, Facts};
 
@@ -209,7 +209,7 @@ impl<P: Ports> Engine<P> {
     /// # Errors
     /// The data is not a number, or it cannot be recorded.
     pub(crate) fn acknowledge(&self, caller: Caller, data: &[u8]) -> Result<(), Refusal> {
-        let text = std::str::from_utf8(data).map_err(|_| Refusal::NotASeq)?.trim();
+        let text = std::str::from_utf8(before_nul(data)).map_err(|_| Refusal::NotASeq)?.trim();
         if text.is_empty() {
             return Ok(());
         }
@@ -308,6 +308,8 @@ impl<P: Ports> Engine<P> {
         move |error| match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
             // The limit of open files is the limit of tasks.
             Errno::EMFILE | Errno::ENFILE => Refusal::TooMany { limit },
+            // Only processes with other credentials than the daemon's are hidden from it.
+            Errno::EPERM | Errno::EACCES => Refusal::DaemonLacks { capability: "CAP_SYS_PTRACE" },
             errno => Refusal::Fault { what, errno },
         }
     }

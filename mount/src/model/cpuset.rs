@@ -69,6 +69,9 @@ pub enum ParseCpuSetError {
     /// A range whose end lies before its start.
     #[error("the range {0}-{1} runs backwards")]
     Backwards(u32, u32),
+    /// A CPU that a name contains twice.
+    #[error("CPU {} is in it twice", .0.get())]
+    Twice(CpuId),
     /// A number beyond [`CpuId::MAX`].
     #[error("no CPU has a number above {}", CpuId::MAX)]
     TooLarge,
@@ -89,6 +92,23 @@ impl CpuSet {
         let known = words.get(..limit).unwrap_or(words);
         let used = known.iter().rposition(|&word| word != 0).map_or(0, |last| last + 1);
         Self { words: SmallVec::from_slice(known.get(..used).unwrap_or_default()) }
+    }
+
+    /// Parses the name of a CPU list that a user makes. The kernel's format allows a CPU to be repeated; in a name
+    /// that is a mistake.
+    ///
+    /// # Errors
+    /// Returns an error if it is not in the list format, or contains a CPU twice.
+    pub fn from_name(name: &str) -> Result<Self, ParseCpuSetError> {
+        let mut set = Self::new();
+        for part in name.split(',') {
+            let part: Self = part.parse()?;
+            if let Some(twice) = set.intersection(&part).first() {
+                return Err(ParseCpuSetError::Twice(twice));
+            }
+            set = set.union(&part);
+        }
+        Ok(set)
     }
 
     /// The words of the kernel CPU mask of this set, without zero words at the end.
@@ -335,6 +355,19 @@ mod tests {
             "1\n",
         ] {
             assert!(text.parse::<CpuSet>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_contains_each_cpu_once() {
+        for name in ["0", "13,5", "0-2,8-10", "1-1"] {
+            assert_eq!(CpuSet::from_name(name), name.parse(), "{name}");
+        }
+        for (name, twice) in [("0,0", 0), ("0-2,1", 1), ("3,1-4", 3), ("8,0-2,2-3", 2)] {
+            assert_eq!(CpuSet::from_name(name), Err(ParseCpuSetError::Twice(CpuId(twice))), "{name}");
+        }
+        for name in ["", "0,,1", "x,x"] {
+            assert_eq!(CpuSet::from_name(name), name.parse(), "{name}");
         }
     }
 

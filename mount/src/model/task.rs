@@ -100,6 +100,9 @@ impl Write {
     /// Parses the bytes of one write(2). `read_write` says whether the file was opened for reading too, as legacy
     /// clients do.
     ///
+    /// The text ends at the first NUL byte, as in cgroupfs: programs write C strings with their end, and whole buffers.
+    /// Without any word before it the write is nonsense.
+    ///
     /// ```
     /// use kcm_mount::model::task::{Named, Token, Write};
     /// assert_eq!(Write::parse(b"0\n", false), Ok(Write::Command(vec![Token::Claim(Named::Writer)])));
@@ -110,11 +113,23 @@ impl Write {
     /// # Errors
     /// [`NoWrite`] if the bytes are invalid.
     pub fn parse(bytes: &[u8], read_write: bool) -> Result<Self, NoWrite> {
-        let ends_in_a_word = bytes.last().is_some_and(|&b| !is_separator(b));
-        let cut = !bytes.is_empty() && bytes.len().is_multiple_of(4096) && ends_in_a_word;
-        if bytes.len() > MAX_COMMAND || cut {
+        if bytes.len() > MAX_COMMAND {
             return Err(NoWrite::TooLong);
         }
+        let text = before_nul(bytes);
+        if text.len() < bytes.len() {
+            return if text.iter().all(|&b| is_separator(b)) {
+                Err(NoWrite::Nonsense(shown(bytes)))
+            } else {
+                Self::parse_text(text, read_write)
+            };
+        }
+        let ends_in_a_word = bytes.last().is_some_and(|&b| !is_separator(b));
+        let cut = !bytes.is_empty() && bytes.len().is_multiple_of(4096) && ends_in_a_word;
+        if cut { Err(NoWrite::TooLong) } else { Self::parse_text(bytes, read_write) }
+    }
+
+    fn parse_text(bytes: &[u8], read_write: bool) -> Result<Self, NoWrite> {
         let words = bytes.split(|&b| is_separator(b)).filter(|word| !word.is_empty());
         let tokens = words.map(token).collect::<Result<Vec<Token>, NoWrite>>()?;
         if read_write && !tokens.is_empty() && !bytes.iter().any(|&b| is_space(b)) {
@@ -134,6 +149,12 @@ impl Token {
             _ => None,
         }
     }
+}
+
+/// Returns the bytes before the first NUL byte.
+#[must_use]
+pub fn before_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&b| b == 0).next().unwrap_or_default()
 }
 
 const fn is_space(byte: u8) -> bool {
@@ -203,6 +224,23 @@ mod tests {
     }
 
     #[test]
+    fn a_command_ends_at_its_first_nul_byte() {
+        for (bytes, tokens) in [
+            (&b"17\0"[..], vec![claim(17)]),
+            (b"17\n\0", vec![claim(17)]),
+            (b"17 -18\0rest\xff", vec![claim(17), release(18)]),
+        ] {
+            assert_eq!(Write::parse(bytes, false), Ok(Write::Command(tokens)), "{bytes:?}");
+        }
+        assert_eq!(Write::parse(b"17\0", true), Write::parse(b"17", true));
+        let mut buffer = vec![0; 4096];
+        buffer[..2].copy_from_slice(b"17");
+        assert_eq!(Write::parse(&buffer, false), Ok(Write::Command(vec![claim(17)])), "a whole buffer");
+        buffer.resize(MAX_COMMAND + 1, 0);
+        assert_eq!(Write::parse(&buffer, false), Err(NoWrite::TooLong));
+    }
+
+    #[test]
     fn nonsense() {
         for bytes in [
             &b"a"[..],
@@ -214,7 +252,10 @@ mod tests {
             b"0x10",
             b"2147483648",
             b"99999999999",
-            b"1\0",
+            b"\0",
+            b" \n\0",
+            b"\x001",
+            b"1a\0",
             b"\xff",
             b"1;2",
         ] {
