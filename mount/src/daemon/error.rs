@@ -40,6 +40,11 @@ pub enum MountError {
     ServedElsewhere { conf: PathBuf, pid: u32 },
     #[error("{conf}: detached, but its daemon, PID {pid}, does not exit; kill it")]
     StillServed { conf: PathBuf, pid: u32 },
+    #[error(
+        "{0}: the FUSE connection was aborted twice within a minute; look for who writes to \
+         /sys/fs/fuse/connections/*/abort, raise fs.fuse.max_request_timeout, then run kcm mount"
+    )]
+    Aborted(PathBuf),
     #[error("cannot start: {0}")]
     Start(String),
     #[error("not upgraded, the old daemon continues: {0}")]

@@ -113,6 +113,11 @@ impl Invocation {
     /// The role cannot be fulfilled.
     pub fn run(self) -> Result<(), MountError> {
         let Self { role, paths } = self;
+        if matches!(role, Role::Preflight | Role::Probe) {
+            // A process that only asks must not hold the device: when all others have died, it would keep the connection
+            // that it waits for, and every client with it.
+            process::close_inherited(&[]);
+        }
         init_daemon(&paths.conf_dir)?;
         match role {
             Role::Worker => worker::serve(&paths),

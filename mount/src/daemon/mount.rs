@@ -3,11 +3,12 @@
 //! Owns the mount's flags and its identity. Does not know who serves it.
 
 use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::{MountError, io_error};
 use crate::clock;
@@ -33,4 +34,14 @@ pub(super) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
         Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
         Err(errno) => Err(io_error(conf_dir, "cannot be mounted", errno.into())),
     }
+}
+
+/// Whether the connection of this device still exists. The kernel ends it with the mount, and when it is aborted: by an
+/// administrator (`/sys/fs/fuse/connections/N/abort`), or because a request took longer than
+/// `fs.fuse.max_request_timeout`.
+pub(super) fn is_connected(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
 }

@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::error::MountError;
 use crate::clock;
+use crate::journal::trust;
 
 /// The environment variable that tells a daemon process that it runs in the background: it reports on standard
 /// output when it serves, and from then on writes to the daemon log.
@@ -73,10 +74,10 @@ pub(super) fn log_with_time() {
 /// # Errors
 /// The file cannot be opened.
 pub(super) fn open_log(path: &Path) -> io::Result<File> {
-    if path.metadata().is_ok_and(|log| log.len() > MAX_LOG) {
+    if path.symlink_metadata().is_ok_and(|log| log.len() > MAX_LOG) {
         let _ = std::fs::rename(path, path.with_extension("old"));
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    trust::open(OpenOptions::new().create(true).append(true).mode(0o600), path)
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //! - a worker that hangs is killed (`watchdog`);
 //! - a signal or an unmount ends the mount;
 //! - SIGHUP replaces the program (`upgrade`), SIGUSR1 leaves the mount to the holder of a copy of its descriptors;
-//! - before Linux 6.9, the directory is mounted again after a worker has died.
+//! - before Linux 6.9, the directory is mounted again after a worker has died;
+//! - a connection that was aborted is replaced: the directory is mounted again, but not twice within [`ABORT_INTERVAL`].
 //!
 //! Longer than 400 lines because it is one loop, and its events and their handlers are read together.
 
@@ -30,7 +31,7 @@ use super::backoff::RestartBackoff;
 use super::error::{MountError, io_error};
 use super::fds::{self, ControlSocket, HandoffState, InheritedFds, Message};
 use super::identity;
-use super::mount::{mount_device, new_mount_id};
+use super::mount::{self, mount_device, new_mount_id};
 use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::systemd;
@@ -45,6 +46,9 @@ use crate::process::{self, PidFd};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed worker may take to exit: the kernel first ends its system calls.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that is aborted again within this time is not replaced: whatever aborts it would go on, and each time
+/// the clients of open files get an error.
+const ABORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The environment variables of the service manager, which are meant for one process only (sd_notify(3)).
 const SERVICE_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
@@ -73,6 +77,8 @@ pub(super) struct Supervisor {
     failure: Option<String>,
     stage: Stage,
     preflight: Option<Preflight>,
+    /// When a connection that was aborted was replaced last.
+    last_abort: Option<Instant>,
 }
 
 /// Why the supervisor stops.
@@ -130,6 +136,7 @@ impl Supervisor {
             failure: None,
             stage: Stage::Idle,
             preflight: None,
+            last_abort: None,
         })
     }
 
@@ -361,21 +368,41 @@ impl Supervisor {
         if let (Some(failure), Stage::AwaitingWorker, true) = (&failure, self.stage, is_own) {
             upgrade::report(&self.paths.state_dir, Some(failure));
         }
+        if !mount::is_connected(&self.fds.device) {
+            self.replace_aborted()?;
+            return Ok(None);
+        }
         log::warn!("the worker has died: {}; the next one is started", failure.unwrap_or(exit_reason));
         self.schedule_start(uptime);
         if !self.resends {
-            self.remount()?;
+            self.remount("this kernel (before 6.9) cannot continue the mount")?;
         }
         Ok(None)
     }
 
-    /// Mounts the directory again. Before 6.9 the kernel does not send requests again, so that the clients whose
-    /// requests were in flight would wait without end; they get `ENOTCONN` or `ECONNABORTED` instead.
-    fn remount(&mut self) -> Result<(), MountError> {
-        log::warn!(
-            "{}: this kernel (before 6.9) cannot continue the mount; mounting again",
-            self.paths.conf_dir.display()
-        );
+    /// Mounts the directory again after its connection was aborted, and starts a worker for it.
+    ///
+    /// # Errors
+    /// [`MountError::Aborted`]: it happened a short time ago already. The mount is detached then, because it can never
+    /// answer.
+    fn replace_aborted(&mut self) -> Result<(), MountError> {
+        let now = Instant::now();
+        let last = self.last_abort.replace(now);
+        if last.is_some_and(|last| now.duration_since(last) < ABORT_INTERVAL) {
+            self.detach();
+            return Err(MountError::Aborted(self.paths.conf_dir.clone()));
+        }
+        self.remount(
+            "the FUSE connection was aborted, by an administrator or by a request timeout of fs.fuse",
+        )?;
+        self.next_start = Some(now);
+        Ok(())
+    }
+
+    /// Mounts the directory again, for this reason. Before 6.9 the kernel does not send requests again, so that the
+    /// clients whose requests were in flight would wait without end; they get `ENOTCONN` or `ECONNABORTED` instead.
+    fn remount(&mut self, why: &str) -> Result<(), MountError> {
+        log::warn!("{}: {why}; mounting again", self.paths.conf_dir.display());
         let failed = |source| io_error(&self.paths.conf_dir, "cannot be mounted again", source);
         let state = self.fds.handoff.read().map_err(failed)?;
         self.detach();

@@ -3,17 +3,16 @@
 //! Owns the checks of the mount point, and taking a mount from a daemon that does not answer. Does not know who
 //! supervises the mount afterwards.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::{MountError, io_error};
 use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
 use super::identity::{self, Server};
-use super::mount::{mount_device, new_mount_id};
+use super::mount::{self, mount_device, new_mount_id};
 use super::paths::MountPaths;
 use crate::import;
 use crate::journal::StateLock;
@@ -48,7 +47,7 @@ pub(super) fn find(
     if let [Some(device), Some(handoff)] = stored
         && let Ok(Some(mounted)) = mountpoint::topmost(conf_dir)
         && identity::connection_of(&device).is_none_or(|connection| connection == mounted.connection)
-        && is_connected(&device)
+        && mount::is_connected(&device)
     {
         log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
@@ -118,14 +117,6 @@ pub(super) fn mount_new(
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
     Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock })
-}
-
-/// Whether the mount of this device still exists.
-fn is_connected(device: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-    let _ = poll(&mut fds, PollTimeout::ZERO);
-    let [fd] = fds;
-    !fd.revents().unwrap_or(PollFlags::empty()).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL)
 }
 
 /// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.

@@ -4,9 +4,11 @@
 //! reports the result), the preflight, and the stages of an upgrade. Does not know how the supervisor executes
 //! another program.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use super::error::MountError;
 use super::identity;
 use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
+use crate::journal::trust::{self, Untrusted};
 use crate::journal::{StateDir, StateLock};
 use crate::mountpoint;
 use crate::process::PidFd;
@@ -51,10 +54,11 @@ pub fn upgrade(paths: &MountPaths) -> Result<(), MountError> {
         let conf_dir = paths.conf_dir.display();
         return Err(failed(format!("PID {supervisor} is not the supervisor of {conf_dir}; try again")));
     };
+    trust::check_directory(&paths.state_dir)?;
     StateDir::check(&paths.state_dir)?;
     let program = fs::read_link(THIS_PROGRAM).map_err(|error| failed(error.to_string()))?;
     let request = paths.state_dir.join(REQUEST);
-    fs::write(&request, program.as_os_str().as_encoded_bytes())
+    trust::write(&request, program.as_os_str().as_encoded_bytes())
         .map_err(|error| failed(format!("{}: {error}", request.display())))?;
     let sent = server.pidfd.send(Signal::SIGHUP);
     sent.map_err(|errno| failed(format!("cannot signal the supervisor, PID {supervisor}: {errno}")))?;
@@ -78,7 +82,7 @@ pub(super) fn report(state_dir: &Path, failure: Option<&str>) {
     let reported = match failure {
         None => fs::remove_file(&request),
         Some(_) if !request.exists() => return,
-        Some(reason) => fs::write(&request, format!("{FAILED}{reason}")),
+        Some(reason) => trust::write(&request, format!("{FAILED}{reason}").as_bytes()),
     };
     match reported {
         Err(error) if error.kind() != ErrorKind::NotFound => log::warn!("{}: {error}", request.display()),
@@ -87,9 +91,30 @@ pub(super) fn report(state_dir: &Path, failure: Option<&str>) {
 }
 
 /// The requested program; without a request, the program that now has the name of the running one.
+///
+/// # Errors
+/// Somebody other than root can write to the program or to the request.
 fn requested_program(state_dir: &Path) -> io::Result<PathBuf> {
-    match fs::read_to_string(state_dir.join(REQUEST)) {
-        Ok(path) if !path.starts_with(FAILED) => Ok(path.into()),
+    let program = named_program(state_dir)?;
+    match trust::find(&program)? {
+        None => Ok(program),
+        Some(Untrusted { path, why }) => {
+            let why = format!("{} {why}; only root may be able to change the program", path.display());
+            Err(with_program(&program, &why))
+        }
+    }
+}
+
+fn named_program(state_dir: &Path) -> io::Result<PathBuf> {
+    let request = state_dir.join(REQUEST);
+    let text = match trust::read_private(&request) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(|error| with_program(&request, &error))?,
+    };
+    match OsString::from_vec(text) {
+        path if !path.is_empty() && !path.as_encoded_bytes().starts_with(FAILED.as_bytes()) => {
+            Ok(path.into())
+        }
         _ => {
             let own = fs::read_link(THIS_PROGRAM)?;
             // The kernel marks the name of a file that has been replaced.
@@ -104,6 +129,7 @@ fn requested_program(state_dir: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// It cannot.
 pub(super) fn check_state(state_dir: &Path) -> Result<(), MountError> {
+    trust::check_directory(state_dir)?;
     StateDir::check(state_dir)?;
     let said = io::stdout().write_all(PREFLIGHT_OK.as_bytes());
     said.map_err(|error| MountError::NotUpgraded(error.to_string()))

@@ -3,7 +3,6 @@
 //! Owns its bounds. The file is not part of the state: if it cannot be written or read, nothing else suffers.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use serde::Deserialize;
 
 use super::EVENTS_KEPT;
 use super::disk::{self, AppendFile, Disk, Durability};
+use super::trust;
 
 const NAME: &str = "events";
 
@@ -81,7 +81,7 @@ impl EventFile {
     /// Opens the file. Returns its newest events with their numbers as well; lines that are not events are left
     /// out.
     pub(super) fn open(disk: &dyn Disk, path: &Path) -> (Self, VecDeque<(u64, String)>) {
-        let bytes = fs::read(path.join(NAME)).unwrap_or_default();
+        let bytes = trust::read(&path.join(NAME)).unwrap_or_default();
         let (mut events, mut lines, mut is_sound) = (VecDeque::new(), 0, true);
         // From the end: the less a new worker reads, the sooner it serves.
         for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).rsplit(|&b| b == b'\n') {
@@ -141,6 +141,7 @@ fn lines<'a>(events: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::super::disk::RealDisk;
     use super::*;
+    use std::fs;
 
     fn line(seq: u64) -> String {
         format!("{{\"seq\":{seq}}}")

@@ -16,6 +16,7 @@ use super::config::Config;
 use super::format::{VERSION, v1};
 use super::pools::{ListConfig, PoolConfig};
 use super::records::Record;
+use super::trust;
 use crate::model::pool::{Exclusivity, ListId};
 use crate::model::task::TaskId;
 
@@ -98,20 +99,14 @@ impl Found {
             found.read_claims(&bytes);
             found.check_claims();
         }
-        let events = fs::read(path.join("events")).unwrap_or_default();
+        let events = trust::read(&path.join("events")).unwrap_or_default();
         found.events = events.iter().filter(|&&b| b == b'\n').count();
         Ok(found)
     }
 
     fn bytes(&mut self, path: &Path, name: &'static str) -> Option<Vec<u8>> {
         let file = path.join(name);
-        // Opening a pipe would block.
-        let read = match fs::metadata(&file) {
-            Ok(metadata) if metadata.is_file() => fs::read(&file),
-            Ok(_) => Err(io::Error::other("not a regular file")),
-            Err(error) => Err(error),
-        };
-        match read {
+        match trust::read(&file) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
                 let what = if error.kind() == io::ErrorKind::NotFound {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::{StateError, failed};
+use super::{StateError, failed, trust};
 
 /// How long to wait for a lock that is taken: a daemon that was killed holds it until the kernel has closed its files.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,10 +27,13 @@ impl StateLock {
     /// Takes the lock for this process and those that inherit it. Creates the directory if it does not exist.
     ///
     /// # Errors
-    /// [`StateError::InUse`], or the file cannot be created or locked.
+    /// [`StateError::InUse`], [`StateError::Untrusted`], or the file cannot be created or locked.
     pub(crate) fn take(path: &Path) -> Result<Self, StateError> {
+        // Before it is made, so that nothing is made through somebody else's link; and after, now that it exists.
+        trust::check_directory(path)?;
         let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
         created.map_err(failed(path, "cannot be made"))?;
+        trust::check_directory(path)?;
         let path_of_lock = path.join("lock");
         let file = open(&path_of_lock).map_err(failed(&path_of_lock, "cannot be opened"))?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
@@ -83,7 +86,7 @@ impl StateLock {
 
     /// Returns the PID of the supervisor whose daemon uses the directory, if there is one.
     pub(crate) fn supervisor(path: &Path) -> Option<u32> {
-        let file = File::open(path.join("lock")).ok()?;
+        let file = trust::open(OpenOptions::new().read(true), &path.join("lock")).ok()?;
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => io::read_to_string(file).ok()?.trim().parse().ok(),
             _ => None,
@@ -92,5 +95,6 @@ impl StateLock {
 }
 
 fn open(file: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(file)
+    let mut options = OpenOptions::new();
+    trust::open(options.create(true).truncate(false).read(true).write(true).mode(0o600), file)
 }

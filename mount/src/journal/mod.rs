@@ -10,6 +10,8 @@
 //! events   the newest events; of no consequence if lost
 //! ```
 //!
+//! Only root may write to the directory, else it is refused (`trust`). Each file is opened without following links.
+//!
 //! A damaged file is set aside as `<name>.damaged-<time>`, and what can be read of it is kept.
 //!
 //! The state that the claims log adds up to is also in memory, behind its own lock, so that a record can be deferred
@@ -30,6 +32,7 @@ mod records;
 mod recovery;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trust;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -87,6 +90,8 @@ pub enum StateError {
     InUse(PathBuf),
     #[error("{file}: written by a newer kcm (format {found}, this one knows {VERSION}); run that one")]
     NewerVersion { file: PathBuf, found: u32 },
+    #[error("{path}: {why}; make it root's (chown root, chmod go-w), or give another --state-dir")]
+    Untrusted { path: PathBuf, why: String },
     // The cause stands before the cure. As `#[source]` it would be printed again after it.
     #[error("{file}: {what}: {cause}; look at its owner, mode and disk")]
     Io { file: PathBuf, what: &'static str, cause: io::Error },

@@ -18,7 +18,7 @@ use super::config::{self, Config};
 use super::disk::{AppendFile, Disk};
 use super::format::{VERSION, v1};
 use super::records::{Reclaimed, RefusalRecord};
-use super::{StateError, failed};
+use super::{StateError, failed, trust};
 use crate::clock;
 use crate::model::command::Claim;
 
@@ -102,18 +102,9 @@ impl std::fmt::Display for Damage {
     }
 }
 
-fn bytes_of(file: &Path) -> io::Result<Vec<u8>> {
-    if fs::metadata(file)?.is_file() {
-        fs::read(file)
-    } else {
-        // Opening a pipe would block.
-        Err(io::Error::other("not a regular file"))
-    }
-}
-
 /// Returns the bytes of a file; `None` if it does not exist, or if it cannot be read and was set aside.
 fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateError> {
-    match bytes_of(file) {
+    match trust::read(file) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // A lack of resources says nothing about the file.
@@ -151,7 +142,7 @@ pub(super) fn check(path: &Path) -> Result<(), StateError> {
         [("config", config::newer as fn(&[u8]) -> Option<u32>), ("claims", newer_claims as fn(&[u8]) -> _)]
     {
         let file = path.join(name);
-        match bytes_of(&file) {
+        match trust::read(&file) {
             Ok(bytes) => {
                 if let Some(found) = newer(&bytes) {
                     return Err(StateError::NewerVersion { file, found });

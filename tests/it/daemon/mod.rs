@@ -1,5 +1,6 @@
 //! The daemon: mounting, state on disk, faults, restarts and upgrades.
 
+pub mod connection;
 pub mod damage;
 pub mod diagnostics;
 pub mod faults;
@@ -12,4 +13,5 @@ pub mod process;
 pub mod replay;
 pub mod state;
 pub mod supervisor;
+pub mod trust;
 pub mod upgrade;

@@ -149,15 +149,13 @@ fn a_newer_version_is_refused_and_unchanged() {
 fn an_unreadable_file_is_set_aside() {
     let sample = Sample::new();
     for name in ["config", "claims"] {
-        for what in ["directory", "pipe", "unreadable"] {
+        for what in ["directory", "pipe"] {
             let directory = sample.with(name, b"");
             let file = directory.path().join(name);
             fs::remove_file(&file).unwrap();
             match what {
                 "directory" => fs::create_dir(&file).unwrap(),
-                "pipe" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR).unwrap(),
-                // Reading this from offset 0 is EIO, for root as well.
-                _ => std::os::unix::fs::symlink("/proc/self/mem", &file).unwrap(),
+                _ => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR).unwrap(),
             }
             let (state, recovered) = open(&directory);
             let [damage] = recovered.damage.as_slice() else { panic!("{:?}", recovered.damage) };
