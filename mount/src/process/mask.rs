@@ -8,8 +8,9 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
-use super::passes::{BlockedWriter, Pass, PassesEnd};
+use super::passes::{BlockedWriter, PATIENCE, PATIENCE_TO_UNDO, Pass, PassesEnd};
 use super::{Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
@@ -226,7 +227,7 @@ impl Processes {
         if threads == Threads::All {
             before.new_threads = NewThreads::AsLeader;
         }
-        let end = self.in_passes(process, writer, |tids| -> Result<Pass, MaskError> {
+        let end = self.in_passes(process, writer, PATIENCE, |tids| -> Result<Pass, MaskError> {
             let first_pass = known.is_empty();
             let is_right = |mask: &CpuSet| match threads {
                 // The first pass sets the mask even if it looks right: it may look right only because of the
@@ -299,7 +300,7 @@ impl Processes {
             return;
         }
         let first = threads.get(&leader).map(|thread| &thread.mask);
-        self.apply_all(process, writer, |tid| {
+        self.apply_all(process, writer, PATIENCE_TO_UNDO, |tid| {
             let mask = match (threads.get(&tid), new_threads, first) {
                 (Some(SavedThread { mask, is_set: true }), ..) => mask,
                 (None, NewThreads::AsLeader, Some(mask)) => mask,
@@ -329,7 +330,7 @@ impl Processes {
             SavedMask::All => ALL.to_vec(),
             SavedMask::Cpus(cpus) => cpus.words().to_vec(),
         };
-        self.apply_all(process, writer, |tid| set(tid, &words));
+        self.apply_all(process, writer, PATIENCE, |tid| set(tid, &words));
     }
 
     /// Calls `apply` once for each thread, whatever the thread does with its mask afterwards. A thread for which the
@@ -338,11 +339,12 @@ impl Processes {
         &self,
         process: &Process,
         writer: BlockedWriter,
+        patience: Duration,
         apply: impl Fn(u32) -> io::Result<Option<Set>>,
     ) {
         let mut known = HashSet::new();
         // The task has died, or it creates threads without end: neither is an error here.
-        let _ = self.in_passes(process, writer, |tids| -> io::Result<Pass> {
+        let _ = self.in_passes(process, writer, patience, |tids| -> io::Result<Pass> {
             let mut found = Pass::default();
             for &tid in tids {
                 let is_new = known.insert(tid);

@@ -42,7 +42,9 @@ use crate::procfs;
 const RELAPSES: u32 = 16;
 /// How long a task is waited for after the first pass. In that time a thread that runs leaves clone(2), which takes
 /// microseconds, however busy the machine is; and a user cannot occupy the daemon for longer with one write.
-const PATIENCE: Duration = Duration::from_millis(150);
+pub(super) const PATIENCE: Duration = Duration::from_millis(150);
+/// The same when a refused claim is undone, so that a refusal takes 0.2 s at most.
+pub(super) const PATIENCE_TO_UNDO: Duration = Duration::from_millis(50);
 /// The first pause before doubtful threads are looked at again; the others are twice as long each.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 /// How often doubtful threads are looked at before the next pass, which gives their children the mask.
@@ -124,6 +126,7 @@ impl Processes {
         &self,
         process: &Process,
         writer: BlockedWriter,
+        patience: Duration,
         mut pass: impl FnMut(&[u32]) -> Result<Pass, E>,
     ) -> Result<PassesEnd, E> {
         let Some(listing) = self.listing(process, writer)? else { return Ok(PassesEnd::Gone) };
@@ -147,18 +150,23 @@ impl Processes {
             }
             doubtful.add(set.into_iter().filter(|&tid| !writer.is(tid)));
             // A task of many threads is not refused because its first pass takes long.
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
             for look in 0..LOOKS {
                 doubtful.look(tasks, if look == 0 { None } else { Some(&self.stacks) });
                 if doubtful.is_empty() {
                     break;
                 }
                 if Instant::now() >= deadline {
+                    log::debug!(
+                        "task {}: threads that may be inside clone(2): {doubtful:?}",
+                        process.id().pid
+                    );
                     return Ok(PassesEnd::Unsettled);
                 }
                 std::thread::sleep(FIRST_PAUSE * 2_u32.pow(look));
             }
             if settled && Instant::now() >= deadline {
+                log::debug!("task {}: {alive} threads found, {count} counted", process.id().pid);
                 return Ok(PassesEnd::Unsettled);
             }
         }
