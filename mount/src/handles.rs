@@ -13,6 +13,8 @@ use crate::tree::Content;
 
 /// The limit for the snapshots of all open files, in bytes.
 const MAX_KEPT: usize = 64 << 20;
+/// From how many bytes on the snapshot of a file that grows begins anew.
+const MAX_FOLLOWED: usize = 1 << 20;
 
 /// The handles of all open files.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ struct State {
 struct OpenFile {
     /// The content for reads at offsets greater than 0.
     snapshot: Option<Content>,
+    /// For a file that grows: the offset of the snapshot's first byte, and the size of the file at its end.
+    place: (u64, u64),
     /// The version of the file when it was last read; 0 if it was not read.
     seen: u64,
     /// A command through it was too long, so the next write may be the rest of it.
@@ -121,6 +125,51 @@ impl OpenFiles {
         Ok(content)
     }
 
+    /// As [`OpenFiles::read`], for a file to which lines are added while old ones are dropped. `show` returns the lines,
+    /// and the size that the file would have if none had been dropped. Returns the content and its offset.
+    ///
+    /// A file that is read from the beginning begins with the oldest line. A file that is first read elsewhere
+    /// (`tail`) has the offsets that it would have if nothing had been dropped. At the end of the snapshot, the lines
+    /// that were added since follow.
+    ///
+    /// # Errors
+    /// As for [`OpenFiles::read`].
+    pub(crate) fn read_growing(
+        &self,
+        fh: u64,
+        offset: u64,
+        show: impl FnOnce() -> (Content, u64),
+    ) -> Result<(Content, u64), Stale> {
+        let known = self.state.lock().files.get(&fh).map(|file| (file.snapshot.clone(), file.place));
+        match known {
+            _ if offset == 0 => {}
+            Some((Some(snapshot), (start, end))) => {
+                if offset < start + snapshot.len() as u64 {
+                    return Ok((snapshot, start));
+                }
+                let (content, now) = show();
+                let added = usize::try_from(now.saturating_sub(end)).unwrap_or(usize::MAX);
+                let added = content.get(content.len().saturating_sub(added)..).unwrap_or_default();
+                let old = if snapshot.len() < MAX_FOLLOWED { &snapshot[..] } else { &[] };
+                let start = start + (snapshot.len() - old.len()) as u64;
+                return Ok(self.keep_growing(fh, [old, added].concat().into(), (start, now)));
+            }
+            Some((None, (_, 1..))) => return Err(Stale),
+            // It may have been read through an earlier worker.
+            _ if !self.is_ours(fh) => return Err(Stale),
+            _ => {}
+        }
+        let (content, now) = show();
+        let start = if offset == 0 { 0 } else { now.saturating_sub(content.len() as u64) };
+        Ok(self.keep_growing(fh, content, (start, now)))
+    }
+
+    fn keep_growing(&self, fh: u64, content: Content, place: (u64, u64)) -> (Content, u64) {
+        self.keep(fh, 0, Content::clone(&content));
+        self.state.lock().files.entry(fh).or_default().place = place;
+        (content, place.0)
+    }
+
     fn keep(&self, fh: u64, version: u64, content: Content) {
         let mut state = self.state.lock();
         let len = content.len();
@@ -193,6 +242,31 @@ mod tests {
         assert_eq!(files.read(new, 1, || (1, text("b"))), Ok(text("b")));
         files.polled(old, 30);
         assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale), "also where something is known of it");
+    }
+
+    #[test]
+    fn a_file_that_grows_is_followed() {
+        let files = OpenFiles::new(0, &[], &[]);
+        let part = |(content, start): (Content, u64), offset: u64| {
+            let from = usize::try_from(offset.saturating_sub(start)).unwrap();
+            String::from_utf8(content[from..].to_vec()).unwrap()
+        };
+        let read = |fh, offset, lines: &str, end| {
+            part(files.read_growing(fh, offset, || (text(lines), end)).unwrap(), offset)
+        };
+        // From the beginning, after 10 bytes were dropped.
+        let (whole, _) = files.open(0);
+        assert_eq!(read(whole, 0, "a\nb\n", 14), "a\nb\n");
+        assert_eq!(read(whole, 4, "a\nb\n", 14), "");
+        assert_eq!(read(whole, 4, "b\nc\n", 16), "c\n");
+        assert_eq!(read(whole, 2, "", 99), "b\nc\n", "the snapshot");
+        assert_eq!(read(whole, 6, "y\nz\n", 98), "y\nz\n", "lines in between were dropped");
+        // From the end, as tail(1) reads.
+        let (tail, _) = files.open(0);
+        assert_eq!(read(tail, 12, "a\nb\n", 14), "b\n");
+        assert_eq!(read(tail, 14, "b\nc\n", 16), "c\n");
+        assert_eq!(read(tail, 16, "c\nd\n", 18), "d\n");
+        assert_eq!(read(tail, 0, "d\ne\n", 20), "d\ne\n");
     }
 
     #[test]

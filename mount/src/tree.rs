@@ -23,6 +23,7 @@ use table::{Context, Entry, Location};
 /// The node id of the mount's root.
 pub(crate) const ROOT: u64 = 1;
 const POOLS: u64 = 3;
+const EVENTS: u64 = 11;
 /// The first node id that a pool or list can have.
 pub(crate) const FIRST_DYNAMIC: u64 = 64;
 
@@ -102,6 +103,11 @@ impl<P: Ports> Node<P> {
         self.entry.store.is_some()
     }
 
+    /// Returns whether its content grows at the end, so that a program can follow it (`tail -f`).
+    pub(crate) fn grows(self) -> bool {
+        self.id() == EVENTS
+    }
+
     /// Returns owner and mode.
     pub(crate) fn attributes(self, engine: &Engine<P>) -> Attributes {
         let default = Attributes { uid: 0, gid: 0, mode: (self.entry.mode & 0o7777) as u16 };
@@ -114,7 +120,12 @@ impl<P: Ports> Node<P> {
             node: self.id(),
             is_dir: self.is_dir(),
             owner: self.attributes(engine),
-            size: self.show(engine, caller).map_or(0, |content| content.len() as u64),
+            // Programs that follow a file take a smaller one for a new one, so this size only grows.
+            size: if self.grows() {
+                engine.show_events().1
+            } else {
+                self.show(engine, caller).map_or(0, |content| content.len() as u64)
+            },
             links: if self.is_dir() {
                 2 + self.children(engine).iter().filter(|(_, node)| node.is_dir()).count() as u32
             } else {

@@ -48,6 +48,8 @@ pub(crate) struct Events {
     /// The next worker uses numbers from here on.
     reserved: u64,
     lines: VecDeque<(u64, String)>,
+    /// How many bytes of lines there were, with those that were dropped.
+    end: u64,
     reclaimed: VecDeque<Reclaimed>,
     dropped: u64,
 }
@@ -61,8 +63,9 @@ impl Events {
         reclaimed: VecDeque<Reclaimed>,
         dropped: u64,
     ) -> Self {
-        let lines = lines.into_iter().filter(|(seq, _)| *seq < next).collect();
-        Self { next, reserved: next + RESERVED_EVENTS, lines, reclaimed, dropped }
+        let lines: VecDeque<(u64, String)> = lines.into_iter().filter(|(seq, _)| *seq < next).collect();
+        let end = lines.iter().map(|(_, line)| line.len() as u64 + 1).sum();
+        Self { next, reserved: next + RESERVED_EVENTS, lines, end, reclaimed, dropped }
     }
 
     /// Returns the number that the next worker starts with.
@@ -89,6 +92,7 @@ impl Events {
         if self.lines.len() == EVENTS_KEPT {
             self.lines.pop_front();
         }
+        self.end += text.len() as u64 + 1;
         self.lines.push_back((seq, text));
         (seq, self.lines.back().map_or("", |(_, line)| line))
     }
@@ -108,6 +112,12 @@ impl Events {
             self.dropped = 0;
         }
         self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
+    }
+
+    /// Returns how many bytes of lines there were since the worker started, with those that were dropped. This only
+    /// grows.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
     }
 
     /// Returns JSON lines, the oldest first.

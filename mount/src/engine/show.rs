@@ -60,11 +60,12 @@ impl<P: Ports> Engine<P> {
         text
     }
 
-    /// Returns `info/events`.
-    pub(crate) fn show_events(&self) -> String {
+    /// Returns `info/events`, and the size that the file would have if no line had been dropped.
+    pub(crate) fn show_events(&self) -> (String, u64) {
         self.reap();
         self.journal.flush_within(FLUSH_LIMIT);
-        self.events.lock().show()
+        let events = self.events.lock();
+        (events.show(), events.end())
     }
 
     /// Returns `info/reclaimed`.

@@ -208,8 +208,10 @@ impl Filesystem for Fs {
         let started = Instant::now();
         // The kernel names an owner in the reads of a process, but not in those that fill the page cache.
         let fills_page_cache = lock_owner.is_none();
-        match self.operations.read(decode(req), ino.into(), fh.into(), offset, fills_page_cache) {
-            Ok(content) => reply.data(slice(&content, offset, size)),
+        match self.operations.read_at(decode(req), ino.into(), fh.into(), offset, fills_page_cache) {
+            Ok((content, start)) => {
+                reply.data(offset.checked_sub(start).map_or(&[], |at| slice(&content, at, size)))
+            }
             Err(errno) => reply.error(encode(errno)),
         }
         self.operations.count_latency(started.elapsed());

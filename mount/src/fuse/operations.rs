@@ -155,30 +155,38 @@ impl<P: Ports> Operations<P> {
         })
     }
 
-    /// Returns the whole content, of which a read at `offset` sees a part.
+    /// Returns the content of which a read at `offset` sees a part, and the offset of its first byte.
     ///
     /// # Errors
     /// `EINVAL` for a read that fills the page cache (sendfile(2), splice(2), a private mapping): the cache would show
     /// one reader's content to another, and old content to all. Programs fall back to read(2).
-    pub(super) fn read(
+    pub(super) fn read_at(
         &self,
         request: Request,
         node: u64,
         handle: u64,
         offset: u64,
         fills_page_cache: bool,
-    ) -> Result<Content, Errno> {
+    ) -> Result<(Content, u64), Errno> {
         self.run(request, "read", Object::Node(node), || {
             if fills_page_cache {
                 return Err(Errno::EINVAL.into());
             }
             let file = self.opened(node)?;
+            if file.grows() {
+                let show = || {
+                    let (text, end) = self.engine.show_events();
+                    (text.into_bytes().into(), end)
+                };
+                return self.files.read_growing(handle, offset, show).map_err(|_stale| Errno::ESTALE.into());
+            }
             let show = || {
                 // The version first: a change after it makes poll(2) report once too often, never once too few.
                 let version = self.engine.changes.version(node);
                 (version, file.show(&self.engine, request.caller).unwrap_or_default())
             };
-            self.files.read(handle, offset, show).map_err(|_stale| Errno::ESTALE.into())
+            let read = self.files.read(handle, offset, show).map_err(|_stale| Errno::ESTALE)?;
+            Ok((read, 0))
         })
     }
 

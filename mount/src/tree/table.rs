@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Content, Node, POOLS, ROOT, WriteRequest};
+use super::{Content, EVENTS, Node, POOLS, ROOT, WriteRequest};
 use crate::engine::{Attributes, Caller, Engine, Ports, Refused};
 use crate::model::command::Target;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
@@ -87,7 +87,7 @@ impl<P: Ports> Entry<P> {
         Self::dir (at(INFO, ROOT),           "info"),
         Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 false),
         Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 false),
-        Self::file(at(11, INFO),             "events",     0o600, show_events,     None,                 true),
+        Self::file(at(EVENTS, INFO),         "events",     0o600, show_events,     None,                 true),
         Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), true),
         Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 true),
     ];
@@ -138,7 +138,7 @@ fn show_topology<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
 }
 
 fn show_events<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    engine.show_events().into_bytes().into()
+    engine.show_events().0.into_bytes().into()
 }
 
 fn show_reclaimed<P: Ports>(engine: &Engine<P>, _: Context) -> Content {

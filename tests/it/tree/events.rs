@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::process::Stdio;
 
 use crate::harness::{Mount, Sleeper, Stray, as_nobody, errno, killed_on, until, write};
 use nix::errno::Errno;
@@ -197,4 +198,40 @@ fn the_newest_1024_reclaims_are_kept() {
         killed_on(&tasks);
         lines(&mount, "info/reclaimed").len() == 1
     });
+}
+
+#[test]
+fn tail_follows_the_events() {
+    let mount = Mount::with_shared();
+    let claim = |times: usize| {
+        mount.sh(&format!("for i in $(seq {times}); do sh -c 'echo $$ > $C/pools/shared/0/tasks'; done"));
+    };
+    // Below and above the number of events that are kept. Each claim has two: its begin and its end.
+    for before in [3, 600] {
+        claim(before);
+        let out = mount.home().join("followed");
+        let tail = |words: &str| {
+            let command = format!("exec {words} $C/info/events");
+            let output = File::create(&out).unwrap();
+            Sleeper::spawn(mount.bash(&command).stdout(output).stderr(Stdio::null()))
+        };
+        for words in ["tail -n 2 -s 0.1 -f", "tail -c +1 -s 0.1 -f"] {
+            let following = tail(words);
+            let lines =
+                || -> Vec<String> { fs::read_to_string(&out).unwrap().lines().map(Into::into).collect() };
+            until("it has shown the last events", || lines().len() >= 2);
+            let shown = lines().len();
+            claim(3);
+            let now = mount.read("info/events");
+            let last = now.lines().last().unwrap();
+            until("it has shown the new events", || lines().last().is_some_and(|line| line == last));
+            let seqs: Vec<u64> = lines()
+                .iter()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap())
+                .collect();
+            assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{words} after {before}: {seqs:?}");
+            assert!(seqs.len() > shown, "{words} after {before}");
+            following.end();
+        }
+    }
 }

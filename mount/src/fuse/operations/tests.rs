@@ -70,6 +70,20 @@ fn replayed(request: Request) -> Request {
     Request { is_replay: true, ..request }
 }
 
+impl Operations<Fake> {
+    /// Returns the content that a read sees.
+    fn read(
+        &self,
+        request: Request,
+        node: u64,
+        handle: u64,
+        offset: u64,
+        fills_page_cache: bool,
+    ) -> Result<Content, Errno> {
+        self.read_at(request, node, handle, offset, fills_page_cache).map(|(content, _)| content)
+    }
+}
+
 #[test]
 fn a_listing_continues_after_every_offset() {
     let mount = Mount::new();
