@@ -45,6 +45,8 @@ pub enum MountError {
          /sys/fs/fuse/connections/*/abort, raise fs.fuse.max_request_timeout, then run kcm mount"
     )]
     Aborted(PathBuf),
+    #[error("{name} is {now}, but must be {least}; raise it (ulimit -{letter}, or Limit...= of the service)")]
+    Limit { name: &'static str, letter: char, now: u64, least: String },
     #[error("cannot start: {0}")]
     Start(String),
     #[error("not upgraded, the old daemon continues: {0}")]

@@ -11,6 +11,7 @@ mod backoff;
 mod error;
 mod fds;
 mod identity;
+mod limits;
 mod mount;
 mod paths;
 mod role;
@@ -147,6 +148,7 @@ fn supervise(
 ) -> Result<(), MountError> {
     // From mount(2) on the mount must be ended by this process, so the signals are caught before it.
     let signals = setup::catch_signals()?;
+    limits::raise()?;
     let found = takeover::find(paths, import, stored)?;
     let canonical =
         |path: &PathBuf| path.canonicalize().map_err(|source| io_error(path, "cannot be resolved", source));

@@ -50,7 +50,13 @@ pub(super) fn is_in_background() -> bool {
 pub(super) fn catch_signals() -> Result<SignalFd, MountError> {
     let mut mask = SigSet::empty();
     mask.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
-    let caught = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
+    // Blocked only, not read: a write beyond a limit fails with EFBIG, and kills nobody. Threads inherit it.
+    let mut ignored = SigSet::empty();
+    ignored.extend([Signal::SIGXFSZ, Signal::SIGXCPU]);
+    let caught = ignored
+        .thread_block()
+        .and_then(|()| mask.thread_block())
+        .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
     caught.map_err(|errno| MountError::Start(format!("cannot catch signals: {errno}")))
 }
 

@@ -8,6 +8,7 @@ pub mod frozen_disk;
 pub mod full_disk;
 pub mod identity;
 pub mod import;
+pub mod limits;
 pub mod mounting;
 pub mod process;
 pub mod replay;

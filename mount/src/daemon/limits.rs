@@ -1,0 +1,54 @@
+//! The limits of resources that the daemon inherits from the shell or service that starts it (getrlimit(2)).
+//!
+//! Owns what the daemon needs. Raises what it may, and refuses the mount by the name of what is too low, because a daemon that
+//! reaches a limit later refuses claims or dies. Does not know what the resources are used for.
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
+
+use super::error::MountError;
+
+/// A limit, and what the daemon needs at least.
+struct Need {
+    resource: Resource,
+    /// The name in getrlimit(2), and the letter of `ulimit`.
+    name: &'static str,
+    letter: char,
+    least: rlim_t,
+}
+
+const NEEDS: [Need; 5] = [
+    // Each watched task takes a descriptor, beside some 100 that are always or briefly open.
+    Need { resource: Resource::RLIMIT_NOFILE, name: "RLIMIT_NOFILE", letter: 'n', least: 256 },
+    // The claims log, in bytes: some 200 for each claim before it is compacted.
+    Need { resource: Resource::RLIMIT_FSIZE, name: "RLIMIT_FSIZE", letter: 'f', least: 64 << 20 },
+    // In seconds: a daemon runs for years.
+    Need { resource: Resource::RLIMIT_CPU, name: "RLIMIT_CPU", letter: 't', least: RLIM_INFINITY },
+    // In bytes: snapshots of open files take up to 64 MiB, stacks of threads and their arenas the rest.
+    Need { resource: Resource::RLIMIT_AS, name: "RLIMIT_AS", letter: 'v', least: 1 << 30 },
+    Need { resource: Resource::RLIMIT_DATA, name: "RLIMIT_DATA", letter: 'd', least: 256 << 20 },
+];
+
+/// Raises each soft limit to its hard limit.
+///
+/// # Errors
+/// [`MountError::Limit`]: a hard limit is too low, and this process may not raise it.
+pub(super) fn raise() -> Result<(), MountError> {
+    for Need { resource, name, letter, least } in NEEDS {
+        let Ok((soft, hard)) = getrlimit(resource) else { continue };
+        // Without CAP_SYS_RESOURCE, only the soft limit can be raised.
+        let raised = (hard < least && setrlimit(resource, least, least).is_ok())
+            || (soft < hard && setrlimit(resource, hard, hard).is_ok());
+        let now = getrlimit(resource).map_or(soft, |(soft, _)| soft);
+        if now < least {
+            return Err(MountError::Limit { name, letter, now, least: amount(least) });
+        }
+        if raised {
+            log::debug!("{name} is raised from {soft} to {now}");
+        }
+    }
+    Ok(())
+}
+
+fn amount(limit: rlim_t) -> String {
+    if limit == RLIM_INFINITY { "unlimited".to_owned() } else { format!("at least {limit}") }
+}
