@@ -125,32 +125,39 @@ fn a_task_may_die_at_any_step_of_a_write() {
     for (target, data) in WRITES {
         for dies_at in 0..12 {
             for victim in PIDS {
-                let bed = bed();
-                let steps = AtomicUsize::new(0);
-                bed.on_step(move |_, world| {
-                    if steps.fetch_add(1, Ordering::Relaxed) == dies_at {
-                        world.kill(victim, Ending::Killed(9));
-                    }
-                });
-                let written = bed.write(target, SHELL, data);
-                bed.check_locks_at_each_step();
-                let context = format!("{data}: {victim} dies at step {dies_at}: {written:?}");
-                match &written {
-                    Ok(()) => {}
-                    Err(refused) => {
-                        assert_eq!(refused.refusal.errno(), Errno::ESRCH, "{context}");
-                        assert!(!data.contains(' '), "{context}");
-                    }
-                }
-                bed.check_consistency();
-                let claims = bed.claims();
-                for word in data.split(' ').filter(|word| !word.starts_with('-')) {
-                    let pid: u32 = word.parse().unwrap();
-                    let has_claim = claims.iter().any(|(it, _)| *it == pid);
-                    assert_eq!(has_claim, bed.world.is_alive(pid), "{context}: {claims:?}");
+                for is_reaped in [false, true] {
+                    check_death(target, data, dies_at, victim, is_reaped);
                 }
             }
         }
+    }
+}
+
+/// Kills a task at a step of a write. If it `is_reaped`, another thread reads at that step and finds it dead.
+fn check_death(target: Target, data: &str, dies_at: usize, victim: u32, is_reaped: bool) {
+    let bed = bed();
+    let (steps, engine) = (AtomicUsize::new(0), Arc::downgrade(&bed.engine));
+    bed.on_step(move |_, world| {
+        if steps.fetch_add(1, Ordering::Relaxed) == dies_at {
+            world.kill(victim, Ending::Killed(9));
+            if let Some(engine) = engine.upgrade().filter(|_| is_reaped) {
+                engine.reap();
+            }
+        }
+    });
+    let written = bed.write(target, SHELL, data);
+    bed.check_locks_at_each_step();
+    let context = format!("{data}: {victim} dies at step {dies_at}, reaped {is_reaped}: {written:?}");
+    if let Err(refused) = &written {
+        assert_eq!(refused.refusal.errno(), Errno::ESRCH, "{context}");
+        assert!(!data.contains(' '), "{context}");
+    }
+    bed.check_consistency();
+    let claims = bed.claims();
+    for word in data.split(' ').filter(|word| !word.starts_with('-')) {
+        let pid: u32 = word.parse().unwrap();
+        let has_claim = claims.iter().any(|(it, _)| *it == pid);
+        assert_eq!(has_claim, bed.world.is_alive(pid), "{context}: {claims:?}");
     }
 }
 
