@@ -1,15 +1,26 @@
 //! Open files: their openers, the snapshots that are read from them, and truncated commands.
 //!
-//! Owns file handles. A handle holds the opener's uid in its upper half, so that the next daemon knows it
-//! without a record; the lower half is a number that no other open file of this mount has. Does not know
-//! what a file contains.
+//! Owns file handles. A handle holds the opener's uid in its upper half and its capabilities in two bits, so that the
+//! next daemon knows them without a record; the other bits are a number that no other open file of this mount has.
+//! Does not know what a file contains.
+//!
+//! The two bits of the uid 0 say what it *lacks*: handles that an earlier version of this program made have the bits 0,
+//! and for it the uid 0 had all rights, and no other uid any.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::model::rights::User;
 use crate::tree::Content;
+
+/// The bits for the number of an open file.
+const NUMBER: u32 = (1 << 30) - 1;
+/// The opener has `CAP_SYS_ADMIN`; of the uid 0, that it lacks it.
+const ADMIN: u32 = 1 << 30;
+/// The same for `CAP_SYS_NICE`.
+const NICE: u32 = 1 << 31;
 
 /// The limit for the snapshots of all open files, in bytes.
 const MAX_KEPT: usize = 64 << 20;
@@ -72,19 +83,22 @@ impl OpenFiles {
     }
 
     /// Returns a handle for a file that this user opens, and its number.
-    pub(crate) fn open(&self, uid: u32) -> (u64, u32) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        (u64::from(uid) << 32 | u64::from(number), number)
+    pub(crate) fn open(&self, User { uid, admin, nice, .. }: User) -> (u64, u32) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) & NUMBER;
+        let bits = if admin { ADMIN } else { 0 } | if nice { NICE } else { 0 };
+        (u64::from(uid) << 32 | u64::from(number | bits ^ meaning_of_zero(uid)), number)
     }
 
     /// Returns how many files were opened before this number.
     pub(crate) fn opened_before(&self, number: u32) -> u32 {
-        number.wrapping_sub(self.first)
+        number.wrapping_sub(self.first) & NUMBER
     }
 
-    /// Returns the user who opened the file.
-    pub(crate) fn opener(fh: u64) -> u32 {
-        (fh >> 32) as u32
+    /// Returns the user who opened the file, with the capabilities that it had then.
+    pub(crate) fn opener(fh: u64) -> User {
+        let uid = (fh >> 32) as u32;
+        let bits = fh as u32 ^ meaning_of_zero(uid);
+        User { admin: bits & ADMIN != 0, nice: bits & NICE != 0, ..User::without_capabilities(uid) }
     }
 
     /// Forgets the file. Returns whether the journal has a record of it.
@@ -201,8 +215,13 @@ impl OpenFiles {
 
     fn is_ours(&self, fh: u64) -> bool {
         let next = self.next.load(Ordering::Relaxed);
-        (fh as u32).wrapping_sub(self.first) < next.wrapping_sub(self.first)
+        self.opened_before(fh as u32) < next.wrapping_sub(self.first)
     }
+}
+
+/// Returns the capabilities of an opener whose bits are 0.
+fn meaning_of_zero(uid: u32) -> u32 {
+    if uid == 0 { ADMIN | NICE } else { 0 }
 }
 
 #[cfg(test)]
@@ -217,15 +236,34 @@ mod tests {
     fn the_opener_is_in_the_handle() {
         let files = OpenFiles::new(u32::MAX, &[], &[]);
         for uid in [0, 65534, u32::MAX] {
-            assert_eq!(OpenFiles::opener(files.open(uid).0), uid);
+            for (admin, nice) in [(false, false), (false, true), (true, false), (true, true)] {
+                let user = User { admin, nice, ..User::without_capabilities(uid) };
+                assert_eq!(OpenFiles::opener(files.open(user).0), user);
+            }
         }
-        assert_ne!(files.open(0), files.open(0));
+        assert_ne!(files.open(User::default()), files.open(User::default()));
+    }
+
+    #[test]
+    fn in_handles_of_the_version_before_root_has_all_rights_and_nobody_else_any() {
+        assert_eq!(OpenFiles::opener(7), User { permitted: 0, ..User::from(0) });
+        assert_eq!(OpenFiles::opener(65534 << 32 | 7), User::from(65534));
+    }
+
+    #[test]
+    fn numbers_start_again_after_the_last_one() {
+        let files = OpenFiles::new(NUMBER, &[], &[]);
+        let ours = [0, 65534].map(|uid| files.open(User::from(uid)).0);
+        assert_eq!(ours.map(|fh| fh as u32 & NUMBER), [NUMBER, 0]);
+        assert_eq!(ours.map(|fh| files.is_ours(fh)), [true, true]);
+        assert_eq!([NUMBER - 1, 1].map(|fh| files.is_ours(fh.into())), [false, false]);
+        assert_eq!(files.opened_before(0), 1);
     }
 
     #[test]
     fn one_open_file_reads_one_snapshot() {
         let files = OpenFiles::new(7, &[], &[]);
-        let (fh, _) = files.open(0);
+        let (fh, _) = files.open(0.into());
         assert_eq!(files.read(fh, 0, || (3, text("a"))), Ok(text("a")));
         assert_eq!(files.read(fh, 1, || (4, text("b"))), Ok(text("a")));
         assert_eq!(files.seen(fh), 3);
@@ -237,7 +275,7 @@ mod tests {
     #[test]
     fn what_was_read_through_another_daemon_is_stale() {
         let files = OpenFiles::new(7, &[], &[]);
-        let (old, new) = (6, files.open(0).0);
+        let (old, new) = (6, files.open(0.into()).0);
         assert_eq!(files.read(old, 1, || (1, text("b"))), Err(Stale));
         assert_eq!(files.read(new, 1, || (1, text("b"))), Ok(text("b")));
         files.polled(old, 30);
@@ -255,14 +293,14 @@ mod tests {
             part(files.read_growing(fh, offset, || (text(lines), end)).unwrap(), offset)
         };
         // From the beginning, after 10 bytes were dropped.
-        let (whole, _) = files.open(0);
+        let (whole, _) = files.open(0.into());
         assert_eq!(read(whole, 0, "a\nb\n", 14), "a\nb\n");
         assert_eq!(read(whole, 4, "a\nb\n", 14), "");
         assert_eq!(read(whole, 4, "b\nc\n", 16), "c\n");
         assert_eq!(read(whole, 2, "", 99), "b\nc\n", "the snapshot");
         assert_eq!(read(whole, 6, "y\nz\n", 98), "y\nz\n", "lines in between were dropped");
         // From the end, as tail(1) reads.
-        let (tail, _) = files.open(0);
+        let (tail, _) = files.open(0.into());
         assert_eq!(read(tail, 12, "a\nb\n", 14), "b\n");
         assert_eq!(read(tail, 14, "b\nc\n", 16), "c\n");
         assert_eq!(read(tail, 16, "c\nd\n", 18), "d\n");
@@ -273,7 +311,7 @@ mod tests {
     fn snapshots_are_bounded() {
         let files = OpenFiles::new(0, &[], &[]);
         let big: Content = vec![b'x'; MAX_KEPT / 2].into();
-        let handles: Vec<u64> = (0..4).map(|_| files.open(0).0).collect();
+        let handles: Vec<u64> = (0..4).map(|_| files.open(0.into()).0).collect();
         for &fh in &handles {
             files.read(fh, 0, || (1, Content::clone(&big))).unwrap();
             assert!(files.state.lock().kept <= MAX_KEPT);
@@ -293,7 +331,7 @@ mod tests {
     #[test]
     fn a_refused_file_stays_refused_until_it_is_closed() {
         let files = OpenFiles::new(0, &[], &[]);
-        let (fh, _) = files.open(0);
+        let (fh, _) = files.open(0.into());
         assert!(!files.is_truncated(fh));
         files.mark_truncated(fh);
         assert!(files.is_truncated(fh));

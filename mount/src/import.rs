@@ -100,7 +100,7 @@ pub(crate) fn take_over(engine: &Engine, layout: &Path) -> io::Result<()> {
 
 fn take_over_pool(engine: &Engine, root: Caller, pool: &Pool) -> Result<(), Refusal> {
     let id = engine.add_pool(root, &pool.name)?;
-    engine.set_exclusive(root, 0, id, if pool.exclusive { b"1" } else { b"0" })?;
+    engine.set_exclusive(root, engine.user(root), id, if pool.exclusive { b"1" } else { b"0" })?;
     for list in &pool.lists {
         match engine.add_list(root, id, &list.name) {
             Ok(made) => {
@@ -127,7 +127,9 @@ fn take_over_task(engine: &Engine, root: Caller, pool: &Pool, list: &List, id: L
         log::warn!("{what}: not taken over: it has died, or its mask is not within the list");
         return;
     }
-    if let Err(refused) = engine.write_tasks(Target::List(id), root, 0, pid.to_string().as_bytes(), false) {
+    if let Err(refused) =
+        engine.write_tasks(Target::List(id), root, engine.user(root), pid.to_string().as_bytes(), false)
+    {
         log::warn!("{what}: not taken over: {}", refused.refusal.sentence("another task"));
     }
 }

@@ -152,6 +152,11 @@ impl ProcFs {
         }
     }
 
+    /// The inode of a file, links followed; `None` if it has none, or if the process has gone.
+    pub(crate) fn inode(&self, path: &str) -> Option<u64> {
+        fstatat(&self.root, path, AtFlags::empty()).ok().map(|stat| stat.st_ino)
+    }
+
     /// Reads a file; `None` if the process has gone.
     pub(crate) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         read(self.root.as_fd(), path)

@@ -18,6 +18,7 @@ use crate::engine::{Attributes, Caller, Engine, Live, NODES_EACH, Ports, Refused
 use crate::model::claims::Claims;
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
+use crate::model::rights::User;
 use table::{Context, Entry, Location};
 
 /// The node id of the mount's root.
@@ -36,7 +37,7 @@ pub(crate) struct WriteRequest<'a> {
     /// All bytes: one write(2) is one command.
     pub(crate) data: &'a [u8],
     /// The user who opened the file.
-    pub(crate) opener: u32,
+    pub(crate) opener: User,
     /// Whether it was opened for reading too.
     pub(crate) read_write: bool,
 }
@@ -133,6 +134,18 @@ impl<P: Ports> Node<P> {
             },
             cacheable: !self.is_volatile(),
         }
+    }
+
+    /// Returns the user to whom an open file belongs, with capabilities only if it is opened for writing.
+    ///
+    /// # Errors
+    /// `EPERM` if the caller lacks the capability to read events, which name the processes of all users.
+    pub(crate) fn opener(self, engine: &Engine<P>, caller: Caller, writable: bool) -> Result<User, Refusal> {
+        if self.id() == EVENTS {
+            engine.require_admin(caller)?;
+        }
+        let user = User::without_capabilities(caller.uid);
+        Ok(if writable && self.is_writable() { engine.user(caller) } else { user })
     }
 
     /// Returns its content; `None` for a directory.

@@ -18,6 +18,7 @@ use crate::model::command::Command;
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
 use crate::model::refusal::Refusal;
+use crate::model::rights::User;
 use crate::model::task::before_nul;
 
 /// The distance of node ids: a pool has three nodes, a list two.
@@ -93,9 +94,9 @@ impl<P: Ports> Engine<P> {
     /// Adds a pool.
     ///
     /// # Errors
-    /// `EPERM` if the caller is not root; `EINVAL` for an invalid name; `EEXIST`; or it cannot be stored.
+    /// `EPERM` if the caller lacks the capability; `EINVAL` for an invalid name; `EEXIST`; or it cannot be stored.
     pub(crate) fn add_pool(&self, caller: Caller, name: &str) -> Result<PoolId, Refusal> {
-        require_root(caller.uid)?;
+        self.require_admin(caller)?;
         let name: PoolName = name.parse().map_err(Refusal::BadPoolName)?;
         let mut next = self.configuring.lock(&self.clock)?;
         let id = PoolId(*next);
@@ -108,10 +109,10 @@ impl<P: Ports> Engine<P> {
     /// Adds a CPU list.
     ///
     /// # Errors
-    /// `EPERM` if the caller is not root; `EINVAL` for an invalid list or unknown CPUs; `EBUSY` if it overlaps
+    /// `EPERM` if the caller lacks the capability; `EINVAL` for an invalid list or unknown CPUs; `EBUSY` if it overlaps
     /// another list; `EEXIST`; or it cannot be stored.
     pub(crate) fn add_list(&self, caller: Caller, pool: PoolId, name: &str) -> Result<ListId, Refusal> {
-        require_root(caller.uid)?;
+        self.require_admin(caller)?;
         let cpus = CpuSet::from_name(name).map_err(Refusal::BadCpuList)?;
         let known = self.topology.cpus();
         let unknown = cpus.difference(&known);
@@ -131,9 +132,9 @@ impl<P: Ports> Engine<P> {
     /// Removes a pool.
     ///
     /// # Errors
-    /// `EPERM` if the caller is not root; `ENOTEMPTY` if it has lists; or the change cannot be stored.
+    /// `EPERM` if the caller lacks the capability; `ENOTEMPTY` if it has lists; or the change cannot be stored.
     pub(crate) fn remove_pool(&self, caller: Caller, id: PoolId) -> Result<(), Refusal> {
-        require_root(caller.uid)?;
+        self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         let (name, exclusivity) = {
             let mut claims = self.claims.lock();
@@ -151,9 +152,9 @@ impl<P: Ports> Engine<P> {
     /// Removes a CPU list without tasks.
     ///
     /// # Errors
-    /// `EPERM` if the caller is not root; `EBUSY` if it has live tasks; or the change cannot be stored.
+    /// `EPERM` if the caller lacks the capability; `EBUSY` if it has live tasks; or the change cannot be stored.
     pub(crate) fn remove_list(&self, caller: Caller, id: ListId) -> Result<(), Refusal> {
-        require_root(caller.uid)?;
+        self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.live_claims().apply(Command::CloseList { id, now: self.clock.since_boot() })?;
         self.store_or_undo(&mut next, 0, caller, || Command::OpenList(id))?;
@@ -167,17 +168,17 @@ impl<P: Ports> Engine<P> {
     /// Carries out one write to `exclusive`. `opener` is the user who opened the file.
     ///
     /// # Errors
-    /// `EPERM` if caller or opener is not root; `EINVAL` for anything but 0 and 1; `EBUSY` if a list has several
+    /// `EPERM` if caller or opener lacks the capability; `EINVAL` for anything but 0 and 1; `EBUSY` if a list has several
     /// tasks; or the change cannot be stored.
     pub(crate) fn set_exclusive(
         &self,
         caller: Caller,
-        opener: u32,
+        opener: User,
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        require_root(caller.uid)?;
-        require_root(opener)?;
+        self.require_admin(caller)?;
+        opener.require_admin()?;
         let exclusivity = match before_nul(data).trim_ascii() {
             b"0" => Exclusivity::Shared,
             b"1" => Exclusivity::Exclusive,
@@ -204,16 +205,18 @@ impl<P: Ports> Engine<P> {
         self.attributes.read().get(&node).copied()
     }
 
-    /// Sets owner and mode of a node. The kernel has checked the caller's right to do so.
+    /// Sets owner and mode of a node. The kernel has checked that the caller owns the node or may change those of
+    /// others.
     ///
     /// # Errors
-    /// They cannot be stored.
+    /// `EPERM` if the caller lacks the capability, or they cannot be stored.
     pub(crate) fn set_attributes(
         &self,
         caller: Caller,
         node: u64,
         attributes: Attributes,
     ) -> Result<(), Refusal> {
+        self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         let was = self.attributes.write().insert(node, attributes);
         self.store(&mut next, 0, caller).inspect_err(|_| {
@@ -295,8 +298,4 @@ impl<P: Ports> Engine<P> {
         });
         Config { pools: pools.collect(), attributes, next_node, last }
     }
-}
-
-fn require_root(uid: u32) -> Result<(), Refusal> {
-    if uid == 0 { Ok(()) } else { Err(Refusal::NotRoot) }
 }

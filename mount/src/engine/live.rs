@@ -13,6 +13,7 @@ use crate::clock;
 use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
 use crate::model::command::{Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
+use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::model::topology::Topology;
 use crate::process::{self, BlockedWriter, Facts, MaskError, SavedMasks, ScannedProcess, Threads};
@@ -121,6 +122,18 @@ impl Processes for Machine {
 
     fn facts(&self, process: &process::Process) -> io::Result<Option<Facts>> {
         self.processes.facts(process)
+    }
+
+    fn user(&self, tid: u32, uid: u32) -> User {
+        self.processes.user(tid, uid)
+    }
+
+    fn is_covered(&self, tid: u32, uid: u32, process: &process::Process) -> bool {
+        self.processes.is_covered(tid, uid, process)
+    }
+
+    fn permitted(&self, process: &process::Process) -> u64 {
+        self.processes.permitted(process)
     }
 
     fn groups(&self, tid: u32) -> io::Result<Vec<u32>> {

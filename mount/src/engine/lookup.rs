@@ -128,10 +128,10 @@ impl<P: Ports> Engine<P> {
         self.processes.groups(caller.tid).is_ok_and(|groups| groups.contains(&gid))
     }
 
-    /// Returns whether the caller may know more about a holder than its PID: only root and its owner may.
+    /// Returns whether the caller may know more about a holder than its PID: only its owner and root may.
     fn may_know_program(&self, caller: Caller, holder: Option<Holder>) -> bool {
         let owner = holder.and_then(|holder| self.claims.lock().claim(&holder.task).map(|claim| claim.uid));
-        caller.uid == 0 || owner == Some(caller.uid)
+        owner == Some(caller.uid) || self.is_admin(caller)
     }
 
     fn holder_name(&self, holder: Option<Holder>, with_program: bool) -> String {

@@ -32,6 +32,7 @@ mod reap;
 mod recover;
 mod replay;
 mod resolve;
+mod rights;
 mod show;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -63,6 +64,7 @@ use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
+use crate::model::rights::{Access, User};
 use crate::model::task::{Pid, TaskId, before_nul};
 use crate::model::topology::Topology;
 use crate::process::{BlockedWriter, Facts};
@@ -208,7 +210,9 @@ impl<P: Ports> Engine<P> {
     ///
     /// # Errors
     /// The data is not a number, or it cannot be recorded.
-    pub(crate) fn acknowledge(&self, caller: Caller, data: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn acknowledge(&self, caller: Caller, opener: User, data: &[u8]) -> Result<(), Refusal> {
+        opener.require_admin()?;
+        self.require_admin(caller)?;
         let text = std::str::from_utf8(before_nul(data)).map_err(|_| Refusal::NotASeq)?.trim();
         if text.is_empty() {
             return Ok(());
@@ -297,6 +301,7 @@ impl<P: Ports> Engine<P> {
         TaskInfo {
             task,
             uids: facts.uids,
+            access: Access::default(),
             kernel_thread: facts.kernel_thread,
             ours: task.pid == self.own_pid || task.pid.get() == self.supervisor.load(Ordering::Relaxed),
         }

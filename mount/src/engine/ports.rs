@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::journal::{AppendError, Config, Record};
 use crate::model::command::{Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
+use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::process::{BlockedWriter, Facts, MaskError, ScannedProcess, Threads};
 
@@ -72,6 +73,15 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     fn tells_reused_pids(&self) -> bool;
 
     fn facts(&self, process: &Self::Process) -> io::Result<Option<Facts>>;
+
+    /// Returns the user on whose behalf a thread asks, with its capabilities.
+    fn user(&self, tid: u32, uid: u32) -> User;
+
+    /// Returns whether a thread has `CAP_SYS_NICE` over a process in a user namespace below the daemon's.
+    fn is_covered(&self, tid: u32, uid: u32, process: &Self::Process) -> bool;
+
+    /// Returns the permitted capabilities of a process; all if it has died.
+    fn permitted(&self, process: &Self::Process) -> u64;
 
     /// Returns the groups that count for a thread's rights to files.
     fn groups(&self, tid: u32) -> io::Result<Vec<u32>>;

@@ -26,6 +26,7 @@ use crate::model::command::{
 };
 use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
+use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
 use crate::process::{self, BlockedWriter, MaskError, Threads};
 
@@ -37,8 +38,11 @@ const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The users and the request behind a write.
 #[derive(Clone, Copy, Debug)]
 struct Requester {
-    /// The opener of the file, and the writer.
-    users: [u32; 2],
+    /// The opener of the file.
+    opener: User,
+    /// The writing thread, and its process.
+    caller: Caller,
+    process: TaskId,
     /// The request; 0 if it does not come from the kernel.
     request: u64,
     /// The thread that writes.
@@ -78,7 +82,7 @@ impl<P: Ports> Engine<P> {
         &self,
         target: Target,
         caller: Caller,
-        opener: u32,
+        opener: User,
         data: &[u8],
         read_write: bool,
     ) -> Result<(), Refused> {
@@ -92,17 +96,17 @@ impl<P: Ports> Engine<P> {
         &self,
         target: Target,
         caller: Caller,
-        opener: u32,
+        opener: User,
         data: &[u8],
         read_write: bool,
     ) -> Result<(), Refused> {
-        let requester =
-            Requester { users: [opener, caller.uid], request: caller.request, waiting: caller.waiting() };
         let write = Write::parse(data, read_write).map_err(|no| match no {
             NoWrite::Nonsense(word) => Refusal::Nonsense { word },
             NoWrite::TooLong => Refusal::TooLong,
         })?;
         let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
+        let (process, request, waiting) = (writer.id(), caller.request, caller.waiting());
+        let requester = Requester { opener, caller, process, request, waiting };
         match write {
             Write::Command(tokens) if tokens.is_empty() => Ok(()),
             Write::Command(tokens) => self
@@ -149,9 +153,10 @@ impl<P: Ports> Engine<P> {
         &self,
         target: Target,
         mut claim: Vec<ResolvedTask<P>>,
-        release: Vec<ResolvedTask<P>>,
+        mut release: Vec<ResolvedTask<P>>,
         requester: Requester,
     ) -> Result<(), Refusal> {
+        let users = self.look_at_rights(&mut claim, &mut release, requester);
         let deadline = Instant::now() + self.in_flight_timeout;
         let mut unsuitable = Vec::new();
         loop {
@@ -162,7 +167,7 @@ impl<P: Ports> Engine<P> {
                 target,
                 claim: claim.iter().map(|task| task.info.clone()).collect(),
                 release: release.iter().map(|task| task.info.clone()).collect(),
-                users: requester.users,
+                users,
                 unsuitable: unsuitable.clone(),
                 now: self.clock.since_boot(),
             };
@@ -185,6 +190,21 @@ impl<P: Ports> Engine<P> {
                 Err(Failure::Refused(refusal)) => return Err(refusal),
             }
         }
+    }
+
+    /// Notes what the right over each process depends on. Returns the opener and the writer.
+    fn look_at_rights(
+        &self,
+        claim: &mut [ResolvedTask<P>],
+        release: &mut [ResolvedTask<P>],
+        Requester { opener, caller, process, .. }: Requester,
+    ) -> [User; 2] {
+        let tasks = || claim.iter().chain(release.iter());
+        let writer = self.writer(caller, tasks().any(|task| task.info.task != process));
+        for ResolvedTask { info, process: target } in claim.iter_mut().chain(release) {
+            info.access = self.access(caller, writer, process, info, target);
+        }
+        [opener, writer]
     }
 
     /// Decides a write. Waits while another write has one of the tasks in flight.

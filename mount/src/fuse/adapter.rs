@@ -183,8 +183,8 @@ impl Filesystem for Fs {
         }
     }
 
-    fn open(&self, req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.operations.open(decode(req), ino.into()) {
+    fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.operations.open(decode(req), ino.into(), flags.acc_mode() != OpenAccMode::O_RDONLY) {
             Ok(handle) => {
                 // Bypasses the page cache: the content changes without a write, and a write is a command.
                 let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;

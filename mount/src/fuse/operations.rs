@@ -3,6 +3,8 @@
 //! Owns what all requests share: a request is carried out once even if the kernel sends it again, open files, and
 //! the answer to a refusal. Does not know how requests and replies are encoded, or what is in a file.
 //!
+//! Longer than 400 lines because each operation is short, and they share one way to answer.
+//!
 //! Nothing here blocks without a bound, and nothing here accesses the mount: that would wait for this process.
 
 use std::ffi::OsStr;
@@ -143,11 +145,11 @@ impl<P: Ports> Operations<P> {
         self.run_once(request, "rmdir", Object::Name(parent, name), remove, || Ok(()))
     }
 
-    /// Returns the handle of the open file.
-    pub(super) fn open(&self, request: Request, node: u64) -> Result<u64, Errno> {
+    /// Returns the handle of the open file. If it is `writable`, the handle has the opener's capabilities.
+    pub(super) fn open(&self, request: Request, node: u64, writable: bool) -> Result<u64, Errno> {
         self.run(request, "open", Object::Node(node), || {
-            self.node(node)?;
-            let (handle, number) = self.files.open(request.caller.uid);
+            let node = self.node(node)?;
+            let (handle, number) = self.files.open(node.opener(&self.engine, request.caller, writable)?);
             if self.files.opened_before(number) % RESERVED_HANDLES == RESERVED_HANDLES - 1 {
                 self.engine.reserve_handles(number);
             }

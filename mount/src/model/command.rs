@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::refusal::Refusal;
+pub use super::rights::Uids;
+use super::rights::{Access, User};
 use super::task::TaskId;
 
 /// The affinity that a task gets back when its claim is released.
@@ -61,17 +63,6 @@ impl PendingClaim {
     }
 }
 
-/// The user ids of a process (credentials(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uids {
-    /// The real uid.
-    pub real: u32,
-    /// The effective uid.
-    pub effective: u32,
-    /// The saved uid.
-    pub saved: u32,
-}
-
 /// A live process that a write names.
 #[derive(Clone, Debug)]
 pub struct TaskInfo {
@@ -79,6 +70,8 @@ pub struct TaskInfo {
     pub task: TaskId,
     /// Its users.
     pub uids: Uids,
+    /// What the writer's right over it depends on.
+    pub access: Access,
     /// Whether it is a kernel thread.
     pub kernel_thread: bool,
     /// Whether it is a process of the daemon.
@@ -128,7 +121,7 @@ pub struct Request {
     /// The processes whose claim ends, each once.
     pub release: Vec<TaskInfo>,
     /// The users who must have the right: the opener of the file and the writer.
-    pub users: [u32; 2],
+    pub users: [User; 2],
     /// The lists that the kernel refused for a task in an earlier attempt at the same write.
     pub unsuitable: Vec<(TaskId, ListId)>,
     /// Nanoseconds since boot.

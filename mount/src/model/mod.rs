@@ -8,5 +8,6 @@ pub mod command;
 pub mod cpuset;
 pub mod pool;
 pub mod refusal;
+pub mod rights;
 pub mod task;
 pub mod topology;

@@ -51,7 +51,7 @@ pub enum Refusal {
     AfterTooLong,
     /// All named processes are dead, or the daemon cannot see the writer.
     NoSuchProcess,
-    /// The user is not root and does not own the task.
+    /// The kernel would not let the user set the affinity of the task.
     NotPermitted {
         /// The user who opened the file or wrote.
         uid: u32,
@@ -117,8 +117,8 @@ pub enum Refusal {
     TaskBusy,
     /// The list or pool has been removed while its file was open.
     Removed,
-    /// Only root may configure.
-    NotRoot,
+    /// The user lacks `CAP_SYS_ADMIN` in the user namespace of the daemon.
+    NotAdmin,
     /// The name is not valid for a pool.
     BadPoolName(InvalidPoolName),
     /// The name is not a CPU list.
@@ -200,7 +200,7 @@ impl Refusal {
             | Self::NotWritable => Errno::EINVAL,
             Self::TooLong | Self::AfterTooLong => Errno::E2BIG,
             Self::NoSuchProcess => Errno::ESRCH,
-            Self::NotPermitted { .. } | Self::DaemonLacks { .. } | Self::NotRoot | Self::FixedDirectory => {
+            Self::NotPermitted { .. } | Self::DaemonLacks { .. } | Self::NotAdmin | Self::FixedDirectory => {
                 Errno::EPERM
             }
             Self::Held { .. }
@@ -248,7 +248,7 @@ impl Refusal {
             Self::NoSuchProcess => "no such process in the writer's PID namespace; look at ps".into(),
             Self::NotPermitted { uid } => {
                 format!(
-                    "uid {uid} is not root and does not own the process; claim as its owner, through a file opened by its owner"
+                    "uid {uid} does not own the process, or has fewer capabilities, and lacks CAP_SYS_NICE over it; open and write as its owner"
                 )
             }
             Self::KernelThread => "a kernel thread cannot be claimed; name a process of a user".into(),
@@ -318,7 +318,10 @@ impl Refusal {
             }
             Self::TaskBusy => "another operation on the same task has not finished; write again".into(),
             Self::Removed => "this CPU list or pool has been removed; open another".into(),
-            Self::NotRoot => "only root may configure, whatever the modes say; do it as root".into(),
+            Self::NotAdmin => {
+                "this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node"
+                    .into()
+            }
             Self::BadPoolName(why) => format!("{why}; choose another name"),
             Self::BadCpuList(why) => format!("not a CPU list: {why}; write it like 0-2,8-10"),
             Self::UnknownCpus { unknown, known } => {

@@ -8,6 +8,7 @@
 
 mod child;
 mod clone;
+mod credentials;
 mod fds;
 mod mask;
 mod namespace;
@@ -65,6 +66,8 @@ pub(crate) struct Processes {
     proc: ProcFs,
     features: Features,
     own: Namespace,
+    /// The inode of the daemon's user namespace; `None` if the kernel has no user namespaces.
+    user_namespace: Option<u64>,
     /// Whether the machine has cgroup v1 hierarchies with controllers. Then a process is in several cgroups, of which
     /// the kernel's cgroup id names only one.
     cgroup_v1: bool,
@@ -135,7 +138,8 @@ impl Processes {
         let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
         let possible = possible.trim().parse().map_err(io::Error::other)?;
         let offline = File::open("/sys/devices/system/cpu/offline").ok();
-        Ok(Self { proc, features, own, cgroup_v1, possible, offline, stacks: Stacks::new() })
+        let user_namespace = proc.inode("self/ns/user");
+        Ok(Self { proc, features, own, user_namespace, cgroup_v1, possible, offline, stacks: Stacks::new() })
     }
 
     /// Whether a [`TaskId`] is unique for this boot. If not, the mask of the task must confirm its claim after a

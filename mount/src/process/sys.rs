@@ -46,6 +46,7 @@ const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
 const PIDFD_GET_PID_NAMESPACE: libc::Ioctl = 0xFF05;
 /// Requests to a PID namespace (linux/nsfs.h).
 pub(super) const NS_GET_PARENT: libc::Ioctl = 0xB702;
+const NS_GET_OWNER_UID: libc::Ioctl = 0xB704;
 pub(super) const NS_GET_TGID_FROM_PIDNS: libc::Ioctl = 0x8004_B707_u32 as libc::Ioctl;
 pub(super) const NS_GET_TGID_IN_PIDNS: libc::Ioctl = 0x8004_B709_u32 as libc::Ioctl;
 
@@ -79,6 +80,14 @@ pub(super) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd>
         let fd = check(libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT).into())?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
+}
+
+/// Returns the uid, in the daemon's user namespace, of the user who made a user namespace.
+pub(super) fn owner_of_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut uid: libc::uid_t = 0;
+    // SAFETY: the kernel writes one uid, which lives through the call.
+    check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, &raw mut uid) }.into())?;
+    Ok(uid)
 }
 
 /// Makes one of the requests that translate a PID. The PID is passed by value, and the result is the answer.

@@ -127,7 +127,7 @@ fn size_and_links_are_those_of_content_and_directories() {
 fn a_write_reaches_the_file_that_takes_it_and_no_other() {
     let bed = bed();
     let write = |path: &str, data: &[u8]| {
-        let request = WriteRequest { data, opener: 0, read_write: false };
+        let request = WriteRequest { data, opener: 0.into(), read_write: false };
         node(&bed, path).store(&bed.engine, caller(SHELL, 0), &request).map_err(|refused| refused.refusal)
     };
     for (path, node) in walk(&bed) {

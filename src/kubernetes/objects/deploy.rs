@@ -19,7 +19,8 @@ use serde_json::json;
 
 use super::golden::assert_committed;
 use super::pods::{
-    KUBELET, any_taint, host_path, kubelet_mount, mount_probe, plain_container, privileged, volume_mount,
+    KUBELET, admin_container, any_taint, host_path, kubelet_mount, mount_probe, plain_container, privileged,
+    volume_mount,
 };
 use super::reports::{NodeReport, ReconcileReport, definition};
 use super::{GROUP, yaml, yaml_stream};
@@ -174,15 +175,18 @@ fn requests(memory: &str) -> ResourceRequirements {
     ResourceRequirements { requests: Some(requests.into()), ..Default::default() }
 }
 
+/// Makes a container of a name, an image, arguments and mounts.
+type Make = fn(&str, &str, Vec<String>, Vec<VolumeMount>) -> Container;
+
 fn daemon_set() -> String {
     let conf_dir = format!("--conf-dir={CONF_DIR}");
-    let plain = |name: &str, words: &[&str], more: Vec<VolumeMount>| {
+    let container = |make: Make, name: &str, words: &[&str], more: Vec<VolumeMount>| {
         let args = words.iter().copied().chain([conf_dir.as_str()]).map(String::from).collect();
         let mounts = [vec![shared_mount("HostToContainer")], more].concat();
         Container {
             image_pull_policy: Some(PULL_POLICY.into()),
             resources: Some(requests("16Mi")),
-            ..plain_container(name, IMAGE, args, mounts)
+            ..make(name, IMAGE, args, mounts)
         }
     };
     let state_dir = format!("--state-dir={STATE_DIR}");
@@ -203,12 +207,18 @@ fn daemon_set() -> String {
         ]),
         ..Default::default()
     };
-    let init = plain("init", &["init", "--num-dp-cores=4", "--num-cp-cores=1"], Vec::new());
+    let init =
+        container(admin_container, "init", &["init", "--num-dp-cores=4", "--num-cp-cores=1"], Vec::new());
     let every = "--interval=60";
     let containers = vec![
-        plain("reconcile", &["reconcile", "--publish", every], Vec::new()),
-        plain("node-report", &["node-report", "--publish", every], vec![kubelet_mount()]),
-        plain("discover", &["discover", "--resource-name=extended", every], Vec::new()),
+        container(admin_container, "reconcile", &["reconcile", "--publish", every], Vec::new()),
+        container(
+            plain_container,
+            "node-report",
+            &["node-report", "--publish", every],
+            vec![kubelet_mount()],
+        ),
+        container(plain_container, "discover", &["discover", "--resource-name=extended", every], Vec::new()),
     ];
     let spec = PodSpec {
         service_account_name: Some("kcm-node".into()),
@@ -243,9 +253,10 @@ fn daemon_set() -> String {
     };
     let text = "kcm on every node. The container `mount` serves the mount. It is the only privileged one: its mount has to\n\
                 reach the node (Bidirectional), which Kubernetes allows only to privileged containers, and it sets the CPU\n\
-                masks of all processes. The others have no capability, cannot gain one, and cannot write to the image. All\n\
-                are root, because the files that they read belong to root, and share the node's PID namespace, because\n\
-                claims name processes of the node.\n\
+                masks of all processes. init and reconcile have CAP_SYS_ADMIN, without which the mount lets nobody configure\n\
+                or read events. The others have no capability and cannot gain one. None can write to the image. All are\n\
+                root, because the files that they read belong to root, and share the node's PID namespace, because claims\n\
+                name processes of the node.\n\
                 `mount` is a sidecar (an init container that keeps running; Kubernetes 1.29), because init, an ordinary\n\
                 init container, needs the mount. The parent of the mount point is shared with the node. The arguments of\n\
                 init say how many cores the pools get; docs/kubernetes.md explains the rest.";

@@ -229,7 +229,12 @@ impl Plan {
         }
         Container {
             image_pull_policy: Some(self.pull_policy.clone()),
-            ..plain_container(command.name(), &self.image, args, mounts)
+            ..match command {
+                Command::Init | Command::Reconcile => {
+                    admin_container(command.name(), &self.image, args, mounts)
+                }
+                _ => plain_container(command.name(), &self.image, args, mounts),
+            }
         }
     }
 }
@@ -288,6 +293,26 @@ pub(crate) fn plain_container(
         }),
         volume_mounts: Some(mounts),
         ..Default::default()
+    }
+}
+
+/// Returns a container that may configure, read events and acknowledge reclaimed claims: the daemon demands
+/// `CAP_SYS_ADMIN` for that, because the uid 0 of a container says nothing. The container has no other capability. API
+/// servers refuse `allowPrivilegeEscalation: false` beside this one.
+pub(crate) fn admin_container(
+    name: &str,
+    image: &str,
+    args: Vec<String>,
+    mounts: Vec<VolumeMount>,
+) -> Container {
+    let capabilities = Capabilities { add: Some(vec!["SYS_ADMIN".into()]), drop: Some(vec!["ALL".into()]) };
+    Container {
+        security_context: Some(SecurityContext {
+            capabilities: Some(capabilities),
+            read_only_root_filesystem: Some(true),
+            ..Default::default()
+        }),
+        ..plain_container(name, image, args, mounts)
     }
 }
 

@@ -26,7 +26,7 @@ const MOUNT: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuse", &["engine", "handles", "model", "process", "tree"]),
-    ("handles", &["tree"]),
+    ("handles", &["model", "tree"]),
     ("tree", &["engine", "model"]),
     ("import", &["clock", "engine", "model", "plain"]),
     ("engine", &["clock", "failpoint", "journal", "metrics", "model", "process"]),

@@ -65,10 +65,12 @@ fn the_role_of_nodes_is_minimal() {
         &["reconcile", "--publish"],
         &["uninstall", &install, &systemd],
     ] {
-        // The containers are root without capabilities.
+        // The containers are root without capabilities, or with the one to configure.
         let kcm = mount.kcm(words);
         let mut command = Command::new("setpriv");
-        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
+        let is_admin = matches!(words, ["reconcile" | "uninstall", ..]);
+        let bounding = if is_admin { "--bounding-set=-all,+sys_admin" } else { "--bounding-set=-all" };
+        command.args([bounding, "--inh-caps=-all", "--no-new-privs"]);
         command.arg(kcm.get_program()).args(kcm.get_args());
         command.env("KUBECONFIG", server.kubeconfig("kcm-node")).env("NODE_NAME", "n1");
         let (_, err, code) = run(&mut command);
@@ -145,6 +147,8 @@ fn only_the_mount_container_is_privileged() {
     assert_eq!(names(|one| one["securityContext"]["privileged"] == true), ["mount"]);
     let drops_all = |one: &Value| one["securityContext"]["capabilities"]["drop"] == json!(["ALL"]);
     assert_eq!(names(drops_all), ["init", "reconcile", "node-report", "discover"]);
+    let configures = |one: &Value| one["securityContext"]["capabilities"]["add"] == json!(["SYS_ADMIN"]);
+    assert_eq!(names(configures), ["init", "reconcile"]);
     for container in all {
         let args: Vec<&str> =
             container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();

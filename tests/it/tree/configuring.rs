@@ -204,7 +204,7 @@ fn only_root_configures_whatever_the_modes() {
         assert_eq!(errno(fs::remove_dir(pool.join("0"))), Errno::EPERM);
         assert_eq!(errno(fs::remove_dir(&pool)), Errno::EPERM);
         assert_eq!(errno(write(&flag, "0")), Errno::EPERM);
-        let expected = "EPERM: only root may configure, whatever the modes say; do it as root";
+        let expected = "EPERM: this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node";
         assert_eq!(reason(&mount), expected);
     });
     assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");

@@ -1,5 +1,6 @@
 //! The tree: names, modes, reads, polls and refused operations.
 
+pub mod capabilities;
 pub mod configuring;
 pub mod events;
 pub mod hostile;

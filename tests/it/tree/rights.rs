@@ -80,7 +80,7 @@ fn a_user_releases_only_its_own_claims() {
 }
 
 #[test]
-fn the_owner_of_a_process_is_its_real_user() {
+fn a_set_user_id_program_is_not_its_users_to_pin() {
     let mount = open_to_all();
     let sleep = setuid_root(&mount, "sleep");
     let process = Sleeper::spawn(Command::new(sleep).arg("1000").uid(NOBODY).gid(NOBODY));
@@ -88,7 +88,13 @@ fn the_owner_of_a_process_is_its_real_user() {
         let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
         status.contains(&format!("Uid:\t{NOBODY}\t0\t0\t0"))
     });
-    as_nobody(|| write(&mount.tasks("dataplane", "0"), line(&process))).unwrap();
+    let list = mount.tasks("dataplane", "0");
+    assert_eq!(errno(as_nobody(|| write(&list, line(&process)))), Errno::EPERM);
+    let opened_by_nobody = as_nobody(|| File::options().write(true).open(&list).unwrap());
+    assert_eq!(errno((&opened_by_nobody).write(line(&process).as_bytes())), Errno::EPERM);
+    let pin = format!("taskset -p -c 0 {}", process.pid());
+    assert_ne!(run(&mut mount.bash_as_nobody(&pin)).2, Some(0), "nor by sched_setaffinity(2)");
+    write(&list, line(&process)).expect("root may");
     assert_eq!(held(&mount, "0"), line(&process));
 }
 
@@ -173,7 +179,7 @@ fn owner_group_and_mode_of_every_node_are_kept() {
 }
 
 #[test]
-fn an_owner_changes_the_mode_and_a_stranger_nothing() {
+fn neither_an_owner_nor_a_stranger_changes_owner_and_mode() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let list = mount.tasks("dataplane", "0");
@@ -190,9 +196,10 @@ fn an_owner_changes_the_mode_and_a_stranger_nothing() {
     assert_eq!(change(0o666), Err(Errno::EPERM));
     assert_eq!(errno(as_nobody(|| chown(&list, Some(NOBODY), None))), Errno::EPERM);
     chown(&list, Some(NOBODY), None).unwrap();
-    assert_eq!(change(0o660), Ok(()));
+    assert_eq!(change(0o660), Err(Errno::EPERM), "a user to whom root delegates cannot delegate further");
     assert_eq!(errno(as_nobody(|| chown(&list, Some(0), None))), Errno::EPERM);
-    assert_eq!(fs::metadata(&list).unwrap().mode() & 0o7777, 0o660);
+    assert_eq!(fs::metadata(&list).unwrap().mode() & 0o7777, 0o644);
+    set_mode(&list, 0o660);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::engine::ports::{Clock, Journal, Masks, Process, Processes, Watch};
 use crate::journal::{AppendError, Config, Record, Recovered};
 use crate::model::command::{Ending, SavedMask, Uids};
 use crate::model::cpuset::CpuSet;
+use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::process::{BlockedWriter, Facts, MaskError, ScannedProcess, Threads};
 
@@ -362,6 +363,18 @@ impl Processes for FakeProcesses {
 
     fn facts(&self, process: &FakeProcess) -> io::Result<Option<Facts>> {
         Ok(self.alive(process, facts))
+    }
+
+    fn user(&self, _: u32, uid: u32) -> User {
+        uid.into()
+    }
+
+    fn is_covered(&self, _: u32, _: u32, _: &FakeProcess) -> bool {
+        false
+    }
+
+    fn permitted(&self, process: &FakeProcess) -> u64 {
+        self.alive(process, |task| User::from(task.uid).permitted).unwrap_or(u64::MAX)
     }
 
     fn groups(&self, _: u32) -> io::Result<Vec<u32>> {

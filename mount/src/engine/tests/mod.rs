@@ -45,7 +45,7 @@ impl Bed {
         assert_eq!(engine.add_pool(root, "excl").unwrap(), EXCL);
         assert_eq!(engine.add_list(root, EXCL, "1").unwrap(), EXCL_1);
         assert_eq!(engine.add_list(root, EXCL, "2-3").unwrap(), EXCL_23);
-        engine.set_exclusive(root, 0, EXCL, b"1").unwrap();
+        engine.set_exclusive(root, 0.into(), EXCL, b"1").unwrap();
         assert_eq!(engine.add_pool(root, "shared").unwrap(), SHARED);
         assert_eq!(engine.add_list(root, SHARED, "4-5").unwrap(), SHARED_45);
         bed.world.take_steps();
@@ -83,7 +83,7 @@ impl Bed {
 
     /// Writes `data` to a `tasks` file, as root and as the process `writer`.
     pub(crate) fn write(&self, target: Target, writer: u32, data: &str) -> Result<(), Refused> {
-        self.engine.write_tasks(target, caller(writer, 0), 0, data.as_bytes(), false)
+        self.engine.write_tasks(target, caller(writer, 0), 0.into(), data.as_bytes(), false)
     }
 
     /// The PIDs on a list, as a reader sees them.

@@ -101,7 +101,7 @@ fn a_release_is_recorded_before_and_after_its_mask_is_restored() {
 fn the_answer_to_a_request_is_recorded_together_with_its_claim() {
     let bed = bed();
     let caller = Caller { request: 42, ..caller(SHELL, 0) };
-    bed.engine.write_tasks(Target::List(EXCL_1), caller, 0, b"100", false).unwrap();
+    bed.engine.write_tasks(Target::List(EXCL_1), caller, 0.into(), b"100", false).unwrap();
     let last = describe(bed.world.take_steps().last().unwrap());
     assert_eq!(last, "append claimed 100, answered 42");
     assert_eq!(bed.engine.admit(42, true), crate::engine::Admission::Answered(None));
@@ -113,7 +113,7 @@ fn the_answer_to_a_request_is_recorded_together_with_its_claim() {
 fn a_refusal_is_recorded_before_its_answer_and_shown_to_the_writer() {
     let bed = bed();
     let caller = Caller { request: 42, ..caller(SHELL, 0) };
-    let refused = bed.engine.write_tasks(Target::List(EXCL_1), caller, 0, b"x", false).unwrap_err();
+    let refused = bed.engine.write_tasks(Target::List(EXCL_1), caller, 0.into(), b"x", false).unwrap_err();
     bed.engine.record_refusal(caller, &refused);
     assert!(matches!(bed.world.records().last(), Some(Record::Refused { request: 42, .. })));
     let line = bed.engine.last_error_of_reader(caller, |_| true);

@@ -32,7 +32,7 @@ fn a_write_that_waits_for_too_long_is_refused() {
     bed.world.on_step(move |step, _| {
         if matches!(step, Step::SetMask(..)) {
             let target = Target::List(EXCL_23);
-            *result.lock() = Some(engine.write_tasks(target, caller(SHELL, 0), 0, b"100", false));
+            *result.lock() = Some(engine.write_tasks(target, caller(SHELL, 0), 0.into(), b"100", false));
         }
     });
     bed.write(Target::List(EXCL_1), SHELL, "100").unwrap();
@@ -52,7 +52,7 @@ fn a_write_does_not_wait_for_one_that_waits_for_the_disk() {
         if matches!(step, Step::Append(_)) {
             world.fail_appends(Some(|| AppendError::Stalled));
             let target = Target::List(EXCL_23);
-            *result.lock() = Some(engine.write_tasks(target, caller(SHELL, 0), 0, b"100", false));
+            *result.lock() = Some(engine.write_tasks(target, caller(SHELL, 0), 0.into(), b"100", false));
         }
     });
     let started = Instant::now();
@@ -78,7 +78,7 @@ fn a_write_that_waits_is_decided_when_the_other_one_has_finished() {
     });
     let (first, second) = (Arc::clone(&bed.engine), Arc::clone(&bed.engine));
     let write = |engine: Arc<Engine<Fake>>, list| {
-        move || engine.write_tasks(Target::List(list), caller(SHELL, 0), 0, b"100", false)
+        move || engine.write_tasks(Target::List(list), caller(SHELL, 0), 0.into(), b"100", false)
     };
     let first = std::thread::spawn(write(first, EXCL_1));
     is_entered.recv().unwrap();

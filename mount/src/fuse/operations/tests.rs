@@ -40,7 +40,7 @@ impl Mount {
     }
 
     fn open(&self, node: u64) -> u64 {
-        self.operations.open(by(TASK, 0), node).unwrap()
+        self.operations.open(by(TASK, 0), node, true).unwrap()
     }
 
     fn read(&self, node: u64) -> String {
@@ -242,7 +242,7 @@ fn a_removed_node_is_stale_and_an_open_file_of_it_has_no_device() {
     let handle = mount.open(file);
     mount.operations.rmdir(by(TASK, 27), pools, "new".as_ref()).unwrap();
     assert_eq!(mount.operations.getattr(by(TASK, 0), file).unwrap_err(), Errno::ESTALE);
-    assert_eq!(mount.operations.open(by(TASK, 0), file).unwrap_err(), Errno::ESTALE);
+    assert_eq!(mount.operations.open(by(TASK, 0), file, false).unwrap_err(), Errno::ESTALE);
     assert_eq!(mount.operations.read(by(TASK, 0), file, handle, 0, false).unwrap_err(), Errno::ENODEV);
     assert_eq!(mount.operations.write(by(TASK, 28), file, handle, b"1", false), Err(Errno::ENODEV));
     assert_eq!(

@@ -12,12 +12,13 @@ use crate::model::command::{
 };
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
+use crate::model::rights::{self, User};
 use crate::model::task::TaskId;
 
 impl Claims {
     pub(super) fn decide(&self, request: &Request) -> Result<Plan, Rejected> {
         for info in request.claim.iter().chain(&request.release) {
-            check_permission(info, &request.users)?;
+            check_permission(info, request.users)?;
         }
         let leaving: BTreeSet<TaskId> = request.release.iter().map(|info| info.task).collect();
         if request.claim.iter().any(|info| leaving.contains(&info.task)) {
@@ -139,7 +140,9 @@ impl Claims {
         let (task, since, uid) = (info.task, request.now, info.uids.real);
         let kind = match self.claim(&task) {
             None => {
-                let by_root = request.users == [0, 0];
+                let [opener, writer] = request.users;
+                // The uid 0 of a container has a share of the limit like all other users.
+                let by_root = opener.uid == 0 && opener.admin && writer.uid == 0;
                 ClaimKind::New(PendingClaim { task, list: id, since, uid, by_root })
             }
             Some(old) if old.list == id => ClaimKind::Repeat(old.clone()),
@@ -164,14 +167,9 @@ impl Claims {
     }
 }
 
-/// Applies the rule of cgroup v1: root may, and a user whose effective uid is the task's real or saved uid.
-/// Both the opener of the file and the writer need the right. Otherwise a user could open the file and make a
-/// program with more rights write to it (CVE-2021-4197).
-fn check_permission(info: &TaskInfo, users: &[u32]) -> Result<(), Refusal> {
-    let owns = |uid: u32| uid == 0 || uid == info.uids.real || uid == info.uids.saved;
-    if let Some(&uid) = users.iter().find(|&&uid| !owns(uid)) {
-        return Err(Refusal::NotPermitted { uid });
-    }
+/// Checks that the opener and the writer may claim for the process and release it, and that it can be claimed.
+fn check_permission(info: &TaskInfo, users: [User; 2]) -> Result<(), Refusal> {
+    rights::check(users, info.uids, info.access)?;
     if info.kernel_thread {
         return Err(Refusal::KernelThread);
     }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use super::*;
 use crate::model::command::{Placement, SavedMask, Target, Uids};
 use crate::model::pool::PoolName;
+use crate::model::rights::{Access, User};
 
 const NOW: u64 = 50_000_000_000;
 /// Owns every task here.
@@ -34,8 +35,8 @@ fn root_or_the_owner_has_the_right_and_the_opener_needs_it_too() {
         (0, USER, own, None),
         (USER, 0, own, None),
         (USER, USER, uids(USER, 0, 0), None),
-        (USER, USER, uids(0, 0, USER), None),
-        (USER, USER, uids(0, USER, 0), Some(USER)),
+        (USER, USER, uids(0, 0, USER), Some(USER)),
+        (USER, USER, uids(0, USER, 0), None),
         (7, 7, own, Some(7)),
         (0, 7, own, Some(7)),
         (7, 0, own, Some(7)),
@@ -46,7 +47,8 @@ fn root_or_the_owner_has_the_right_and_the_opener_needs_it_too() {
         let ask = |target, releases: bool| {
             let mut claims = machine();
             let info = TaskInfo { uids: of, ..info(1) };
-            let mut request = Request { users: [opener, writer], ..request(target, &[], &[]) };
+            let mut request =
+                Request { users: [opener, writer].map(User::from), ..request(target, &[], &[]) };
             if releases { &mut request.release } else { &mut request.claim }.push(info);
             claims.apply(Command::Write(request)).map(|_| ()).map_err(Refusal::from)
         };
@@ -62,7 +64,8 @@ fn root_or_the_owner_has_the_right_and_the_opener_needs_it_too() {
 #[test]
 fn one_task_without_the_right_refuses_the_whole_write() {
     let mut claims = machine();
-    let mut request = Request { users: [USER, USER], ..request(pool(INFRA), &[1, 2, 3], &[]) };
+    let mut request =
+        Request { users: [USER, USER].map(User::from), ..request(pool(INFRA), &[1, 2, 3], &[]) };
     request.claim[2].uids = Uids { real: 0, effective: 0, saved: 0 };
     assert_eq!(refusal(claims.apply(Command::Write(request))), Refusal::NotPermitted { uid: USER });
     assert!((1..=3).all(|n| !claims.is_in_flight(&task(n))));
@@ -77,7 +80,7 @@ fn kernel_threads_and_the_daemon_are_never_claimed_nor_released() {
     ] {
         for releases in [false, true] {
             let info = TaskInfo { kernel_thread, ours, ..info(1) };
-            let mut request = Request { users, ..request(list(INFRA_8), &[], &[]) };
+            let mut request = Request { users: users.map(User::from), ..request(list(INFRA_8), &[], &[]) };
             if releases { &mut request.release } else { &mut request.claim }.push(info);
             assert_eq!(refusal(machine().apply(Command::Write(request))), expected);
         }
@@ -313,10 +316,13 @@ fn a_task_in_flight_waits_for_its_plan_to_end() {
 #[test]
 fn there_is_room_for_so_many_tasks_and_half_of_them_for_others_than_root() {
     let mut claims = machine_with_room_for(4);
-    let by_user = |target, claim: &[u32]| Request { users: [USER, USER], ..request(target, claim, &[]) };
+    let by_user = |target, claim: &[u32]| Request {
+        users: [USER, USER].map(User::from),
+        ..request(target, claim, &[])
+    };
     settle(&mut claims, by_user(list(INFRA_8), &[1, 2]));
     for users in [[USER, USER], [0, USER], [USER, 0]] {
-        let more = Request { users, ..request(list(INFRA_8), &[3], &[]) };
+        let more = Request { users: users.map(User::from), ..request(list(INFRA_8), &[3], &[]) };
         assert_eq!(refusal(write(&mut claims, more)), Refusal::TooMany { limit: 2 }, "{users:?}");
     }
     // What is there already needs no room.
@@ -345,7 +351,8 @@ fn there_is_room_for_so_many_tasks_and_half_of_them_for_others_than_root() {
 #[test]
 fn claims_on_their_way_need_room_too() {
     let mut claims = machine_with_room_for(4);
-    let by_user = |claim: &[u32]| Request { users: [USER, USER], ..request(list(INFRA_8), claim, &[]) };
+    let by_user =
+        |claim: &[u32]| Request { users: [USER, USER].map(User::from), ..request(list(INFRA_8), claim, &[]) };
     let plan = write(&mut claims, by_user(&[1, 2])).unwrap().plan;
     assert_eq!(refusal(write(&mut claims, by_user(&[3]))), Refusal::TooMany { limit: 2 });
     claims.apply(Command::Abandon(plan)).unwrap();
@@ -733,7 +740,7 @@ fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
         target,
         claim: subjects(claim),
         release: subjects(release),
-        users: [0, 0],
+        users: [0, 0].map(User::from),
         unsuitable: Vec::new(),
         now: NOW,
     }
@@ -782,6 +789,7 @@ fn info_of(n: u32, uid: u32) -> TaskInfo {
     TaskInfo {
         task: task(n),
         uids: Uids { real: uid, effective: uid, saved: uid },
+        access: Access::default(),
         kernel_thread: false,
         ours: false,
     }

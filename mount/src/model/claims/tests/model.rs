@@ -16,6 +16,7 @@ use crate::model::command::{Change, Command, Effects, Ending, Origin, Plan, Reje
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
+use crate::model::rights::User;
 use crate::model::task::TaskId;
 
 /// Tasks 1 to 4 belong to this user, the others to root.
@@ -154,7 +155,7 @@ impl Both {
                     target,
                     claim: claim.iter().map(owned).collect(),
                     release: release.iter().map(owned).collect(),
-                    users,
+                    users: users.map(User::from),
                     unsuitable: unsuitable
                         .iter()
                         .flat_map(|&list| claim.iter().map(move |&n| (task(n), ListId(list))))
