@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 /// How many tasks a daemon with [`FILES`] open files can watch.
 const LIMIT: usize = FILES - 64;
-const FILES: usize = 200;
+const FILES: usize = 300;
 
 /// A daemon that may open only a few files, with the pool `shared`.
 fn with_few_files() -> Mount {

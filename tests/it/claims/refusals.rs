@@ -180,9 +180,9 @@ fn configuration(table: &mut Table) {
 /// A daemon that may open only a few files.
 fn limits(table: &mut Table) {
     let mount = Mount::not_mounted();
-    mount.sh("ulimit -n 80; exec $KCM mount --conf-dir=$C --state-dir=$S 2>&1");
+    mount.sh("ulimit -n 300; exec $KCM mount --conf-dir=$C --state-dir=$S 2>&1");
     mount.make_pool("infra", false, &["0"]);
-    let tasks: Vec<Sleeper> = (0..40).map(|_| Sleeper::new()).collect();
+    let tasks: Vec<Sleeper> = (0..300).map(|_| Sleeper::new()).collect();
     let words: Vec<String> = tasks.iter().map(|task| task.pid().to_string()).collect();
     table.check(&mount, write(&mount.tasks("infra", "0"), words.join(" ")));
 }
