@@ -2,6 +2,8 @@
 //!
 //! Owns parsing, printing and set algebra, all bounded by [`CpuId::MAX`]. Does not know which CPUs a machine has, or what a
 //! set is used for.
+//!
+//! Longer than 400 lines because half of it is the tests of one type.
 
 use std::fmt;
 use std::str::FromStr;

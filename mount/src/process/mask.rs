@@ -4,6 +4,8 @@
 //! know claims or pools.
 //!
 //! [`super::passes`] explains how every thread of a task is reached.
+//!
+//! Longer than 400 lines because setting, checking and restoring share one set of types.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

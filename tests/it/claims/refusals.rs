@@ -14,13 +14,19 @@ use crate::harness::dir::pinned;
 use crate::harness::{Machine, Mount, Sleeper, as_nobody, errno, pids, set_mode, until, write};
 
 /// Rows that nobody can cause through a mount, with the reason. Unit tests cause them.
-const UNREACHABLE: [(&str, &str); 4] = [
+const UNREACHABLE: [(&str, &str); 7] = [
     (
         "another operation on the same task has not finished",
         "a write would have to set masks for five seconds; engine::tests::retry",
     ),
     ("it exists already", "the kernel itself refuses mkdir(2) of a name that exists; model::claims::tests"),
     ("the disk of the state directory does not answer", "daemon::frozen_disk compares what a user reads"),
+    (
+        "the task creates threads, and it is not certain",
+        "it depends on the load of the machine; claims::storm",
+    ),
+    ("the kernel gives no thread with the policy SCHED_DEADLINE", "claims::masks compares what a user reads"),
+    ("kcm's daemon lacks CAP_SYS_NICE", "the daemon would have to lose a capability; process::mask"),
     ("setting or reading the mask:", "sched_setaffinity(2) has no other errors; docs::pages"),
 ];
 
