@@ -42,8 +42,8 @@ use crate::procfs;
 const RELAPSES: u32 = 16;
 /// How long a task is waited for after the first pass. In that time a thread that runs leaves clone(2), which takes
 /// microseconds, however busy the machine is; and a user cannot occupy the daemon for longer with one write.
-pub(super) const PATIENCE: Duration = Duration::from_millis(150);
-/// The same when a refused claim is undone, so that a refusal takes 0.2 s at most.
+pub(super) const PATIENCE: Duration = Duration::from_millis(600);
+/// The same when a refused claim is undone, so that a refusal takes 0.7 s at most.
 pub(super) const PATIENCE_TO_UNDO: Duration = Duration::from_millis(50);
 /// The first pause before doubtful threads are looked at again; the others are twice as long each.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);

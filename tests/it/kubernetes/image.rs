@@ -78,7 +78,7 @@ fn the_daemonset_works_with_only_the_program() {
         "exec 2>&1; set -e; R={root}; H={}; mkdir $R; mount -t tmpfs none $R; cp $KCM $R/kcm; cd $R
          mkdir -p proc sys dev machine var/lib/kcm run/kcm {account_dir}; ln -s /run var/run
          mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; mount --rbind $H/machine machine
-         mount --bind $H/account {account_dir}; for D in run/kcm var/lib/kcm; do mount -t tmpfs none $D; done
+         mount --bind $H/account {account_dir}; for D in run/kcm var/lib/kcm; do mount -t tmpfs -o mode=755 none $D; done
          mount -o remount,ro $R; set +e; touch $R/x",
         node.home().display()
     ));

@@ -74,11 +74,11 @@ proptest! {
             let mut snapshots = bed.world.take_snapshots();
             let last = snapshots.pop().unwrap();
             for (index, snapshot) in snapshots.iter().enumerate() {
-                check_recovery(snapshot, &[&before, &after], &format!("{op:?}, step {index}"));
+                check_recovery(snapshot, &[&before, &after], journal_failed, &format!("{op:?}, step {index}"));
             }
             // The operation is acknowledged. If the journal failed, a release may not be in the file.
             let expected: &[_] = if journal_failed { &[&before, &after] } else { &[&after] };
-            check_recovery(&last, expected, &format!("after {op:?}"));
+            check_recovery(&last, expected, journal_failed, &format!("after {op:?}"));
             bed.world.fail_appends(None);
             bed.check_consistency();
             check_masks(&bed, &format!("after {op:?}"));
@@ -128,17 +128,32 @@ fn run(bed: &Bed, op: &Op) -> bool {
 
 /// A worker that starts at this snapshot has for each live task the claim that one of `expected` has. It may die at
 /// any step of its start, too.
-fn check_recovery(snapshot: &Snapshot, expected: &[&BTreeMap<u32, ListId>], context: &str) {
+fn check_recovery(
+    snapshot: &Snapshot,
+    expected: &[&BTreeMap<u32, ListId>],
+    journal_failed: bool,
+    context: &str,
+) {
     let next = Bed::after_crash(snapshot);
-    check_recovered(&next, expected, context);
+    check_recovered(&next, expected, journal_failed, context);
     for (index, snapshot) in next.world.take_snapshots().iter().enumerate() {
         let after_that = Bed::after_crash(snapshot);
-        check_recovered(&after_that, expected, &format!("{context}, then step {index} of the recovery"));
+        check_recovered(
+            &after_that,
+            expected,
+            journal_failed,
+            &format!("{context}, then step {index} of the recovery"),
+        );
     }
 }
 
-fn check_recovered(bed: &Bed, expected: &[&BTreeMap<u32, ListId>], context: &str) {
-    bed.check_consistency();
+fn check_recovered(bed: &Bed, expected: &[&BTreeMap<u32, ListId>], journal_failed: bool, context: &str) {
+    // The mask of a task is restored although the record of its release could not be written. If the worker dies before
+    // there is room, the claim is back without its mask.
+    bed.check_consistency_except(|pid| match expected {
+        [before, after] => journal_failed && before.contains_key(&pid) && !after.contains_key(&pid),
+        _ => false,
+    });
     let found = by_task(bed);
     for (pid, _) in TASKS.into_iter().filter(|(pid, _)| bed.world.is_alive(*pid)) {
         let is_expected = expected.iter().any(|claims| claims.get(&pid) == found.get(&pid));
