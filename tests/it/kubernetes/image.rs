@@ -105,8 +105,8 @@ fn the_daemonset_works_with_only_the_program() {
     assert_eq!(report["summary"]["exclusiveFree"], "4/4");
     assert!(server.object("/apis/kcm.intel.com/v1/namespaces/default/reconcilereports/n1").is_some());
 
-    // docs/kubernetes.md uninstalls in the container discover.
-    assert!(file("docs/kubernetes.md").contains("-c discover -- /kcm uninstall --conf-dir=/run/kcm/conf\n"));
+    // docs/kubernetes.md uninstalls in the container reconcile.
+    assert!(file("docs/kubernetes.md").contains("-c reconcile -- /kcm uninstall --conf-dir=/run/kcm/conf\n"));
     let said = shell.ask(&format!("{kcm} uninstall --conf-dir=/run/kcm/conf; echo @$?"));
     assert!(said.ends_with("@0\n"), "{said}");
     let said = shell.ask(&format!("{kcm} {}; echo @$?", words("discover")));
