@@ -69,9 +69,10 @@ impl Memory {
         self.log.requests.carried_out(request);
     }
 
-    /// Whether records wait to be written.
+    /// Whether records wait to be written, also those that were deferred during an append that has not ended.
     pub(super) fn has_deferred(&self) -> bool {
-        self.needs_rewrite || !self.queue.is_empty()
+        let is_after_append = self.appending.as_ref().is_some_and(|appending| !appending.after.is_empty());
+        self.needs_rewrite || !self.queue.is_empty() || is_after_append
     }
 
     /// Returns how many records are kept one by one.
@@ -169,5 +170,21 @@ impl Memory {
 
     fn covered(&self) -> Covered {
         Covered { queued: self.queue.len(), overflows: self.overflows }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_deferred_during_an_append_waits_to_be_written() {
+        let mut memory = Memory::new(LogState::default());
+        let record = Record::Mounted { mount: 1 };
+        assert!(memory.begin_append(&record).is_some() && !memory.has_deferred());
+        memory.defer(Record::Closed { fh: 1 });
+        assert!(memory.has_deferred());
+        memory.end_append(memory.covered(), true);
+        assert!(memory.has_deferred());
     }
 }
