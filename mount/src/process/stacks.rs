@@ -29,6 +29,8 @@ const MAX_READERS: usize = 12;
 const ANSWER_TIME: Duration = Duration::from_millis(20);
 /// The number of stacks to read at a time, so that a reader can answer in time.
 const MAX_STACKS: usize = 256;
+/// The number of empty stacks in a row that a thread that runs must show.
+const TRIAL_LOOKS: usize = 3;
 /// How long the kernel is tried out. It takes microseconds if a CPU is idle.
 const TRIAL_TIME: Duration = Duration::from_millis(300);
 /// The number of functions that the kernel shows at most (`MAX_STACK_TRACE_DEPTH`, fs/proc/base.c).
@@ -131,9 +133,6 @@ static TRUSTED: AtomicBool = AtomicBool::new(false);
 
 /// Finds out whether the kernel shows an empty stack for a thread that runs. `None` if it shows no stacks at all.
 fn kernel_hides_running_stacks() -> Option<bool> {
-    if !cfg!(target_arch = "x86_64") {
-        return None;
-    }
     let proc = ProcFs::new().ok()?;
     let tasks = proc.open("self/task", OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()??;
     let (tell, tid) = channel();
@@ -149,13 +148,19 @@ fn kernel_hides_running_stacks() -> Option<bool> {
     });
     let tid = tid.recv().ok()?;
     let deadline = Instant::now() + TRIAL_TIME;
+    let mut empty_stacks = 0;
     let found = loop {
         match procfs::stack_of_thread(tasks.as_fd(), tid) {
-            Ok(Some(stack)) if stack.is_empty() => break Some(true),
-            Ok(Some(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_micros(100)),
-            Ok(Some(_)) => break Some(false),
+            Ok(Some(stack)) if stack.is_empty() => empty_stacks += 1,
+            Ok(Some(_)) => empty_stacks = 0,
             _ => break None,
         }
+        if empty_stacks == TRIAL_LOOKS {
+            break Some(true);
+        } else if Instant::now() >= deadline {
+            break Some(false);
+        }
+        std::thread::sleep(Duration::from_micros(100));
     };
     stop.store(true, Ordering::Relaxed);
     let _ = runner.map(std::thread::JoinHandle::join);
