@@ -369,6 +369,11 @@ impl Supervisor {
             upgrade::report(&self.paths.state_dir, Some(failure));
         }
         if !mount::is_connected(&self.fds.device) {
+            // The kernel may have given the numbers of an ended mount to a new one, but that is at another path.
+            let at_path = mountpoint::at(&self.paths.conf_dir, None).unwrap_or(self.mounted);
+            if at_path != self.mounted {
+                return Ok(Some(Exit::Stop));
+            }
             self.replace_aborted()?;
             return Ok(None);
         }

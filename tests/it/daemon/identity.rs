@@ -182,3 +182,31 @@ fn something_that_is_mounted_over_it_does_not_end_the_daemon() {
     assert!(mount.conf().join("theirs").exists(), "another mount is not unmounted");
     let _ = Command::new("umount").arg(mount.conf()).status();
 }
+
+/// The kernel's numbers of the mount: its ID, and the device, whose minor number is the connection.
+fn numbers(mount: &Mount) -> Option<(String, String)> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let words: Vec<Vec<&str>> = table.lines().map(|line| line.split(' ').collect()).collect();
+    let ours = words.iter().find(|words| words[4] == mount.conf().to_str().unwrap())?;
+    Some((ours[0].into(), ours[2].into()))
+}
+
+/// The kernel gives the numbers of a mount that has ended to the next mount. The supervisor is stopped meanwhile, so
+/// that it sees only the new mount.
+#[test]
+fn another_mount_that_gets_its_numbers_is_not_its_mount() {
+    let mut reused = 0;
+    for _ in 0..5 {
+        let mount = Mount::new();
+        let (before, supervisor, worker) = (numbers(&mount), mount.supervisor(), mount.worker().unwrap());
+        signal(supervisor, Signal::SIGSTOP);
+        assert!(Command::new("umount").arg("-l").arg(mount.conf()).status().unwrap().success());
+        until("the worker notices the end of the mount", || has_died(worker));
+        let other = Mount::new();
+        reused += u32::from(numbers(&other) == before);
+        signal(supervisor, Signal::SIGCONT);
+        until("the supervisor exits", || has_died(supervisor));
+        assert_eq!(numbers(&mount), None, "it does not mount again");
+    }
+    println!("the numbers were reused {reused} times of 5");
+}
