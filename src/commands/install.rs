@@ -51,13 +51,16 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     confdir::check_answers(&args.dir.conf_dir)?;
     let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
     let dir = dir.filter(|dir| dir.pools_dir().exists());
-    let _lock = dir.as_ref().map(ConfDir::lock).transpose()?;
-    if let Some(dir) = dir.as_ref().filter(|_| !args.force) {
-        check_unused(dir)?;
-    }
+    let locked_and_unused = || {
+        let lock = dir.as_ref().map(ConfDir::lock).transpose()?;
+        dir.as_ref().filter(|_| !args.force).map_or(Ok(()), check_unused).map(|()| lock)
+    };
     if let Some(node) = node_name_if_any(&args.node)? {
+        // The API server may take long to answer, and others need the lock meanwhile.
+        drop(locked_and_unused()?);
         discover::unadvertise(&node)?;
     }
+    let _lock = locked_and_unused()?;
     let unit = args.systemd.join(UNIT);
     // The link that `systemctl enable` creates.
     let wanted = args.systemd.join(format!("{TARGET}.wants")).join(UNIT);

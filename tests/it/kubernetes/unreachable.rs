@@ -1,6 +1,7 @@
 //! An unreachable API server: each command retries for a limited time and ends with one line; a periodic one continues.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -69,4 +70,20 @@ fn an_unreachable_server_is_tried_for_30_seconds() {
         assert!(out.is_empty() || reports > 2, "{out}");
         assert!(text(&output.stderr).lines().count() > 1, "each run has tried");
     }
+}
+
+#[test]
+fn an_uninstall_that_waits_for_the_server_does_not_hold_the_lock() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    server.misbehave(Fault::Cut, usize::MAX, |_, _| true);
+    let mut command = kcm(&mount, &["uninstall"], &server.kubeconfig(ADMIN), "DEBUG");
+    let mut uninstall = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(uninstall.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("; trying again in ")), "the server does not answer");
+    let lock = fs::File::open(mount.conf().join("lock")).unwrap();
+    let locked = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock);
+    let held = uninstall.try_wait().unwrap().is_none();
+    uninstall.kill().unwrap();
+    uninstall.wait().unwrap();
+    assert!(locked.is_ok() && held, "the lock is free while the command waits: {locked:?}");
 }
