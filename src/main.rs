@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod confdir;
 mod host;
+mod host_command;
 mod kubernetes;
 mod logging;
 

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use validate::{HostCommand, HostCommands, Repeat, Wait, is_dns_name};
+pub(crate) use validate::{HostCommands, Repeat, Wait, is_dns_name};
 
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]

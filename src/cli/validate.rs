@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::host_command::HostCommand;
+
 /// How long to wait; `None` means without limit.
 pub(crate) type Wait = Option<Duration>;
 
@@ -15,35 +17,9 @@ pub(crate) enum Repeat {
     Every(Duration),
 }
 
-/// A command that `cluster-init` runs on each host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HostCommand {
-    Init,
-    Discover,
-    Install,
-    Reconcile,
-    NodeReport,
-}
-
 /// The commands that `cluster-init` runs on each host, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostCommands(pub(crate) Vec<HostCommand>);
-
-impl HostCommand {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Init, Self::Discover, Self::Install, Self::Reconcile, Self::NodeReport];
-
-    /// Returns the legacy name, which for `node-report` has no hyphen.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Init => "init",
-            Self::Discover => "discover",
-            Self::Install => "install",
-            Self::Reconcile => "reconcile",
-            Self::NodeReport => "nodereport",
-        }
-    }
-}
 
 /// Parses `--kcm-cmd-list`.
 pub(super) fn host_commands(text: &str) -> Result<HostCommands, String> {

@@ -77,7 +77,7 @@ fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
         Ok::<_, Error>(text.trim_end_matches('/').to_owned())
     };
     let plan = Plan {
-        commands: args.kcm_cmd_list.0.iter().copied().map(pod_command).collect(),
+        commands: args.kcm_cmd_list.0.clone(),
         namespace: args.namespace.clone(),
         service_account: args.service_account.clone(),
         image: args.kcm_img.clone(),
@@ -92,17 +92,6 @@ fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
         bail!("/ cannot be a directory of kcm; give a directory below it");
     }
     Ok(plan)
-}
-
-/// Returns the pods' command for a word of `--kcm-cmd-list`.
-fn pod_command(command: cli::HostCommand) -> pods::Command {
-    match command {
-        cli::HostCommand::Init => pods::Command::Init,
-        cli::HostCommand::Discover => pods::Command::Discover,
-        cli::HostCommand::Install => pods::Command::Install,
-        cli::HostCommand::Reconcile => pods::Command::Reconcile,
-        cli::HostCommand::NodeReport => pods::Command::NodeReport,
-    }
 }
 
 /// Checks that the pods of these nodes can have their names.

@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 use super::node::{self, Change, OPAQUE, Slots, extended};
-use super::pods::{self, Command, Plan};
+use super::pods::{self, Plan};
 use super::reports::{self, NodeReport, PublishedState, ReconcileReport, Target};
 use super::{Built, Request};
+use crate::host_command::HostCommand;
 
 /// Compares a text with a file of the repository.
 pub(super) fn assert_committed(file: &str, text: &str) {
@@ -149,7 +150,7 @@ fn requests_about_reports() {
 /// The pods of the default command list are in `cluster-init.yaml`.
 #[test]
 fn requests_about_pods() {
-    let plan = |commands: &[Command]| Plan {
+    let plan = |commands: &[HostCommand]| Plan {
         commands: commands.to_vec(),
         namespace: "kcm-system".into(),
         service_account: Some("kcm-node".into()),
@@ -161,7 +162,7 @@ fn requests_about_pods() {
         dataplane: 7,
         controlplane: 2,
     };
-    let create = |commands: &[Command]| {
+    let create = |commands: &[HostCommand]| {
         let pods = plan(commands).pods("n1");
         pods.iter().map(|pod| shown(pods::create("kcm-system", pod))).collect::<Vec<_>>()
     };
@@ -175,7 +176,7 @@ fn requests_about_pods() {
         ("why a pod has failed", shown(pods::last_line("default", "kcm-mount-pod-n1", "mount"))),
     ];
     let init = ["only init, which needs a mount", "only init, which is an ordinary container then"];
-    requests.extend(init.into_iter().zip(create(&[Command::Init])));
-    requests.extend(["only install, which needs no mount"].into_iter().zip(create(&[Command::Install])));
+    requests.extend(init.into_iter().zip(create(&[HostCommand::Init])));
+    requests.extend(["only install, which needs no mount"].into_iter().zip(create(&[HostCommand::Install])));
     assert_requests("pods.yaml", &requests);
 }

@@ -16,6 +16,7 @@ use kube::core::subresource::LogParams;
 use kube::core::{ObjectList, ObjectMeta, WatchEvent};
 
 use super::{Built, Request};
+use crate::host_command::HostCommand;
 
 mod status;
 
@@ -32,37 +33,10 @@ pub(crate) const WATCH_SECONDS: u32 = 240;
 /// at its own place: `/etc` would hide what the container runtime puts there.
 const HOST: &str = "/host";
 
-/// A command that runs on each node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    Init,
-    Discover,
-    Install,
-    Reconcile,
-    NodeReport,
-}
-
-impl Command {
-    /// Returns the name on the command line of `cluster-init`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Init => "init",
-            Self::Discover => "discover",
-            Self::Install => "install",
-            Self::Reconcile => "reconcile",
-            Self::NodeReport => "nodereport",
-        }
-    }
-
-    fn is_periodic(self) -> bool {
-        matches!(self, Self::Reconcile | Self::NodeReport)
-    }
-}
-
 /// The options of `cluster-init`, which all nodes share.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) commands: Vec<Command>,
+    pub(crate) commands: Vec<HostCommand>,
     pub(crate) namespace: String,
     pub(crate) service_account: Option<String>,
     pub(crate) image: String,
@@ -94,17 +68,17 @@ pub(crate) struct PlannedPod {
 impl Plan {
     /// Returns the pods of a node in the order in which they are created.
     pub(crate) fn pods(&self, node: &str) -> Vec<PlannedPod> {
-        let (periodic, once): (Vec<Command>, Vec<Command>) =
+        let (periodic, once): (Vec<HostCommand>, Vec<HostCommand>) =
             self.commands.iter().partition(|command| command.is_periodic());
         let mut pods = Vec::new();
-        if self.commands.iter().any(|command| *command != Command::Install) {
+        if self.commands.iter().any(|command| *command != HostCommand::Install) {
             pods.push(self.pod(node, &["mount"], Goal::Running, Vec::new(), vec![self.mount()]));
         }
         if !once.is_empty() {
             // A pod needs at least one container that is not an init container.
             let (first, rest) = match once.split_first() {
-                Some((Command::Init, rest)) if !rest.is_empty() => {
-                    (vec![self.container(Command::Init)], rest)
+                Some((HostCommand::Init, rest)) if !rest.is_empty() => {
+                    (vec![self.container(HostCommand::Init)], rest)
                 }
                 _ => (Vec::new(), once.as_slice()),
             };
@@ -117,7 +91,7 @@ impl Plan {
         pods
     }
 
-    fn containers(&self, commands: &[Command]) -> Vec<Container> {
+    fn containers(&self, commands: &[HostCommand]) -> Vec<Container> {
         commands.iter().map(|command| self.container(*command)).collect()
     }
 
@@ -202,35 +176,35 @@ impl Plan {
         }
     }
 
-    fn container(&self, command: Command) -> Container {
+    fn container(&self, command: HostCommand) -> Container {
         let conf_dir = format!("--conf-dir={}", self.conf_dir_in_container());
         let namespace = format!("--namespace={}", self.namespace);
         let periodic = |name: &str| {
             vec![name.into(), conf_dir.clone(), "--interval=60".into(), "--publish".into(), namespace.clone()]
         };
         let args = match command {
-            Command::Init => vec![
+            HostCommand::Init => vec![
                 "init".into(),
                 conf_dir,
                 format!("--num-dp-cores={}", self.dataplane),
                 format!("--num-cp-cores={}", self.controlplane),
             ],
-            Command::Discover => vec!["discover".into(), conf_dir],
-            Command::Install => vec!["install".into(), format!("--install-dir={}", self.install_dir)],
-            Command::Reconcile => periodic("reconcile"),
-            Command::NodeReport => periodic("node-report"),
+            HostCommand::Discover => vec!["discover".into(), conf_dir],
+            HostCommand::Install => vec!["install".into(), format!("--install-dir={}", self.install_dir)],
+            HostCommand::Reconcile => periodic("reconcile"),
+            HostCommand::NodeReport => periodic("node-report"),
         };
         let mut mounts = vec![match command {
-            Command::Install => volume_mount("install", &self.install_dir),
+            HostCommand::Install => volume_mount("install", &self.install_dir),
             _ => self.conf_mount("HostToContainer"),
         }];
-        if command == Command::NodeReport {
+        if command == HostCommand::NodeReport {
             mounts.push(kubelet_mount());
         }
         Container {
             image_pull_policy: Some(self.pull_policy.clone()),
             ..match command {
-                Command::Init | Command::Reconcile => {
+                HostCommand::Init | HostCommand::Reconcile => {
                     admin_container(command.name(), &self.image, args, mounts)
                 }
                 _ => plain_container(command.name(), &self.image, args, mounts),
@@ -335,7 +309,7 @@ fn parent(directory: &str) -> &str {
     }
 }
 
-fn names(commands: &[Command]) -> Vec<&'static str> {
+fn names(commands: &[HostCommand]) -> Vec<&'static str> {
     commands.iter().map(|command| command.name()).collect()
 }
 
