@@ -73,8 +73,7 @@ impl Processes {
     }
 
     fn is_in_our_user_namespace(&self, tid: u32) -> bool {
-        let ino = self.proc.inode(&format!("{tid}/ns/user"));
-        ino.is_some() && ino == self.user_namespace
+        self.user_namespace.is_none() || self.proc.link(&format!("{tid}/ns/user")) == self.user_namespace
     }
 
     fn user_namespace(&self, tid: u32) -> Option<OwnedFd> {

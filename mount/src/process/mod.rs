@@ -20,6 +20,7 @@ mod sys;
 mod tests;
 mod watch;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -66,8 +67,8 @@ pub(crate) struct Processes {
     proc: ProcFs,
     features: Features,
     own: Namespace,
-    /// The inode of the daemon's user namespace; `None` if the kernel has no user namespaces.
-    user_namespace: Option<u64>,
+    /// The link to the daemon's user namespace, which contains its inode; `None` if the kernel has no user namespaces.
+    user_namespace: Option<OsString>,
     /// Whether the machine has cgroup v1 hierarchies with controllers. Then a process is in several cgroups, of which
     /// the kernel's cgroup id names only one.
     cgroup_v1: bool,
@@ -138,7 +139,7 @@ impl Processes {
         let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
         let possible = possible.trim().parse().map_err(io::Error::other)?;
         let offline = File::open("/sys/devices/system/cpu/offline").ok();
-        let user_namespace = proc.inode("self/ns/user");
+        let user_namespace = proc.link("self/ns/user");
         Ok(Self { proc, features, own, user_namespace, cgroup_v1, possible, offline, stacks: Stacks::new() })
     }
 

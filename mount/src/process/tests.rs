@@ -360,7 +360,7 @@ fn open_from(processes: &Processes, writer: &Process, number: u32) -> Option<Arc
 
 fn tids(pid: Pid) -> Vec<Pid> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let number = |name: std::ffi::OsString| Pid::new(name.to_str()?.parse().ok()?);
+    let number = |name: OsString| Pid::new(name.to_str()?.parse().ok()?);
     // A thread may end while the threads are listed.
     entries.filter_map(|entry| number(entry.ok()?.file_name())).collect()
 }
