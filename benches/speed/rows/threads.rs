@@ -10,10 +10,10 @@ use crate::null_fs::NullFs;
 use crate::process_group::ProcessGroup;
 use crate::table::{Row, Target};
 
-const FLOOR: &str = "the baseline is a write to an empty filesystem, followed by the bare loop. Beyond that, kcm reads \
-each mask before it sets it, to be able to restore it, and it makes sure that no thread is creating \
-another one, which would be invisible and would have the old mask: it reads the state of up to 100 \
-threads; with more threads it waits 0.75 ms and lists them again";
+const FLOOR: &str = "the first baseline is a write to an empty filesystem, followed by the bare loop. Beyond that, kcm \
+reads each mask before it sets it, to be able to restore it, and it proves that no thread is creating another one, \
+which would be invisible and would have the old mask: it reads the state of each thread whose mask it has set, which \
+takes about 9 us. The second baseline reads each state too";
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();
@@ -37,8 +37,8 @@ pub(super) fn rows() -> Vec<Row> {
             ..row(name, &work, &measured[0], beside, &measured[theirs], target)
         };
         [
-            row(&name, beside, 1, Target::AtMost(1.5)),
-            row(&format!("{name}-states"), and_states, 2, Target::Informational),
+            row(&name, beside, 1, Target::Informational),
+            row(&format!("{name}-states"), and_states, 2, Target::AtMost(1.5)),
         ]
     };
     [1, 10, 1_000].map(rows).into_iter().flatten().collect()
