@@ -139,8 +139,9 @@ impl OpenFiles {
         Ok(content)
     }
 
-    /// As [`OpenFiles::read`], for a file to which lines are added while old ones are dropped. `show` returns the lines,
-    /// and the size that the file would have if none had been dropped. Returns the content and its offset.
+    /// As [`OpenFiles::read`], for a file to which lines are added while others are dropped. `show` returns the lines, and
+    /// the size that the file would have if none had been dropped; with an argument, only the lines that were added since
+    /// it had that size. Returns the content and its offset.
     ///
     /// A file that is read from the beginning begins with the oldest line. A file that is first read elsewhere
     /// (`tail`) has the offsets that it would have if nothing had been dropped. At the end of the snapshot, the lines
@@ -152,7 +153,7 @@ impl OpenFiles {
         &self,
         fh: u64,
         offset: u64,
-        show: impl FnOnce() -> (Content, u64),
+        show: impl FnOnce(Option<u64>) -> (Content, u64),
     ) -> Result<(Content, u64), Stale> {
         let known = self.state.lock().files.get(&fh).map(|file| (file.snapshot.clone(), file.place));
         match known {
@@ -161,19 +162,17 @@ impl OpenFiles {
                 if offset < start + snapshot.len() as u64 {
                     return Ok((snapshot, start));
                 }
-                let (content, now) = show();
-                let added = usize::try_from(now.saturating_sub(end)).unwrap_or(usize::MAX);
-                let added = content.get(content.len().saturating_sub(added)..).unwrap_or_default();
+                let (added, now) = show(Some(end));
                 let old = if snapshot.len() < MAX_FOLLOWED { &snapshot[..] } else { &[] };
                 let start = start + (snapshot.len() - old.len()) as u64;
-                return Ok(self.keep_growing(fh, [old, added].concat().into(), (start, now)));
+                return Ok(self.keep_growing(fh, [old, &added].concat().into(), (start, now)));
             }
             Some((None, (_, 1..))) => return Err(Stale),
             // It may have been read through an earlier worker.
             _ if !self.is_ours(fh) => return Err(Stale),
             _ => {}
         }
-        let (content, now) = show();
+        let (content, now) = show(None);
         let start = if offset == 0 { 0 } else { now.saturating_sub(content.len() as u64) };
         Ok(self.keep_growing(fh, content, (start, now)))
     }
@@ -289,8 +288,12 @@ mod tests {
             let from = usize::try_from(offset.saturating_sub(start)).unwrap();
             String::from_utf8(content[from..].to_vec()).unwrap()
         };
-        let read = |fh, offset, lines: &str, end| {
-            part(files.read_growing(fh, offset, || (text(lines), end)).unwrap(), offset)
+        let read = |fh, offset, lines: &str, end: u64| {
+            let show = |since: Option<u64>| {
+                let added = since.map_or(lines.len(), |since| (end - since) as usize);
+                (text(&lines[lines.len().saturating_sub(added)..]), end)
+            };
+            part(files.read_growing(fh, offset, show).unwrap(), offset)
         };
         // From the beginning, after 10 bytes were dropped.
         let (whole, _) = files.open(0.into());

@@ -25,6 +25,7 @@ mod clock;
 pub mod daemon;
 mod engine;
 pub mod failpoint;
+mod fair;
 mod fuse;
 mod handles;
 mod import;

@@ -36,12 +36,13 @@ struct Counts {
     inherited: Count,
     ended: Count,
     reclaimed: Count,
+    unrecorded: Count,
     /// By the name of the error number.
     refusals: Mutex<BTreeMap<String, u64>>,
     latency: Histogram,
 }
 
-/// The counters for changes of claims.
+/// The counters for changes of claims, and for refusals.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Counter {
     Claimed,
@@ -50,6 +51,8 @@ pub(crate) enum Counter {
     Inherited,
     Ended,
     Reclaimed,
+    /// A refusal without event and record, because its user has caused too many.
+    Unrecorded,
 }
 
 /// The current state of one pool.
@@ -75,12 +78,13 @@ impl Metrics {
             inherited: Count::default(),
             ended: Count::default(),
             reclaimed: Count::default(),
+            unrecorded: Count::default(),
             refusals: Mutex::default(),
             latency: Histogram::new(BOUNDS),
         }))
     }
 
-    /// Counts a change of a claim.
+    /// Counts a change of a claim, or a refusal.
     pub(crate) fn count(&self, counter: Counter) {
         let counts = &self.0;
         match counter {
@@ -90,6 +94,7 @@ impl Metrics {
             Counter::Inherited => counts.inherited.inc(),
             Counter::Ended => counts.ended.inc(),
             Counter::Reclaimed => counts.reclaimed.inc(),
+            Counter::Unrecorded => counts.unrecorded.inc(),
         };
     }
 
@@ -103,13 +108,19 @@ impl Metrics {
         self.0.latency.observe(duration.as_secs_f64());
     }
 
-    /// Returns the OpenMetrics text, which ends in `# EOF`.
-    pub(crate) fn show(&self, pools: Vec<PoolGauge>, unacknowledged: u64) -> String {
+    /// Returns the OpenMetrics text, which ends in `# EOF`. `dropped`: how many records of each kind had to make room.
+    pub(crate) fn show(
+        &self,
+        pools: Vec<PoolGauge>,
+        unacknowledged: u64,
+        dropped: [(&'static str, u64); 3],
+    ) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Snapshot {
             counts: Arc::clone(&self.0),
             pools,
             unacknowledged,
+            dropped,
         }));
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -127,6 +138,7 @@ struct Snapshot {
     counts: Arc<Counts>,
     pools: Vec<PoolGauge>,
     unacknowledged: u64,
+    dropped: [(&'static str, u64); 3],
 }
 
 impl Collector for Snapshot {
@@ -156,6 +168,13 @@ impl Collector for Snapshot {
         let mut refusals = out.encode_descriptor("kcm_refusals", help, None, MetricType::Counter)?;
         for (errno, count) in &*counts.refusals.lock() {
             ConstCounter::new(*count).encode(refusals.encode_family(&[("errno", errno.as_str())])?)?;
+        }
+        let help = "Refusals without event and record, because their user had caused too many.";
+        encode_one(out, "kcm_refusals_unrecorded", help, None, &counts.unrecorded)?;
+        let help = "Records that had to make room for newer ones, by kind.";
+        let mut dropped = out.encode_descriptor("kcm_records_dropped", help, None, MetricType::Counter)?;
+        for (record, count) in self.dropped {
+            ConstCounter::new(count).encode(dropped.encode_family(&[("record", record)])?)?;
         }
         let help = "Time that requests on control files took in the daemon.";
         encode_one(out, "kcm_request_duration", help, Some(&Unit::Seconds), &counts.latency)
@@ -197,6 +216,8 @@ fn encode_one(
 mod tests {
     use super::*;
 
+    const NONE_DROPPED: [(&str, u64); 3] = [("event", 0), ("reclaim", 0), ("refusal", 0)];
+
     fn pool(name: &str, exclusive: bool) -> PoolGauge {
         PoolGauge { pool: name.into(), exclusive, lists_free: 2, lists_taken: 1, tasks: 3 }
     }
@@ -209,7 +230,8 @@ mod tests {
         metrics.refused(Errno::EINVAL);
         metrics.refused(Errno::EBUSY);
         metrics.refused(Errno::EBUSY);
-        let show = || metrics.show(vec![pool("b", true), pool("a", false)], 7);
+        let dropped = [("event", 5), ("reclaim", 0), ("refusal", 2)];
+        let show = || metrics.show(vec![pool("b", true), pool("a", false)], 7, dropped);
         let text = show();
         assert_eq!(text, show());
         for part in [
@@ -225,6 +247,8 @@ mod tests {
             "\nkcm_ended_total 0\n",
             "\nkcm_reclaimed_unacknowledged 7\n",
             "\nkcm_refusals_total{errno=\"EBUSY\"} 2\nkcm_refusals_total{errno=\"EINVAL\"} 1\n",
+            "\nkcm_refusals_unrecorded_total 0\n",
+            "\nkcm_records_dropped_total{record=\"event\"} 5\nkcm_records_dropped_total{record=\"reclaim\"} 0\n",
         ] {
             assert!(text.contains(part), "{part}\n---\n{text}");
         }
@@ -233,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_family_without_samples_is_shown() {
-        let text = Metrics::new(0, 0).show(Vec::new(), 0);
+        let text = Metrics::new(0, 0).show(Vec::new(), 0, NONE_DROPPED);
         assert!(text.contains("# TYPE kcm_refusals counter\n"), "{text}");
         assert!(text.contains("# TYPE kcm_lists gauge\n"), "{text}");
     }
@@ -244,7 +268,7 @@ mod tests {
         for us in [4, 5, 6, 40, 2_000_000] {
             metrics.took(Duration::from_micros(us));
         }
-        let text = metrics.show(Vec::new(), 0);
+        let text = metrics.show(Vec::new(), 0, NONE_DROPPED);
         let buckets: Vec<(&str, f64)> = text
             .lines()
             .filter_map(|line| {

@@ -88,7 +88,7 @@ impl State {
                 line(1, format!("{kind} {}", self.claim_text(claim)));
             }
         }
-        for reclaimed in &log.reclaimed {
+        for reclaimed in log.reclaimed.iter() {
             let time = clock::rfc3339_ms(reclaimed.time);
             let list = format!("{} {}", reclaimed.pool, reclaimed.cpus);
             line(
@@ -97,7 +97,7 @@ impl State {
             );
         }
         if log.dropped > 0 {
-            line(1, format!("{} older reclaimed claims were dropped", log.dropped));
+            line(1, format!("{} reclaimed claims were dropped", log.dropped));
         }
         line(1, format!("{} refusals", log.refusals.len()));
         let requests = &log.requests;

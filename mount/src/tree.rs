@@ -123,7 +123,7 @@ impl<P: Ports> Node<P> {
             owner: self.attributes(engine),
             // Programs that follow a file take a smaller one for a new one, so this size only grows.
             size: if self.grows() {
-                engine.show_events().1
+                engine.events_size()
             } else {
                 self.show(engine, caller).map_or(0, |content| content.len() as u64)
             },

@@ -1,12 +1,13 @@
 //! Refusals, for `self/last_error`.
 //!
-//! Owns the newest refusals, keyed by the identity of the processes that they concern. Does not know how processes
-//! are found.
+//! Owns the newest refusals, keyed by the identity of the processes that they concern; each user has a share of them.
+//! Does not know how processes are found.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::journal::{REFUSALS_KEPT, RefusalRecord};
+use crate::fair::FairRing;
+use crate::journal::{REFUSALS_KEPT, RefusalRecord, owner};
 use crate::model::command::Rejected;
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
@@ -34,7 +35,7 @@ impl From<Rejected> for Refused {
 /// The newest refusals.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    newest: VecDeque<Arc<RefusalRecord>>,
+    newest: FairRing<Arc<RefusalRecord>, REFUSALS_KEPT>,
     by_task: HashMap<TaskId, Arc<RefusalRecord>>,
 }
 
@@ -43,16 +44,17 @@ impl Refusals {
         for task in &record.subjects {
             self.by_task.insert(*task, Arc::clone(&record));
         }
-        self.newest.push_back(record);
-        if self.newest.len() > REFUSALS_KEPT
-            && let Some(oldest) = self.newest.pop_front()
-        {
-            for task in &oldest.subjects {
-                if self.by_task.get(task).is_some_and(|record| Arc::ptr_eq(record, &oldest)) {
-                    self.by_task.remove(task);
-                }
+        let Some(dropped) = self.newest.push(owner(record.uid), record) else { return };
+        for task in &dropped.subjects {
+            if self.by_task.get(task).is_some_and(|record| Arc::ptr_eq(record, &dropped)) {
+                self.by_task.remove(task);
             }
         }
+    }
+
+    /// Returns how many were dropped since the worker started.
+    pub(super) fn dropped(&self) -> u64 {
+        self.newest.dropped()
     }
 
     /// Returns the newest refusal that concerns the task.

@@ -76,10 +76,6 @@ impl Processes for Machine {
         self.processes.of_thread(tid, &self.watch)
     }
 
-    fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<process::Process>>> {
-        self.processes.with_pid(pid, &self.watch)
-    }
-
     fn open(&self, tid: Pid) -> io::Result<Option<process::Process>> {
         self.processes.open(tid)
     }
@@ -104,12 +100,13 @@ impl Processes for Machine {
         self.processes.shares_namespace(process)
     }
 
-    fn share_namespace(&self, a: &process::Process, b: &process::Process) -> bool {
-        self.processes.same_namespace(a, b)
-    }
-
-    fn is_namespace_init(&self, process: &process::Process) -> bool {
-        self.processes.is_namespace_init(process)
+    fn walk_ancestors(
+        &self,
+        from: &process::Process,
+        most: usize,
+        visit: &mut dyn FnMut(TaskId) -> bool,
+    ) {
+        self.processes.walk_ancestors(from, most, visit);
     }
 
     fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
@@ -247,8 +244,8 @@ impl Journal for StateDir {
         self.defer(record);
     }
 
-    fn note_event(&self, line: &str) {
-        self.note_event(line);
+    fn note_event(&self, uid: u32, line: &str) {
+        self.note_event(uid, line);
     }
 
     fn flush(&self) -> Result<(), AppendError> {

@@ -1,7 +1,6 @@
 //! The caller: its claim (`self/claim`, `self/cpus`), its last refusal (`self/last_error`), and its ancestors.
 //!
-//! Owns the walk from a process to its ancestors, and what a user may know about a process. Does not know what a refusal
-//! means.
+//! Owns how far ancestors count, and what a user may know about a process. Does not know what a refusal means.
 
 use std::sync::Arc;
 
@@ -14,15 +13,18 @@ use super::{Caller, Engine, ProcessOf, Refused};
 use crate::clock;
 use crate::failpoint::{Step, reached};
 use crate::journal::{HOLDER, Record, RefusalRecord};
+use crate::metrics::Counter;
 use crate::model::command::Claim;
+use crate::model::cpuset::CpuSet;
 use crate::model::pool::ListId;
 use crate::model::refusal::{Holder, ListName};
 use crate::model::task::{Pid, TaskId};
 
 /// How many of its ancestors a writer's refusal concerns.
 const NOTIFIED_ANCESTORS: usize = 4;
-/// How many ancestors of a reader are looked at, so that a long chain of processes costs bounded time.
-const MAX_ANCESTORS: usize = 256;
+/// How many ancestors of a reader are looked at, so that a long chain of processes costs bounded time: 0.15 ms. Between
+/// the entry point of a container and a compiler of a recursive make there are 10 to 30.
+const MAX_ANCESTORS: usize = 64;
 
 impl<P: Ports> Engine<P> {
     /// Returns the process of the caller; `None` if the daemon cannot see it or it has died.
@@ -38,39 +40,64 @@ impl<P: Ports> Engine<P> {
 
     /// Records a refusal for the caller and up to four of its ancestors in the same PID namespace, counts it, and adds
     /// an event. The code that answers the request calls this, once, before the answer.
+    ///
+    /// A user who causes too many gets no event and no record in the journal: then the next worker does not know this
+    /// refusal, and a request that comes again is decided again.
     pub(crate) fn record_refusal(&self, caller: Caller, refused: &Refused) {
         let Refused { refusal, pid } = refused;
         let process = self.process_of(caller);
         let process = process.as_deref();
         let number = pid.unwrap_or_else(|| self.own_pid_of(process, caller));
         self.metrics.refused(refusal.errno());
+        let is_recorded = self.may_record_refusal(caller);
         let holder = refusal.holder();
         let text = refusal.sentence(HOLDER);
-        self.event(Event {
-            event: "refused",
-            pid: Some(process.map_or(number, |process| process.id().pid.get())),
-            errno: Some(format!("{:?}", refusal.errno())),
-            reason: Some(with_holder(&text, &self.holder_name(holder, false))),
-            ..Event::default()
-        });
         let mut subjects: Vec<TaskId> = process.iter().map(|process| process.id()).collect();
         if let Some(process) = process {
-            self.walk_ancestors(process, NOTIFIED_ANCESTORS, |ancestor| {
-                subjects.push(ancestor.id());
+            self.processes.walk_ancestors(process, NOTIFIED_ANCESTORS, &mut |ancestor| {
+                subjects.push(ancestor);
                 true
             });
         }
-        let (time, errno) = (self.clock.wall_ms(), refusal.errno() as i32);
-        let filed = Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects });
-        // Recorded before the answer: the next worker may have to repeat it.
-        self.append_if_possible(&Record::Refused {
-            request: caller.request,
-            session_thread: session_thread(),
-            refusal: Arc::clone(&filed),
-        });
-        self.journal.flush_deferred();
+        let (time, errno, uid) = (self.clock.wall_ms(), refusal.errno() as i32, Some(caller.uid));
+        let filed = Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects, uid });
+        if is_recorded {
+            self.event(Event {
+                event: "refused",
+                pid: Some(process.map_or(number, |process| process.id().pid.get())),
+                uid,
+                errno: Some(format!("{:?}", refusal.errno())),
+                reason: Some(with_holder(&filed.text, &self.holder_name(holder, false))),
+                ..Event::default()
+            });
+            // Recorded before the answer: the next worker may have to repeat it.
+            self.append_if_possible(&Record::Refused {
+                request: caller.request,
+                session_thread: session_thread(),
+                refusal: Arc::clone(&filed),
+            });
+            self.journal.flush_deferred();
+        }
         self.refusals.lock().add(filed);
         reached(Step::RefusalRecorded);
+    }
+
+    /// Returns whether a refusal gets an event and a record, and counts it for its user.
+    fn may_record_refusal(&self, caller: Caller) -> bool {
+        let now = self.clock.since_boot();
+        {
+            let mut budget = self.recorded_refusals.lock();
+            if budget.left(caller.uid, now) > 0 {
+                budget.spend(caller.uid, 1, now);
+                return true;
+            }
+        }
+        // Root of the node could do worse.
+        let may = self.user(caller).nice;
+        if !may {
+            self.metrics.count(Counter::Unrecorded);
+        }
+        may
     }
 
     /// Returns the list of the reader, or of its nearest ancestor whose list it runs on.
@@ -80,19 +107,25 @@ impl<P: Ports> Engine<P> {
         if let Some((_, list)) = self.claim_and_list(&reader.id()) {
             return Some(list);
         }
-        let started = self.processes.started(&reader)?;
+        // Ancestors are looked at only if one of them can count.
         let mask = self.processes.leader_mask(reader.id().pid).ok()?;
+        let within = self.taken_list_around(&mask)?;
+        let started = self.processes.started(&reader)?;
         let mut found = None;
-        self.walk_ancestors(&reader, MAX_ANCESTORS, |ancestor| {
-            let Some((claim, list)) = self.claim_and_list(&ancestor.id()) else { return true };
-            let cpus = self.configuration().list(claim.list).map(|list| list.cpus().clone());
-            let started_later = started >= claim.since / self.clock.tick();
-            if started_later && cpus.is_some_and(|cpus| mask.is_subset(&cpus)) {
-                found = Some(list);
-            }
+        self.processes.walk_ancestors(&reader, MAX_ANCESTORS, &mut |ancestor| {
+            let is_counted =
+                |(claim, _): &(Arc<Claim>, _)| claim.list == within && started >= claim.since / self.clock.tick();
+            found = self.claim_and_list(&ancestor).filter(is_counted).map(|(_, list)| list);
             found.is_none()
         });
         found
+    }
+
+    /// Returns the list with tasks that contains this mask. Lists are disjoint, so there is no other one.
+    fn taken_list_around(&self, mask: &CpuSet) -> Option<ListId> {
+        let claims = self.claims.lock();
+        let mut taken = claims.pools().flat_map(|(_, pool)| pool.taken());
+        taken.find(|&id| claims.list(id).is_some_and(|list| mask.is_subset(list.cpus())))
     }
 
     fn claim_and_list(&self, task: &TaskId) -> Option<(Arc<Claim>, ListName)> {
@@ -108,8 +141,8 @@ impl<P: Ports> Engine<P> {
         let Some(reader) = self.process_of(caller) else { return String::new() };
         let mut found = self.refusals.lock().of(&reader.id());
         if found.is_none() {
-            self.walk_ancestors(&reader, MAX_ANCESTORS, |ancestor| {
-                found = self.refusals.lock().of(&ancestor.id());
+            self.processes.walk_ancestors(&reader, MAX_ANCESTORS, &mut |ancestor| {
+                found = self.refusals.lock().of(&ancestor);
                 found.is_none()
             });
         }
@@ -140,27 +173,6 @@ impl<P: Ports> Engine<P> {
         match process.and_then(|process| self.processes.comm(&process)) {
             Some(comm) => format!("{} ({comm})", task.pid),
             None => task.pid.to_string(),
-        }
-    }
-
-    /// Calls `visit` with the parent, its parent, and so on, until it returns false or has seen the first process of
-    /// the PID namespace. PID 1 of the machine is left out: it says nothing about other processes.
-    fn walk_ancestors(&self, from: &ProcessOf<P>, most: usize, mut visit: impl FnMut(&ProcessOf<P>) -> bool) {
-        if self.processes.is_namespace_init(from) {
-            return;
-        }
-        let mut parent = self.processes.facts(from).ok().flatten().and_then(|facts| facts.parent);
-        for _ in 0..most {
-            let Some(pid) = parent.filter(|pid| pid.get() != 1) else { return };
-            let Ok(Some(ancestor)) = self.processes.with_pid(pid) else { return };
-            if !self.processes.share_namespace(from, &ancestor) {
-                return;
-            }
-            let Ok(Some(facts)) = self.processes.facts(&ancestor) else { return };
-            if !visit(&ancestor) || self.processes.is_namespace_init(&ancestor) {
-                return;
-            }
-            parent = facts.parent;
         }
     }
 }

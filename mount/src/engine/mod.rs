@@ -7,7 +7,8 @@
 //! # Locks
 //!
 //! Locks are taken in this order, never in the opposite one: `configuring`, `reaping`, `claims`, and then at most
-//! one of `events`, `refusals`, `shown`, `attributes`, and the internal locks of `changes` and of the ports.
+//! one of `events`, `refusals`, `shown`, `attributes`, `recorded_refusals`, and the internal locks of
+//! `changes` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, or a lock after them. Under these locks records are
 //! only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
@@ -21,6 +22,7 @@
 //! Nothing under `claims` makes a system call on another process, except to add a process to the watch or to
 //! remove it.
 
+mod budget;
 mod changes;
 mod configure;
 mod events;
@@ -46,6 +48,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
+use budget::Budget;
 pub(crate) use changes::{Changes, Notify};
 use configure::Configuring;
 pub(crate) use configure::{Attributes, NODES_EACH};
@@ -58,7 +61,7 @@ use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
 pub(crate) use replay::{Admission, RequestId};
 
 use crate::failpoint::{Step, reached};
-use crate::journal::{AppendError, Record, Recovered};
+use crate::journal::{AppendError, EventLine, Record, Recovered};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
@@ -71,8 +74,13 @@ use crate::process::{BlockedWriter, Facts};
 
 /// How many numbers of open files are reserved in the journal at a time.
 pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
-/// How long a write waits for another write on the same task. Setting masks takes microseconds per thread.
-const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a write waits for another write on the same task, which may be a hostile user's. Setting masks takes
+/// microseconds per thread.
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_millis(200);
+/// How many refusals of one user are recorded at once: more than a person or a script causes.
+const RECORDED_REFUSALS: u64 = 512;
+/// The same for each second. A record and its event are about 700 bytes of the journal.
+const RECORDED_REFUSALS_PER_SECOND: u64 = 64;
 
 /// The sender of a request.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +120,8 @@ pub(crate) struct Engine<P: Ports = Live> {
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
     refusals: Mutex<Refusals>,
+    /// How many refusals of each user are still recorded.
+    recorded_refusals: Mutex<Budget>,
     pub(crate) changes: Changes,
     pub(crate) metrics: Metrics,
     topology: Topology,
@@ -163,6 +173,7 @@ impl<P: Ports> Engine<P> {
             events: Mutex::new(events),
             shown: Mutex::default(),
             refusals: Mutex::new(refusals),
+            recorded_refusals: Mutex::new(Budget::new(RECORDED_REFUSALS, RECORDED_REFUSALS_PER_SECOND)),
             changes: Changes::new().map_err(StartError::Eventfd)?,
             metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
             topology,
@@ -280,8 +291,8 @@ impl<P: Ports> Engine<P> {
         if let Some(reserved) = events.reserve() {
             self.journal.defer(Record::Reserved { events: reserved, handles: 0 });
         }
-        let (seq, line) = events.push(self.clock.wall_ms(), &event);
-        self.journal.note_event(line);
+        let EventLine { seq, uid, line } = events.push(self.clock.wall_ms(), &event);
+        self.journal.note_event(uid, &line);
         seq
     }
 
@@ -364,6 +375,7 @@ fn list_event(event: &'static str, claims: &Claims, claim: &Claim) -> Event {
         pool: name.as_ref().map(|name| name.pool.to_string()),
         cpus: name.map(|name| name.cpus),
         pid: Some(claim.task.pid.get()),
+        uid: Some(claim.uid),
         ..Event::default()
     }
 }

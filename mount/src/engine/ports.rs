@@ -38,9 +38,6 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     /// Returns the process of a thread; cheap for a process that has asked before.
     fn of_thread(&self, tid: Pid) -> io::Result<Option<Arc<Self::Process>>>;
 
-    /// Returns the process with this PID; cheap for a process that has asked before.
-    fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<Self::Process>>>;
-
     /// Returns the process of a thread.
     fn open(&self, tid: Pid) -> io::Result<Option<Self::Process>>;
 
@@ -60,11 +57,9 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     /// Returns whether the process is in the PID namespace of the daemon.
     fn shares_our_namespace(&self, process: &Self::Process) -> io::Result<bool>;
 
-    /// Returns whether two processes are in one PID namespace.
-    fn share_namespace(&self, a: &Self::Process, b: &Self::Process) -> bool;
-
-    /// Returns whether the process is the first one of its PID namespace.
-    fn is_namespace_init(&self, process: &Self::Process) -> bool;
+    /// Calls `visit` with the parent, its parent, and so on, until it returns false, has seen the first process of the
+    /// PID namespace, or has seen `most` ancestors. PID 1 of the machine is left out.
+    fn walk_ancestors(&self, from: &Self::Process, most: usize, visit: &mut dyn FnMut(TaskId) -> bool);
 
     /// Returns all processes whose leader's mask is wanted, without kernel threads.
     fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>>;
@@ -176,8 +171,8 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// Queues the record of something that has happened.
     fn defer(&self, record: Record);
 
-    /// Queues a line of the events file.
-    fn note_event(&self, line: &str);
+    /// Queues a line of the events file, which counts as this user's.
+    fn note_event(&self, uid: u32, line: &str);
 
     /// Writes what is queued. Waits no longer than [`Journal::append`].
     fn flush(&self) -> Result<(), AppendError>;

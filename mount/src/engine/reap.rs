@@ -97,6 +97,7 @@ impl<P: Ports> Engine<P> {
             pid: claim.task.pid.get(),
             pool: event.pool.clone().unwrap_or_default(),
             cpus: event.cpus.clone().unwrap_or_default(),
+            uid: event.uid,
         };
         let seq = self.event(event);
         let reclaimed = Reclaimed { seq, ..reclaimed };

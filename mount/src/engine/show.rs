@@ -60,12 +60,19 @@ impl<P: Ports> Engine<P> {
         text
     }
 
-    /// Returns `info/events`, and the size that the file would have if no line had been dropped.
-    pub(crate) fn show_events(&self) -> (String, u64) {
+    /// Returns `info/events`, and the size that the file would have if no line had been dropped. `since`: only the lines
+    /// that were added since the file had this size.
+    pub(crate) fn show_events(&self, since: Option<u64>) -> (String, u64) {
         self.reap();
         self.journal.flush_within(FLUSH_LIMIT);
         let events = self.events.lock();
-        (events.show(), events.end())
+        (since.map_or_else(|| events.show(), |size| events.show_since(size)), events.end())
+    }
+
+    /// Returns the size that `info/events` would have if no line had been dropped.
+    pub(crate) fn events_size(&self) -> u64 {
+        self.reap();
+        self.events.lock().end()
     }
 
     /// Returns `info/reclaimed`.
@@ -92,7 +99,15 @@ impl<P: Ports> Engine<P> {
             };
             claims.pools().map(gauge).collect()
         };
-        let unacknowledged = self.events.lock().reclaimed_count();
-        self.metrics.show(pools, unacknowledged)
+        let (unacknowledged, events_dropped, reclaims_dropped) = {
+            let events = self.events.lock();
+            (events.reclaimed_count(), events.dropped(), events.reclaims_dropped())
+        };
+        let dropped = [
+            ("event", events_dropped),
+            ("reclaim", reclaims_dropped),
+            ("refusal", self.refusals.lock().dropped()),
+        ];
+        self.metrics.show(pools, unacknowledged, dropped)
     }
 }

@@ -176,8 +176,8 @@ impl<P: Ports> Operations<P> {
             }
             let file = self.opened(node)?;
             if file.grows() {
-                let show = || {
-                    let (text, end) = self.engine.show_events();
+                let show = |since| {
+                    let (text, end) = self.engine.show_events(since);
                     (text.into_bytes().into(), end)
                 };
                 return self.files.read_growing(handle, offset, show).map_err(|_stale| Errno::ESTALE.into());

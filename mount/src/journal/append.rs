@@ -209,9 +209,9 @@ impl StateDir {
         self.memory.lock().defer(record);
     }
 
-    /// Keeps an event for the next daemon; it is written by the next flush.
-    pub(crate) fn note_event(&self, line: &str) {
-        self.events.lock().push(line);
+    /// Keeps an event of a user for the next daemon; it is written by the next flush.
+    pub(crate) fn note_event(&self, uid: u32, line: &str) {
+        self.events.lock().push(uid, line);
     }
 
     /// Writes what is deferred, for a request whose answer should not be lost. Waits no longer than

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub(super) use super::records::Record;
-use super::records::{Reclaimed, RefusalRecord};
+use super::records::{Reclaimed, RefusalRecord, owner};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
+use crate::fair::FairRing;
 use crate::model::command::Claim;
 use crate::model::task::TaskId;
 
@@ -21,13 +22,12 @@ pub(crate) struct LogState {
     pub(crate) claims: BTreeMap<TaskId, (u64, Arc<Claim>)>,
     pub(crate) intents: BTreeMap<TaskId, Arc<Claim>>,
     pub(crate) releasing: BTreeMap<TaskId, Arc<Claim>>,
-    pub(crate) reclaimed: VecDeque<Reclaimed>,
+    pub(crate) reclaimed: FairRing<Reclaimed, RECLAIMED_KEPT>,
     pub(crate) dropped: u64,
     pub(crate) events: u64,
     pub(crate) handles: u32,
     pub(crate) requests: Requests,
-    /// The newest ones.
-    pub(crate) refusals: VecDeque<Arc<RefusalRecord>>,
+    pub(crate) refusals: FairRing<Arc<RefusalRecord>, REFUSALS_KEPT>,
 }
 
 /// Requests and open files, remembered until the mount ends.
@@ -148,8 +148,7 @@ impl LogState {
             Record::RetainedReclaim(reclaimed) => self.keep(Some(reclaimed)),
             Record::Dropped { count } => self.dropped = count,
             Record::Acknowledged { seq } => {
-                // The dropped ones are older than all that are kept.
-                if self.reclaimed.front().is_none_or(|oldest| oldest.seq <= seq) {
+                if self.reclaimed.oldest().is_none_or(|oldest| oldest.seq <= seq) {
                     self.dropped = 0;
                 }
                 self.reclaimed.retain(|reclaimed| reclaimed.seq > seq);
@@ -168,10 +167,7 @@ impl LogState {
                 if request != 0 {
                     self.requests.answered.insert(session_thread, (request, refusal.errno));
                 }
-                self.refusals.push_back(refusal);
-                if self.refusals.len() > REFUSALS_KEPT {
-                    self.refusals.pop_front();
-                }
+                self.refusals.push(owner(refusal.uid), refusal);
             }
             Record::Retried { request } => {
                 self.requests.retried.push_back(request);
@@ -232,11 +228,14 @@ impl LogState {
 
     /// Drops each refusal that was followed by another one with the same subjects: only the last one is shown.
     fn forget_repeated_refusals(&mut self) {
-        let (mut seen, mut latest) = (BTreeSet::new(), VecDeque::new());
+        let (mut seen, mut latest) = (BTreeSet::new(), Vec::new());
         for refusal in self.refusals.iter().rev().filter(|refusal| seen.insert(&refusal.subjects)) {
-            latest.push_front(Arc::clone(refusal));
+            latest.push(Arc::clone(refusal));
         }
-        self.refusals = latest;
+        self.refusals = FairRing::default();
+        for refusal in latest.into_iter().rev() {
+            self.refusals.push(owner(refusal.uid), refusal);
+        }
     }
 
     fn forget(&mut self, task: &TaskId) {
@@ -246,9 +245,8 @@ impl LogState {
     }
 
     fn keep(&mut self, reclaimed: Option<Reclaimed>) {
-        self.reclaimed.extend(reclaimed);
-        if self.reclaimed.len() > RECLAIMED_KEPT {
-            self.reclaimed.pop_front();
+        let Some(reclaimed) = reclaimed else { return };
+        if self.reclaimed.push(owner(reclaimed.uid), reclaimed).is_some() {
             self.dropped += 1;
         }
     }

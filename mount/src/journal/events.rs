@@ -2,7 +2,6 @@
 //!
 //! Owns its bounds. The file is not part of the state: if it cannot be written or read, nothing else suffers.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,46 +9,60 @@ use serde::Deserialize;
 
 use super::EVENTS_KEPT;
 use super::disk::{self, AppendFile, Disk, Durability};
+use super::records::owner;
 use super::trust;
+use crate::fair::FairRing;
 
 const NAME: &str = "events";
+
+/// An event in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EventLine {
+    /// Its number.
+    pub(crate) seq: u64,
+    /// The user who caused it.
+    pub(crate) uid: u32,
+    pub(crate) line: Arc<str>,
+}
 
 /// The newest events, and which of them the file does not have yet. Bounded, however long the disk stalls.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
-    newest: VecDeque<Arc<str>>,
-    /// How many events were added since the file was last written; may be more than there are in `newest`.
-    unwritten: usize,
+    newest: FairRing<Arc<str>, EVENTS_KEPT>,
+    /// The number in the ring of the first event that was added since the file was last written.
+    unwritten: u64,
 }
 
 impl EventQueue {
-    pub(super) fn new(newest: impl Iterator<Item = Arc<str>>) -> Self {
-        Self { newest: newest.collect(), unwritten: 0 }
+    pub(super) fn new(newest: &[EventLine]) -> Self {
+        let mut queue = Self::default();
+        newest.iter().for_each(|event| drop(queue.newest.push(event.uid, Arc::clone(&event.line))));
+        queue.unwritten = queue.newest.next_number();
+        queue
     }
 
-    pub(super) fn push(&mut self, line: &str) {
-        self.newest.push_back(line.into());
-        if self.newest.len() > EVENTS_KEPT {
-            self.newest.pop_front();
-        }
-        self.unwritten += 1;
+    pub(super) fn push(&mut self, uid: u32, line: &str) {
+        self.newest.push(uid, line.into());
     }
 
     pub(super) fn has_unwritten(&self) -> bool {
-        self.unwritten > 0
+        self.unwritten < self.newest.next_number()
     }
 
     /// Returns what has to be written to a file that has room for so many lines.
     pub(super) fn unwritten(&self, room: usize) -> Option<Unwritten> {
-        let replaces = self.unwritten > room;
-        let skipped = if replaces { 0 } else { self.newest.len().saturating_sub(self.unwritten) };
-        let lines = || self.newest.iter().skip(skipped).cloned().collect();
-        (self.unwritten > 0).then(|| Unwritten { lines: lines(), replaces, count: self.unwritten })
+        if !self.has_unwritten() {
+            return None;
+        }
+        let replaces = self.newest.next_number() - self.unwritten > room as u64;
+        let first = if replaces { 0 } else { self.unwritten };
+        let lines = self.newest.since(first).cloned().collect();
+        Some(Unwritten { lines, replaces, end: self.newest.next_number() })
     }
 
     /// The file has these events now.
     pub(super) fn written(&mut self, unwritten: &Unwritten) {
-        self.unwritten = self.unwritten.saturating_sub(unwritten.count);
+        self.unwritten = unwritten.end;
     }
 }
 
@@ -59,7 +72,8 @@ pub(super) struct Unwritten {
     lines: Vec<Arc<str>>,
     /// Whether they replace those in the file.
     replaces: bool,
-    count: usize,
+    /// The number in the ring of the event after them.
+    end: u64,
 }
 
 /// The open file.
@@ -71,36 +85,37 @@ pub(super) struct EventFile {
     lines: usize,
 }
 
-/// The field that every event has.
+/// The fields of an event that matter here.
 #[derive(Deserialize)]
-struct Numbered {
+struct Owned {
     seq: u64,
+    /// Missing in events of earlier versions, and in those that nobody has caused.
+    uid: Option<u32>,
 }
 
 impl EventFile {
-    /// Opens the file. Returns its newest events with their numbers as well; lines that are not events are left
-    /// out.
-    pub(super) fn open(disk: &dyn Disk, path: &Path) -> (Self, VecDeque<(u64, String)>) {
+    /// Opens the file. Returns its newest events as well; lines that are not events are left out.
+    ///
+    /// The file has all events that were added since it was last replaced by those that were kept then, so the same
+    /// ones are kept again.
+    pub(super) fn open(disk: &dyn Disk, path: &Path) -> (Self, Vec<EventLine>) {
         let bytes = trust::read(&path.join(NAME)).unwrap_or_default();
-        let (mut events, mut lines, mut is_sound) = (VecDeque::new(), 0, true);
-        // From the end: the less a new worker reads, the sooner it serves.
-        for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).rsplit(|&b| b == b'\n') {
+        let (mut events, mut lines, mut is_sound) =
+            (FairRing::<EventLine, EVENTS_KEPT>::default(), 0, true);
+        for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).split(|&b| b == b'\n') {
             lines += 1;
-            if events.len() == EVENTS_KEPT {
-                continue;
+            match event(line) {
+                Some(event) => drop(events.push(event.uid, event)),
+                None => is_sound = false,
             }
-            let event = str::from_utf8(line)
-                .ok()
-                .and_then(|line| Some((serde_json::from_str::<Numbered>(line).ok()?.seq, line.to_owned())));
-            is_sound &= event.is_some();
-            event.into_iter().for_each(|event| events.push_front(event));
         }
+        let events: Vec<EventLine> = events.iter().cloned().collect();
         let mut this = Self { path: path.to_path_buf(), file: None, lines };
         if is_sound && bytes.ends_with(b"\n") {
             let file = disk.open(&path.join(NAME)).ok();
             this.file = file.map(|file| AppendFile::new(file, bytes.len() as u64));
         } else {
-            this.rewrite(disk, events.iter().map(|(_, line)| line.as_str()));
+            this.rewrite(disk, events.iter().map(|event| &*event.line));
         }
         (this, events)
     }
@@ -133,6 +148,12 @@ impl EventFile {
     }
 }
 
+fn event(line: &[u8]) -> Option<EventLine> {
+    let line = str::from_utf8(line).ok()?;
+    let Owned { seq, uid } = serde_json::from_str(line).ok()?;
+    Some(EventLine { seq, uid: owner(uid), line: line.into() })
+}
+
 fn lines<'a>(events: impl Iterator<Item = &'a str>) -> String {
     events.flat_map(|event| [event, "\n"]).collect()
 }
@@ -147,8 +168,8 @@ mod tests {
         format!("{{\"seq\":{seq}}}")
     }
 
-    fn numbers(events: &VecDeque<(u64, String)>) -> Vec<u64> {
-        events.iter().map(|(seq, _)| *seq).collect()
+    fn numbers(events: &[EventLine]) -> Vec<u64> {
+        events.iter().map(|event| event.seq).collect()
     }
 
     #[test]
@@ -159,7 +180,7 @@ mod tests {
         let mut queue = EventQueue::default();
         let last = 10 * EVENTS_KEPT as u64;
         for seq in 1..=last {
-            queue.push(&line(seq));
+            queue.push(0, &line(seq));
             if seq % 3 == 0 {
                 continue;
             }
@@ -178,15 +199,37 @@ mod tests {
     fn events_that_were_not_written_for_long_are_bounded() {
         let mut queue = EventQueue::default();
         let last = 5 * EVENTS_KEPT as u64;
-        (1..=last).for_each(|seq| queue.push(&line(seq)));
+        (1..=last).for_each(|seq| queue.push(0, &line(seq)));
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = EventFile::open(&RealDisk, directory.path());
         let unwritten = queue.unwritten(file.room()).unwrap();
         assert_eq!(unwritten.lines.len(), EVENTS_KEPT);
         assert!(file.write(&RealDisk, &unwritten));
         let (_, events) = EventFile::open(&RealDisk, directory.path());
-        assert_eq!(events.back().map(|(seq, _)| *seq), Some(last));
+        assert_eq!(events.last().map(|event| event.seq), Some(last));
         assert_eq!(events.len(), EVENTS_KEPT);
+    }
+
+    #[test]
+    fn the_next_daemon_keeps_the_events_that_this_one_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = EventFile::open(&RealDisk, directory.path());
+        let mut queue = EventQueue::default();
+        for seq in 1..=5 * EVENTS_KEPT as u64 {
+            // One user causes most of them, and another one a few; most are written one by one.
+            let uid = if seq % 100 == 0 && seq < 2_000 { 7 } else { 1000 };
+            queue.push(uid, &format!("{{\"seq\":{seq},\"uid\":{uid}}}"));
+            if seq % 7 != 0 {
+                let unwritten = queue.unwritten(file.room()).unwrap();
+                assert!(file.write(&RealDisk, &unwritten));
+                queue.written(&unwritten);
+            }
+        }
+        let kept: Vec<Arc<str>> = queue.newest.iter().cloned().collect();
+        let (_, events) = EventFile::open(&RealDisk, directory.path());
+        assert_eq!(events.iter().map(|event| Arc::clone(&event.line)).collect::<Vec<_>>(), kept);
+        let of_the_other: Vec<u64> = events.iter().filter(|it| it.uid == 7).map(|it| it.seq).collect();
+        assert_eq!(of_the_other, (1..20).map(|n| n * 100).collect::<Vec<u64>>());
     }
 
     #[test]
@@ -197,7 +240,7 @@ mod tests {
         let (mut file, events) = EventFile::open(&RealDisk, directory.path());
         assert_eq!(numbers(&events), [1, 2]);
         let mut queue = EventQueue::default();
-        queue.push(&line(3));
+        queue.push(0, &line(3));
         assert!(file.write(&RealDisk, &queue.unwritten(file.room()).unwrap()));
         let (_, events) = EventFile::open(&RealDisk, directory.path());
         assert_eq!(numbers(&events), [1, 2, 3]);

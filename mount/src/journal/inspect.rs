@@ -345,7 +345,7 @@ impl Found {
                     .push((line, format!("tasks {other} and {pid} are both on the exclusive list {list}")));
             }
         }
-        for reclaimed in &self.log.reclaimed {
+        for reclaimed in self.log.reclaimed.iter() {
             if reclaimed.seq >= self.log.events {
                 problems
                     .push((None, format!("event {} was given out before it was reserved", reclaimed.seq)));

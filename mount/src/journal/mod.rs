@@ -47,6 +47,7 @@ use append::{Files, Flusher};
 use claims_log::Requests;
 pub(crate) use config::Config;
 use disk::{Disk, RealDisk};
+pub(crate) use events::EventLine;
 use events::{EventFile, EventQueue};
 use format::VERSION;
 pub use inspect::Problem;
@@ -54,7 +55,7 @@ pub(crate) use inspect::{Found, inspect};
 pub(crate) use lock::StateLock;
 use memory::Memory;
 pub(crate) use pools::{LastRequest, ListConfig, NodeAttributes, PoolConfig};
-pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord};
+pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord, owner};
 pub(crate) use recovery::Recovered;
 
 /// How many reclaimed claims are kept until they are acknowledged.
@@ -132,8 +133,8 @@ impl StateDir {
         }
         let (event_file, mut events) = EventFile::open(&*disk, &path);
         // A line with a number that was never given out is damaged.
-        events.retain(|(seq, _)| *seq < memory.log().events.max(1));
-        let queue = EventQueue::new(events.iter().map(|(_, line)| line.as_str().into()));
+        events.retain(|event| event.seq < memory.log().events.max(1));
+        let queue = EventQueue::new(&events);
         let recovered = Recovered::new(config, memory.log(), events, damage, suspect);
         let state = Self {
             path,

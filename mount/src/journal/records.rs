@@ -19,6 +19,8 @@ pub(crate) struct Reclaimed {
     pub(crate) pid: u32,
     pub(crate) pool: String,
     pub(crate) cpus: String,
+    /// The user of the claim; `None` in records of earlier versions.
+    pub(crate) uid: Option<u32>,
 }
 
 /// A refusal, for `self/last_error` of the processes that it concerns.
@@ -34,6 +36,13 @@ pub(crate) struct RefusalRecord {
     pub(crate) holder: Option<Holder>,
     /// The writer and some of its ancestors.
     pub(crate) subjects: Vec<TaskId>,
+    /// The user who was refused; `None` in records of earlier versions.
+    pub(crate) uid: Option<u32>,
+}
+
+/// Returns the user to whom a record belongs. Those of earlier versions, which name none, belong to root.
+pub(crate) fn owner(uid: Option<u32>) -> u32 {
+    uid.unwrap_or(0)
 }
 
 /// The placeholder for a holder, whose name depends on the reader.

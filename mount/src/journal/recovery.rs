@@ -16,6 +16,7 @@ use super::claims_log::LogState;
 use super::codec;
 use super::config::{self, Config};
 use super::disk::{AppendFile, Disk};
+use super::events::EventLine;
 use super::format::{VERSION, v1};
 use super::records::{Reclaimed, RefusalRecord};
 use super::{StateError, failed, trust};
@@ -35,8 +36,8 @@ pub(crate) struct Recovered {
     pub(crate) releasing: Vec<Arc<Claim>>,
     pub(crate) reclaimed: VecDeque<Reclaimed>,
     pub(crate) reclaimed_dropped: u64,
-    /// The newest events, with their numbers.
-    pub(crate) events: VecDeque<(u64, String)>,
+    /// The newest events.
+    pub(crate) events: Vec<EventLine>,
     pub(crate) next_event: u64,
     pub(crate) next_handle: u32,
     /// Open files that are polled, with the kernel's handles for that.
@@ -55,7 +56,7 @@ impl Recovered {
     pub(crate) fn from_records(config: Config, records: &[crate::journal::Record]) -> Self {
         let mut log = LogState::default();
         records.iter().cloned().for_each(|record| log.add(record));
-        Self::new(config, &log, VecDeque::new(), Vec::new(), false)
+        Self::new(config, &log, Vec::new(), Vec::new(), false)
     }
 }
 
@@ -63,7 +64,7 @@ impl Recovered {
     pub(super) fn new(
         config: Config,
         log: &LogState,
-        events: VecDeque<(u64, String)>,
+        events: Vec<EventLine>,
         damage: Vec<Damage>,
         suspect: bool,
     ) -> Self {
@@ -74,7 +75,7 @@ impl Recovered {
             claims: claims.into_iter().map(|(_, claim)| claim.clone()).collect(),
             intents: log.intents.values().cloned().collect(),
             releasing: log.releasing.values().cloned().collect(),
-            reclaimed: log.reclaimed.clone(),
+            reclaimed: log.reclaimed.iter().cloned().collect(),
             reclaimed_dropped: log.dropped,
             events,
             next_event: log.events.max(1),

@@ -6,6 +6,7 @@
 //! Newer kernels answer by system call what older ones answer only through `/proc`. [`Features`] says which way to
 //! ask; it is found out once, at the start.
 
+mod ancestors;
 mod child;
 mod clone;
 mod credentials;
@@ -26,6 +27,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 use sha2::{Digest as _, Sha256};
@@ -33,7 +35,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::command::{Ending, Uids};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
-use crate::procfs::ProcFs;
+use crate::procfs::{self, ProcFs};
 
 pub(crate) use child::{
     Asked, PidFd, collect_children, keep_sigpipe, open_in_child, reset_sigchld, send_signal, set_pdeathsig,
@@ -163,18 +165,6 @@ impl Processes {
         Ok(process.inspect(|process| watch.cache(process)))
     }
 
-    /// Returns the living process `pid`, reusing a cached pidfd if there is one.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Processes::open`].
-    pub(crate) fn with_pid(&self, pid: Pid, watch: &Watch) -> io::Result<Option<Arc<Process>>> {
-        if let Some(process) = watch.with_pid(pid) {
-            return Ok(Some(process));
-        }
-        let process = self.open_leader(pid)?.map(Arc::new);
-        Ok(process.inspect(|process| watch.cache(process)))
-    }
-
     /// Opens the process of thread `tid`; `None` if the thread does not exist.
     ///
     /// # Errors
@@ -269,7 +259,9 @@ impl Processes {
 
     /// Returns the start time in clock ticks since boot; `None` if the process has died.
     pub(crate) fn started(&self, process: &Process) -> Option<u64> {
-        let stat = self.proc.stat(process.id.pid.get()).ok().flatten()?;
+        // Of its first thread: the process's own file adds up all threads, which takes long if there are many.
+        let tasks = self.proc.open(&format!("{}/task", process.id.pid), OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let stat = procfs::stat_of_thread(tasks.ok()??.as_fd(), process.id.pid.get()).ok()??;
         process.is_alive().then_some(stat.started)
     }
 

@@ -43,7 +43,7 @@ impl Namespace {
     }
 
     /// Translates a PID in the daemon's namespace to this one.
-    fn number_of(&self, pid: Pid) -> io::Result<Option<u32>> {
+    pub(super) fn number_of(&self, pid: Pid) -> io::Result<Option<u32>> {
         exists(sys::translate(self.fd.as_fd(), sys::NS_GET_TGID_IN_PIDNS, pid.get()))
     }
 }
@@ -128,7 +128,7 @@ impl Processes {
         self.number_in_namespace_of(process, process.id().pid) == Some(1)
     }
 
-    fn namespace(&self, of: &Process) -> io::Result<Option<Namespace>> {
+    pub(super) fn namespace(&self, of: &Process) -> io::Result<Option<Namespace>> {
         if self.features.translation {
             return match sys::pidfd_pid_namespace(of.pidfd()) {
                 Ok(fd) => Namespace::from_fd(fd).map(Some),

@@ -138,7 +138,7 @@ fn show_topology<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
 }
 
 fn show_events<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
-    engine.show_events().0.into_bytes().into()
+    engine.show_events(None).0.into_bytes().into()
 }
 
 fn show_reclaimed<P: Ports>(engine: &Engine<P>, _: Context) -> Content {

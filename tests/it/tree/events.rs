@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::process::Stdio;
 
-use crate::harness::{Mount, Sleeper, Stray, as_nobody, errno, killed_on, until, write};
+use crate::harness::{
+    Mount, Shell, Sleeper, Stray, as_nobody, errno, killed_on, set_mode, sleeper_of_nobody, until, write,
+};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -51,7 +53,7 @@ fn events_report_each_claim_in_order() {
     let shell: u32 = shell.parse().unwrap();
 
     let found: Vec<Value> = lines(&mount, "info/events").iter().map(plain).collect();
-    let on = |event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid });
+    let on = |event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid, "uid": 0 });
     let mut moved = on("moved", "1", pid);
     moved["from"] = json!("dataplane 0");
     let mut inherited = on("inherited", "1", heir.0);
@@ -59,6 +61,7 @@ fn events_report_each_claim_in_order() {
     let refused = json!({
         "event": "refused",
         "pid": std::process::id(),
+        "uid": 0,
         "errno": "EBUSY",
         "reason": format!(
             "dataplane 1 is held by {pid} for 0 s; dataplane 0 is free; a write to pools/dataplane/tasks finds it"
@@ -98,7 +101,9 @@ fn the_newest_1024_events_are_kept() {
         assert_eq!(errno(file.write(format!("x{round}").as_bytes())), Errno::EINVAL);
     }
     let found = lines(&mount, "info/events");
-    let seqs = seqs(&found);
+    let (dropped, found) = found.split_first().unwrap();
+    assert_eq!(*dropped, json!({ "dropped": 100 }));
+    let seqs = seqs(found);
     assert_eq!(seqs.len(), KEPT);
     assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{seqs:?}");
     for (line, round) in [(&found[0], 100), (&found[KEPT - 1], KEPT + 99)] {
@@ -148,7 +153,7 @@ fn reclaims_are_kept_until_acknowledged() {
     mount.sh("echo $$ > $C/pools/dataplane/1/tasks");
     let found = lines(&mount, "info/reclaimed");
     let expected: Vec<Value> =
-        pids.iter().map(|pid| json!({ "pid": pid, "pool": "dataplane", "cpus": "1" })).collect();
+        pids.iter().map(|pid| json!({ "pid": pid, "pool": "dataplane", "cpus": "1", "uid": 0 })).collect();
     assert_eq!(found.iter().map(plain).collect::<Vec<_>>(), expected, "an exit is not a reclaim");
 
     let seqs = seqs(&found);
@@ -201,6 +206,37 @@ fn the_newest_1024_reclaims_are_kept() {
 }
 
 #[test]
+fn a_user_pushes_out_only_its_own_records() {
+    let mount = Mount::with_shared();
+    mount.let_everybody_in();
+    let tasks = mount.tasks("shared", "0");
+    set_mode(&tasks, 0o666);
+    let reclaimed = killed_on(&tasks);
+    let mut shell = Shell::start(&mut mount.bash("exec bash"));
+    assert!(shell.ask("echo mine > $C/pools/shared/tasks; cat $C/self/last_error").contains("\"mine\""));
+    let before = lines(&mount, "info/events");
+    as_nobody(|| {
+        let mut file = File::options().write(true).open(&tasks).unwrap();
+        for _ in 0..5_000 {
+            assert_eq!(errno(file.write(b"nonsense")), Errno::EINVAL);
+        }
+        assert!(mount.read("self/last_error").contains("\"nonsense\""), "also of refusals without a record");
+    });
+    for _ in 0..KEPT + 5 {
+        let task = sleeper_of_nobody();
+        write(&tasks, task.pid().to_string()).unwrap();
+        task.end();
+    }
+    for worker in ["the first", "the next"] {
+        assert!(shell.ask("cat $C/self/last_error").contains("\"mine\""), "{worker} worker");
+        let events = lines(&mount, "info/events");
+        assert!(before.iter().all(|line| events.contains(line)), "{worker} worker");
+        assert_eq!(lines(&mount, "info/reclaimed")[0]["pid"], reclaimed, "{worker} worker");
+        mount.replace_worker();
+    }
+}
+
+#[test]
 fn tail_follows_the_events() {
     let mount = Mount::with_shared();
     let claim = |times: usize| {
@@ -227,7 +263,8 @@ fn tail_follows_the_events() {
             until("it has shown the new events", || lines().last().is_some_and(|line| line == last));
             let seqs: Vec<u64> = lines()
                 .iter()
-                .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap())
+                // The first line may be a count of dropped events.
+                .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64())
                 .collect();
             assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{words} after {before}: {seqs:?}");
             assert!(seqs.len() > shown, "{words} after {before}");

@@ -120,7 +120,7 @@ fn run(bed: &Bed, op: &Op) -> bool {
         }
         Op::Read => {
             bed.tasks(EXCL_1);
-            bed.engine.show_events();
+            bed.engine.show_events(None);
             false
         }
     }

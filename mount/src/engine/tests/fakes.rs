@@ -307,10 +307,6 @@ impl Processes for FakeProcesses {
         Ok(self.open(tid)?.map(Arc::new))
     }
 
-    fn with_pid(&self, pid: Pid) -> io::Result<Option<Arc<FakeProcess>>> {
-        self.of_thread(pid)
-    }
-
     fn open(&self, tid: Pid) -> io::Result<Option<FakeProcess>> {
         Ok(Some(self.process(tid)).filter(Process::is_alive))
     }
@@ -336,12 +332,15 @@ impl Processes for FakeProcesses {
         Ok(true)
     }
 
-    fn share_namespace(&self, _: &FakeProcess, _: &FakeProcess) -> bool {
-        true
-    }
-
-    fn is_namespace_init(&self, process: &FakeProcess) -> bool {
-        process.id.pid.get() == 1
+    fn walk_ancestors(&self, from: &FakeProcess, most: usize, visit: &mut dyn FnMut(TaskId) -> bool) {
+        let mut pid = from.id.pid.get();
+        for _ in 0..most {
+            let parent = self.world.state.lock().tasks.get(&pid).and_then(|task| task.parent);
+            match parent.filter(|&parent| parent != 1 && self.world.is_alive(parent)) {
+                Some(parent) if visit(task(parent)) => pid = parent,
+                _ => return,
+            }
+        }
     }
 
     fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
@@ -545,7 +544,7 @@ impl Journal for FakeJournal {
         self.0.state.lock().queue.push(record);
     }
 
-    fn note_event(&self, line: &str) {
+    fn note_event(&self, _: u32, line: &str) {
         self.0.state.lock().events.push(line.to_owned());
     }
 

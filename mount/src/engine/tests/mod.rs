@@ -9,6 +9,7 @@ mod faults;
 mod order;
 mod reads;
 mod retry;
+mod shares;
 
 use std::sync::{Arc, Weak};
 

@@ -27,7 +27,7 @@ fn read_all(bed: &Bed) {
     let reader = caller(SHELL, 0);
     engine.show_list_tasks(EXCL_1);
     engine.show_pool_tasks(EXCL);
-    engine.show_events();
+    engine.show_events(None);
     engine.show_reclaimed();
     engine.show_metrics();
     engine.claim_of_reader(reader);

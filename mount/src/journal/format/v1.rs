@@ -139,6 +139,8 @@ pub(in crate::journal) struct Reclaimed {
     pid: u32,
     pool: String,
     cpus: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -149,6 +151,8 @@ pub(in crate::journal) struct Refusal {
     text: String,
     holder: Option<Holder>,
     concerned: Vec<Task>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -328,15 +332,15 @@ impl TryFrom<Task> for TaskId {
 
 impl From<&records::Reclaimed> for Reclaimed {
     fn from(reclaimed: &records::Reclaimed) -> Self {
-        let records::Reclaimed { seq, time, pid, pool, cpus } = reclaimed.clone();
-        Self { seq, time, pid, pool, cpus }
+        let records::Reclaimed { seq, time, pid, pool, cpus, uid } = reclaimed.clone();
+        Self { seq, time, pid, pool, cpus, uid }
     }
 }
 
 impl From<Reclaimed> for records::Reclaimed {
     fn from(reclaimed: Reclaimed) -> Self {
-        let Reclaimed { seq, time, pid, pool, cpus } = reclaimed;
-        Self { seq, time, pid, pool, cpus }
+        let Reclaimed { seq, time, pid, pool, cpus, uid } = reclaimed;
+        Self { seq, time, pid, pool, cpus, uid }
     }
 }
 
@@ -353,6 +357,7 @@ impl From<&records::RefusalRecord> for Refusal {
                 held: holder.held,
             }),
             concerned: refusal.subjects.iter().map(Into::into).collect(),
+            uid: refusal.uid,
         }
     }
 }
@@ -375,6 +380,7 @@ impl TryFrom<Refusal> for records::RefusalRecord {
             text: refusal.text,
             holder: refusal.holder.map(holder).transpose()?,
             subjects: refusal.concerned.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            uid: refusal.uid,
         })
     }
 }

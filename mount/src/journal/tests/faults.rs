@@ -273,7 +273,7 @@ fn a_stalled_disk_blocks_only_one_thread() {
             let begun = Instant::now();
             for (n, record) in deferred.iter().enumerate() {
                 state.defer(record.clone());
-                state.note_event(&format!("{{\"seq\":{n}}}"));
+                state.note_event(0, &format!("{{\"seq\":{n}}}"));
                 state.flush_deferred();
             }
             state.with_requests(|requests| assert_eq!(requests.answer(1), None));
@@ -380,7 +380,7 @@ fn the_flushing_thread_sleeps_until_it_is_asked() {
     let claims = || fs::read(directory.path().join("claims")).unwrap();
     let before = claims();
     state.defer(claimed(1));
-    state.note_event("{\"seq\":1}");
+    state.note_event(0, "{\"seq\":1}");
     std::thread::sleep(Duration::from_millis(50));
     assert!(claims() == before, "deferring a record does not write it");
     state.request_flush();

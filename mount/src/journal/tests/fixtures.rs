@@ -134,5 +134,12 @@ pub(super) fn claimed(n: u32) -> Record {
 }
 
 pub(super) fn reclaimed(seq: u64) -> Reclaimed {
-    Reclaimed { seq, time: 1_790_000_000_000, pid: 4711, pool: "dataplane".into(), cpus: "0-1".into() }
+    Reclaimed {
+        seq,
+        time: 1_790_000_000_000,
+        pid: 4711,
+        pool: "dataplane".into(),
+        cpus: "0-1".into(),
+        uid: None,
+    }
 }

@@ -9,6 +9,7 @@ use super::*;
 const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
 const CLAIMS: &[u8] = include_bytes!("../testdata/v1/claims");
 const COMPACTED: &[u8] = include_bytes!("../testdata/v1/claims.compacted");
+const OWNERS: &[u8] = include_bytes!("../testdata/v1/claims.owners");
 const EVENTS: &[u8] = include_bytes!("../testdata/v1/events");
 
 const MOUNT: u64 = 0x1234_5678_9abc_def0;
@@ -25,6 +26,7 @@ fn refusal(pid: u32, holder: Option<Holder>) -> Arc<RefusalRecord> {
         text: format!("list dataplane 0-1 is held by task {HOLDER}"),
         holder,
         subjects: vec![task(20), task(21)],
+        uid: None,
     })
 }
 
@@ -106,7 +108,7 @@ fn version_1_is_read() {
         assert_eq!(recovered.polls, [(3, 33)]);
         assert_eq!(recovered.truncated, [5]);
         assert_eq!(recovered.refusals.last(), Some(&refusal(4712, None)));
-        assert_eq!(recovered.events.iter().map(|(seq, _)| *seq).collect::<Vec<u64>>(), [1, 2]);
+        assert_eq!(recovered.events.iter().map(|event| event.seq).collect::<Vec<u64>>(), [1, 2]);
         state.with_requests(|requests| {
             let answers = [10, 12, 14, 18, 96, 98].map(|request| requests.answer(request));
             assert_eq!(answers, [Some(0), Some(0), Some(16), Some(22), Some(0), None]);
@@ -146,6 +148,33 @@ fn the_same_bytes_are_written_as_version_1() {
     append::rewrite(&RealDisk, other.path(), BOOT, log).unwrap();
     let compacted = fs::read(other.path().join("claims")).unwrap();
     assert_eq!(str::from_utf8(&compacted).unwrap(), str::from_utf8(COMPACTED).unwrap());
+}
+
+/// Records with the user to whom they belong, which version 1 got later.
+fn owned_records() -> Vec<Record> {
+    let refusal = Arc::new(RefusalRecord { uid: Some(1000), ..RefusalRecord::clone(&refusal(4713, None)) });
+    vec![
+        Record::Refused { request: 0, session_thread: 0, refusal },
+        Record::Ended { task: task(9), reclaimed: Some(Reclaimed { uid: Some(1000), ..reclaimed(43) }) },
+    ]
+}
+
+#[test]
+fn records_have_owners_in_version_1() {
+    let directory = directory();
+    fs::write(directory.path().join("claims"), OWNERS).unwrap();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    assert!(recovered.damage.is_empty());
+    let uids = (recovered.refusals.last().unwrap().uid, recovered.reclaimed.back().unwrap().uid);
+    assert_eq!(uids, (Some(1000), Some(1000)));
+    drop(state);
+    let directory = super::directory();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    owned_records().iter().for_each(|record| state.append(record).unwrap());
+    let written = fs::read_to_string(directory.path().join("claims")).unwrap();
+    assert_eq!(written, str::from_utf8(OWNERS).unwrap());
 }
 
 #[test]
