@@ -146,7 +146,8 @@ impl Events {
 
     /// Returns JSON lines, the oldest first. If some were dropped, the first line counts them.
     pub(crate) fn show(&self) -> String {
-        let mut text = String::with_capacity(self.lines.iter().map(|it| it.line.len() + 1).sum::<usize>() + 32);
+        let mut text =
+            String::with_capacity(self.lines.iter().map(|it| it.line.len() + 1).sum::<usize>() + 32);
         if self.lines.dropped() > 0 {
             let _ = writeln!(text, "{}", serde_json::json!({ "dropped": self.lines.dropped() }));
         }

@@ -100,12 +100,7 @@ impl Processes for Machine {
         self.processes.shares_namespace(process)
     }
 
-    fn walk_ancestors(
-        &self,
-        from: &process::Process,
-        most: usize,
-        visit: &mut dyn FnMut(TaskId) -> bool,
-    ) {
+    fn walk_ancestors(&self, from: &process::Process, most: usize, visit: &mut dyn FnMut(TaskId) -> bool) {
         self.processes.walk_ancestors(from, most, visit);
     }
 

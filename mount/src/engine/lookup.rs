@@ -113,8 +113,9 @@ impl<P: Ports> Engine<P> {
         let started = self.processes.started(&reader)?;
         let mut found = None;
         self.processes.walk_ancestors(&reader, MAX_ANCESTORS, &mut |ancestor| {
-            let is_counted =
-                |(claim, _): &(Arc<Claim>, _)| claim.list == within && started >= claim.since / self.clock.tick();
+            let is_counted = |(claim, _): &(Arc<Claim>, _)| {
+                claim.list == within && started >= claim.since / self.clock.tick()
+            };
             found = self.claim_and_list(&ancestor).filter(is_counted).map(|(_, list)| list);
             found.is_none()
         });

@@ -100,8 +100,7 @@ impl EventFile {
     /// ones are kept again.
     pub(super) fn open(disk: &dyn Disk, path: &Path) -> (Self, Vec<EventLine>) {
         let bytes = trust::read(&path.join(NAME)).unwrap_or_default();
-        let (mut events, mut lines, mut is_sound) =
-            (FairRing::<EventLine, EVENTS_KEPT>::default(), 0, true);
+        let (mut events, mut lines, mut is_sound) = (FairRing::<EventLine, EVENTS_KEPT>::default(), 0, true);
         for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).split(|&b| b == b'\n') {
             lines += 1;
             match event(line) {

@@ -30,7 +30,8 @@ fn last_error(bed: &Bed, pid: u32) -> String {
 }
 
 fn recorded_refusals(bed: &Bed, uid: u32) -> usize {
-    let is_own = |record: &Record| matches!(record, Record::Refused { refusal, .. } if refusal.uid == Some(uid));
+    let is_own =
+        |record: &Record| matches!(record, Record::Refused { refusal, .. } if refusal.uid == Some(uid));
     bed.world.records().iter().flat_map(flat).filter(|record| is_own(record)).count()
 }
 
@@ -83,7 +84,8 @@ fn only_so_many_ancestors_of_a_reader_are_looked_at() {
     bed.world.spawn(100, ONLINE, |_| ());
     bed.write(Target::List(EXCL_1), SHELL, "100").unwrap();
     for depth in 0..100_u32 {
-        bed.world.spawn(2000 + depth, "1", |it| it.parent = Some(if depth == 0 { 100 } else { 1999 + depth }));
+        bed.world
+            .spawn(2000 + depth, "1", |it| it.parent = Some(if depth == 0 { 100 } else { 1999 + depth }));
     }
     let shown = |depth: u32| bed.engine.claim_of_reader(caller(2000 + depth, 0)).map(|list| list.to_string());
     for depth in [0, 1, 62, 63] {
