@@ -1,8 +1,8 @@
 //! The lower bound: a FUSE filesystem that does nothing, with the same fuser and the same mount options as kcm.
 //!
-//! Owns its process (this program, started with `--empty`) and its mount. Every directory exists, with a file
-//! `tasks`: a write is answered and ignored; a read returns as many bytes as the name of the directory says. Does not
-//! know what is measured.
+//! Owns its process (this program, started with `--empty`) and its mount. Every directory exists, with the files that kcm
+//! has: a write is answered and ignored; a read of `tasks` returns as many bytes as the name of the directory says, and of
+//! other files nothing. Everybody may write. Does not know what is measured.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,6 +30,8 @@ pub const REMEMBERED: &str = "--remembered";
 const THREADS: usize = 4;
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 const MAX_WRITE: u32 = 1 << 20;
+/// The names of files; every other name is a directory's.
+const FILES: [&str; 7] = ["tasks", "claim", "cpus", "last_error", "metrics", "topology", "version"];
 
 struct Nothing {
     /// How long the kernel may cache the attributes of a file.
@@ -54,7 +56,7 @@ impl Nothing {
             ctime: born,
             crtime: born,
             kind: if is_dir { FileType::Directory } else { FileType::RegularFile },
-            perm: if is_dir { 0o755 } else { 0o644 },
+            perm: if is_dir { 0o755 } else { 0o666 },
             nlink: 1,
             uid: 0,
             gid: 0,
@@ -80,7 +82,7 @@ impl Filesystem for Nothing {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_string_lossy().into_owned();
         let mut nodes = self.nodes.lock().expect("a lock");
-        let next = 2 * (nodes.len() as u64 + 2) + u64::from(name == "tasks");
+        let next = 2 * (nodes.len() as u64 + 2) + u64::from(FILES.contains(&name.as_str()));
         let node = *nodes.entry((parent.into(), name.clone())).or_insert(next);
         let size = name.parse().unwrap_or(0);
         let mut sizes = self.sizes.lock().expect("a lock");
@@ -204,7 +206,11 @@ pub fn serve(dir: &str, remembered: bool) -> Result<(), Box<dyn std::error::Erro
         umount2(&place, MntFlags::MNT_DETACH)
     });
     println!("ready");
-    Ok(session.run()?)
+    match session.run() {
+        // It was unmounted while clients were waiting.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
+        ended => Ok(ended?),
+    }
 }
 
 /// A mounted null filesystem; unmounted when dropped.
@@ -245,7 +251,7 @@ impl NullFs {
         self.path().join("pools/dataplane").join(list).join("tasks")
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 }

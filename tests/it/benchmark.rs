@@ -1,5 +1,9 @@
-//! The arithmetic and the table of the benchmark (`scripts/bench`), which has no tests of its own.
+//! The arithmetic and the tables of the benchmark (`scripts/bench`) and of the attacks (`scripts/attack`), which have no
+//! tests of their own.
 
+#[allow(dead_code, reason = "only the attacks use all of it")]
+#[path = "../../benches/attack/report.rs"]
+mod report;
 #[allow(dead_code, reason = "only the benchmark uses all of it")]
 #[path = "../../benches/speed/stats.rs"]
 mod stats;
@@ -70,4 +74,26 @@ fn row() -> Row {
         target: Target::AtMost(2.5),
         note: "as it is".into(),
     }
+}
+
+#[test]
+fn an_aim_is_held_by_claims_and_reads_at_p99_and_at_worst() {
+    // 200 samples: the slowest percent is two of them.
+    let samples = |slow: f64, worst: f64| Samples::new([vec![1.0; 196], vec![slow; 3], vec![worst]].concat());
+    let (good, slow, worst) = (samples(50.0, 250.0), samples(51.0, 250.0), samples(50.0, 251.0));
+    let held = |claims: &Samples, reads: &Samples| {
+        let kcm = report::Beside { claims: claims.clone(), reads: reads.clone(), attacker: None };
+        report::Row { kcm, ..report::Row::default() }.is_held()
+    };
+    assert!(held(&good, &good));
+    for bad in [&slow, &worst, &Samples::default()] {
+        assert!(!held(bad, &good) && !held(&good, bad), "{bad:?}");
+    }
+    let kcm = report::Beside { claims: good.clone(), reads: good, attacker: Some((1, 2)) };
+    let row =
+        report::Row { name: "heirs", kcm, faults: vec!["a read hung".into()], ..report::Row::default() };
+    assert!(!row.is_held(), "good figures do not make up for a fault");
+    let table = report::table(std::slice::from_ref(&row));
+    assert!(table.contains("heirs") && table.contains("1.0, 50, 250") && table.contains("**no**"), "{table}");
+    assert!(report::notes(&[row]).contains("kcm: 1 done, 2 refused; empty FUSE: unknown"));
 }

@@ -1,0 +1,94 @@
+//! The victim: a calm program of another user, which claims or reads now and then, and measures how long that takes.
+//!
+//! It reports each measurement at once, so that one that never ends is known, too.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use crate::crew;
+use crate::lines::Talker;
+use crate::place::{Place, VICTIM};
+use crate::stats::Samples;
+
+/// The flag that starts this program as a victim.
+pub const FLAG: &str = "--victim";
+/// How long it is measured.
+pub const WINDOW: Duration = Duration::from_secs(3);
+/// One operation begins this long after the one before, or when that has ended.
+const PACE: Duration = Duration::from_millis(5);
+/// How much longer than the window an operation may take before it counts as one that hangs.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Claims or reads until the window ends.
+pub fn run(kind: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let place = Place::new(root);
+    crew::become_user(VICTIM)?;
+    let files = [place.victims(), place.file("self/claim")];
+    let own = std::process::id().to_string();
+    let started = Instant::now();
+    let mut turn = 0;
+    while started.elapsed() < WINDOW {
+        turn += 1;
+        let begin = Instant::now();
+        // A claim is measured with its release: open, write, close, twice.
+        let result = match kind {
+            "claim" => put(&files[0], &own).and_then(|()| put(&files[0], "-0")),
+            _ => fs::read(&files[turn % 2]).map(|_| ()),
+        };
+        let took = begin.elapsed();
+        let errno = result.err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
+        println!("{} {errno}", took.as_nanos());
+        std::thread::sleep(PACE.saturating_sub(took));
+    }
+    Ok(())
+}
+
+fn put(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).truncate(true).open(file)?.write_all(text.as_bytes())
+}
+
+/// The measurements of a victim.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Milliseconds. An operation that hangs counts with the time until it was given up.
+    pub samples: Samples,
+    /// The errors, by errno.
+    pub errors: Vec<i32>,
+    pub is_hung: bool,
+}
+
+/// A running victim.
+pub struct Victim(Talker);
+
+impl Victim {
+    /// `kind`: `claim` or `read`.
+    pub fn start(kind: &str, root: &Path) -> Self {
+        Self(Talker::start(&[FLAG, kind, root.to_str().expect("UTF-8")]))
+    }
+
+    /// Collects its measurements until it ends. `started`: when the victims were started.
+    pub fn collect(mut self, started: Instant) -> Measured {
+        let deadline = started + WINDOW + GRACE;
+        let (mut times, mut errors, mut last) = (Vec::new(), Vec::new(), started);
+        let is_hung = loop {
+            match self.0.hear(deadline) {
+                Ok(line) => {
+                    let (nanoseconds, errno) = line.split_once(' ').expect("two numbers");
+                    times.push(nanoseconds.parse::<f64>().expect("a number") / 1e6);
+                    errors.extend(errno.parse::<i32>().ok().filter(|&errno| errno != 0));
+                    last = Instant::now();
+                }
+                Err(RecvTimeoutError::Disconnected) => break false,
+                Err(RecvTimeoutError::Timeout) => {
+                    times.push(last.elapsed().as_secs_f64() * 1e3);
+                    break true;
+                }
+            }
+        };
+        self.0.end();
+        Measured { samples: Samples::new(times), errors, is_hung }
+    }
+}
