@@ -13,7 +13,9 @@ fn the_session_of_the_readme() {
     assert_eq!(mount.sh(claim), "Cpus_allowed_list:\t0\ndataplane 0\n");
     assert_eq!(mount.sh("cat $C/pools/dataplane/0/tasks"), "", "the shell has ended without a release");
 
+    // The refusal names the program, which is bash until it has become sleep.
     let refused = "sleep 100 & echo $! > $C/pools/dataplane/0/tasks
+        until [ \"$(cat /proc/$!/comm)\" = sleep ]; do :; done
         echo $$ > $C/pools/dataplane/0/tasks && exit 9
         cat $C/self/last_error
         echo $$ $!
