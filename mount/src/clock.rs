@@ -13,6 +13,13 @@ pub(crate) fn since_boot() -> u64 {
     })
 }
 
+/// Returns the CPU time of this thread in nanoseconds.
+pub(crate) fn of_this_thread() -> u64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0, |now| {
+        (now.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec() as u64)
+    })
+}
+
 /// Returns the length in nanoseconds of a clock tick, the unit of start times in `/proc/PID/stat`.
 pub(crate) fn tick() -> u64 {
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);

@@ -9,6 +9,26 @@ const USERS: usize = 1024;
 /// The bucket of all users who come when so many others are remembered. No user has this uid.
 const OTHERS: u32 = u32::MAX;
 
+/// The time, in nanoseconds, that the writes of one user may use at once: for the work of the daemon and for waiting
+/// until new threads of a task are proven to have its mask. Writers of the same file wait as long.
+pub(super) const WRITE_TIME: u64 = 250_000_000;
+/// The time that a user gets in each second: a quarter, so that one user alone does not occupy a thread.
+const WRITE_TIME_PER_SECOND: u64 = 250_000_000;
+/// How many refusals of one user are recorded at once: more than a person or a script causes.
+const RECORDED_REFUSALS: u64 = 512;
+/// The same for each second. A record and its event are about 700 bytes of the journal.
+const RECORDED_REFUSALS_PER_SECOND: u64 = 64;
+
+/// Returns the budget of the time for writes.
+pub(super) fn of_write_time() -> Budget {
+    Budget::new(WRITE_TIME, WRITE_TIME_PER_SECOND)
+}
+
+/// Returns the budget of the refusals that are recorded.
+pub(super) fn of_recorded_refusals() -> Budget {
+    Budget::new(RECORDED_REFUSALS, RECORDED_REFUSALS_PER_SECOND)
+}
+
 /// The buckets of all users. Amounts have any unit; times are in nanoseconds.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -27,7 +47,7 @@ struct Bucket {
 }
 
 impl Budget {
-    pub(super) fn new(burst: u64, per_second: u64) -> Self {
+    fn new(burst: u64, per_second: u64) -> Self {
         Self { burst, per_second, users: HashMap::new() }
     }
 

@@ -300,4 +300,8 @@ impl Clock for SystemClock {
     fn tick(&self) -> u64 {
         clock::tick()
     }
+
+    fn spent(&self) -> u64 {
+        clock::of_this_thread().saturating_add(process::waited().as_nanos() as u64)
+    }
 }

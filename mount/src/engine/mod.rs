@@ -7,8 +7,8 @@
 //! # Locks
 //!
 //! Locks are taken in this order, never in the opposite one: `configuring`, `reaping`, `claims`, and then at most
-//! one of `events`, `refusals`, `shown`, `attributes`, `recorded_refusals`, and the internal locks of
-//! `changes` and of the ports.
+//! one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and the internal locks
+//! of `changes` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, or a lock after them. Under these locks records are
 //! only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
@@ -21,6 +21,8 @@
 //!
 //! Nothing under `claims` makes a system call on another process, except to add a process to the watch or to
 //! remove it.
+//!
+//! Longer than 400 lines because the state of the engine and the order of its locks are one subject.
 
 mod budget;
 mod changes;
@@ -33,6 +35,7 @@ mod ports;
 mod reap;
 mod recover;
 mod replay;
+mod requester;
 mod resolve;
 mod rights;
 mod show;
@@ -77,10 +80,6 @@ pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
 /// How long a write waits for another write on the same task, which may be a hostile user's. Setting masks takes
 /// microseconds per thread.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_millis(200);
-/// How many refusals of one user are recorded at once: more than a person or a script causes.
-const RECORDED_REFUSALS: u64 = 512;
-/// The same for each second. A record and its event are about 700 bytes of the journal.
-const RECORDED_REFUSALS_PER_SECOND: u64 = 64;
 
 /// The sender of a request.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +119,8 @@ pub(crate) struct Engine<P: Ports = Live> {
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
     refusals: Mutex<Refusals>,
+    /// The time that each user has left for its writes, in nanoseconds.
+    write_time: Mutex<Budget>,
     /// How many refusals of each user are still recorded.
     recorded_refusals: Mutex<Budget>,
     pub(crate) changes: Changes,
@@ -173,7 +174,8 @@ impl<P: Ports> Engine<P> {
             events: Mutex::new(events),
             shown: Mutex::default(),
             refusals: Mutex::new(refusals),
-            recorded_refusals: Mutex::new(Budget::new(RECORDED_REFUSALS, RECORDED_REFUSALS_PER_SECOND)),
+            write_time: Mutex::new(budget::of_write_time()),
+            recorded_refusals: Mutex::new(budget::of_recorded_refusals()),
             changes: Changes::new().map_err(StartError::Eventfd)?,
             metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
             topology,

@@ -215,4 +215,7 @@ pub(crate) trait Clock: Debug + Send + Sync + 'static {
 
     /// The length of a clock tick in nanoseconds.
     fn tick(&self) -> u64;
+
+    /// The nanoseconds that this thread has worked, or has waited for proofs that a task has its mask.
+    fn spent(&self) -> u64;
 }

@@ -6,9 +6,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::ports::{Ports, Process as _, Processes as _, Watch as _};
+use super::requester::Requester;
 use super::{Engine, ProcessOf};
+use crate::model::claims::check_permission;
 use crate::model::command::TaskInfo;
 use crate::model::refusal::Refusal;
+use crate::model::rights::User;
 use crate::model::task::{Named, Token};
 
 /// A process that a write names.
@@ -21,28 +24,31 @@ pub(super) struct ResolvedTask<P: Ports> {
 pub(super) type Resolved<P> = (Vec<ResolvedTask<P>>, Vec<ResolvedTask<P>>);
 
 impl<P: Ports> Engine<P> {
-    /// Returns the live processes that the tokens name, each once: those to claim for and those to release.
+    /// Returns the live processes that the tokens name, each once: those to claim for and those to release. Stops at the
+    /// first process over which the users have no right, so that a command with PIDs of others costs little.
     pub(super) fn resolve(
         &self,
         writer: &Arc<ProcessOf<P>>,
         tokens: &[Token],
+        requester: &Requester,
     ) -> Result<Resolved<P>, Refusal> {
         let (mut claim, mut release): Resolved<P> = (Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
+        let (mut seen, mut known) = (HashSet::new(), HashSet::new());
         for token in tokens.iter().filter(|token| seen.insert(**token)) {
-            let (named, tasks) = match token {
-                Token::Claim(named) => (named, &mut claim),
-                Token::Release(named) => (named, &mut release),
+            let (named, tasks, releases) = match token {
+                Token::Claim(named) => (named, &mut claim, false),
+                Token::Release(named) => (named, &mut release, true),
             };
+            if tokens.len() > 1 {
+                requester.check_time()?;
+            }
             let Some(process) = self.resolve_pid(writer, *named)? else { continue };
             // A watched process has a descriptor already.
             let process = self.processes.watched(&process.id()).unwrap_or(process);
-            if tasks.iter().any(|task| task.info.task == process.id()) {
+            if !known.insert((process.id(), releases)) {
                 continue;
             }
-            if let Some(info) = self.task_info(&process)? {
-                tasks.push(ResolvedTask { info, process });
-            }
+            tasks.extend(self.look_at(process, requester)?);
             if claim.len() + release.len() > self.processes.limit() {
                 return Err(Refusal::TooMany { limit: self.processes.limit() });
             }
@@ -52,6 +58,28 @@ impl<P: Ports> Engine<P> {
         } else {
             Ok((claim, release))
         }
+    }
+
+    /// Returns what the model has to know about a process; `None` if it has died.
+    ///
+    /// # Errors
+    /// The users may not claim for it.
+    pub(super) fn look_at(
+        &self,
+        process: Arc<ProcessOf<P>>,
+        requester: &Requester,
+    ) -> Result<Option<ResolvedTask<P>>, Refusal> {
+        let Some(mut info) = self.task_info(&process)? else { return Ok(None) };
+        let caller = requester.caller;
+        // The writer's capabilities matter only for other processes.
+        let writer = if process.id() == requester.process {
+            User::without_capabilities(caller.uid)
+        } else {
+            *requester.writer.get_or_init(|| self.user(caller))
+        };
+        info.access = self.access(caller, writer, requester.process, &info, &process);
+        check_permission(&info, [requester.opener, writer])?;
+        Ok(Some(ResolvedTask { info, process }))
     }
 
     fn resolve_pid(

@@ -29,12 +29,6 @@ impl<P: Ports> Engine<P> {
         self.processes.user(caller.tid, caller.uid)
     }
 
-    /// Returns the writer. `others`: whether the write concerns another process, so that the writer's capabilities
-    /// matter.
-    pub(super) fn writer(&self, caller: Caller, others: bool) -> User {
-        if others { self.user(caller) } else { User::without_capabilities(caller.uid) }
-    }
-
     /// Returns what the right of `writer` over a process depends on. `own` is the writer's process.
     pub(super) fn access(
         &self,

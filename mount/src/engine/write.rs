@@ -11,12 +11,14 @@
 //!
 //! Longer than 400 lines because the steps of a claim and their undoing are read together.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ports::{Clock as _, Journal as _, Masks, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::answered;
+use super::requester::{Allowance, Requester};
 use super::resolve::{ResolvedTask, single_pid};
 use super::{Caller, Engine, ProcessOf, Refused, not_recorded};
 use crate::failpoint::{Step, reached};
@@ -35,33 +37,31 @@ const LARGE: usize = 1000;
 /// How often a write that waits for another one checks whether that one waits for the disk.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The users and the request behind a write.
-#[derive(Clone, Copy, Debug)]
-struct Requester {
-    /// The opener of the file.
-    opener: User,
-    /// The writing thread, and its process.
-    caller: Caller,
-    process: TaskId,
-    /// The request; 0 if it does not come from the kernel.
-    request: u64,
-    /// The thread that writes.
-    waiting: BlockedWriter,
-}
-
 /// Why a plan could not be carried out.
 enum Failure {
-    /// One of its tasks has died.
+    /// Some of its tasks cannot be placed as planned. Another plan may have success.
+    Setbacks(Vec<Setback>),
+    /// The whole write is refused.
+    Refused(Refusal),
+}
+
+/// Why a task cannot be placed as planned.
+enum Setback {
+    /// It has died.
     Died(TaskId),
     /// The kernel does not let this task run on this list.
     Unsuitable(TaskId, ListId, Refusal),
-    /// The whole write is refused.
-    Refused(Refusal),
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<Setback> for Failure {
+    fn from(setback: Setback) -> Self {
+        Self::Setbacks(vec![setback])
     }
 }
 
@@ -86,7 +86,10 @@ impl<P: Ports> Engine<P> {
         data: &[u8],
         read_write: bool,
     ) -> Result<(), Refused> {
-        let result = self.try_write(target, caller, opener, data, read_write);
+        let time = self.allowance(caller, opener);
+        let before = if time.uid.is_some() { self.clock.spent() } else { 0 };
+        let result = self.try_write(target, caller, opener, time, data, read_write);
+        self.count_write_time(time.uid, before);
         // Writes the records that were deferred meanwhile, also by reaping.
         self.journal.flush_deferred();
         result
@@ -97,6 +100,7 @@ impl<P: Ports> Engine<P> {
         target: Target,
         caller: Caller,
         opener: User,
+        time: Allowance,
         data: &[u8],
         read_write: bool,
     ) -> Result<(), Refused> {
@@ -105,14 +109,14 @@ impl<P: Ports> Engine<P> {
             NoWrite::TooLong => Refusal::TooLong,
         })?;
         let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
-        let (process, request, waiting) = (writer.id(), caller.request, caller.waiting());
-        let requester = Requester { opener, caller, process, request, waiting };
+        let (process, waiting) = (writer.id(), caller.waiting().within(time.limit));
+        let requester = Requester { opener, caller, process, waiting, time, writer: OnceCell::new() };
         match write {
             Write::Command(tokens) if tokens.is_empty() => Ok(()),
             Write::Command(tokens) => self
-                .run_command(target, &writer, &tokens, requester)
+                .run_command(target, &writer, &tokens, &requester)
                 .map_err(|refusal| Refused { refusal, pid: single_pid(&tokens) }),
-            Write::Rewrite(pids) => Ok(self.rewrite(target, &writer, &pids, requester)?),
+            Write::Rewrite(pids) => Ok(self.rewrite(target, &writer, &pids, &requester)?),
         }
     }
 
@@ -121,11 +125,11 @@ impl<P: Ports> Engine<P> {
         target: Target,
         writer: &Arc<ProcessOf<P>>,
         tokens: &[Token],
-        requester: Requester,
+        requester: &Requester,
     ) -> Result<(), Refusal> {
-        let (claim, release) = self.resolve(writer, tokens)?;
+        let (claim, release) = self.resolve(writer, tokens, requester)?;
         let is_large = claim.len() + release.len() > LARGE;
-        let done = self.decide_and_carry_out(target, claim, release, requester);
+        let done = self.decide_and_carry_out(target, &claim, &release, requester);
         if is_large {
             process::trim_heap();
         }
@@ -138,77 +142,54 @@ impl<P: Ports> Engine<P> {
         target: Target,
         writer: &Arc<ProcessOf<P>>,
         pids: &[Pid],
-        requester: Requester,
+        requester: &Requester,
     ) -> Result<(), Refusal> {
-        let info = self.task_info(writer)?.ok_or(Refusal::NoSuchProcess)?;
-        let own = vec![ResolvedTask { info, process: Arc::clone(writer) }];
+        let own = self.look_at(Arc::clone(writer), requester)?.ok_or(Refusal::NoSuchProcess)?;
+        let own = vec![own];
         let is_present = pids.contains(&writer.id().pid);
         let (claim, release) = if is_present { (own, Vec::new()) } else { (Vec::new(), own) };
-        self.decide_and_carry_out(target, claim, release, requester)
+        self.decide_and_carry_out(target, &claim, &release, requester)
     }
 
-    /// Decides a write and carries it out. Decides again if the kernel refuses a list that the pool offered, or if a
-    /// task dies meanwhile.
+    /// Decides a write and carries it out. Decides again if the kernel refuses lists that the pool offered, or if tasks die
+    /// meanwhile. Each attempt finds out about all tasks of its plan, so there are not more attempts than lists, apart from
+    /// deaths; and the time of the request limits them.
     fn decide_and_carry_out(
         &self,
         target: Target,
-        mut claim: Vec<ResolvedTask<P>>,
-        mut release: Vec<ResolvedTask<P>>,
-        requester: Requester,
+        tasks: &[ResolvedTask<P>],
+        release: &[ResolvedTask<P>],
+        requester: &Requester,
     ) -> Result<(), Refusal> {
-        let users = self.look_at_rights(&mut claim, &mut release, requester);
-        let deadline = Instant::now() + self.in_flight_timeout;
-        let mut unsuitable = Vec::new();
+        let deadline = Instant::now() + requester.time.waiting;
+        let infos = |tasks: &[ResolvedTask<P>]| tasks.iter().map(|task| task.info.clone()).collect();
+        let mut request = Request {
+            target,
+            claim: infos(tasks),
+            release: infos(release),
+            users: requester.users(),
+            unsuitable: HashSet::new(),
+            now: 0,
+        };
         loop {
-            if claim.is_empty() && release.is_empty() {
+            if request.claim.is_empty() && request.release.is_empty() {
                 return Err(Refusal::NoSuchProcess);
             }
-            let request = Request {
-                target,
-                claim: claim.iter().map(|task| task.info.clone()).collect(),
-                release: release.iter().map(|task| task.info.clone()).collect(),
-                users,
-                unsuitable: unsuitable.clone(),
-                now: self.clock.since_boot(),
-            };
-            let plan = self.decide(&request, deadline)?;
+            request.now = self.clock.since_boot();
+            let plan = self.decide(&request, requester, deadline)?;
             reached(Step::WriteDecided);
             log::trace!("{target:?}: {plan:?}");
-            match self.carry_out(plan, &claim, requester) {
+            match self.carry_out(plan, tasks, requester) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Died(dead)) => {
-                    log::debug!("task {} has died in the middle of its claim", dead.pid);
-                    claim.retain(|task| task.info.task != dead);
-                }
-                Err(Failure::Unsuitable(task, list, refusal)) => match target {
-                    Target::List(_) => return Err(refusal),
-                    Target::Pool(_) => {
-                        log::debug!("task {}: {}; trying another list", task.pid, refusal.sentence(""));
-                        unsuitable.push((task, list));
-                    }
-                },
+                Err(Failure::Setbacks(setbacks)) => learn(&mut request, setbacks)?,
                 Err(Failure::Refused(refusal)) => return Err(refusal),
             }
+            requester.check_time()?;
         }
-    }
-
-    /// Notes what the right over each process depends on. Returns the opener and the writer.
-    fn look_at_rights(
-        &self,
-        claim: &mut [ResolvedTask<P>],
-        release: &mut [ResolvedTask<P>],
-        Requester { opener, caller, process, .. }: Requester,
-    ) -> [User; 2] {
-        let tasks = || claim.iter().chain(release.iter());
-        let writer = self.writer(caller, tasks().any(|task| task.info.task != process));
-        for ResolvedTask { info, process: target } in claim.iter_mut().chain(release) {
-            info.access = self.access(caller, writer, process, info, target);
-        }
-        [opener, writer]
     }
 
     /// Decides a write. Waits while another write has one of the tasks in flight.
-    fn decide(&self, request: &Request, deadline: Instant) -> Result<Plan, Refusal> {
+    fn decide(&self, request: &Request, requester: &Requester, deadline: Instant) -> Result<Plan, Refusal> {
         loop {
             let mut claims = self.live_claims();
             match claims.apply(Command::Write(request.clone())) {
@@ -216,9 +197,13 @@ impl<P: Ports> Engine<P> {
                 Err(Rejected::Refused(refusal)) => return Err(refusal),
                 Err(Rejected::Busy) => {
                     // The other write may wait for the disk; then this one must not wait as long.
-                    let next_check = deadline.min(Instant::now() + STALL_CHECK_INTERVAL);
+                    let started = Instant::now();
+                    let next_check = deadline.min(started + STALL_CHECK_INTERVAL);
                     let timed_out = self.plan_finished.wait_until(&mut claims, next_check).timed_out();
                     drop(claims);
+                    if let Some(uid) = requester.time.uid {
+                        self.spend_write_time(uid, started.elapsed().as_nanos() as u64);
+                    }
                     if timed_out && self.journal.is_stalled() {
                         return Err(Refusal::DiskStalled);
                     }
@@ -231,8 +216,9 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    fn carry_out(&self, plan: Plan, tasks: &[ResolvedTask<P>], requester: Requester) -> Result<(), Failure> {
+    fn carry_out(&self, plan: Plan, tasks: &[ResolvedTask<P>], requester: &Requester) -> Result<(), Failure> {
         let waiting = requester.waiting;
+        let is_single = plan.placements.len() == 1;
         let mut undo = UndoLog { intents: Vec::new(), masks: Vec::new() };
         let completed = match self.try_carry_out(&plan, tasks, requester, &mut undo) {
             Ok(completed) => completed,
@@ -256,9 +242,9 @@ impl<P: Ports> Engine<P> {
         }
         let lost = self.settle(completed);
         reached(Step::WriteSettled);
-        match (lost.first(), tasks) {
+        match lost.first() {
             // The single task that was claimed for. If there are others, they have their claims.
-            (Some(&dead), [_]) => Err(Failure::Died(dead)),
+            Some(&dead) if is_single => Err(Setback::Died(dead).into()),
             _ => Ok(()),
         }
     }
@@ -268,14 +254,24 @@ impl<P: Ports> Engine<P> {
         &self,
         plan: &Plan,
         tasks: &[ResolvedTask<P>],
-        requester: Requester,
+        requester: &Requester,
         undo: &mut UndoLog<P>,
     ) -> Result<CompletedPlan, Failure> {
         let mut parts = Vec::with_capacity(plan.placements.len());
+        let mut setbacks = Vec::new();
+        let mut tasks = tasks.iter();
         for placement in &plan.placements {
-            let found = tasks.iter().find(|one| one.info.task == placement.task);
-            let process = &found.ok_or(Failure::Died(placement.task))?.process;
-            parts.push((placement, process, self.draft_claim(placement, process)?));
+            requester.check_time()?;
+            // The placements have the order of the tasks.
+            let found = tasks.find(|one| one.info.task == placement.task);
+            let process = &found.ok_or(Setback::Died(placement.task))?.process;
+            match self.draft_claim(placement, process, requester) {
+                Ok(draft) => parts.push((placement, process, draft)),
+                Err(failure) => add_setbacks(&mut setbacks, failure)?,
+            }
+        }
+        if !setbacks.is_empty() {
+            return Err(Failure::Setbacks(setbacks));
         }
         let changes = || parts.iter().filter(|(placement, ..)| placement.is_change());
         if changes().next().is_some() {
@@ -286,26 +282,43 @@ impl<P: Ports> Engine<P> {
         }
         let mut completed = CompletedPlan { placements: Vec::new(), releases: plan.releases.clone() };
         for (placement, process, draft) in parts {
-            let (claim, previous) = self
-                .set_masks(placement, process, draft, requester.waiting)
-                .map_err(|error| self.mask_failure(error, placement))?;
-            undo.masks.push((placement.task, previous));
-            completed.placements.push(placement.complete(claim));
+            if undo.masks.len() + setbacks.len() > 0 {
+                requester.check_time()?;
+            }
+            match self.set_masks(placement, process, draft, requester.waiting) {
+                Ok((claim, previous)) => {
+                    undo.masks.push((placement.task, previous));
+                    completed.placements.push(placement.complete(claim));
+                }
+                Err(error) => {
+                    add_setbacks(&mut setbacks, self.mask_failure(error, placement, requester))?;
+                }
+            }
+        }
+        if !setbacks.is_empty() {
+            return Err(Failure::Setbacks(setbacks));
         }
         reached(Step::MasksSet);
-        self.record(plan, &completed, requester.request)?;
+        self.record(plan, &completed, requester.caller.request)?;
         Ok(completed)
     }
 
     /// Returns the claim of a placement as far as it is known before the task is touched. Watches a new task.
-    fn draft_claim(&self, placement: &Placement, process: &Arc<ProcessOf<P>>) -> Result<Arc<Claim>, Failure> {
+    fn draft_claim(
+        &self,
+        placement: &Placement,
+        process: &Arc<ProcessOf<P>>,
+        requester: &Requester,
+    ) -> Result<Arc<Claim>, Failure> {
         let pending = match &placement.kind {
             ClaimKind::New(pending) => pending,
             ClaimKind::Move { to: claim, .. } | ClaimKind::Repeat(claim) => return Ok(claim.clone()),
         };
-        let cgroup = self.processes.cgroup(process).ok_or(Failure::Died(placement.task))?;
-        let saved =
-            self.processes.saved_mask(process).map_err(|error| self.mask_failure(error, placement))?;
+        let cgroup = self.processes.cgroup(process).ok_or(Setback::Died(placement.task))?;
+        let saved = self
+            .processes
+            .saved_mask(process)
+            .map_err(|error| self.mask_failure(error, placement, requester))?;
         self.processes.watch(Arc::clone(process)).map_err(self.fault("watching the task"))?;
         Ok(Arc::new(pending.complete(saved, cgroup)))
     }
@@ -399,11 +412,13 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Maps an error of a mask to what it means for the placement.
-    fn mask_failure(&self, error: MaskError, placement: &Placement) -> Failure {
+    fn mask_failure(&self, error: MaskError, placement: &Placement, requester: &Requester) -> Failure {
+        let uid = requester.caller.uid;
         let got = match error {
-            MaskError::Gone => return Failure::Died(placement.task),
-            MaskError::KeepsChanging => return Failure::Refused(Refusal::KeepsChanging),
-            MaskError::Unsettled => return Failure::Refused(Refusal::Unsettled),
+            MaskError::Gone => return Setback::Died(placement.task).into(),
+            MaskError::KeepsChanging => return Refusal::KeepsChanging.into(),
+            MaskError::Unsettled => return requester.time.unsettled(requester.caller).into(),
+            MaskError::OutOfTime => return Refusal::OutOfTime { uid }.into(),
             MaskError::Refused => None,
             MaskError::Narrowed { got } => Some(got),
             MaskError::Other(error) => {
@@ -421,8 +436,42 @@ impl<P: Ports> Engine<P> {
         };
         let name = self.configuration().list(placement.list).map(|list| list.name().clone());
         let refusal = name.map_or(Refusal::Removed, |list| Refusal::MaskRefused { list, got });
-        Failure::Unsuitable(placement.task, placement.list, refusal)
+        Setback::Unsuitable(placement.task, placement.list, refusal).into()
     }
+}
+
+/// Adds the setbacks of one task to those of the others.
+fn add_setbacks(setbacks: &mut Vec<Setback>, failure: Failure) -> Result<(), Refusal> {
+    match failure {
+        Failure::Setbacks(more) => {
+            setbacks.extend(more);
+            Ok(())
+        }
+        Failure::Refused(refusal) => Err(refusal),
+    }
+}
+
+/// Changes a request so that its next plan does not have these setbacks.
+///
+/// # Errors
+/// There is no other plan: the request names the list.
+fn learn(request: &mut Request, setbacks: Vec<Setback>) -> Result<(), Refusal> {
+    let mut dead = HashSet::new();
+    for setback in setbacks {
+        match (setback, request.target) {
+            (Setback::Died(task), _) => {
+                log::debug!("task {} has died in the middle of its claim", task.pid);
+                dead.insert(task);
+            }
+            (Setback::Unsuitable(_, _, refusal), Target::List(_)) => return Err(refusal),
+            (Setback::Unsuitable(task, list, refusal), Target::Pool(_)) => {
+                log::debug!("task {}: {}; trying another list", task.pid, refusal.sentence(""));
+                request.unsuitable.insert((task, list));
+            }
+        }
+    }
+    request.claim.retain(|info| !dead.contains(&info.task));
+    Ok(())
 }
 
 /// Returns the claim with this saved mask.

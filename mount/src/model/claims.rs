@@ -35,6 +35,7 @@ mod pools;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use deciding::check_permission;
 use pools::Stage;
 pub use pools::{List, Pool};
 

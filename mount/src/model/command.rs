@@ -2,6 +2,7 @@
 //!
 //! Owns these types. Contains no rule.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::cpuset::CpuSet;
@@ -123,7 +124,7 @@ pub struct Request {
     /// The users who must have the right: the opener of the file and the writer.
     pub users: [User; 2],
     /// The lists that the kernel refused for a task in an earlier attempt at the same write.
-    pub unsuitable: Vec<(TaskId, ListId)>,
+    pub unsuitable: HashSet<(TaskId, ListId)>,
     /// Nanoseconds since boot.
     pub now: u64,
 }

@@ -97,6 +97,11 @@ pub enum Refusal {
     KeepsChanging,
     /// The task creates threads, and not all of them could be proven to have the mask.
     Unsettled,
+    /// The write takes more time than its user may use now.
+    OutOfTime {
+        /// The user who writes.
+        uid: u32,
+    },
     /// A thread has the policy `SCHED_DEADLINE`.
     Deadline,
     /// The kernel refuses the daemon something for which it needs a capability.
@@ -209,7 +214,7 @@ impl Refusal {
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. } => Errno::EBUSY,
-            Self::KeepsChanging | Self::Unsettled | Self::TaskBusy => Errno::EAGAIN,
+            Self::KeepsChanging | Self::Unsettled | Self::OutOfTime { .. } | Self::TaskBusy => Errno::EAGAIN,
             Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
             Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
@@ -296,6 +301,11 @@ impl Refusal {
             }
             Self::Unsettled => {
                 "the task creates threads, and it is not certain that all have the mask; write again".into()
+            }
+            Self::OutOfTime { uid } => {
+                format!(
+                    "the writes of uid {uid} take too much time; write fewer PIDs, or write again in a second"
+                )
             }
             Self::Deadline => {
                 "the kernel gives no thread with the policy SCHED_DEADLINE a mask; change the policy first: chrt --other --pid 0 PID"

@@ -10,9 +10,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
 
-use super::passes::{BlockedWriter, PATIENCE, PATIENCE_TO_UNDO, Pass, PassesEnd};
+use super::passes::{BlockedWriter, Pass, PassesEnd, Purpose};
 use super::{Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
@@ -76,6 +75,8 @@ pub(crate) enum MaskError {
     KeepsChanging,
     #[error("not all threads could be proven to have the mask")]
     Unsettled,
+    #[error("setting the masks of all threads takes too long")]
+    OutOfTime,
     #[error(transparent)]
     Other(#[from] io::Error),
 }
@@ -229,7 +230,7 @@ impl Processes {
         if threads == Threads::All {
             before.new_threads = NewThreads::AsLeader;
         }
-        let end = self.in_passes(process, writer, PATIENCE, |tids| -> Result<Pass, MaskError> {
+        let end = self.in_passes(process, writer, Purpose::Claim, |tids| -> Result<Pass, MaskError> {
             let first_pass = known.is_empty();
             let is_right = |mask: &CpuSet| match threads {
                 // The first pass sets the mask even if it looks right: it may look right only because of the
@@ -241,7 +242,8 @@ impl Processes {
             // All masks are read before the first one is set, so that undoing restores each. A new thread whose mask
             // is right has it from another thread, so it has nothing to restore.
             let mut wrong = Vec::new();
-            for &tid in tids {
+            for (n, &tid) in tids.iter().enumerate() {
+                check_time(writer, n)?;
                 let Some(mask) = mask_of(tid)? else { continue };
                 found.alive += 1;
                 let is_right = is_right(&mask);
@@ -261,7 +263,8 @@ impl Processes {
                 }
                 wrong.push(tid);
             }
-            for tid in wrong {
+            for (n, tid) in wrong.into_iter().enumerate() {
+                check_time(writer, n)?;
                 if !self.set_thread(tid, leader, cpus)? {
                     continue;
                 }
@@ -302,7 +305,7 @@ impl Processes {
             return;
         }
         let first = threads.get(&leader).map(|thread| &thread.mask);
-        self.apply_all(process, writer, PATIENCE_TO_UNDO, |tid| {
+        self.apply_all(process, writer, Purpose::Undo, |tid| {
             let mask = match (threads.get(&tid), new_threads, first) {
                 (Some(SavedThread { mask, is_set: true }), ..) => mask,
                 (None, NewThreads::AsLeader, Some(mask)) => mask,
@@ -332,7 +335,7 @@ impl Processes {
             SavedMask::All => ALL.to_vec(),
             SavedMask::Cpus(cpus) => cpus.words().to_vec(),
         };
-        self.apply_all(process, writer, PATIENCE, |tid| set(tid, &words));
+        self.apply_all(process, writer, Purpose::Release, |tid| set(tid, &words));
     }
 
     /// Calls `apply` once for each thread, whatever the thread does with its mask afterwards. A thread for which the
@@ -341,12 +344,12 @@ impl Processes {
         &self,
         process: &Process,
         writer: BlockedWriter,
-        patience: Duration,
+        purpose: Purpose,
         apply: impl Fn(u32) -> io::Result<Option<Set>>,
     ) {
         let mut known = HashSet::new();
         // The task has died, or it creates threads without end: neither is an error here.
-        let _ = self.in_passes(process, writer, patience, |tids| -> io::Result<Pass> {
+        let _ = self.in_passes(process, writer, purpose, |tids| -> io::Result<Pass> {
             let mut found = Pass::default();
             for &tid in tids {
                 let is_new = known.insert(tid);
@@ -405,6 +408,14 @@ fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
             _ => Err(error),
         },
     }
+}
+
+/// Checks every now and then whether there is time to go on with the threads of a task.
+fn check_time(writer: BlockedWriter, nth_thread: usize) -> Result<(), MaskError> {
+    /// A thread takes some microseconds.
+    const INTERVAL: usize = 32;
+    let is_over = nth_thread % INTERVAL == INTERVAL - 1 && writer.is_out_of_time();
+    if is_over { Err(MaskError::OutOfTime) } else { Ok(()) }
 }
 
 /// Checks that a thread whose mask was set does not have a narrower one.

@@ -43,7 +43,7 @@ pub(crate) use child::{
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, replace_fd};
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
-pub(crate) use passes::BlockedWriter;
+pub(crate) use passes::{BlockedWriter, TimeLimit, waited};
 pub(crate) use scan::ScannedProcess;
 use stacks::Stacks;
 pub(crate) use sys::{keep_heap_small, trim_heap};

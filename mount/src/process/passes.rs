@@ -27,6 +27,7 @@
 //!
 //! A task of one thread that waits for the daemon's answer needs one pass, because it cannot create threads meanwhile.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -56,20 +57,96 @@ const LOOKS: u32 = 6;
 /// client of the mount was interrupted, all of them wait in that state. (Every write comes from a blocked thread,
 /// because the mount does not request `FUSE_ASYNC_DIO`.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BlockedWriter(Option<u32>);
+pub(crate) struct BlockedWriter {
+    tid: Option<u32>,
+    limit: Option<TimeLimit>,
+}
 
 impl BlockedWriter {
     /// No thread is known to be blocked.
-    pub(crate) const NONE: Self = Self(None);
+    pub(crate) const NONE: Self = Self { tid: None, limit: None };
 
     /// The thread `tid` of the daemon's PID namespace.
     pub(crate) const fn thread(tid: u32) -> Self {
-        Self(Some(tid))
+        Self { tid: Some(tid), limit: None }
+    }
+
+    /// The same, for a request with a limit.
+    pub(crate) const fn within(self, limit: TimeLimit) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    /// Returns whether there is no time left to set more masks.
+    pub(super) fn is_out_of_time(self) -> bool {
+        self.limit.is_some_and(|limit| limit.is_over())
     }
 
     fn is(self, tid: u32) -> bool {
-        self.0 == Some(tid)
+        self.tid == Some(tid)
     }
+}
+
+/// Until when the daemon works and waits for one request. All tasks of the request share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TimeLimit {
+    /// No more masks are set for a claim.
+    work: Instant,
+    /// No proof is waited for.
+    proofs: Instant,
+    /// No proof is waited for while masks are restored; they are restored in any case.
+    undoing: Instant,
+}
+
+impl TimeLimit {
+    /// A request that may work for `work` from now on, and may wait for `waiting`, of which a fifth is left for undoing it.
+    pub(crate) fn new(now: Instant, work: Duration, waiting: Duration) -> Self {
+        Self { work: now + work, proofs: now + waiting * 4 / 5, undoing: now + waiting }
+    }
+
+    /// Returns whether there is no time left for more work.
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() >= self.work
+    }
+}
+
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Masks are set for a claim.
+    Claim,
+    /// A claim is undone.
+    Undo,
+    /// A claim has ended.
+    Release,
+}
+
+impl Purpose {
+    /// Returns until when threads are waited for after the first pass.
+    fn deadline(self, writer: BlockedWriter) -> Instant {
+        let patience = match self {
+            Self::Claim | Self::Release => PATIENCE,
+            Self::Undo => PATIENCE_TO_UNDO,
+        };
+        let deadline = Instant::now() + patience;
+        match (writer.limit, self) {
+            (None, _) => deadline,
+            (Some(limit), Self::Claim) => deadline.min(limit.proofs),
+            (Some(limit), Self::Undo | Self::Release) => deadline.min(limit.undoing),
+        }
+    }
+}
+
+thread_local!(static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) });
+
+/// Returns how long this thread has waited for proofs since it was started.
+pub(crate) fn waited() -> Duration {
+    WAITED.get()
+}
+
+fn counted_as_waiting(wait: impl FnOnce()) {
+    let started = Instant::now();
+    wait();
+    WAITED.set(WAITED.get() + started.elapsed());
 }
 
 /// How the threads of a task are listed.
@@ -126,7 +203,7 @@ impl Processes {
         &self,
         process: &Process,
         writer: BlockedWriter,
-        patience: Duration,
+        purpose: Purpose,
         mut pass: impl FnMut(&[u32]) -> Result<Pass, E>,
     ) -> Result<PassesEnd, E> {
         let Some(listing) = self.listing(process, writer)? else { return Ok(PassesEnd::Gone) };
@@ -150,20 +227,28 @@ impl Processes {
             }
             doubtful.add(set.into_iter().filter(|&tid| !writer.is(tid)));
             // A task of many threads is not refused because its first pass takes long.
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
+            let deadline = *deadline.get_or_insert_with(|| purpose.deadline(writer));
             for look in 0..LOOKS {
-                doubtful.look(tasks, if look == 0 { None } else { Some(&self.stacks) });
+                if look == 0 {
+                    doubtful.look(tasks, None);
+                } else {
+                    // Another thread reads the stacks.
+                    counted_as_waiting(|| doubtful.look(tasks, Some(&self.stacks)));
+                }
                 if doubtful.is_empty() {
                     break;
                 }
-                if Instant::now() >= deadline {
+                // Without time to wait, the stacks are looked at once.
+                if look > 0 && Instant::now() >= deadline {
                     log::debug!(
                         "task {}: threads that may be inside clone(2): {doubtful:?}",
                         process.id().pid
                     );
                     return Ok(PassesEnd::Unsettled);
                 }
-                std::thread::sleep(FIRST_PAUSE * 2_u32.pow(look));
+                if Instant::now() < deadline {
+                    counted_as_waiting(|| std::thread::sleep(FIRST_PAUSE * 2_u32.pow(look)));
+                }
             }
             if settled && Instant::now() >= deadline {
                 log::debug!("task {}: {alive} threads found, {count} counted", process.id().pid);

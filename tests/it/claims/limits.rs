@@ -1,6 +1,8 @@
 //! How many tasks the daemon can watch, and which share of that users other than root can take.
 
-use crate::harness::{Mount, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
+use std::time::{Duration, Instant};
+
+use crate::harness::{Machine, Mount, Sleeper, as_nobody, errno, set_mode, sleeper_of_nobody, write};
 use nix::errno::Errno;
 
 /// How many tasks a daemon with [`FILES`] open files can watch.
@@ -131,4 +133,29 @@ fn a_full_daemon_answers_everything_else() {
     drop(tasks);
     assert_eq!(count(&mount), 0);
     mount.sh("echo $$ > $C/pools/shared/tasks");
+}
+
+#[test]
+fn a_crowd_and_lists_that_do_not_suit_it_end() {
+    // The kernel knows none of these CPUs, so it refuses every list to every task.
+    let cpus: Vec<String> = (1000..1064).map(|cpu| cpu.to_string()).collect();
+    let mount = Mount::on_machine(&Machine::new(1, 1064, 1));
+    mount.let_everybody_in();
+    mount.make_pool("shared", false, &cpus.iter().map(String::as_str).collect::<Vec<_>>());
+    let pool = mount.pool("shared").join("tasks");
+    set_mode(&pool, 0o666);
+    let tasks: Vec<Sleeper> = (0..50).map(|_| sleeper_of_nobody()).collect();
+    let timed = |as_nobody_: bool| {
+        let started = Instant::now();
+        let write = || write(&pool, words(&tasks));
+        let refused = errno(if as_nobody_ { as_nobody(write) } else { write() });
+        (refused, started.elapsed())
+    };
+    let (refused, took) = timed(true);
+    assert!(matches!(refused, Errno::EINVAL | Errno::EAGAIN), "{refused}");
+    assert!(took < Duration::from_secs(2), "nobody waited {took:?}");
+    let (refused, took) = timed(false);
+    assert!(matches!(refused, Errno::EINVAL | Errno::EAGAIN), "{refused}");
+    assert!(took < Duration::from_secs(15), "root waited {took:?}");
+    assert_eq!(count(&mount), 0);
 }

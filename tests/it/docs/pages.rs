@@ -185,6 +185,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Unsettled,
         Refusal::Deadline,
         Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
+        Refusal::OutOfTime { uid: 1000 },
     ]
 }
 
@@ -228,6 +229,7 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::Unsettled => 34,
         Refusal::Deadline => 35,
         Refusal::DaemonLacks { .. } => 36,
+        Refusal::OutOfTime { .. } => 37,
     }
 }
 
@@ -244,7 +246,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=36).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=37).collect::<Vec<_>>());
 }
 
 #[test]

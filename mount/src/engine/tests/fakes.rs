@@ -106,6 +106,8 @@ struct State {
     steps: Vec<Step>,
     snapshots: Vec<Snapshot>,
     now: u64,
+    spent: u64,
+    looks: usize,
 }
 
 /// A machine and a state directory in memory.
@@ -229,6 +231,21 @@ impl World {
 
     pub(crate) fn flush_requests(&self) -> usize {
         self.state.lock().flush_requests
+    }
+
+    /// How often the daemon has looked at a process.
+    pub(crate) fn looks(&self) -> usize {
+        self.state.lock().looks
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.state.lock().now += time.as_nanos() as u64;
+    }
+
+    /// Lets the daemon work for this long.
+    pub(crate) fn spend(&self, time: Duration) {
+        self.state.lock().spent += time.as_nanos() as u64;
     }
 
     /// Writes deferred records, as the journal's thread does.
@@ -361,6 +378,7 @@ impl Processes for FakeProcesses {
     }
 
     fn facts(&self, process: &FakeProcess) -> io::Result<Option<Facts>> {
+        self.world.state.lock().looks += 1;
         Ok(self.alive(process, facts))
     }
 
@@ -638,5 +656,9 @@ impl Clock for FakeClock {
 
     fn tick(&self) -> u64 {
         TICK
+    }
+
+    fn spent(&self) -> u64 {
+        self.0.state.lock().spent
     }
 }

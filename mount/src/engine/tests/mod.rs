@@ -10,6 +10,7 @@ mod order;
 mod reads;
 mod retry;
 mod shares;
+mod time;
 
 use std::sync::{Arc, Weak};
 

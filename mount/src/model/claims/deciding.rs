@@ -3,10 +3,10 @@
 //! Owns the rules of claiming, moving and releasing: who may, which list, and whether there is room. Does not
 //! know how a plan is carried out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Claims, Stage, new_not_by_root};
+use super::{Claims, List, Stage, new_not_by_root};
 use crate::model::command::{
     Claim, ClaimKind, PendingClaim, Placement, Plan, Rejected, Request, Target, TaskInfo,
 };
@@ -14,6 +14,23 @@ use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::{self, User};
 use crate::model::task::TaskId;
+
+/// The tasks that a write brings to the lists of its pool, so far. A command may name thousands of tasks, so nothing is
+/// counted again for each.
+#[derive(Debug, Default)]
+struct Loads {
+    pending: HashMap<ListId, usize>,
+    /// For a shared pool: its open lists, each with all its tasks.
+    shared: Option<Vec<(ListId, usize)>>,
+}
+
+impl Loads {
+    fn add(&mut self, list: ListId) {
+        *self.pending.entry(list).or_default() += 1;
+        let mut lists = self.shared.iter_mut().flatten();
+        lists.find(|(id, _)| *id == list).into_iter().for_each(|(_, tasks)| *tasks += 1);
+    }
+}
 
 impl Claims {
     pub(super) fn decide(&self, request: &Request) -> Result<Plan, Rejected> {
@@ -32,12 +49,17 @@ impl Claims {
         let releases = claims.filter(|claim| self.is_on(claim, request.target)).cloned().collect();
         let mut plan = Plan { releases, ..Plan::default() };
         let leaving: BTreeSet<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
+        let mut loads = Loads::default();
         for info in &request.claim {
             let list = match request.target {
                 Target::List(id) => self.check_list(id, info.task, &leaving, request.now)?,
-                Target::Pool(pool) => self.choose(pool, info.task, &leaving, &plan, request)?,
+                Target::Pool(pool) => self.choose(pool, info.task, &leaving, &mut loads, request)?,
             };
-            plan.placements.push(self.placement(info, list, request)?);
+            let placement = self.placement(info, list, request)?;
+            if placement.is_change() {
+                loads.add(list);
+            }
+            plan.placements.push(placement);
         }
         self.check_room(&plan)?;
         Ok(plan)
@@ -94,7 +116,7 @@ impl Claims {
         id: PoolId,
         task: TaskId,
         leaving: &BTreeSet<TaskId>,
-        plan: &Plan,
+        loads: &mut Loads,
         request: &Request,
     ) -> Result<ListId, Refusal> {
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
@@ -104,7 +126,8 @@ impl Claims {
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
             return Some(claim.list).filter(suits).ok_or_else(refused);
         }
-        let pending = |id: ListId| plan.changes().filter(|placement| placement.list == id).count();
+        let Loads { pending, shared } = loads;
+        let pending = |id: ListId| pending.get(&id).copied().unwrap_or(0);
         let open = pool
             .lists()
             .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));
@@ -117,12 +140,10 @@ impl Claims {
                 (free.map(|(id, _)| id).find(suits), any)
             }
             Exclusivity::Shared => {
-                let mut all = open.peekable();
-                let any = all.peek().is_some();
-                let least = all
-                    .filter(|(id, _)| suits(id))
-                    .min_by_key(|(id, list)| list.task_count(leaving) + pending(*id));
-                (least.map(|(id, _)| id), any)
+                let counted = |(id, list): (ListId, &List)| (id, list.task_count(leaving) + pending(id));
+                let loads = shared.get_or_insert_with(|| open.map(counted).collect());
+                let least = loads.iter().filter(|(id, _)| suits(id)).min_by_key(|(_, tasks)| *tasks);
+                (least.map(|(id, _)| *id), !loads.is_empty())
             }
         };
         found.ok_or_else(|| {
@@ -168,7 +189,7 @@ impl Claims {
 }
 
 /// Checks that the opener and the writer may claim for the process and release it, and that it can be claimed.
-fn check_permission(info: &TaskInfo, users: [User; 2]) -> Result<(), Refusal> {
+pub(crate) fn check_permission(info: &TaskInfo, users: [User; 2]) -> Result<(), Refusal> {
     rights::check(users, info.uids, info.access)?;
     if info.kernel_thread {
         return Err(Refusal::KernelThread);

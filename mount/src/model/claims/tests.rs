@@ -4,6 +4,8 @@
 
 mod model;
 
+use std::collections::HashSet;
+
 use nix::errno::Errno;
 
 use super::*;
@@ -220,7 +222,7 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
 fn a_list_that_the_kernel_refuses_is_not_tried_again_for_the_task_that_is_on_it() {
     let mut claims = machine();
     take(&mut claims, pool(DATA), &[1]);
-    let unsuitable = vec![(task(1), DATA_01)];
+    let unsuitable = HashSet::from([(task(1), DATA_01)]);
     let again = Request { unsuitable, ..request(pool(DATA), &[1], &[]) };
     assert_eq!(refusal(write(&mut claims, again)), Refusal::NoneSuits { pool: name("dataplane") });
     assert_eq!(on(&claims, DATA_01), [1]);
@@ -741,7 +743,7 @@ fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
         claim: subjects(claim),
         release: subjects(release),
         users: [0, 0].map(User::from),
-        unsuitable: Vec::new(),
+        unsuitable: HashSet::new(),
         now: NOW,
     }
 }

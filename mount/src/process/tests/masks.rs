@@ -73,6 +73,28 @@ fn no_new_thread_escapes_the_mask() {
 }
 
 #[test]
+fn without_time_no_proof_is_waited_for() {
+    let [one, _] = two_cpus();
+    let child = program("many_thread_spawner");
+    let processes = Processes::new().unwrap();
+    let process = open(&processes, child.pid());
+    let second = Duration::from_secs(1);
+    let before = waited();
+    for _ in 0..50 {
+        let limit = TimeLimit::new(Instant::now(), 60 * second, Duration::ZERO);
+        let set = processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE.within(limit));
+        match set {
+            Ok(_) => assert!(of(child.pid()).iter().all(|mask| *mask == one)),
+            Err(error) => assert!(matches!(error, MaskError::Unsettled), "{error}"),
+        }
+        processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE.within(limit));
+    }
+    // Only stacks are looked at.
+    let waited = waited() - before;
+    assert!(waited < 2 * second, "{waited:?}");
+}
+
+#[test]
 fn a_blocked_writer_counts_as_asleep() {
     let [one, other] = two_cpus();
     let all = one.union(&other);
