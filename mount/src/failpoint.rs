@@ -57,6 +57,9 @@ const VARIABLE: &str = "KCM_FAULT";
 /// The environment variable with the time in milliseconds for which every resent request is delayed.
 #[cfg(debug_assertions)]
 const DELAY_VARIABLE: &str = "KCM_SLOW_REPEATS";
+/// The environment variable with the time in milliseconds for which every write of a user other than root is delayed.
+#[cfg(debug_assertions)]
+const SLOW_WRITES_VARIABLE: &str = "KCM_SLOW_WRITES";
 /// If this environment variable is set, the daemon behaves as on a kernel before 6.9.
 const NO_RESEND_VARIABLE: &str = "KCM_FAULT_NO_RESEND";
 
@@ -108,6 +111,20 @@ pub(crate) fn delay_replay() {
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub(crate) fn delay_replay() {}
+
+/// Delays a write of a user other than root by the time that `KCM_SLOW_WRITES` names.
+#[cfg(debug_assertions)]
+pub(crate) fn delay_write(uid: u32) {
+    static DELAY: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
+    let ms = DELAY.get_or_init(|| std::env::var(SLOW_WRITES_VARIABLE).ok().and_then(|ms| ms.parse().ok()));
+    if let (Some(ms), 1..) = (*ms, uid) {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+    }
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+pub(crate) fn delay_write(_: u32) {}
 
 /// Whether the daemon must behave as if the kernel could not send requests again. Never in a release build.
 pub(crate) fn hides_resend() -> bool {

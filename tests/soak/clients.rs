@@ -29,7 +29,7 @@ struct Ledger {
     operations: AtomicU64,
     /// Reads that could not continue after a restart, which is allowed, and started again.
     stale: AtomicU64,
-    /// Requests that were in flight at two deaths.
+    /// Requests that were in flight at three deaths.
     given_up: Mutex<BTreeMap<String, u64>>,
     errors: Mutex<Vec<String>>,
     /// Acknowledged, but not there.
@@ -257,7 +257,7 @@ fn kill_and_upgrade(mount: &Mount, seconds: u64) -> BTreeMap<&'static str, Vec<I
     let (mut n, mut upgrades) = (0, 0);
     while Instant::now() < end {
         // The worker must serve for a moment before it is killed: a worker that dies at once is restarted after a
-        // pause, and requests in flight at two deaths are given up. A stopped worker has served.
+        // pause, and requests in flight at three deaths are given up. A stopped worker has served.
         let is_stopped = n % 50 == 25;
         if !is_stopped {
             fs::read(mount.conf().join("self/claim")).expect("a read");

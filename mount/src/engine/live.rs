@@ -279,8 +279,8 @@ impl Journal for StateDir {
         self.with_requests(|requests| requests.answer(request))
     }
 
-    fn is_poisoned(&self, request: u64) -> bool {
-        self.with_requests(|requests| requests.is_poisoned(request))
+    fn retries(&self, request: u64) -> usize {
+        self.with_requests(|requests| requests.retries(request))
     }
 }
 

@@ -201,8 +201,8 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// Returns the answer to a request that an earlier worker has decided: 0 or an errno.
     fn answer(&self, request: u64) -> Option<i32>;
 
-    /// Returns whether a request was in flight at the death of two workers.
-    fn is_poisoned(&self, request: u64) -> bool;
+    /// Returns how often a request was carried out again after a worker died.
+    fn retries(&self, request: u64) -> usize;
 }
 
 /// The clocks.

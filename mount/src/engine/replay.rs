@@ -10,12 +10,16 @@ use nix::errno::Errno;
 
 use super::events::Event;
 use super::ports::{Journal as _, Ports};
-use super::{Engine, RESERVED_HANDLES};
-use crate::failpoint::delay_replay;
+use super::{Caller, Engine, RESERVED_HANDLES};
+use crate::failpoint::{delay_replay, delay_write};
 use crate::journal::Record;
 
 /// How long poll(2) waits for the record of the poll. Writing it takes microseconds.
 const POLL_FLUSH_LIMIT: Duration = Duration::from_millis(200);
+
+/// How often a request is carried out again. At the first death it may only have waited for its turn, so that death says
+/// nothing about it: two others must follow while it is carried out.
+const MAX_RETRIES: usize = 2;
 
 /// Identifies a request of this mount; the same if it comes again.
 pub(crate) type RequestId = u64;
@@ -27,7 +31,7 @@ pub(crate) enum Admission {
     New,
     /// Repeat the answer: an errno, or success.
     Answered(Option<Errno>),
-    /// Answer an error: two workers died while serving it.
+    /// Answer an error: three workers died while serving it.
     Poisoned,
 }
 
@@ -44,6 +48,16 @@ pub(super) fn session_thread() -> u32 {
 }
 
 impl<P: Ports> Engine<P> {
+    /// Returns whether an earlier worker has answered this request.
+    pub(crate) fn is_answered(&self, request: RequestId) -> bool {
+        self.journal.answer(request).is_some()
+    }
+
+    /// A write is carried out from here on. Tests make it slow.
+    pub(crate) fn begin_write(&self, caller: Caller) {
+        delay_write(caller.uid);
+    }
+
     /// Decides whether a request is carried out. A request that does not come again costs nothing.
     pub(crate) fn admit(&self, request: RequestId, is_replay: bool) -> Admission {
         if !is_replay {
@@ -53,8 +67,8 @@ impl<P: Ports> Engine<P> {
         match self.journal.answer(request) {
             Some(0) => Admission::Answered(None),
             Some(errno) => Admission::Answered(Some(Errno::from_raw(errno))),
-            None if self.journal.is_poisoned(request) => {
-                let reason = format!("request {request} was in flight at two deaths of a worker");
+            None if self.journal.retries(request) >= MAX_RETRIES => {
+                let reason = format!("request {request} was in flight at three deaths of a worker");
                 log::error!("{reason}; it is answered EIO");
                 self.event(Event {
                     event: "given-up",

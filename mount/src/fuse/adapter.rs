@@ -1,10 +1,13 @@
-//! The FUSE adapter: decodes requests, calls [`Operations`] and encodes replies.
+//! The FUSE adapter: decodes requests, calls [`Operations`] in the turn of their user, and encodes replies.
 //!
-//! Owns caching times, flags and attributes as the kernel gets them. Does not know what an operation does.
+//! Owns caching times, flags and attributes as the kernel gets them, and for how long a request may wait for its turn.
+//! Does not know what an operation does, or whose turn it is.
 //!
 //! Longer than 400 lines because more than half of it is the signatures of fuser's trait.
 
+use std::borrow::Borrow as _;
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +16,14 @@ use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
     PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
 use super::abi::split_unique;
 use super::operations::{AttributeChange, Operations};
+use super::queue::Turn;
 use super::request::{Object, Request};
+use super::turns::{Fate, Place, Turns};
 use crate::engine::{Caller, Engine, Notify};
 use crate::handles::OpenFiles;
 use crate::tree::Stat;
@@ -29,19 +34,150 @@ const TTL_FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// command that is too long is seen as one.
 const MAX_WRITE: u32 = 1 << 20;
 
+/// For how long a request waits for its turn, at most. A client whose request waits cannot be killed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a write to a file of somebody else: it holds the kernel's lock of the file, for which others wait.
+const PATIENCE_OF_GUESTS: Duration = Duration::from_millis(25);
+
+/// A request that waits, with its data and its reply. An operation that is cheap is carried out even if it should be
+/// refused.
+type Job = Box<dyn FnOnce(&Served, Fate) + Send>;
+
 /// The mounted filesystem.
-#[derive(Debug)]
 pub(super) struct Fs {
+    served: Arc<Served>,
+    turns: Arc<Turns<Job>>,
+}
+
+impl fmt::Debug for Fs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fs").field("served", &self.served).finish_non_exhaustive()
+    }
+}
+
+/// What requests are carried out on.
+#[derive(Debug)]
+struct Served {
     operations: Operations,
     /// All times that stat(2) shows.
     mounted_at: SystemTime,
 }
 
-impl Fs {
-    pub(super) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
-        Self { operations: Operations::new(engine, files), mounted_at: SystemTime::now() }
+/// Refuses requests that have waited too long.
+pub(super) struct LateRequests {
+    served: Arc<Served>,
+    turns: Arc<Turns<Job>>,
+}
+
+impl fmt::Debug for LateRequests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LateRequests").finish_non_exhaustive()
+    }
+}
+
+impl LateRequests {
+    /// Refuses them until the end; for a thread of its own.
+    pub(super) fn refuse(&self) {
+        self.turns.refuse_late_ones(|job| job(&self.served, Fate::Refuse));
     }
 
+    /// Ends [`LateRequests::refuse`].
+    pub(super) fn end(&self) {
+        self.turns.end();
+    }
+}
+
+impl Fs {
+    pub(super) fn new(engine: Arc<Engine>, files: OpenFiles) -> Self {
+        let served = Served { operations: Operations::new(engine, files), mounted_at: SystemTime::now() };
+        Self { served: Arc::new(served), turns: Arc::new(Turns::new()) }
+    }
+
+    pub(super) fn late_requests(&self) -> LateRequests {
+        LateRequests { served: Arc::clone(&self.served), turns: Arc::clone(&self.turns) }
+    }
+
+    /// Carries out a request with this data in its turn: now, and then also the requests that wait for this place; or
+    /// on the thread whose place becomes free for it.
+    fn serve<D>(
+        &self,
+        req: &fuser::Request,
+        data: &D,
+        work: impl FnOnce(&Served, Request, &D, Fate) + Send + 'static,
+    ) where
+        D: ToOwned + ?Sized,
+        D::Owned: Default + Send + 'static,
+    {
+        self.serve_within(req, data, |_| PATIENCE, work);
+    }
+
+    /// As [`Fs::serve`]. `patience`: for how long it may wait, asked only if it has to.
+    fn serve_within<D>(
+        &self,
+        req: &fuser::Request,
+        data: &D,
+        patience: impl FnOnce(&Operations) -> Duration,
+        work: impl FnOnce(&Served, Request, &D, Fate) + Send + 'static,
+    ) where
+        D: ToOwned + ?Sized,
+        D::Owned: Default + Send + 'static,
+    {
+        let request = decode(req);
+        if request.is_replay && self.served.operations.is_answered(request) {
+            // Its answer is remembered for the next workers, but not without end.
+            return work(&self.served, request, data, Fate::Serve);
+        }
+        let (uid, size) = (request.caller.uid, size_of_val(data));
+        let mut turn = match self.turns.arrive(uid, size) {
+            Place::Now => {
+                work(&self.served, request, data, Fate::Serve);
+                self.turns.finish(uid)
+            }
+            Place::Nowhere => return work(&self.served, request, data, Fate::Refuse),
+            Place::Later { with_data } => {
+                let owned = if with_data { data.to_owned() } else { D::Owned::default() };
+                let job: Job = Box::new(move |served, fate| work(served, request, owned.borrow(), fate));
+                self.turns.wait(uid, job, with_data.then_some(size), patience(&self.served.operations))
+            }
+        };
+        while let Some(Turn { uid, job, is_refused }) = turn {
+            job(&self.served, if is_refused { Fate::Refuse } else { Fate::Serve });
+            turn = self.turns.finish(uid);
+        }
+    }
+
+    /// An operation on a node that control files do not have.
+    fn unsupported(
+        &self,
+        req: &fuser::Request,
+        operation: &'static str,
+        node: INodeNo,
+        errno: nix::errno::Errno,
+        answer: impl FnOnce(Errno) + Send + 'static,
+    ) {
+        self.serve(req, &(), move |served, request, (), _| {
+            let object = Object::Node(node.into());
+            answer(encode(served.operations.unsupported(request, operation, object, errno)));
+        });
+    }
+
+    /// The same on a name in a directory.
+    fn unsupported_name(
+        &self,
+        req: &fuser::Request,
+        operation: &'static str,
+        (parent, name): (INodeNo, &OsStr),
+        errno: nix::errno::Errno,
+        answer: impl FnOnce(Errno) + Send + 'static,
+    ) {
+        self.serve(req, name, move |served, request, name, _| {
+            let object = Object::Name(parent.into(), name);
+            answer(encode(served.operations.unsupported(request, operation, object, errno)));
+        });
+    }
+}
+
+impl Served {
     /// How long the kernel may cache the attributes, and the attributes.
     fn attributes(&self, stat: &Stat) -> (Duration, FileAttr) {
         let attr = FileAttr {
@@ -84,14 +220,9 @@ impl Fs {
         }
     }
 
-    fn unsupported(
-        &self,
-        req: &fuser::Request,
-        operation: &'static str,
-        object: Object<'_>,
-        errno: nix::errno::Errno,
-    ) -> Errno {
-        encode(self.operations.unsupported(decode(req), operation, object, errno))
+    /// Refuses a request because too many of its user wait.
+    fn refuse(&self, request: Request, operation: &'static str, object: Object<'_>) -> Errno {
+        encode(self.operations.refuse(request, operation, object))
     }
 }
 
@@ -135,11 +266,15 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.reply_entry(self.operations.lookup(decode(req), parent.into(), name), reply);
+        self.serve(req, name, move |served, request, name, _| {
+            served.reply_entry(served.operations.lookup(request, parent.into(), name), reply);
+        });
     }
 
     fn getattr(&self, req: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.reply_attr(self.operations.getattr(decode(req), ino.into()), reply);
+        self.serve(req, &(), move |served, request, (), _| {
+            served.reply_attr(served.operations.getattr(request, ino.into()), reply);
+        });
     }
 
     fn setattr(
@@ -161,7 +296,10 @@ impl Filesystem for Fs {
         reply: ReplyAttr,
     ) {
         let change = AttributeChange { mode, uid, gid, truncate: size.is_some() };
-        self.reply_attr(self.operations.setattr(decode(req), ino.into(), change), reply);
+        self.serve(req, &(), move |served, request, (), fate| match fate {
+            Fate::Serve => served.reply_attr(served.operations.setattr(request, ino.into(), change), reply),
+            Fate::Refuse => reply.error(served.refuse(request, "setattr", Object::Node(ino.into()))),
+        });
     }
 
     fn mkdir(
@@ -173,25 +311,37 @@ impl Filesystem for Fs {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.reply_entry(self.operations.mkdir(decode(req), parent.into(), name), reply);
+        self.serve(req, name, move |served, request, name, fate| match fate {
+            Fate::Serve => served.reply_entry(served.operations.mkdir(request, parent.into(), name), reply),
+            Fate::Refuse => reply.error(served.refuse(request, "mkdir", Object::Name(parent.into(), name))),
+        });
     }
 
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        match self.operations.rmdir(decode(req), parent.into(), name) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(encode(errno)),
-        }
+        self.serve(req, name, move |served, request, name, fate| match fate {
+            Fate::Serve => match served.operations.rmdir(request, parent.into(), name) {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(encode(errno)),
+            },
+            Fate::Refuse => reply.error(served.refuse(request, "rmdir", Object::Name(parent.into(), name))),
+        });
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.operations.open(decode(req), ino.into(), flags.acc_mode() != OpenAccMode::O_RDONLY) {
-            Ok(handle) => {
-                // Bypasses the page cache: the content changes without a write, and a write is a command.
-                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                reply.opened(FileHandle(handle), flags);
+        let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        self.serve(req, &(), move |served, request, (), fate| {
+            if fate == Fate::Refuse {
+                return reply.error(served.refuse(request, "open", Object::Node(ino.into())));
             }
-            Err(errno) => reply.error(encode(errno)),
-        }
+            match served.operations.open(request, ino.into(), writable) {
+                Ok(handle) => {
+                    // Bypasses the page cache: the content changes without a write, and a write is a command.
+                    let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+                    reply.opened(FileHandle(handle), flags);
+                }
+                Err(errno) => reply.error(encode(errno)),
+            }
+        });
     }
 
     fn read(
@@ -208,13 +358,18 @@ impl Filesystem for Fs {
         let started = Instant::now();
         // The kernel names an owner in the reads of a process, but not in those that fill the page cache.
         let fills_page_cache = lock_owner.is_none();
-        match self.operations.read_at(decode(req), ino.into(), fh.into(), offset, fills_page_cache) {
-            Ok((content, start)) => {
-                reply.data(offset.checked_sub(start).map_or(&[], |at| slice(&content, at, size)))
+        self.serve(req, &(), move |served, request, (), fate| {
+            if fate == Fate::Refuse {
+                return reply.error(served.refuse(request, "read", Object::Node(ino.into())));
             }
-            Err(errno) => reply.error(encode(errno)),
-        }
-        self.operations.count_latency(started.elapsed());
+            match served.operations.read_at(request, ino.into(), fh.into(), offset, fills_page_cache) {
+                Ok((content, start)) => {
+                    reply.data(offset.checked_sub(start).map_or(&[], |at| slice(&content, at, size)));
+                }
+                Err(errno) => reply.error(encode(errno)),
+            }
+            served.operations.count_latency(started.elapsed());
+        });
     }
 
     fn write(
@@ -231,11 +386,20 @@ impl Filesystem for Fs {
     ) {
         let started = Instant::now();
         let read_write = flags.acc_mode() == OpenAccMode::O_RDWR;
-        match self.operations.write(decode(req), ino.into(), fh.into(), data, read_write) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(errno) => reply.error(encode(errno)),
-        }
-        self.operations.count_latency(started.elapsed());
+        let uid = req.uid();
+        let patience = |operations: &Operations| {
+            if operations.is_owner(uid, ino.into()) { PATIENCE } else { PATIENCE_OF_GUESTS }
+        };
+        self.serve_within(req, data, patience, move |served, request, data, fate| {
+            if fate == Fate::Refuse {
+                return reply.error(served.refuse(request, "write", Object::Node(ino.into())));
+            }
+            match served.operations.write(request, ino.into(), fh.into(), data, read_write) {
+                Ok(()) => reply.written(data.len() as u32),
+                Err(errno) => reply.error(encode(errno)),
+            }
+            served.operations.count_latency(started.elapsed());
+        });
     }
 
     fn release(
@@ -248,7 +412,8 @@ impl Filesystem for Fs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.operations.release(decode(req), ino.into(), fh.into());
+        // Nobody waits for it, and it frees memory.
+        self.served.operations.release(decode(req), ino.into(), fh.into());
         reply.ok();
     }
 
@@ -262,13 +427,20 @@ impl Filesystem for Fs {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        let handle = ph.handle().0;
-        let notify =
-            flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then(|| Box::new(ph) as Box<dyn Notify>);
-        match self.operations.poll(decode(req), ino.into(), fh.into(), handle, notify) {
-            Ok(has_changed) => reply.poll(poll_events(has_changed)),
-            Err(errno) => reply.error(encode(errno)),
-        }
+        self.serve(req, &(), move |served, request, (), fate| {
+            if fate == Fate::Refuse {
+                // The client looks again, and misses nothing.
+                served.refuse(request, "poll", Object::Node(ino.into()));
+                return reply.poll(poll_events(true));
+            }
+            let handle = ph.handle().0;
+            let notify =
+                flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then(|| Box::new(ph) as Box<dyn Notify>);
+            match served.operations.poll(request, ino.into(), fh.into(), handle, notify) {
+                Ok(has_changed) => reply.poll(poll_events(has_changed)),
+                Err(errno) => reply.error(encode(errno)),
+            }
+        });
     }
 
     fn readdir(
@@ -279,18 +451,30 @@ impl Filesystem for Fs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.operations.readdir(decode(req), ino.into(), offset) {
-            Ok(entries) => {
-                for entry in entries {
-                    if reply.add(INodeNo(entry.node), entry.offset, file_type(entry.is_dir), entry.name) {
-                        // The buffer is full; the kernel asks for the rest.
-                        break;
-                    }
-                }
-                reply.ok();
+        self.serve(req, &(), move |served, request, (), fate| {
+            if fate == Fate::Refuse {
+                return reply.error(served.refuse(request, "readdir", Object::Node(ino.into())));
             }
-            Err(errno) => reply.error(encode(errno)),
-        }
+            match served.operations.readdir(request, ino.into(), offset) {
+                Ok(entries) => {
+                    for entry in entries {
+                        if reply.add(INodeNo(entry.node), entry.offset, file_type(entry.is_dir), entry.name) {
+                            // The buffer is full; the kernel asks for the rest.
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(errno) => reply.error(encode(errno)),
+            }
+        });
+    }
+
+    /// Answered by the thread that reads it, so that the watchdog's question waits behind nobody's requests.
+    fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.served.operations.wait_for_claims();
+        // What a filesystem without blocks says, with the longest name.
+        reply.statfs(0, 0, 0, 0, 0, 512, 255, 0);
     }
 
     // The operations below do not exist on control files; they fail as they do on cgroupfs.
@@ -305,12 +489,9 @@ impl Filesystem for Fs {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(self.unsupported(
-            req,
-            "create",
-            Object::Name(parent.into(), name),
-            nix::errno::Errno::EACCES,
-        ));
+        self.unsupported_name(req, "create", (parent, name), nix::errno::Errno::EACCES, |errno| {
+            reply.error(errno)
+        });
     }
 
     fn mknod(
@@ -326,16 +507,13 @@ impl Filesystem for Fs {
         use nix::errno::Errno::{EACCES, EPERM};
         // A regular file is refused as open(2) with O_CREAT is.
         let errno = if mode & libc::S_IFMT == libc::S_IFREG { EACCES } else { EPERM };
-        reply.error(self.unsupported(req, "mknod", Object::Name(parent.into(), name), errno));
+        self.unsupported_name(req, "mknod", (parent, name), errno, |errno| reply.error(errno));
     }
 
     fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.unsupported(
-            req,
-            "unlink",
-            Object::Name(parent.into(), name),
-            nix::errno::Errno::EPERM,
-        ));
+        self.unsupported_name(req, "unlink", (parent, name), nix::errno::Errno::EPERM, |errno| {
+            reply.error(errno)
+        });
     }
 
     fn symlink(
@@ -346,12 +524,9 @@ impl Filesystem for Fs {
         _target: &Path,
         reply: ReplyEntry,
     ) {
-        reply.error(self.unsupported(
-            req,
-            "symlink",
-            Object::Name(parent.into(), link_name),
-            nix::errno::Errno::EPERM,
-        ));
+        self.unsupported_name(req, "symlink", (parent, link_name), nix::errno::Errno::EPERM, |errno| {
+            reply.error(errno)
+        });
     }
 
     fn link(
@@ -362,7 +537,7 @@ impl Filesystem for Fs {
         _newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply.error(self.unsupported(req, "link", Object::Node(ino.into()), nix::errno::Errno::EPERM));
+        self.unsupported(req, "link", ino, nix::errno::Errno::EPERM, |errno| reply.error(errno));
     }
 
     fn rename(
@@ -377,11 +552,11 @@ impl Filesystem for Fs {
     ) {
         use nix::errno::Errno::{EINVAL, EPERM};
         let errno = if flags.is_empty() { EPERM } else { EINVAL };
-        reply.error(self.unsupported(req, "rename", Object::Name(parent.into(), name), errno));
+        self.unsupported_name(req, "rename", (parent, name), errno, |errno| reply.error(errno));
     }
 
     fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
-        reply.error(self.unsupported(req, "readlink", Object::Node(ino.into()), nix::errno::Errno::EINVAL));
+        self.unsupported(req, "readlink", ino, nix::errno::Errno::EINVAL, |errno| reply.error(errno));
     }
 
     fn fallocate(
@@ -394,12 +569,7 @@ impl Filesystem for Fs {
         _mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(self.unsupported(
-            req,
-            "fallocate",
-            Object::Node(ino.into()),
-            nix::errno::Errno::EOPNOTSUPP,
-        ));
+        self.unsupported(req, "fallocate", ino, nix::errno::Errno::EOPNOTSUPP, |errno| reply.error(errno));
     }
 
     fn ioctl(
@@ -413,7 +583,7 @@ impl Filesystem for Fs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(self.unsupported(req, "ioctl", Object::Node(ino.into()), nix::errno::Errno::ENOTTY));
+        self.unsupported(req, "ioctl", ino, nix::errno::Errno::ENOTTY, |errno| reply.error(errno));
     }
 
     // The kernel takes ENOSYS as an answer for all later requests of the same kind, and does not send them: there

@@ -7,7 +7,9 @@ pub(crate) mod abi;
 mod adapter;
 mod operations;
 mod poll;
+mod queue;
 mod request;
 mod session;
+mod turns;
 
 pub(crate) use session::{Session, request_resend};

@@ -9,6 +9,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -67,16 +68,42 @@ pub(super) struct DirEntry {
     pub(super) name: String,
 }
 
+/// How often a refusal of a user is recorded because too many of its requests wait, at most.
+const RECORD_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Admits something once per [`RECORD_INTERVAL`] and user, roughly: some users share a place.
+#[derive(Debug)]
+struct Throttle {
+    start: Instant,
+    /// When each was admitted next, in milliseconds since the start.
+    next: [AtomicU64; 16],
+}
+
+impl Throttle {
+    fn new() -> Self {
+        Self { start: Instant::now(), next: [const { AtomicU64::new(0) }; 16] }
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        let Some(next) = self.next.get(uid as usize % self.next.len()) else { return false };
+        let now = self.start.elapsed().as_millis() as u64;
+        let then = next.load(Ordering::Relaxed);
+        let until = now + RECORD_INTERVAL.as_millis() as u64;
+        then <= now && next.compare_exchange(then, until, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
 /// Carries out requests.
 #[derive(Debug)]
 pub(super) struct Operations<P: Ports = Live> {
     engine: Arc<Engine<P>>,
     files: OpenFiles,
+    recorded: Throttle,
 }
 
 impl<P: Ports> Operations<P> {
     pub(super) fn new(engine: Arc<Engine<P>>, files: OpenFiles) -> Self {
-        Self { engine, files }
+        Self { engine, files, recorded: Throttle::new() }
     }
 
     pub(super) fn lookup(&self, request: Request, parent: u64, name: &OsStr) -> Result<Stat, Errno> {
@@ -202,6 +229,7 @@ impl<P: Ports> Operations<P> {
         read_write: bool,
     ) -> Result<(), Errno> {
         let apply = || {
+            self.engine.begin_write(request.caller);
             let file = self.opened(node).map_err(|_| Refusal::Removed)?;
             if self.files.is_truncated(handle) {
                 return Err(Refusal::AfterTooLong.into());
@@ -286,6 +314,37 @@ impl<P: Ports> Operations<P> {
         errno
     }
 
+    /// Refuses a request because too many of its user wait. Only some are recorded, because a client that is refused
+    /// comes back at once.
+    pub(super) fn refuse(&self, request: Request, operation: &'static str, object: Object<'_>) -> Errno {
+        let uid = request.caller.uid;
+        let refusal = Refusal::TooManyRequests { uid };
+        let errno = refusal.errno();
+        let is_recorded = self.recorded.admits(uid);
+        let result = self.answer(request, operation, object, || {
+            Err::<(), _>(if is_recorded { refusal.into() } else { errno.into() })
+        });
+        if !is_recorded {
+            self.engine.metrics.refused(errno);
+        }
+        result.err().unwrap_or(errno)
+    }
+
+    /// Returns whether an earlier worker has answered this request.
+    pub(super) fn is_answered(&self, request: Request) -> bool {
+        self.engine.is_answered(request.caller.request)
+    }
+
+    /// Returns whether the node belongs to this user.
+    pub(super) fn is_owner(&self, uid: u32, node: u64) -> bool {
+        self.node(node).is_ok_and(|node| node.attributes(&self.engine).uid == uid)
+    }
+
+    /// Returns as soon as nobody has the lock of the claims, which is at once unless the engine hangs.
+    pub(super) fn wait_for_claims(&self) {
+        drop(self.engine.configuration());
+    }
+
     /// Counts the time that a request took.
     pub(super) fn count_latency(&self, latency: Duration) {
         self.engine.metrics.took(latency);
@@ -306,7 +365,7 @@ impl<P: Ports> Operations<P> {
     }
 
     /// Carries out a request that changes nothing. If the kernel sends it again it is simply carried out again,
-    /// unless it killed two workers.
+    /// unless it killed three workers.
     fn run<T>(
         &self,
         request: Request,

@@ -15,18 +15,19 @@ use fuser::{Config, SessionACL};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::abi;
-use super::adapter::Fs;
+use super::adapter::{Fs, LateRequests};
 use super::poll::PollWaker;
+use super::turns::THREADS;
 use crate::engine::Engine;
 use crate::handles::OpenFiles;
 use crate::process;
 
-/// The number of threads that serve requests: a slow request must not stall the others.
-const THREADS: usize = 4;
-
 /// A session after its handshake.
 #[derive(Debug)]
-pub(crate) struct Session(fuser::Session<Fs>);
+pub(crate) struct Session {
+    session: fuser::Session<Fs>,
+    late: Arc<LateRequests>,
+}
 
 impl Session {
     /// Opens a session on the device. `known_init` is the kernel's INIT request if an earlier worker has answered
@@ -40,17 +41,19 @@ impl Session {
         device: &OwnedFd,
         known_init: Option<Vec<u8>>,
     ) -> io::Result<(Self, Vec<u8>)> {
+        let fs = Fs::new(engine, files);
+        let late = Arc::new(fs.late_requests());
         let (session, init) = shake_hands(device, known_init, |fd| {
             let mut config = Config::default();
             config.n_threads = Some(THREADS);
-            fuser::Session::from_fd(Fs::new(engine, files), fd, SessionACL::All, config)
+            fuser::Session::from_fd(fs, fd, SessionACL::All, config)
         })?;
-        Ok((Self(session), init))
+        Ok((Self { session, late }, init))
     }
 
     /// Returns the handle that wakes pollers of an earlier worker.
     pub(crate) fn poll_waker(&self) -> PollWaker {
-        PollWaker::new(self.0.notifier())
+        PollWaker::new(self.session.notifier())
     }
 
     /// Serves until the mount ends.
@@ -58,7 +61,11 @@ impl Session {
     /// # Errors
     /// The kernel does not deliver requests.
     pub(crate) fn run(self) -> io::Result<()> {
-        self.0.run()
+        let late = Arc::clone(&self.late);
+        std::thread::Builder::new().name("kcm-late".into()).spawn(move || late.refuse())?;
+        let result = self.session.run();
+        self.late.end();
+        result
     }
 }
 

@@ -62,9 +62,9 @@ impl Requests {
         all.find(|(answered, _)| *answered == request).map(|(_, errno)| *errno)
     }
 
-    /// Whether the request was in flight at the death of two workers.
-    pub(crate) fn is_poisoned(&self, request: u64) -> bool {
-        self.retried.contains(&request)
+    /// Returns how often the request was carried out again after a worker died.
+    pub(crate) fn retries(&self, request: u64) -> usize {
+        self.retried.iter().filter(|retried| **retried == request).count()
     }
 
     /// Returns the id of the mount.

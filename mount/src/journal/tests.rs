@@ -65,7 +65,7 @@ fn the_last_request_of_each_thread_is_remembered() {
         assert_eq!(requests.answer(99_496), Some(99_496));
         assert_eq!(requests.answer(90_499), Some(90_499), "of an earlier worker");
         assert_eq!(requests.answer(1_499), None, "of a worker that died long ago");
-        assert!(requests.is_poisoned(99) && !requests.is_poisoned(9));
+        assert!(requests.retries(99) == 1 && requests.retries(9) == 0);
     });
     assert!(fs::metadata(directory.path().join("claims")).unwrap().len() < 2 * COMPACTED_FROM);
 }

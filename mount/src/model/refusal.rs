@@ -120,6 +120,11 @@ pub enum Refusal {
     DiskStalled,
     /// Another operation on the same task has not finished in time.
     TaskBusy,
+    /// More requests of the user wait than are kept or carried out in time.
+    TooManyRequests {
+        /// The user.
+        uid: u32,
+    },
     /// The list or pool has been removed while its file was open.
     Removed,
     /// The user lacks `CAP_SYS_ADMIN` in the user namespace of the daemon.
@@ -214,7 +219,11 @@ impl Refusal {
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. } => Errno::EBUSY,
-            Self::KeepsChanging | Self::Unsettled | Self::OutOfTime { .. } | Self::TaskBusy => Errno::EAGAIN,
+            Self::KeepsChanging
+            | Self::Unsettled
+            | Self::OutOfTime { .. }
+            | Self::TaskBusy
+            | Self::TooManyRequests { .. } => Errno::EAGAIN,
             Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
             Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
@@ -327,6 +336,9 @@ impl Refusal {
                     .into()
             }
             Self::TaskBusy => "another operation on the same task has not finished; write again".into(),
+            Self::TooManyRequests { uid } => {
+                format!("too many requests of uid {uid} wait; send fewer at a time, then try again")
+            }
             Self::Removed => "this CPU list or pool has been removed; open another".into(),
             Self::NotAdmin => {
                 "this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node"

@@ -28,6 +28,10 @@ const UNREACHABLE: [(&str, &str); 8] = [
     ),
     ("the kernel gives no thread with the policy SCHED_DEADLINE", "claims::masks compares what a user reads"),
     ("kcm's daemon lacks CAP_SYS_NICE", "the daemon would have to lose a capability; process::mask"),
+    (
+        "too many requests of uid",
+        "it depends on the load of the machine; tree::fairness compares what a user reads",
+    ),
     ("setting or reading the mask:", "sched_setaffinity(2) has no other errors; docs::pages"),
 ];
 

@@ -321,7 +321,7 @@ fn a_request_that_kills_workers_is_given_up() {
         mount.event_lines().into_iter().filter(|event| event["event"] == "given-up").collect();
     assert_eq!(given_up.len(), 1, "{:?}", mount.event_lines());
     assert_eq!(given_up[0]["errno"], "EIO");
-    assert!(mount.log().contains("was in flight at two deaths"), "{}", mount.log());
+    assert!(mount.log().contains("was in flight at three deaths"), "{}", mount.log());
     // No effect of the request is left, and operations that kill no worker succeed.
     assert_eq!(fs::read_to_string(mount.tasks("shared", "0")).unwrap(), "");
     assert!(masks(task.pid()) != ["0"]);

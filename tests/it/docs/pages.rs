@@ -186,6 +186,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Deadline,
         Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
         Refusal::OutOfTime { uid: 1000 },
+        Refusal::TooManyRequests { uid: 1000 },
     ]
 }
 
@@ -230,6 +231,7 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::Deadline => 35,
         Refusal::DaemonLacks { .. } => 36,
         Refusal::OutOfTime { .. } => 37,
+        Refusal::TooManyRequests { .. } => 38,
     }
 }
 
@@ -246,7 +248,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=37).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=38).collect::<Vec<_>>());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod configuring;
 pub mod events;
+pub mod fairness;
 pub mod hostile;
 pub mod metrics;
 pub mod nodes;

@@ -627,8 +627,9 @@ impl Journal for FakeJournal {
         self.0.state.lock().file.iter().rev().find_map(answers)
     }
 
-    fn is_poisoned(&self, request: u64) -> bool {
-        self.0.state.lock().file.contains(&Record::Retried { request })
+    fn retries(&self, request: u64) -> usize {
+        let retried = Record::Retried { request };
+        self.0.state.lock().file.iter().filter(|record| **record == retried).count()
     }
 }
 

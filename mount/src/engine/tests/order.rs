@@ -105,8 +105,10 @@ fn the_answer_to_a_request_is_recorded_together_with_its_claim() {
     let last = describe(bed.world.take_steps().last().unwrap());
     assert_eq!(last, "append claimed 100, answered 42");
     assert_eq!(bed.engine.admit(42, true), crate::engine::Admission::Answered(None));
-    assert_eq!(bed.engine.admit(43, true), crate::engine::Admission::New);
-    assert_eq!(bed.engine.admit(43, true), crate::engine::Admission::Poisoned, "two workers died with it");
+    for _ in 0..2 {
+        assert_eq!(bed.engine.admit(43, true), crate::engine::Admission::New);
+    }
+    assert_eq!(bed.engine.admit(43, true), crate::engine::Admission::Poisoned, "three workers died with it");
 }
 
 #[test]
