@@ -15,8 +15,10 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, makedev, statx};
 
 use super::fds;
 use super::paths;
@@ -111,10 +113,13 @@ fn is_of_root(status: &str) -> bool {
     has_ids && capabilities.is_some_and(|set| set & CAP_SYS_ADMIN != 0)
 }
 
-/// The descriptor [`fds::DEVICE`] of a process, if it is a FUSE device.
+/// The descriptor [`fds::DEVICE`] of a process, if it is a FUSE device. It may as well be a file of a mount that does not
+/// answer, this one for example, so only what the kernel knows is asked for (`AT_STATX_DONT_SYNC`).
 fn device(pid: u32) -> Option<Device> {
-    let file = fs::metadata(format!("/proc/{pid}/fd/{}", fds::DEVICE)).ok()?;
-    if !file.file_type().is_char_device() || file.rdev() != crate::fuse::abi::DEVICE_NUMBER {
+    let path = format!("/proc/{pid}/fd/{}", fds::DEVICE);
+    let file = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let is_device = FileType::from_raw_mode(file.stx_mode.into()) == FileType::CharacterDevice;
+    if !is_device || makedev(file.stx_rdev_major, file.stx_rdev_minor) != crate::fuse::abi::DEVICE_NUMBER {
         return None;
     }
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fds::DEVICE)).ok()?;
