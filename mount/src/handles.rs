@@ -22,6 +22,14 @@ const ADMIN: u32 = 1 << 30;
 /// The same for `CAP_SYS_NICE`.
 const NICE: u32 = 1 << 31;
 
+/// How many open files of one user are polled. The next worker needs about 3 microseconds for each.
+const MAX_POLLED: u32 = 4096;
+/// The same for root, which is also the root of every container.
+const MAX_POLLED_OF_ROOT: u32 = 32_768;
+/// How many of all users are. Beyond it, each user still has [`RESERVED_POLLED`].
+const MAX_POLLED_OF_ALL: u32 = 65_536;
+const RESERVED_POLLED: u32 = 16;
+
 /// The limit for the snapshots of all open files, in bytes.
 const MAX_KEPT: usize = 64 << 20;
 /// From how many bytes on the snapshot of a file that grows begins anew.
@@ -40,6 +48,9 @@ struct State {
     /// Only the files of which something has to be remembered.
     files: HashMap<u64, OpenFile>,
     kept: usize,
+    /// How many files are polled, in all and of each user.
+    polled: u32,
+    polled_of: HashMap<u32, u32>,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +74,42 @@ impl OpenFile {
     }
 }
 
+impl State {
+    /// Counts a polled file. Returns whether its user may poll another one.
+    fn count_polled(&mut self, uid: u32) -> bool {
+        let of_user = self.polled_of.entry(uid).or_default();
+        let most = if uid == 0 { MAX_POLLED_OF_ROOT } else { MAX_POLLED };
+        let is_allowed =
+            *of_user < most && (self.polled < MAX_POLLED_OF_ALL || *of_user < RESERVED_POLLED);
+        if is_allowed {
+            *of_user += 1;
+            self.polled += 1;
+        }
+        is_allowed
+    }
+
+    fn forget_polled(&mut self, uid: u32) {
+        self.polled = self.polled.saturating_sub(1);
+        if let Some(of_user) = self.polled_of.get_mut(&uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                self.polled_of.remove(&uid);
+            }
+        }
+    }
+}
+
+/// What is known of a file that is polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Polled {
+    /// It is new that the file is polled under this handle of the kernel.
+    New,
+    /// That is known.
+    Known,
+    /// The user polls too many files.
+    TooMany,
+}
+
 /// The snapshot is no longer available.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stale;
@@ -71,15 +118,16 @@ impl OpenFiles {
     /// Numbers handles from `first`, which no earlier worker has used. `polls` and `truncated` describe files that
     /// were opened through earlier workers.
     pub(crate) fn new(first: u32, polls: &[(u64, u64)], truncated: &[u64]) -> Self {
-        let mut files: HashMap<u64, OpenFile> = HashMap::new();
+        let mut state = State::default();
         for &(fh, kh) in polls {
-            files.entry(fh).or_default().polled = Some(kh);
+            state.files.entry(fh).or_default().polled = Some(kh);
+            state.polled += 1;
+            *state.polled_of.entry(user_of(fh)).or_default() += 1;
         }
         for &fh in truncated {
-            files.entry(fh).or_default().truncated = true;
+            state.files.entry(fh).or_default().truncated = true;
         }
-        let state = Mutex::new(State { files, kept: 0 });
-        Self { first, next: AtomicU32::new(first), state }
+        Self { first, next: AtomicU32::new(first), state: Mutex::new(state) }
     }
 
     /// Returns a handle for a file that this user opens, and its number.
@@ -96,7 +144,7 @@ impl OpenFiles {
 
     /// Returns the user who opened the file, with the capabilities that it had then.
     pub(crate) fn opener(fh: u64) -> User {
-        let uid = (fh >> 32) as u32;
+        let uid = user_of(fh);
         let bits = fh as u32 ^ meaning_of_zero(uid);
         User { admin: bits & ADMIN != 0, nice: bits & NICE != 0, ..User::without_capabilities(uid) }
     }
@@ -106,12 +154,23 @@ impl OpenFiles {
         let mut state = self.state.lock();
         let Some(file) = state.files.remove(&fh) else { return false };
         state.kept -= file.snapshot.as_ref().map_or(0, |snapshot| snapshot.len());
+        if file.polled.is_some() {
+            state.forget_polled(user_of(fh));
+        }
         file.is_noted()
     }
 
-    /// Notes that the file is polled under this handle of the kernel. Returns whether that is new.
-    pub(crate) fn polled(&self, fh: u64, kh: u64) -> bool {
-        self.state.lock().files.entry(fh).or_default().polled.replace(kh) != Some(kh)
+    /// Notes that the file is polled under this handle of the kernel.
+    pub(crate) fn polled(&self, fh: u64, kh: u64) -> Polled {
+        let mut state = self.state.lock();
+        match state.files.get(&fh).and_then(|file| file.polled) {
+            Some(known) if known == kh => return Polled::Known,
+            Some(_) => {}
+            None if state.count_polled(user_of(fh)) => {}
+            None => return Polled::TooMany,
+        }
+        state.files.entry(fh).or_default().polled = Some(kh);
+        Polled::New
     }
 
     /// Returns the content for a read at `offset`: at offset 0 what `show` returns now, at other offsets the same
@@ -216,6 +275,11 @@ impl OpenFiles {
         let next = self.next.load(Ordering::Relaxed);
         self.opened_before(fh as u32) < next.wrapping_sub(self.first)
     }
+}
+
+/// Returns the uid of the opener.
+fn user_of(fh: u64) -> u32 {
+    (fh >> 32) as u32
 }
 
 /// Returns the capabilities of an opener whose bits are 0.
@@ -327,8 +391,34 @@ mod tests {
     fn what_an_earlier_worker_knew_of_open_files_is_known() {
         let files = OpenFiles::new(7, &[(3, 30)], &[4]);
         assert!(files.is_truncated(4) && !files.is_truncated(3));
-        assert!(!files.polled(3, 30) && files.polled(3, 31) && files.polled(5, 50));
+        assert_eq!([(3, 30), (3, 31), (5, 50)].map(|(fh, kh)| files.polled(fh, kh)), [
+            Polled::Known,
+            Polled::New,
+            Polled::New
+        ]);
         assert!(files.close(3) && files.close(4) && files.close(5) && !files.close(6));
+    }
+
+    #[test]
+    fn each_user_polls_a_bounded_number_of_files() {
+        let of_user = |uid: u64, n: u32| uid << 32 | u64::from(n);
+        let files = OpenFiles::new(0, &[(of_user(1000, 0), 7)], &[]);
+        let polled = |uid, n| files.polled(of_user(uid, n), u64::from(n));
+        assert!((1..MAX_POLLED).all(|n| polled(1000, n) == Polled::New));
+        assert_eq!(polled(1000, MAX_POLLED), Polled::TooMany);
+        assert_eq!(polled(1000, 1), Polled::Known);
+        assert_eq!(polled(0, 1), Polled::New);
+        files.close(of_user(1000, 1));
+        assert_eq!(polled(1000, MAX_POLLED), Polled::New);
+        // Others have used up the total.
+        let users = 2000..2000 + u64::from(MAX_POLLED_OF_ALL / MAX_POLLED);
+        for uid in users {
+            (0..MAX_POLLED).for_each(|n| {
+                polled(uid, n);
+            });
+        }
+        assert!((0..RESERVED_POLLED).all(|n| polled(9000, n) == Polled::New));
+        assert_eq!(polled(9000, RESERVED_POLLED), Polled::TooMany);
     }
 
     #[test]

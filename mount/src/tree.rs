@@ -19,7 +19,7 @@ use crate::model::claims::Claims;
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
-use table::{Context, Entry, Location};
+use table::{Context, Entry, Location, Volatile};
 
 /// The node id of the mount's root.
 pub(crate) const ROOT: u64 = 1;
@@ -96,7 +96,7 @@ impl<P: Ports> Node<P> {
 
     /// Returns whether its content changes without a request of the kernel.
     pub(crate) fn is_volatile(self) -> bool {
-        self.entry.volatile
+        self.entry.volatile != Volatile::No
     }
 
     /// Returns whether it can be written.
@@ -117,16 +117,17 @@ impl<P: Ports> Node<P> {
 
     /// Returns what stat(2) shows to the caller.
     pub(crate) fn stat(self, engine: &Engine<P>, caller: Caller) -> Stat {
+        Stat { size: self.size(engine, caller), ..self.found(engine, caller) }
+    }
+
+    /// The same for a caller that only looks up the name: without the size if it changes by itself, because the kernel asks
+    /// again before it shows that to anybody.
+    pub(crate) fn found(self, engine: &Engine<P>, caller: Caller) -> Stat {
         Stat {
             node: self.id(),
             is_dir: self.is_dir(),
             owner: self.attributes(engine),
-            // Programs that follow a file take a smaller one for a new one, so this size only grows.
-            size: if self.grows() {
-                engine.events_size()
-            } else {
-                self.show(engine, caller).map_or(0, |content| content.len() as u64)
-            },
+            size: if self.is_volatile() { 0 } else { self.size(engine, caller) },
             links: if self.is_dir() {
                 2 + self.children(engine).iter().filter(|(_, node)| node.is_dir()).count() as u32
             } else {
@@ -134,6 +135,21 @@ impl<P: Ports> Node<P> {
             },
             cacheable: !self.is_volatile(),
         }
+    }
+
+    /// Returns the size that stat(2) shows, which is cheap: nobody has asked for the content.
+    fn size(self, engine: &Engine<P>, caller: Caller) -> u64 {
+        let Attributes { uid, mode, .. } = self.attributes(engine);
+        if self.grows() {
+            // Programs that follow a file take a smaller one for a new one, so this size only grows.
+            return engine.events_size();
+        }
+        // The text of a file that only its owner reads may be long.
+        let is_private = mode & 0o044 == 0 && uid != caller.uid;
+        if is_private || self.entry.volatile == Volatile::PerReader {
+            return 0;
+        }
+        self.show(engine, caller).map_or(0, |content| content.len() as u64)
     }
 
     /// Returns the user to whom an open file belongs, with capabilities only if it is opened for writing.

@@ -4,7 +4,7 @@
 //! kernel of a change, never a thread that holds a lock or that the kernel waits for. Does not know what is in a
 //! file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -30,6 +30,8 @@ struct State {
     versions: HashMap<u64, u64>,
     /// Keyed by file handle: the kernel waits for one event per open file.
     armed: HashMap<u64, (u64, Box<dyn Notify>)>,
+    /// The same handles, keyed by node id.
+    by_node: HashMap<u64, HashSet<u64>>,
     due: Vec<Box<dyn Notify>>,
 }
 
@@ -48,12 +50,9 @@ impl Changes {
         let mut state = self.state.lock();
         for node in nodes {
             *state.versions.entry(node).or_insert(1) += 1;
-            if !state.armed.is_empty() {
-                let ready: Vec<u64> =
-                    state.armed.iter().filter(|(_, (armed, _))| *armed == node).map(|(fh, _)| *fh).collect();
-                let State { armed, due, .. } = &mut *state;
-                due.extend(ready.iter().filter_map(|fh| armed.remove(fh)).map(|(_, notifier)| notifier));
-            }
+            let State { armed, by_node, due, .. } = &mut *state;
+            let ready = by_node.remove(&node).into_iter().flatten();
+            due.extend(ready.filter_map(|fh| armed.remove(&fh)).map(|(_, notifier)| notifier));
         }
         if !state.due.is_empty() {
             self.ring();
@@ -77,6 +76,7 @@ impl Changes {
         if version == seen {
             let first = state.armed.is_empty();
             state.armed.insert(fh, (node, notifier));
+            state.by_node.entry(node).or_default().insert(fh);
             if first {
                 // From now on the notifying thread waits for deaths, too.
                 self.ring();
@@ -86,7 +86,14 @@ impl Changes {
     }
 
     pub(crate) fn disarm(&self, fh: u64) {
-        self.state.lock().armed.remove(&fh);
+        let mut state = self.state.lock();
+        let Some((node, _)) = state.armed.remove(&fh) else { return };
+        if let Some(handles) = state.by_node.get_mut(&node) {
+            handles.remove(&fh);
+            if handles.is_empty() {
+                state.by_node.remove(&node);
+            }
+        }
     }
 
     /// Returns the polls to answer now, and whether others are still waiting.

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 
 use super::request::{Object, Request, log_request};
 use crate::engine::{Admission, Attributes, Caller, Engine, Live, Notify, Ports, RESERVED_HANDLES, Refused};
-use crate::handles::OpenFiles;
+use crate::handles::{OpenFiles, Polled};
 use crate::model::refusal::Refusal;
 use crate::tree::{Content, Node, ROOT, Stat, WriteRequest};
 
@@ -108,7 +108,7 @@ impl<P: Ports> Operations<P> {
 
     pub(super) fn lookup(&self, request: Request, parent: u64, name: &OsStr) -> Result<Stat, Errno> {
         self.run(request, "lookup", Object::Name(parent, name), || {
-            Ok(self.child(parent, name)?.stat(&self.engine, request.caller))
+            Ok(self.child(parent, name)?.found(&self.engine, request.caller))
         })
     }
 
@@ -128,9 +128,9 @@ impl<P: Ports> Operations<P> {
         let apply = || {
             let node = self.node(node)?;
             self.change_attributes(request.caller, node, change)?;
-            Ok(node.stat(&self.engine, request.caller))
+            Ok(node.found(&self.engine, request.caller))
         };
-        let replay = || Ok(self.node(node)?.stat(&self.engine, request.caller));
+        let replay = || Ok(self.node(node)?.found(&self.engine, request.caller));
         self.run_once(request, "setattr", Object::Node(node), apply, replay)
     }
 
@@ -161,9 +161,9 @@ impl<P: Ports> Operations<P> {
             // A name that is not UTF-8 cannot name a pool or a list; their rules refuse it with a reason.
             let text = name.to_str().unwrap_or("\u{fffd}");
             let made = self.node(parent)?.make_child(&self.engine, request.caller, text)?;
-            Ok(made.stat(&self.engine, request.caller))
+            Ok(made.found(&self.engine, request.caller))
         };
-        let replay = || Ok(self.child(parent, name)?.stat(&self.engine, request.caller));
+        let replay = || Ok(self.child(parent, name)?.found(&self.engine, request.caller));
         self.run_once(request, "mkdir", Object::Name(parent, name), make, replay)
     }
 
@@ -267,12 +267,17 @@ impl<P: Ports> Operations<P> {
         notify: Option<Box<dyn Notify>>,
     ) -> Result<bool, Errno> {
         self.run(request, "poll", Object::Node(node), || {
-            if self.files.polled(handle, poll_handle) {
-                self.engine.note_poll(handle, poll_handle);
-            }
             let Ok(file) = self.opened(node) else { return Ok(true) };
             if !(file.is_volatile() && file.is_writable()) {
                 return Ok(false);
+            }
+            if notify.is_some() {
+                match self.files.polled(handle, poll_handle) {
+                    Polled::New => self.engine.note_poll(handle, poll_handle),
+                    Polled::Known => {}
+                    // Nobody will notify this client, so it must look for itself.
+                    Polled::TooMany => return Ok(true),
+                }
             }
             self.engine.reap();
             let seen = self.files.seen(handle);

@@ -36,8 +36,16 @@ pub(super) struct Entry<P: Ports> {
     pub(super) show: Option<Show<P>>,
     /// `None` if writes are refused.
     pub(super) store: Option<Store<P>>,
-    /// Whether size and content change without a request of the kernel.
-    pub(super) volatile: bool,
+    pub(super) volatile: Volatile,
+}
+
+/// Whether size and content change without a request of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Volatile {
+    No,
+    Yes,
+    /// They are also computed for each reader, so stat(2) shows the size 0, as in procfs.
+    PerReader,
 }
 
 /// The caller that reads or writes a file, and the pool or list of the file.
@@ -56,7 +64,7 @@ const fn at(node: u64, parent: u64) -> Location {
 
 impl<P: Ports> Entry<P> {
     const fn dir(location: Location, name: &'static str) -> Self {
-        Self { location, name, mode: DIR | 0o755, show: None, store: None, volatile: false }
+        Self { location, name, mode: DIR | 0o755, show: None, store: None, volatile: Volatile::No }
     }
 
     const fn file(
@@ -65,7 +73,7 @@ impl<P: Ports> Entry<P> {
         mode: u32,
         show: Show<P>,
         store: Option<Store<P>>,
-        volatile: bool,
+        volatile: Volatile,
     ) -> Self {
         Self { location, name, mode: FILE | mode, show: Some(show), store, volatile }
     }
@@ -73,23 +81,23 @@ impl<P: Ports> Entry<P> {
     #[rustfmt::skip]
     pub(super) const TABLE: &'static [Self] = &[
         Self::dir (at(ROOT, ROOT),           ""),
-        Self::file(at(2, ROOT),              "lock",       0o600, show_nothing,    None,                 false),
+        Self::file(at(2, ROOT),              "lock",       0o600, show_nothing,    None,                 Volatile::No),
         Self::dir (at(POOLS, ROOT),          "pools"),
         Self::dir (Location::Pool { offset: 0 }, ""),
-        Self::file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), false),
-        Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), true),
+        Self::file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), Volatile::No),
+        Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), Volatile::Yes),
         Self::dir (Location::List { offset: 0 }, ""),
-        Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), true),
+        Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
         Self::dir (at(SELF, ROOT),           "self"),
-        Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 true),
-        Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 true),
-        Self::file(at(8, SELF),              "last_error", 0o444, show_last_error, None,                 true),
+        Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 Volatile::PerReader),
+        Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 Volatile::PerReader),
+        Self::file(at(8, SELF),              "last_error", 0o444, show_last_error, None,                 Volatile::PerReader),
         Self::dir (at(INFO, ROOT),           "info"),
-        Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 false),
-        Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 false),
-        Self::file(at(EVENTS, INFO),         "events",     0o600, show_events,     None,                 true),
-        Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), true),
-        Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 true),
+        Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 Volatile::No),
+        Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 Volatile::No),
+        Self::file(at(EVENTS, INFO),         "events",     0o600, show_events,     None,                 Volatile::Yes),
+        Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), Volatile::Yes),
+        Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 Volatile::PerReader),
     ];
 }
 
