@@ -79,8 +79,7 @@ impl State {
     fn count_polled(&mut self, uid: u32) -> bool {
         let of_user = self.polled_of.entry(uid).or_default();
         let most = if uid == 0 { MAX_POLLED_OF_ROOT } else { MAX_POLLED };
-        let is_allowed =
-            *of_user < most && (self.polled < MAX_POLLED_OF_ALL || *of_user < RESERVED_POLLED);
+        let is_allowed = *of_user < most && (self.polled < MAX_POLLED_OF_ALL || *of_user < RESERVED_POLLED);
         if is_allowed {
             *of_user += 1;
             self.polled += 1;
@@ -391,11 +390,10 @@ mod tests {
     fn what_an_earlier_worker_knew_of_open_files_is_known() {
         let files = OpenFiles::new(7, &[(3, 30)], &[4]);
         assert!(files.is_truncated(4) && !files.is_truncated(3));
-        assert_eq!([(3, 30), (3, 31), (5, 50)].map(|(fh, kh)| files.polled(fh, kh)), [
-            Polled::Known,
-            Polled::New,
-            Polled::New
-        ]);
+        assert_eq!(
+            [(3, 30), (3, 31), (5, 50)].map(|(fh, kh)| files.polled(fh, kh)),
+            [Polled::Known, Polled::New, Polled::New]
+        );
         assert!(files.close(3) && files.close(4) && files.close(5) && !files.close(6));
     }
 

@@ -168,13 +168,16 @@ fn a_request_that_was_not_done_is_done_when_it_is_replayed() {
 }
 
 #[test]
-fn a_request_that_kills_two_workers_is_answered_eio() {
-    let mount = Mount::new();
+fn a_request_that_kills_three_workers_is_answered_eio() {
+    let mut mount = Mount::new();
     let poison = replayed(by(TASK, 12));
-    // The first replay is recorded before it is carried out, so that the next worker knows of it.
-    assert_eq!(mount.bed.engine.admit(12, true), Admission::New);
-    mount.bed.world.flush();
-    let next = mount.restarted();
+    // A replay is recorded before it is carried out, so that the next worker knows of it.
+    for _ in 0..2 {
+        assert_eq!(mount.bed.engine.admit(12, true), Admission::New);
+        mount.bed.world.flush();
+        mount = mount.restarted();
+    }
+    let next = mount;
     assert_eq!(next.write(poison, EXCL_1, "0"), Err(Errno::EIO));
     assert_eq!(
         next.operations.getattr(poison, ROOT).unwrap_err(),
