@@ -72,6 +72,12 @@ impl Stat {
         matches!(self.state, b'T' | b't')
     }
 
+    /// Whether this thread has a processor or waits for one.
+    #[must_use]
+    pub fn is_runnable(&self) -> bool {
+        self.state == b'R'
+    }
+
     /// Parses the text of the file. The program's name, in parentheses, may itself contain spaces and
     /// parentheses, so fields count from the last closing one.
     fn parse(text: &[u8]) -> Option<Self> {

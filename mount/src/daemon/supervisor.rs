@@ -436,7 +436,8 @@ impl Supervisor {
             return;
         };
         let is_suspicious = self.has_unread_requests() || worker.is_stopped();
-        match self.watchdog.poll(now, is_suspicious) {
+        let probe_runs = self.probe.as_ref().is_some_and(Probe::is_runnable);
+        match self.watchdog.poll(now, is_suspicious, worker.reads(), probe_runs) {
             Verdict::Fine => {}
             Verdict::StartProbe => match Probe::start(&self.paths) {
                 Ok(probe) => {

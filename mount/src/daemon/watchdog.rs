@@ -21,6 +21,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(6);
 const SUSPICION_TIME: Duration = Duration::from_millis(300);
 /// How long the answer to a probe may take. The longest bounded wait in a request takes as long.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a probe gets the same time again because the worker is only busy, at most: a minute in all.
+const MAX_EXTENSIONS: u32 = 11;
+/// A worker that reads this often while a probe waits is busy. One that hangs may still have a thread that reads something.
+const BUSY_READS: u64 = 100;
 /// How long the answer may take if the next worker has to start first.
 const PROBE_TIMEOUT_AFTER_RESTART: Duration = Duration::from_secs(60);
 
@@ -48,11 +52,14 @@ enum Stage {
 pub(super) struct Watchdog {
     stage: Stage,
     deadline: Instant,
+    /// How often the worker had read at the last call of [`Watchdog::poll`].
+    reads: Option<u64>,
+    extensions: u32,
 }
 
 impl Watchdog {
     pub(super) fn new(now: Instant) -> Self {
-        Self { stage: Stage::Fine, deadline: now + CHECK_INTERVAL }
+        Self { stage: Stage::Fine, deadline: now + CHECK_INTERVAL, reads: None, extensions: 0 }
     }
 
     /// The time of the next [`Watchdog::poll`].
@@ -60,8 +67,23 @@ impl Watchdog {
         self.deadline
     }
 
-    /// Checks the worker; call it at the deadline. `is_suspicious`: requests are unread, or the worker is stopped.
-    pub(super) fn poll(&mut self, now: Instant, is_suspicious: bool) -> Verdict {
+    /// Checks the worker; call it at the deadline. `is_suspicious`: requests are unread, or the worker is stopped. `reads`:
+    /// how often the worker has read. `probe_runs`: the probe has not asked yet, because it waits for a processor.
+    pub(super) fn poll(
+        &mut self,
+        now: Instant,
+        is_suspicious: bool,
+        reads: Option<u64>,
+        probe_runs: bool,
+    ) -> Verdict {
+        let last = std::mem::replace(&mut self.reads, reads);
+        let is_busy = reads.zip(last).is_some_and(|(now, last)| now.saturating_sub(last) >= BUSY_READS);
+        if self.stage == Stage::Probing && (is_busy || probe_runs) && self.extensions < MAX_EXTENSIONS {
+            // On a machine with thousands of threads that run, an answer may take long.
+            self.extensions += 1;
+            self.deadline = now + PROBE_TIMEOUT;
+            return Verdict::Fine;
+        }
         let (stage, timeout, verdict) = match self.stage {
             Stage::Fine if is_suspicious => (Stage::Suspicious, SUSPICION_TIME, Verdict::Fine),
             Stage::Suspicious if is_suspicious => (Stage::Probing, PROBE_TIMEOUT, Verdict::StartProbe),
@@ -99,6 +121,13 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// Whether it has a processor or waits for one, so that it does not wait for the worker.
+    pub(super) fn is_runnable(&self) -> bool {
+        self.0.is_runnable()
+    }
+}
+
 impl AsFd for Probe {
     /// Readable after the probe has exited.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -120,7 +149,36 @@ mod tests {
 
     /// Polls at the deadline.
     fn poll(watchdog: &mut Watchdog, is_suspicious: bool) -> Verdict {
-        watchdog.poll(watchdog.deadline(), is_suspicious)
+        watchdog.poll(watchdog.deadline(), is_suspicious, Some(7), false)
+    }
+
+    #[test]
+    fn a_worker_that_is_only_busy_gets_more_time_but_not_without_end() {
+        for (reads, probe_runs) in [(BUSY_READS, false), (0, true)] {
+            let mut watchdog = Watchdog::new(Instant::now());
+            assert_eq!(
+                [poll(&mut watchdog, true), poll(&mut watchdog, true)],
+                [Verdict::Fine, Verdict::StartProbe]
+            );
+            for n in 1..=u64::from(MAX_EXTENSIONS) {
+                let deadline = watchdog.deadline();
+                let verdict = watchdog.poll(deadline, true, Some(7 + n * reads), probe_runs);
+                assert_eq!(verdict, Verdict::Fine);
+                assert_eq!(watchdog.deadline(), deadline + PROBE_TIMEOUT);
+            }
+            let verdict = watchdog.poll(watchdog.deadline(), true, Some(1 << 40), probe_runs);
+            assert_eq!(verdict, Verdict::Hangs);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_reads_hardly_anything_is_not_busy() {
+        let mut watchdog = Watchdog::new(Instant::now());
+        for expected in [Verdict::Fine, Verdict::StartProbe] {
+            assert_eq!(poll(&mut watchdog, true), expected);
+        }
+        let verdict = watchdog.poll(watchdog.deadline(), true, Some(6 + BUSY_READS), false);
+        assert_eq!(verdict, Verdict::Hangs);
     }
 
     #[test]

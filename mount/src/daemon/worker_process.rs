@@ -94,6 +94,11 @@ impl WorkerProcess {
         self.pidfd.is_stopped()
     }
 
+    /// How often it has called read(2), if the kernel counts that. Every request takes one.
+    pub(super) fn reads(&self) -> Option<u64> {
+        self.pidfd.reads()
+    }
+
     pub(super) fn kill(&self) {
         self.pidfd.kill();
     }

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use super::sys;
-use crate::procfs::ProcFs;
+use crate::procfs::{ProcFs, Stat};
 
 /// Makes the started program die with `SIGKILL` when the thread that starts it ends, and unblocks all signals in it.
 pub(crate) fn set_pdeathsig(command: &mut Command) {
@@ -129,12 +129,29 @@ impl PidFd {
 
     /// Whether a signal or a debugger has stopped the process.
     pub(crate) fn is_stopped(&self) -> bool {
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()));
-        let pid = info.ok().and_then(|info| {
-            info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse::<u32>().ok()
-        });
-        let stat = pid.and_then(|pid| ProcFs::new().and_then(|proc| proc.stat(pid)).ok().flatten());
-        stat.is_some_and(|stat| stat.is_stopped())
+        self.stat().is_some_and(|stat| stat.is_stopped())
+    }
+
+    /// Whether the first thread of the process has a processor or waits for one.
+    pub(crate) fn is_runnable(&self) -> bool {
+        self.stat().is_some_and(|stat| stat.is_runnable())
+    }
+
+    /// Returns how often the process has called read(2) and the like, if the kernel counts that (proc(5), `/proc/PID/io`).
+    pub(crate) fn reads(&self) -> Option<u64> {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.pid()?)).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("syscr:"))?.trim().parse().ok()
+    }
+
+    fn stat(&self) -> Option<Stat> {
+        let pid = self.pid()?;
+        ProcFs::new().and_then(|proc| proc.stat(pid)).ok().flatten()
+    }
+
+    /// Returns its PID while it exists.
+    fn pid(&self) -> Option<u32> {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())).ok()?;
+        info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
     }
 
     /// Returns how the process ended, if it is a child of this process and has ended. Collects it.
