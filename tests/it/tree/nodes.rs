@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{KCM, Machine, Mount, Sleeper, as_nobody, errno, run, text, until, write};
+use crate::harness::{KCM, Machine, Mount, Sleeper, as_nobody, errno, run, text, write};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
