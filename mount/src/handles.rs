@@ -4,6 +4,8 @@
 //! next daemon knows them without a record; the other bits are a number that no other open file of this mount has.
 //! Does not know what a file contains.
 //!
+//! Longer than 400 lines because all that is remembered of an open file is read together.
+//!
 //! The two bits of the uid 0 say what it *lacks*: handles that an earlier version of this program made have the bits 0,
 //! and for it the uid 0 had all rights, and no other uid any.
 

@@ -108,7 +108,26 @@ impl Fs {
         D: ToOwned + ?Sized,
         D::Owned: Default + Send + 'static,
     {
-        self.serve_within(req, data, |_| PATIENCE, work);
+        self.serve_within(req, data, false, |_| PATIENCE, work);
+    }
+
+    /// As [`Fs::serve`], for a request that costs little and is never refused.
+    fn serve_cheap<D>(
+        &self,
+        req: &fuser::Request,
+        data: &D,
+        work: impl FnOnce(&Served, Request, &D) + Send + 'static,
+    ) where
+        D: ToOwned + ?Sized,
+        D::Owned: Default + Send + 'static,
+    {
+        self.serve_within(
+            req,
+            data,
+            true,
+            |_| PATIENCE,
+            |served, request, data, _| work(served, request, data),
+        );
     }
 
     /// As [`Fs::serve`]. `patience`: for how long it may wait, asked only if it has to.
@@ -116,6 +135,7 @@ impl Fs {
         &self,
         req: &fuser::Request,
         data: &D,
+        is_cheap: bool,
         patience: impl FnOnce(&Operations) -> Duration,
         work: impl FnOnce(&Served, Request, &D, Fate) + Send + 'static,
     ) where
@@ -128,7 +148,7 @@ impl Fs {
             return work(&self.served, request, data, Fate::Serve);
         }
         let (uid, size) = (request.caller.uid, size_of_val(data));
-        let mut turn = match self.turns.arrive(uid, size) {
+        let mut turn = match self.turns.arrive(uid, size, is_cheap) {
             Place::Now => {
                 work(&self.served, request, data, Fate::Serve);
                 self.turns.finish(uid)
@@ -155,7 +175,7 @@ impl Fs {
         errno: nix::errno::Errno,
         answer: impl FnOnce(Errno) + Send + 'static,
     ) {
-        self.serve(req, &(), move |served, request, (), _| {
+        self.serve_cheap(req, &(), move |served, request, ()| {
             let object = Object::Node(node.into());
             answer(encode(served.operations.unsupported(request, operation, object, errno)));
         });
@@ -170,7 +190,7 @@ impl Fs {
         errno: nix::errno::Errno,
         answer: impl FnOnce(Errno) + Send + 'static,
     ) {
-        self.serve(req, name, move |served, request, name, _| {
+        self.serve_cheap(req, name, move |served, request, name| {
             let object = Object::Name(parent.into(), name);
             answer(encode(served.operations.unsupported(request, operation, object, errno)));
         });
@@ -266,13 +286,13 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(req, name, move |served, request, name, _| {
+        self.serve_cheap(req, name, move |served, request, name| {
             served.reply_entry(served.operations.lookup(request, parent.into(), name), reply);
         });
     }
 
     fn getattr(&self, req: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(req, &(), move |served, request, (), _| {
+        self.serve_cheap(req, &(), move |served, request, ()| {
             served.reply_attr(served.operations.getattr(request, ino.into()), reply);
         });
     }
@@ -390,7 +410,7 @@ impl Filesystem for Fs {
         let patience = |operations: &Operations| {
             if operations.is_owner(uid, ino.into()) { PATIENCE } else { PATIENCE_OF_GUESTS }
         };
-        self.serve_within(req, data, patience, move |served, request, data, fate| {
+        self.serve_within(req, data, false, patience, move |served, request, data, fate| {
             if fate == Fate::Refuse {
                 return reply.error(served.refuse(request, "write", Object::Node(ino.into())));
             }

@@ -109,9 +109,21 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Decides what happens to a request that has arrived with data of this size. `now` is asked only if it matters.
-    pub(super) fn arrive(&mut self, uid: u32, bytes: usize, now: impl FnOnce() -> Instant) -> Arrival {
-        if self.may_run(uid) && !self.users.contains_key(&uid) {
+    /// Decides what happens to a request that has arrived with data of this size. One that `is_cheap` does not wait
+    /// behind others of its user, for which it has one place more. `now` is asked only if it matters.
+    pub(super) fn arrive(
+        &mut self,
+        uid: u32,
+        bytes: usize,
+        is_cheap: bool,
+        now: impl FnOnce() -> Instant,
+    ) -> Arrival {
+        let may_run = if is_cheap {
+            self.has_place(uid, 1)
+        } else {
+            self.may_run(uid) && !self.users.contains_key(&uid)
+        };
+        if may_run {
             self.running.push(uid);
             return Arrival::Run;
         }
@@ -208,9 +220,13 @@ impl<T> Queue<T> {
 
     /// Returns whether a place and a part of this user's share are free.
     fn may_run(&self, uid: u32) -> bool {
+        self.has_place(uid, 0)
+    }
+
+    fn has_place(&self, uid: u32, more: usize) -> bool {
         let Limits { places, share, .. } = self.limits;
         self.running.len() < places
-            && self.running.iter().filter(|running| **running == uid).count() < share(uid)
+            && self.running.iter().filter(|running| **running == uid).count() < share(uid) + more
     }
 
     /// Returns whether all places have been taken for long, and no request has finished meanwhile.

@@ -75,9 +75,9 @@ impl<T> Turns<T> {
 
     /// Decides what to do with a request of this user that has data of this size. Does not return while the worker is
     /// stuck, so that nothing more is read, which the watchdog sees.
-    pub(super) fn arrive(&self, uid: u32, bytes: usize) -> Place {
+    pub(super) fn arrive(&self, uid: u32, bytes: usize, is_cheap: bool) -> Place {
         loop {
-            match self.state.lock().queue.arrive(uid, bytes, Instant::now) {
+            match self.state.lock().queue.arrive(uid, bytes, is_cheap, Instant::now) {
                 Arrival::Run => return Place::Now,
                 Arrival::Wait => return Place::Later { with_data: true },
                 Arrival::WaitWithoutData => return Place::Later { with_data: false },
@@ -139,14 +139,14 @@ mod tests {
 
     /// Takes a place for a user, which must be free.
     fn run(turns: &Turns<u32>, uid: u32) {
-        assert!(matches!(turns.arrive(uid, 0), Place::Now));
+        assert!(matches!(turns.arrive(uid, 0, false), Place::Now));
     }
 
     #[test]
     fn a_request_that_waits_is_handed_to_the_thread_that_finishes() {
         let turns = Turns::new();
         (0..2).for_each(|_| run(&turns, 1000));
-        assert!(matches!(turns.arrive(1000, 5), Place::Later { with_data: true }));
+        assert!(matches!(turns.arrive(1000, 5, false), Place::Later { with_data: true }));
         assert_eq!(turns.wait(1000, 7, Some(5), Duration::from_secs(9)), None);
         assert_eq!(turns.finish(1000), Some(Turn { uid: 1000, job: 7, is_refused: false }));
         assert_eq!(turns.finish(1000), None);
@@ -195,7 +195,7 @@ mod tests {
                 scope.spawn(move || {
                     for one in 0..3000 {
                         let uid = (thread + one) % 3;
-                        match turns.arrive(uid, 0) {
+                        match turns.arrive(uid, 0, false) {
                             Place::Now => {
                                 work(uid);
                                 serve(turns.finish(uid));

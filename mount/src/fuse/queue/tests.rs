@@ -35,7 +35,7 @@ impl Bed {
     fn arrive(&mut self, uid: u32, bytes: usize, patience: u64) -> Arrival {
         self.next += 1;
         let now = self.now;
-        let arrival = self.queue.arrive(uid, bytes, || now);
+        let arrival = self.queue.arrive(uid, bytes, false, || now);
         let wait = |bytes, has_data| Waiting {
             job: self.next,
             bytes,
@@ -94,6 +94,19 @@ fn a_user_has_its_share_and_root_not_all() {
 }
 
 #[test]
+fn a_cheap_request_does_not_wait_behind_others_of_its_user() {
+    let mut bed = Bed::new();
+    for _ in 0..5 {
+        bed.arrive(1, 0, 1000);
+    }
+    let now = bed.now;
+    assert_eq!(bed.queue.arrive(1, 0, true, || now), Arrival::Run);
+    assert_eq!(bed.queue.arrive(1, 0, true, || now), Arrival::Wait, "but it has one place only");
+    assert_eq!(bed.queue.finish(1, || now), None);
+    assert_eq!(bed.finish(0), Some(3), "the others go on in their order");
+}
+
+#[test]
 fn queues_take_turns() {
     let mut bed = Bed::new();
     // Six of uid 1, then two of uid 2 and two of uid 3.
@@ -113,7 +126,7 @@ fn a_place_that_becomes_free_meanwhile_is_taken() {
     let mut bed = Bed::new();
     (0..2).for_each(|_| assert_eq!(bed.arrive(1, 0, 0), Arrival::Run));
     let now = bed.now;
-    assert_eq!(bed.queue.arrive(1, 0, || now), Arrival::Wait);
+    assert_eq!(bed.queue.arrive(1, 0, false, || now), Arrival::Wait);
     assert_eq!(bed.queue.finish(1, || now), None);
     let waiting = Waiting { job: 9, bytes: 0, deadline: now, has_data: true };
     assert_eq!(bed.queue.wait(1, waiting), Some(Turn { uid: 1, job: 9, is_refused: false }));
