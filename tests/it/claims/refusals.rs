@@ -14,7 +14,7 @@ use crate::harness::dir::pinned;
 use crate::harness::{Machine, Mount, Sleeper, as_nobody, errno, pids, set_mode, until, write};
 
 /// Rows that nobody can cause through a mount, with the reason. Unit tests cause them.
-const UNREACHABLE: [(&str, &str); 8] = [
+const UNREACHABLE: [(&str, &str); 9] = [
     (
         "another operation on the same task has not finished",
         "a write would have to set masks for 0.2 seconds; engine::tests::retry",
