@@ -41,8 +41,13 @@ pub struct Stat {
     flags: u64,
     /// The CPU time that it has used in user mode and in the kernel, in clock ticks.
     pub used: u64,
+    /// The number of threads of its process. The kernel locks the process to read it, so a thread that is no longer
+    /// counted is no longer found either.
+    pub(crate) threads: u64,
     /// The start time in clock ticks since boot.
     pub started: u64,
+    /// The CPU on which it runs or ran last.
+    pub(crate) cpu: u32,
     /// The exit status in the encoding of wait(2).
     pub exit_code: i32,
 }
@@ -91,7 +96,9 @@ impl Stat {
             parent: field(4)?.parse().ok()?,
             flags: field(9)?.parse().ok()?,
             used: field(14)?.parse::<u64>().ok()? + field(15)?.parse::<u64>().ok()?,
+            threads: field(20)?.parse().ok()?,
             started: field(22)?.parse().ok()?,
+            cpu: field(39)?.parse().ok()?,
             exit_code: field(52)?.parse().ok()?,
         })
     }
@@ -253,11 +260,16 @@ pub(crate) fn each_number(directory: BorrowedFd<'_>, mut each: impl FnMut(u32)) 
     Ok(())
 }
 
-/// Lists the threads of the directory `/proc/PID/task`, each once and by age, and counts them after that.
+/// Lists the threads of the directory `/proc/PID/task`, each once and by age, and counts them after that. `leader` is the
+/// PID.
+///
+/// The link count of the directory would be cheaper, but the kernel reads it without a lock: a thread that exits is no
+/// longer counted a moment before it is no longer found, and another one that the listing has missed would take its
+/// place in the count.
 ///
 /// The count can only agree with the listing if no thread is created in between. So it is read as soon as the kernel
 /// has returned the entries, before they are looked at.
-pub(crate) fn list_and_count_threads(tasks: BorrowedFd<'_>) -> io::Result<(Vec<u32>, u64)> {
+pub(crate) fn list_and_count_threads(tasks: BorrowedFd<'_>, leader: u32) -> io::Result<(Vec<u32>, u64)> {
     // For 2,000 threads at a time.
     const BUFFER: usize = 64 * 1024;
     nix::unistd::lseek(tasks, 0, nix::unistd::Whence::SeekSet)?;
@@ -271,8 +283,7 @@ pub(crate) fn list_and_count_threads(tasks: BorrowedFd<'_>) -> io::Result<(Vec<u
             Some(Err(errno)) => return Err(errno.into()),
             Some(Ok(entry)) => {
                 if reads {
-                    // The directory's own name and `.` are links, too (fs/proc/base.c, `proc_task_getattr`).
-                    count = nix::sys::stat::fstat(tasks)?.st_nlink.saturating_sub(2);
+                    count = stat_of_thread(tasks, leader)?.map_or(0, |stat| stat.threads);
                 }
                 if let Some(tid) = parse_number(entry.file_name().to_bytes())
                     && seen.insert(tid)

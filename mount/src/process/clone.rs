@@ -10,9 +10,11 @@
 //! | it has exited | its children exist, and are listed |
 //! | it sleeps (state `S`) or is stopped | the kernel does not sleep so between copying the mask and showing the child |
 //! | it does not run, and its kernel stack is without `copy_process` | that function copies the mask and shows the child |
-//! | it has run for [`ENOUGH`] | a clone(2) uses microseconds of CPU time; when it does not run, time does not count |
+//! | only where stacks prove nothing: it has run for [`ENOUGH`] | a clone(2) uses microseconds of CPU time; when it does not run, time does not count |
 //!
 //! The wall time that has passed proves nothing: a thread can be preempted inside clone(2) for as long as others run.
+//! Nor does the CPU time prove much in a virtual machine: while the hypervisor brings in a page of the new thread's stack,
+//! the time counts as the thread's own. With 4 ms, one thread of 2,500 claims under load stayed outside.
 //! State `D` proves nothing either: clone(2) may wait for memory. (With userfaultfd(2) a privileged program can keep its
 //! own clone(2) in state `S`. It could as well change its masks.)
 
@@ -26,10 +28,10 @@ use crate::procfs::{self, RunTime};
 /// The CPU time in nanoseconds after which a thread has left the clone(2) that it may have been in. A clone(2) of a
 /// thread uses less than 0.1 ms; the rest is for interrupts and for the time that a hypervisor takes away, both of which
 /// the kernel may count as the thread's own.
-const ENOUGH: u64 = 4_000_000;
+const ENOUGH: u64 = 40_000_000;
 /// The same in clock ticks of 10 ms, of which the first may have been nearly full before. Only these are up to date for a
 /// thread that is alone on a CPU without clock ticks (`nohz_full`).
-const ENOUGH_TICKS: u64 = 2;
+const ENOUGH_TICKS: u64 = 5;
 
 /// The threads that may be inside a clone(2) that began before their mask was set.
 #[derive(Debug, Default)]
@@ -54,12 +56,11 @@ impl Doubtful {
         self.0.extend(tids.map(|tid| (tid, None)));
     }
 
-    /// Removes the threads that are proven to be outside. Looks at kernel stacks only if it may, which takes longer.
-    pub(super) fn look(&mut self, tasks: &Arc<OwnedFd>, stacks: Option<&Stacks>) {
-        self.0.retain(|&tid, used| is_doubtful(tasks.as_fd(), tid, used));
-        if let Some(stacks) = stacks
-            && !self.is_empty()
-        {
+    /// Removes the threads that are proven to be outside. `with_stacks`: also by their kernel stacks, which takes longer.
+    pub(super) fn look(&mut self, tasks: &Arc<OwnedFd>, stacks: &Stacks, with_stacks: bool) {
+        let by_time = stacks.prove_nothing();
+        self.0.retain(|&tid, used| is_doubtful(tasks.as_fd(), tid, used, by_time));
+        if with_stacks && !self.is_empty() {
             for tid in stacks.outside_clone(tasks, self.0.keys().copied().collect()) {
                 self.0.remove(&tid);
             }
@@ -67,11 +68,14 @@ impl Doubtful {
     }
 }
 
-fn is_doubtful(tasks: BorrowedFd<'_>, tid: u32, used: &mut Option<Used>) -> bool {
+fn is_doubtful(tasks: BorrowedFd<'_>, tid: u32, used: &mut Option<Used>, by_time: bool) -> bool {
     // A thread that cannot be read has gone.
     let Ok(Some(stat)) = procfs::stat_of_thread(tasks, tid) else { return false };
     if !matches!(stat.state, b'R' | b'D') {
         return false;
+    }
+    if !by_time {
+        return true;
     }
     let run_time = procfs::run_time_of_thread(tasks, tid).ok().flatten();
     let before = *used.get_or_insert(Used { ticks: stat.used, run_time });

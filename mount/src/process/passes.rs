@@ -10,7 +10,7 @@
 //!
 //! ```text
 //!     +--> list the threads       /proc/PID/task
-//!     |    count them             the link count of that directory
+//!     |    count them             `num_threads` of /proc/PID/stat
 //!     |    the pass               look at every mask; set the wrong ones
 //!     |         |
 //!     |    is it over? ---------> yes: before the listing every thread that got a mask was outside clone(2),
@@ -153,8 +153,8 @@ fn counted_as_waiting(wait: impl FnOnce()) {
 enum Listing {
     /// The task has one thread, which is blocked in a write(2) and so creates no other.
     SingleThread(u32),
-    /// The open directory `/proc/PID/task`.
-    Directory(Arc<OwnedFd>),
+    /// The open directory `/proc/PID/task`, and the PID.
+    Directory(Arc<OwnedFd>, u32),
 }
 
 impl Listing {
@@ -163,8 +163,8 @@ impl Listing {
     fn threads(&self) -> io::Result<(Vec<u32>, u64)> {
         match self {
             Self::SingleThread(tid) => Ok((vec![*tid], 1)),
-            Self::Directory(tasks) => {
-                let (mut tids, count) = procfs::list_and_count_threads(tasks.as_fd())?;
+            Self::Directory(tasks, leader) => {
+                let (mut tids, count) = procfs::list_and_count_threads(tasks.as_fd(), *leader)?;
                 // The kernel lists them by age.
                 tids.reverse();
                 Ok((tids, count))
@@ -217,7 +217,7 @@ impl Processes {
                 return Ok(PassesEnd::Gone);
             }
             let Pass { alive, set, relapse } = pass(&tids)?;
-            let Listing::Directory(tasks) = &listing else { return Ok(PassesEnd::Done) };
+            let Listing::Directory(tasks, _) = &listing else { return Ok(PassesEnd::Done) };
             if settled && set.is_empty() && alive == count {
                 return Ok(PassesEnd::Done);
             }
@@ -230,10 +230,10 @@ impl Processes {
             let deadline = *deadline.get_or_insert_with(|| purpose.deadline(writer));
             for look in 0..LOOKS {
                 if look == 0 {
-                    doubtful.look(tasks, None);
+                    doubtful.look(tasks, &self.stacks, false);
                 } else {
                     // Another thread reads the stacks.
-                    counted_as_waiting(|| doubtful.look(tasks, Some(&self.stacks)));
+                    counted_as_waiting(|| doubtful.look(tasks, &self.stacks, true));
                 }
                 if doubtful.is_empty() {
                     break;
@@ -265,6 +265,6 @@ impl Processes {
             return Ok(Some(Listing::SingleThread(leader)));
         }
         let directory = self.proc.open(&tasks, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        Ok(directory.map(|tasks| Listing::Directory(Arc::new(tasks))))
+        Ok(directory.map(|tasks| Listing::Directory(Arc::new(tasks), leader)))
     }
 }

@@ -8,18 +8,23 @@
 //! this process, and without it stacks are not looked at. If the thread has had no turn on a CPU between two looks at
 //! its turns, and the stack between them is not empty, the thread did not run.
 //!
+//! A thread that runs without a pause is looked at from its own CPU: while the reader runs there, that thread does not.
+//!
 //! Reading a stack waits while a thread of that process is inside execve(2), which a hostile user can prolong. So
 //! stacks are read by threads of their own, and one that does not answer is left behind.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
 
+use super::mask::mask_of;
+use super::sys;
+use crate::model::cpuset::{CpuId, CpuSet};
 use crate::procfs::{self, ProcFs};
 
 /// The number of threads that read stacks, at most. As many as there are requests at a time, and some that are left
@@ -47,7 +52,8 @@ pub(super) struct Stacks {
 #[derive(Debug)]
 struct Reader {
     jobs: Sender<Job>,
-    answers: Receiver<Vec<u32>>,
+    /// Each thread that is outside, then `None`.
+    answers: Receiver<Option<u32>>,
 }
 
 /// The directory `/proc/PID/task`, and some threads of it.
@@ -59,16 +65,21 @@ impl Stacks {
         static TRIAL: Once = Once::new();
         TRIAL.call_once(|| {
             let _ = std::thread::Builder::new().name("stack-trial".into()).spawn(|| {
-                TRUSTED.store(kernel_hides_running_stacks().unwrap_or(false), Ordering::Relaxed);
+                let _ = TRUSTED.set(kernel_hides_running_stacks().unwrap_or(false));
             });
         });
         Self::default()
     }
 
+    /// Whether the kernel was tried out, and its stacks prove nothing.
+    pub(super) fn prove_nothing(&self) -> bool {
+        TRUSTED.get() == Some(&false)
+    }
+
     /// Returns those of the threads that are proven to be outside clone(2): perhaps none, because that is not known or
     /// takes too long to find out.
     pub(super) fn outside_clone(&self, tasks: &Arc<OwnedFd>, mut tids: Vec<u32>) -> Vec<u32> {
-        if !TRUSTED.load(Ordering::Relaxed) {
+        if TRUSTED.get() != Some(&true) {
             return Vec::new();
         }
         tids.truncate(MAX_STACKS);
@@ -76,13 +87,18 @@ impl Stacks {
         if reader.jobs.send((Arc::clone(tasks), tids)).is_err() {
             return Vec::new();
         }
-        match reader.answers.recv_timeout(ANSWER_TIME) {
-            Ok(outside) => {
-                self.idle.lock().push(reader);
-                outside
+        let deadline = Instant::now() + ANSWER_TIME;
+        let mut outside = Vec::new();
+        loop {
+            match reader.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Some(tid)) => outside.push(tid),
+                Ok(None) => break,
+                // The reader is left behind.
+                Err(_) => return outside,
             }
-            Err(_) => Vec::new(),
         }
+        self.idle.lock().push(reader);
+        outside
     }
 
     fn start_reader(&self) -> Option<Reader> {
@@ -96,9 +112,9 @@ impl Stacks {
         let started = std::thread::Builder::new().name("stack-reader".into()).stack_size(64 * 1024).spawn({
             let readers = Arc::clone(&readers);
             move || {
-                while let Ok((tasks, mut tids)) = job.recv() {
-                    tids.retain(|&tid| is_outside_clone(tasks.as_fd(), tid));
-                    if answer.send(tids).is_err() {
+                while let Ok((tasks, tids)) = job.recv() {
+                    let outside = tids.into_iter().filter(|&tid| is_outside_clone(tasks.as_fd(), tid));
+                    if outside.map(Some).chain([None]).any(|one| answer.send(one).is_err()) {
                         break;
                     }
                 }
@@ -113,12 +129,52 @@ impl Stacks {
     }
 }
 
+/// What a stack shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// The thread is outside clone(2).
+    Outside,
+    /// The thread runs, so that its stack is empty.
+    Running,
+    /// The thread may be inside clone(2).
+    Unknown,
+}
+
 /// Whether the stack of a thread proves that it is outside clone(2).
 fn is_outside_clone(tasks: BorrowedFd<'_>, tid: u32) -> bool {
+    match look(tasks, tid) {
+        Shown::Outside => true,
+        Shown::Running => look_from_its_cpu(tasks, tid) == Shown::Outside,
+        Shown::Unknown => false,
+    }
+}
+
+fn look(tasks: BorrowedFd<'_>, tid: u32) -> Shown {
     let turns = || procfs::run_time_of_thread(tasks, tid).ok().flatten().map(|run_time| run_time.turns);
-    let Some(before) = turns() else { return false };
-    let Ok(Some(stack)) = procfs::stack_of_thread(tasks, tid) else { return false };
-    shows_no_clone(&stack) && turns() == Some(before)
+    let Some(before) = turns() else { return Shown::Unknown };
+    let Ok(Some(stack)) = procfs::stack_of_thread(tasks, tid) else { return Shown::Unknown };
+    if stack.is_empty() {
+        Shown::Running
+    } else if shows_no_clone(&stack) && turns() == Some(before) {
+        Shown::Outside
+    } else {
+        Shown::Unknown
+    }
+}
+
+/// Looks from the CPU on which the thread was last seen. The kernel does not let a daemon in a smaller cpuset onto it.
+fn look_from_its_cpu(tasks: BorrowedFd<'_>, tid: u32) -> Shown {
+    let cpu = procfs::stat_of_thread(tasks, tid).ok().flatten().and_then(|stat| CpuId::new(stat.cpu));
+    let Some(cpu) = cpu else { return Shown::Unknown };
+    if sys::set_affinity(THIS_THREAD, CpuSet::from_iter([cpu]).words()).is_err() {
+        return Shown::Unknown;
+    }
+    let shown = look(tasks, tid);
+    // Back to the CPUs of the daemon.
+    if let Ok(Some(cpus)) = mask_of(std::process::id()) {
+        let _ = sys::set_affinity(THIS_THREAD, cpus.words());
+    }
+    shown
 }
 
 /// Whether this is a whole stack with names, and none of them creates threads.
@@ -128,8 +184,10 @@ fn shows_no_clone(stack: &str) -> bool {
     functions > 0 && functions < MAX_DEPTH && are_names && !stack.contains("copy_process")
 }
 
-/// Set if the stack of a thread that runs is empty on this kernel.
-static TRUSTED: AtomicBool = AtomicBool::new(false);
+/// Whether the stack of a thread that runs is empty on this kernel; unset until that was tried out.
+static TRUSTED: OnceLock<bool> = OnceLock::new();
+/// The calling thread, for sched_setaffinity(2).
+const THIS_THREAD: u32 = 0;
 
 /// Finds out whether the kernel shows an empty stack for a thread that runs. `None` if it shows no stacks at all.
 fn kernel_hides_running_stacks() -> Option<bool> {
