@@ -43,6 +43,8 @@ use report::Row;
 const BOUND: Duration = Duration::from_secs(120);
 /// An attack that is started takes at most about this long beside both filesystems, also if nothing is answered.
 const ENOUGH: Duration = Duration::from_secs(12);
+/// A usual step takes less.
+const SLOW: Duration = Duration::from_secs(5);
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     // cargo adds `--bench`.
@@ -75,16 +77,28 @@ fn row(attack: &Attack, started: Instant) -> Row {
         return row;
     }
     eprintln!("{} ...", attack.name);
-    let stage = Stage::kcm(attack.pool);
+    let stage = step("starting the daemon", || Stage::kcm(attack.pool));
     let (worker, before) = (stage.server(), stage.resident());
-    let trial = trial::run(attack.name, &stage.root());
+    let trial = step("attacking kcm", || trial::run(attack.name, &stage.root()));
     row.faults = trial.faults();
     if stage.server() != worker {
         row.faults.push(format!("the worker was replaced: {}", stage.complaints()));
     }
     row.resident = Some((before, stage.resident()));
-    drop(stage);
+    step("stopping the daemon", || drop(stage));
     row.kcm = trial.into();
-    row.empty = trial::run(attack.name, &Stage::empty().root()).into();
+    let stage = step("starting the empty filesystem", Stage::empty);
+    row.empty = step("attacking the empty filesystem", || trial::run(attack.name, &stage.root())).into();
+    step("stopping the empty filesystem", || drop(stage));
     row
+}
+
+/// Does a part of the work. Says so if it takes long: it uses up the time of the attacks that follow.
+fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let done = work();
+    if started.elapsed() > SLOW {
+        eprintln!("  {what} took {:.1} s", started.elapsed().as_secs_f64());
+    }
+    done
 }
