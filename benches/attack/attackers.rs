@@ -32,6 +32,8 @@ pub struct Attack {
     pub what: &'static str,
     /// The pool that is delegated to the attacker.
     pub pool: Pool,
+    /// Why the claims of the victim cannot be held to the aim, if SECURITY.md says so.
+    pub limit: Option<&'static str>,
     start: fn(&Place, &Tally) -> io::Result<()>,
 }
 
@@ -41,7 +43,7 @@ const fn attack(
     start: fn(&Place, &Tally) -> io::Result<()>,
     what: &'static str,
 ) -> Attack {
-    Attack { name, what, pool, start }
+    Attack { name, what, pool, limit: None, start }
 }
 
 pub const ATTACKS: [Attack; 11] = [
@@ -73,12 +75,15 @@ pub const ATTACKS: [Attack; 11] = [
         polls,
         "46 processes poll 4,000 open files each, of a list that changes all the time",
     ),
-    attack(
-        "seekers",
-        Pool::Shared,
-        seekers,
-        "16 threads of lowest priority seek to the end of the victim's tasks file, beside 6 busy threads on their CPU",
-    ),
+    Attack {
+        limit: Some("the kernel locks the file while a thread that gets no CPU seeks to its end"),
+        ..attack(
+            "seekers",
+            Pool::Shared,
+            seekers,
+            "16 threads of lowest priority seek to the end of the victim's tasks file, beside 6 busy threads on their CPU",
+        )
+    },
     attack("storm", Pool::Shared, storm, "as many threads as the limit allows do all of it at random"),
     attack("readers", Pool::Shared, readers, "2,000 threads read info/* and self/*"),
 ];

@@ -12,7 +12,7 @@ const TO_DIE: Duration = Duration::from_secs(1);
 /// A running program; killed when dropped.
 pub struct Talker {
     child: Child,
-    said: Receiver<String>,
+    said: Receiver<(Instant, String)>,
 }
 
 impl Talker {
@@ -25,7 +25,7 @@ impl Talker {
         let (sender, said) = channel();
         // Ends with the program, or when nobody listens.
         std::thread::spawn(move || {
-            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send((Instant::now(), line)))
         });
         Self { child, said }
     }
@@ -39,11 +39,11 @@ impl Talker {
         let _ = self.child.stdin.as_mut().map(|stdin| writeln!(stdin, "{line}"));
     }
 
-    /// The next line.
+    /// The next line, and when it was said.
     ///
     /// # Errors
     /// It has closed its output, or says nothing until the deadline.
-    pub fn hear(&self, deadline: Instant) -> Result<String, RecvTimeoutError> {
+    pub fn hear(&self, deadline: Instant) -> Result<(Instant, String), RecvTimeoutError> {
         self.said.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     }
 

@@ -36,9 +36,6 @@ impl Trial {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for (what, victim) in [("claim", &self.claims), ("read", &self.reads)] {
-            if victim.is_hung {
-                faults.push(format!("a {what} of the victim hung"));
-            }
             if let Some(&errno) = victim.errors.first() {
                 let count = victim.errors.len();
                 faults.push(format!(
@@ -54,6 +51,14 @@ impl Trial {
     }
 }
 
+impl Trial {
+    /// The first slow answers.
+    pub fn slow(&self) -> String {
+        let slow = |what: &str, victim: &Measured| format!("{what}: {}", victim.slow.join(", "));
+        format!("slow {}; slow {}", slow("claims", &self.claims), slow("reads", &self.reads))
+    }
+}
+
 impl From<Trial> for Beside {
     fn from(trial: Trial) -> Self {
         Self { claims: trial.claims.samples, reads: trial.reads.samples, attacker: trial.attacker }
@@ -65,13 +70,13 @@ pub fn run(name: &str, root: &Path) -> Trial {
     let mut attacker = Talker::start(&[attackers::FLAG, name, root.to_str().expect("UTF-8")]);
     cgroup.add(attacker.pid());
     attacker.say("begin");
-    let ready = attacker.hear(Instant::now() + TO_START);
+    let ready = attacker.hear(Instant::now() + TO_START).map(|(_, line)| line);
     assert!(ready.as_deref() == Ok("ready"), "{name}: the attacker does not begin: {ready:?}");
     let started = Instant::now();
     let victims = ["claim", "read"].map(|kind| Victim::start(kind, root));
     let [claims, reads] = victims.map(|victim| victim.collect(started));
     attacker.say("count");
-    let counts = attacker.hear(Instant::now() + TO_COUNT).unwrap_or_default();
+    let counts = attacker.hear(Instant::now() + TO_COUNT).map_or_else(|_| String::new(), |(_, line)| line);
     let number = |text: &str| text.parse::<u64>().ok();
     let counts = counts.split_once(' ').and_then(|(done, refused)| Some((number(done)?, number(refused)?)));
     attacker.end();

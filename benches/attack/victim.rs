@@ -19,6 +19,8 @@ pub const FLAG: &str = "--victim";
 pub const WINDOW: Duration = Duration::from_secs(3);
 /// One operation begins this long after the one before, or when that has ended.
 const PACE: Duration = Duration::from_millis(5);
+/// An answer that takes longer is worth a look, in milliseconds.
+const SLOW: f64 = 50.0;
 /// How much longer than the window an operation may take before it counts as one that hangs.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -53,11 +55,12 @@ fn put(file: &Path, text: &str) -> io::Result<()> {
 /// The measurements of a victim.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// Milliseconds. An operation that hangs counts with the time until it was given up.
+    /// Milliseconds; infinite for an operation that hung.
     pub samples: Samples,
+    /// The first ones beyond [`SLOW`], with the time at which they ended.
+    pub slow: Vec<String>,
     /// The errors, by errno.
     pub errors: Vec<i32>,
-    pub is_hung: bool,
 }
 
 /// A running victim.
@@ -72,23 +75,28 @@ impl Victim {
     /// Collects its measurements until it ends. `started`: when the victims were started.
     pub fn collect(mut self, started: Instant) -> Measured {
         let deadline = started + WINDOW + GRACE;
-        let (mut times, mut errors, mut last) = (Vec::new(), Vec::new(), started);
-        let is_hung = loop {
+        let (mut times, mut slow, mut errors, mut last) = (Vec::new(), Vec::new(), Vec::new(), started);
+        loop {
             match self.0.hear(deadline) {
-                Ok(line) => {
+                Ok((at, line)) => {
                     let (nanoseconds, errno) = line.split_once(' ').expect("two numbers");
-                    times.push(nanoseconds.parse::<f64>().expect("a number") / 1e6);
+                    let took = nanoseconds.parse::<f64>().expect("a number") / 1e6;
+                    if took > SLOW && slow.len() < 8 {
+                        slow.push(format!("{took:.0} after {:.2} s", (at - started).as_secs_f64()));
+                    }
+                    times.push(took);
                     errors.extend(errno.parse::<i32>().ok().filter(|&errno| errno != 0));
-                    last = Instant::now();
+                    last = at;
                 }
-                Err(RecvTimeoutError::Disconnected) => break false,
+                Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    times.push(last.elapsed().as_secs_f64() * 1e3);
-                    break true;
+                    slow.push(format!("one that hung for {:.1} s", (deadline - last).as_secs_f64()));
+                    times.push(f64::INFINITY);
+                    break;
                 }
             }
-        };
+        }
         self.0.end();
-        Measured { samples: Samples::new(times), errors, is_hung }
+        Measured { samples: Samples::new(times), slow, errors }
     }
 }

@@ -93,6 +93,12 @@ fn an_aim_is_held_by_claims_and_reads_at_p99_and_at_worst() {
     let row =
         report::Row { name: "heirs", kcm, faults: vec!["a read hung".into()], ..report::Row::default() };
     assert!(!row.is_held(), "good figures do not make up for a fault");
+    let hung = Samples::new(vec![1.0, f64::INFINITY]);
+    let kcm = report::Beside { claims: hung, ..row.kcm.clone() };
+    let limited = report::Row { kcm, faults: Vec::new(), limit: Some("why"), ..row.clone() };
+    assert!(limited.is_accepted() && !limited.is_held(), "its reads hold");
+    assert!(!report::Row { limit: None, ..limited.clone() }.is_accepted());
+    assert!(report::table(&[limited]).contains("1.0, hung, hung"));
     let table = report::table(std::slice::from_ref(&row));
     assert!(table.contains("heirs") && table.contains("1.0, 50, 250") && table.contains("**no**"), "{table}");
     assert!(report::notes(&[row]).contains("kcm: 1 done, 2 refused; empty FUSE: unknown"));
