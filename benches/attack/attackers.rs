@@ -60,21 +60,11 @@ pub const ATTACKS: [Attack; 11] = [
         crowd,
         "64 writers claim for 100 processes at once in a pool of 128 unsuitable lists",
     ),
-    attack(
-        "long-commands",
-        Pool::Shared,
-        long_commands,
-        "200 writers of 64 KiB: PIDs of others, of nobody, and thread ids of their own",
-    ),
+    attack("long-commands", Pool::Shared, long_commands, "200 writers of 64 KiB: PIDs of others, thread ids"),
     attack("heirs", Pool::Exclusive, heirs, "6,000 heirs of one exclusive list die in turn"),
     attack("nonsense", Pool::Shared, nonsense, "1,500 threads write nonsense to 34 files"),
     attack("killed", Pool::Shared, killed, "64 processes create processes that claim and die"),
-    attack(
-        "polls",
-        Pool::Shared,
-        polls,
-        "46 processes poll 4,000 open files each, of a list that changes all the time",
-    ),
+    attack("polls", Pool::Shared, polls, "46 processes poll 4,000 open files each of a changing list"),
     Attack {
         limit: Some("the kernel locks the file while a thread that gets no CPU seeks to its end"),
         ..attack(
