@@ -1,4 +1,4 @@
-//! The two clocks: time since boot, which is never set back, for decisions; wall time for people.
+//! The clocks: time since boot, which is never set back, for decisions; wall time for people; CPU time for work.
 //!
 //! Owns their units. Does not know what a time is used for.
 

@@ -1,6 +1,7 @@
 //! Failpoints: the steps of every operation that changes something, at each of which a test can kill the daemon.
 //!
-//! Owns the list of steps. Does not know what the steps do. Debug builds only: in a release build `reached` is empty.
+//! Owns the list of steps, and what a daemon under test must not see. Does not know what the steps do. Debug builds only:
+//! in a release build `reached` is empty.
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
@@ -125,6 +126,41 @@ pub(crate) fn delay_write(uid: u32) {
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub(crate) fn delay_write(_: u32) {}
+
+/// Whether these are the cgroups of a test that runs beside the test of this daemon.
+///
+/// All tests use the same few CPUs and run as root, so without this a process of one test could be the heir or the
+/// intruder of another. A test's processes are in `/kcm-tests-<pid>/<thread>` (`tests/it/harness/own_cgroup.rs`), which
+/// a daemon in a cgroup namespace sees as `/../<thread>`, or in `/kcm-test-<pid>-<thread>-<number>`.
+#[cfg(debug_assertions)]
+pub(crate) fn is_of_another_test<'a>(paths: impl Iterator<Item = &'a str>) -> bool {
+    static OWN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let own = OWN.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        test_of(text.lines().filter_map(|line| line.splitn(3, ':').nth(2)))
+    });
+    test_of(paths).is_some_and(|test| Some(test) != *own)
+}
+
+/// Always false in a release build.
+#[cfg(not(debug_assertions))]
+pub(crate) fn is_of_another_test<'a>(_: impl Iterator<Item = &'a str>) -> bool {
+    false
+}
+
+/// Returns the thread of the test whose cgroups these are.
+#[cfg(debug_assertions)]
+fn test_of<'a>(mut paths: impl Iterator<Item = &'a str>) -> Option<String> {
+    paths.find_map(|path| {
+        let number = |text: &str| {
+            text.split(['/', '-']).next().filter(|it| it.parse::<u32>().is_ok()).map(str::to_owned)
+        };
+        let after_pid = |rest: &str, separator| number(rest.split_once(separator)?.1);
+        let own = path.strip_prefix("/kcm-tests-").and_then(|rest| after_pid(rest, '/'));
+        let other = || path.strip_prefix("/kcm-test-").and_then(|rest| after_pid(rest, '-'));
+        own.or_else(other).or_else(|| number(path.strip_prefix("/../")?))
+    })
+}
 
 /// Whether the daemon must behave as if the kernel could not send requests again. Never in a release build.
 pub(crate) fn hides_resend() -> bool {

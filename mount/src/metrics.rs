@@ -37,6 +37,7 @@ struct Counts {
     ended: Count,
     reclaimed: Count,
     unrecorded: Count,
+    intruders: Count,
     /// By the name of the error number.
     refusals: Mutex<BTreeMap<String, u64>>,
     latency: Histogram,
@@ -53,6 +54,8 @@ pub(crate) enum Counter {
     Reclaimed,
     /// A refusal without event and record, because its user has caused too many.
     Unrecorded,
+    /// A process was found pinned within an exclusive list that came free.
+    Intruders,
 }
 
 /// The current state of one pool.
@@ -79,6 +82,7 @@ impl Metrics {
             ended: Count::default(),
             reclaimed: Count::default(),
             unrecorded: Count::default(),
+            intruders: Count::default(),
             refusals: Mutex::default(),
             latency: Histogram::new(BOUNDS),
         }))
@@ -95,6 +99,7 @@ impl Metrics {
             Counter::Ended => counts.ended.inc(),
             Counter::Reclaimed => counts.reclaimed.inc(),
             Counter::Unrecorded => counts.unrecorded.inc(),
+            Counter::Intruders => counts.intruders.inc(),
         };
     }
 
@@ -158,6 +163,7 @@ impl Collector for Snapshot {
             ("kcm_inherited", &counts.inherited, "Claims that passed from a dead task to its heir."),
             ("kcm_ended", &counts.ended, "Claims that ended because the task exited."),
             ("kcm_reclaimed", &counts.reclaimed, "Claims taken back from tasks that were killed."),
+            ("kcm_intruders", &counts.intruders, "Processes found on an exclusive list that came free."),
         ] {
             encode_one(out, name, help, None, counter)?;
         }

@@ -187,6 +187,12 @@ impl ProcFs {
         Ok(self.read(&format!("{tid}/stat"))?.and_then(|text| Stat::parse(&text)))
     }
 
+    /// Reads `/proc/PID/task/TID/stat`; `None` if the thread has gone. Unlike [`ProcFs::stat`] of a process, it does not add
+    /// up all threads.
+    pub(crate) fn thread_stat(&self, pid: u32, tid: u32) -> io::Result<Option<Stat>> {
+        Ok(self.read(&format!("{pid}/task/{tid}/stat"))?.and_then(|text| Stat::parse(&text)))
+    }
+
     /// Reads `/proc/TID/status` of a process or thread; `None` if it has gone.
     ///
     /// # Errors

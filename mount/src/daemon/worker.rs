@@ -156,6 +156,8 @@ fn start(
 fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -> io::Result<()> {
     let notifier = Arc::clone(engine);
     std::thread::Builder::new().name("kcm-notify".into()).spawn(move || notifier.notify_forever())?;
+    let searcher = Arc::clone(engine);
+    std::thread::Builder::new().name("kcm-search".into()).spawn(move || searcher.search_forever())?;
     let flusher = Arc::clone(engine);
     std::thread::Builder::new().name("kcm-flush".into()).spawn(move || flusher.flush_forever())?;
     let ended = Arc::clone(ended);

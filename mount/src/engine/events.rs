@@ -26,7 +26,7 @@ pub(crate) struct Event {
     pub(crate) cpus: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<u32>,
-    /// The user of the claim, or the user who was refused. The event counts as this user's.
+    /// The user of the claim or of the intruder, or the user who was refused. The event counts as this user's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uid: Option<u32>,
     /// The list before a move, or the dead task of an inherited claim.

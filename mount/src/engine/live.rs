@@ -3,6 +3,7 @@
 //! Owns nothing but the delegation. Does not know what the engine does with it.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::ports::{Clock, Journal, Masks, Ports, Process, Processes, Watch};
 use super::{Engine, StartError};
 use crate::clock;
 use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
-use crate::model::command::{Ending, SavedMask};
+use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -104,8 +105,12 @@ impl Processes for Machine {
         self.processes.walk_ancestors(from, most, visit);
     }
 
-    fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
-        self.processes.scan(wanted)
+    fn scan(
+        &self,
+        wanted: &dyn Fn(&CpuSet) -> bool,
+        visit: &mut dyn FnMut(ScannedProcess) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        self.processes.scan(wanted, visit)
     }
 
     fn tells_reused_pids(&self) -> bool {
@@ -136,7 +141,7 @@ impl Processes for Machine {
         self.processes.started(process)
     }
 
-    fn cgroup(&self, process: &process::Process) -> Option<u64> {
+    fn cgroup(&self, process: &process::Process) -> Option<CgroupId> {
         self.processes.cgroup(process)
     }
 
@@ -150,6 +155,10 @@ impl Processes for Machine {
 
     fn ending(&self, process: &process::Process) -> Ending {
         self.processes.ended(process)
+    }
+
+    fn user_at_death(&self, process: &process::Process) -> Option<u32> {
+        self.processes.user_at_death(process)
     }
 }
 

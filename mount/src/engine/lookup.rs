@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use super::events::Event;
 use super::ports::{Clock as _, Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::session_thread;
+use super::search::{Concern, LIMIT};
 use super::{Caller, Engine, ProcessOf, Refused};
 use crate::clock;
 use crate::failpoint::{Step, reached};
@@ -102,13 +103,17 @@ impl<P: Ports> Engine<P> {
 
     /// Returns the list of the reader, or of its nearest ancestor whose list it runs on.
     pub(crate) fn claim_of_reader(&self, caller: Caller) -> Option<ListName> {
-        self.reap();
         let reader = self.process_of(caller)?;
         if let Some((_, list)) = self.claim_and_list(&reader.id()) {
             return Some(list);
         }
         // Ancestors are looked at only if one of them can count.
         let mask = self.processes.leader_mask(reader.id().pid).ok()?;
+        self.reap_for(Concern::Around(&mask), LIMIT);
+        // It may be the heir of a task that has died.
+        if let Some((_, list)) = self.claim_and_list(&reader.id()) {
+            return Some(list);
+        }
         let within = self.taken_list_around(&mask)?;
         let started = self.processes.started(&reader)?;
         let mut found = None;

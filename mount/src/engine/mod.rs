@@ -6,12 +6,12 @@
 //!
 //! # Locks
 //!
-//! Locks are taken in this order, never in the opposite one: `configuring`, `reaping`, `claims`, and then at most
-//! one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and the internal locks
-//! of `changes` and of the ports.
+//! Locks are taken in this order, never in the opposite one: `configuring`, the lock of a running search, `reaping`,
+//! `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
+//! the internal locks of `search`, of `changes` and of the ports.
 //!
-//! No thread does I/O while it holds `claims`, `reaping`, or a lock after them. Under these locks records are
-//! only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
+//! No thread does I/O while it holds `claims`, `reaping`, the lock of a running search, or a lock after them. Under these
+//! locks records are only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
 //! released. A request that changes something writes them itself before it is answered; a request that reads
 //! only [asks](ports::Journal::request_flush) the journal's thread to do it, and readers of events wait for that
 //! thread for a [bounded time](ports::Journal::flush_within). So if the disk of the state
@@ -22,12 +22,14 @@
 //! Nothing under `claims` makes a system call on another process, except to add a process to the watch or to
 //! remove it.
 //!
-//! Longer than 400 lines because the state of the engine and the order of its locks are one subject.
+//! Longer than 400 lines because it has what all its modules share: the engine's fields, the order of its locks, and how a
+//! change becomes an event.
 
 mod budget;
 mod changes;
 mod configure;
 mod events;
+mod intruders;
 mod last_error;
 mod live;
 mod lookup;
@@ -38,6 +40,7 @@ mod replay;
 mod requester;
 mod resolve;
 mod rights;
+mod search;
 mod show;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -56,19 +59,21 @@ pub(crate) use changes::{Changes, Notify};
 use configure::Configuring;
 pub(crate) use configure::{Attributes, NODES_EACH};
 use events::{Event, Events};
+use intruders::Intruders;
 use last_error::Refusals;
 pub(crate) use last_error::Refused;
 pub(crate) use live::Live;
 pub(crate) use ports::Ports;
 use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
 pub(crate) use replay::{Admission, RequestId};
+use search::Search;
 
 use crate::failpoint::{Step, reached};
 use crate::journal::{AppendError, EventLine, Record, Recovered};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
-use crate::model::pool::{ListId, PoolId};
+use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::{Access, User};
 use crate::model::task::{Pid, TaskId, before_nul};
@@ -108,8 +113,10 @@ pub(crate) struct Engine<P: Ports = Live> {
     claims: Mutex<Claims>,
     /// Notified when a plan has been settled or abandoned.
     plan_finished: Condvar,
-    /// Held while dead tasks are reaped, so that another thread waits until they are.
+    /// Held while deaths are noticed, so that another thread waits until they are.
     reaping: Mutex<()>,
+    search: Search,
+    intruders: Intruders,
     configuring: Configuring,
     attributes: RwLock<HashMap<u64, Attributes>>,
     processes: P::Processes,
@@ -169,6 +176,8 @@ impl<P: Ports> Engine<P> {
             claims: Mutex::new(Claims::new(processes.limit())),
             plan_finished: Condvar::new(),
             reaping: Mutex::new(()),
+            search: Search::default(),
+            intruders: Intruders::default(),
             configuring: Configuring::new(recovered.config.next_node),
             attributes: RwLock::default(),
             events: Mutex::new(events),
@@ -210,7 +219,7 @@ impl<P: Ports> Engine<P> {
 
     /// Locks the claims, with the dead tasks reaped. For everything that shows or decides who holds what.
     pub(crate) fn live_claims(&self) -> MutexGuard<'_, Claims> {
-        self.reap();
+        self.reap_all();
         self.claims.lock()
     }
 
@@ -267,9 +276,13 @@ impl<P: Ports> Engine<P> {
                 Change::Claimed(claim) => ("claimed", Counter::Claimed, claim, None),
                 Change::Moved { from, to } => {
                     self.list_changed(claims, *from);
+                    self.note_released(claims, *from);
                     ("moved", Counter::Moved, to, claims.list(*from).map(|list| list.name().to_string()))
                 }
-                Change::Released(claim) => ("released", Counter::Released, claim, None),
+                Change::Released(claim) => {
+                    self.note_released(claims, claim.list);
+                    ("released", Counter::Released, claim, None)
+                }
                 Change::Inherited { from, to } => {
                     ("inherited", Counter::Inherited, to, Some(from.pid.to_string()))
                 }
@@ -283,7 +296,19 @@ impl<P: Ports> Engine<P> {
             };
             self.list_changed(claims, claim.list);
             self.metrics.count(counter);
-            self.event(Event { from, ..list_event(event, claims, claim) });
+            // Whoever gets the list is not alone there.
+            let is_claim = matches!(change, Change::Claimed(_) | Change::Moved { .. });
+            let list = claims.list(claim.list).filter(|list| is_claim && list.has_intruders());
+            let reason = list.map(|_| "another process is pinned within the list".to_owned());
+            self.event(Event { from, reason, ..list_event(event, claims, claim) });
+        }
+    }
+
+    /// Has processes looked for that stay behind on an exclusive list.
+    fn note_released(&self, claims: &Claims, id: ListId) {
+        let pool = claims.list(id).and_then(|list| claims.pool(list.pool()));
+        if pool.is_some_and(|pool| pool.exclusivity() == Exclusivity::Exclusive) {
+            self.search.add_released(id);
         }
     }
 
@@ -371,13 +396,19 @@ fn not_recorded(error: AppendError) -> Refusal {
 }
 
 fn list_event(event: &'static str, claims: &Claims, claim: &Claim) -> Event {
-    let name = claims.list(claim.list).map(|list| list.name().clone());
+    Event {
+        pid: Some(claim.task.pid.get()),
+        uid: Some(claim.uid),
+        ..list_event_of(event, claims, claim.list)
+    }
+}
+
+fn list_event_of(event: &'static str, claims: &Claims, list: ListId) -> Event {
+    let name = claims.list(list).map(|list| list.name().clone());
     Event {
         event,
         pool: name.as_ref().map(|name| name.pool.to_string()),
         cpus: name.map(|name| name.cpus),
-        pid: Some(claim.task.pid.get()),
-        uid: Some(claim.uid),
         ..Event::default()
     }
 }

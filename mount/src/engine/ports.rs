@@ -5,12 +5,13 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::{AppendError, Config, Record};
-use crate::model::command::{Ending, SavedMask};
+use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -61,8 +62,13 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     /// PID namespace, or has seen `most` ancestors. PID 1 of the machine is left out.
     fn walk_ancestors(&self, from: &Self::Process, most: usize, visit: &mut dyn FnMut(TaskId) -> bool);
 
-    /// Returns all processes whose leader's mask is wanted, without kernel threads.
-    fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>>;
+    /// Calls `visit` with all processes that have a thread whose mask is wanted, without kernel threads, until it breaks
+    /// off: first those whose first thread has such a mask, then the others; the oldest first.
+    fn scan(
+        &self,
+        wanted: &dyn Fn(&CpuSet) -> bool,
+        visit: &mut dyn FnMut(ScannedProcess) -> ControlFlow<()>,
+    ) -> io::Result<()>;
 
     /// Returns whether a [`TaskId`] is unique for this boot.
     fn tells_reused_pids(&self) -> bool;
@@ -84,8 +90,8 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     /// Returns the time of its start, in clock ticks since boot.
     fn started(&self, process: &Self::Process) -> Option<u64>;
 
-    /// Returns its cgroup, as a number.
-    fn cgroup(&self, process: &Self::Process) -> Option<u64>;
+    /// Returns its cgroups.
+    fn cgroup(&self, process: &Self::Process) -> Option<CgroupId>;
 
     /// Returns the number that [`Processes::cgroup`] has for the cgroup that an earlier version recorded as `recorded`.
     fn upgrade_cgroup(&self, process: &Self::Process, recorded: u64) -> u64;
@@ -95,6 +101,9 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
 
     /// Returns how a dead process ended.
     fn ending(&self, process: &Self::Process) -> Ending;
+
+    /// Returns the real uid of a dead process, if the kernel can still tell.
+    fn user_at_death(&self, process: &Self::Process) -> Option<u32>;
 }
 
 /// Sets and reads the affinity masks of tasks.
@@ -102,7 +111,7 @@ pub(crate) trait Masks: Processes {
     /// The masks that the threads of a task had, for [`Masks::undo`].
     type SavedMasks: Debug;
 
-    /// Returns the mask of the task's leader.
+    /// Returns the mask of the task's leader, or of the thread with this number.
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError>;
 
     /// Returns the mask to save for a task, as far as it is known without touching the task.

@@ -1,79 +1,126 @@
 //! Reaping: removing the claims of dead tasks, whenever somebody could see them.
 //!
 //! Owns how a death is noticed and carried out. Does not decide who inherits or how an ending is called: the
-//! model does.
+//! model does. Does not know how heirs are found: `search` does.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
 
 use super::ports::{Clock as _, Journal as _, Ports, Process as _, Processes as _, Watch as _};
+use super::search::{BRIEF, Concern, DeadClaim, LIMIT};
 use super::{Engine, ProcessOf, list_event};
-use crate::failpoint::{Step, reached};
 use crate::journal::{Reclaimed, Record};
-use crate::model::claims::{Claims, heir};
-use crate::model::command::{Change, Claim, Command, Ending, HeirCandidate, TaskInfo};
-use crate::model::cpuset::CpuSet;
+use crate::model::claims::Claims;
+use crate::model::command::{Change, Claim, Command, Ending, Heir, Request, Target, TaskInfo};
+use crate::model::pool::PoolId;
 use crate::model::task::TaskId;
-use crate::process::ScannedProcess;
-
-/// The claim of a dead task.
-struct DeadClaim {
-    claim: Arc<Claim>,
-    cpus: CpuSet,
-    inheritable: bool,
-}
 
 impl<P: Ports> Engine<P> {
-    /// Reaps dead tasks. Costs one system call if there are none.
+    /// Notices deaths, and ends or passes on the claims of dead tasks as far as that is quick. Costs one system call if
+    /// there are none.
     pub(crate) fn reap(&self) {
+        self.reap_for(Concern::Everything, Duration::ZERO);
+    }
+
+    /// Notices deaths. Ends or passes on the claims of the dead tasks that this caller could see, but waits for that no
+    /// longer than `limit`; until then they hold their lists.
+    pub(super) fn reap_for(&self, concern: Concern<'_>, limit: Duration) {
+        self.notice_deaths();
+        self.await_search(concern, limit);
+    }
+
+    /// Reaps for a reader who could see all dead tasks, but depends on none of them.
+    pub(super) fn reap_briefly(&self) {
+        self.reap_for(Concern::Everything, BRIEF);
+    }
+
+    /// The same for everything that there is, for callers who need to know what is free.
+    pub(super) fn reap_all(&self) {
+        self.reap_for(Concern::Everything, LIMIT);
+    }
+
+    /// Locks the claims for the decision on a write: no dead task holds a list that the write concerns, and what is known
+    /// of intruders is still so.
+    pub(super) fn claims_for(&self, request: &Request) -> MutexGuard<'_, Claims> {
+        match request.target {
+            Target::List(list) => self.reap_for(Concern::List(list), LIMIT),
+            Target::Pool(pool) => {
+                self.notice_deaths();
+                // A list that may come free is not waited for if there are others.
+                let waits = !self.search.is_idle() && self.free_lists(pool, request) < request.claim.len();
+                self.await_search(Concern::Pool(pool), if waits { LIMIT } else { Duration::ZERO });
+            }
+        }
+        self.check_intruders(request);
+        self.claims.lock()
+    }
+
+    /// Returns how many lists of the pool are free and were not refused by the kernel.
+    fn free_lists(&self, pool: PoolId, request: &Request) -> usize {
+        let claims = self.claims.lock();
+        let lists = claims.pool(pool).into_iter().flat_map(|pool| pool.lists());
+        let suitable = lists.filter(|list| !request.unsuitable.iter().any(|(_, other)| other == list));
+        suitable.filter(|id| claims.list(*id).is_some_and(|list| list.is_free())).count()
+    }
+
+    /// Ends the claims of dead tasks that nobody can inherit, and has the heirs of the others looked for.
+    pub(super) fn notice_deaths(&self) {
         if !self.processes.any_dead() {
             return;
         }
-        let changes = {
-            // Another thread that comes here waits until the first one has reaped them.
-            let _one = self.reaping.lock();
-            self.reap_all(&self.processes.dead())
-        };
+        // Another thread that comes here waits until the first one has noticed them.
+        let one = self.reaping.lock();
+        for task in self.processes.dead() {
+            let Some(dead) = self.dead_claim(task) else { continue };
+            if dead.is_inheritable {
+                self.search.add(dead);
+                self.processes.unwatch(&task);
+            } else {
+                self.end_claim(&dead, None);
+            }
+        }
+        drop(one);
+        self.plan_finished.notify_all();
         // The caller may be a read, which must not wait for a disk.
         self.journal.request_flush();
-        for change in changes {
-            log::debug!("reaped: {change:?}");
-        }
     }
 
-    /// Passes on or ends the claims of these dead tasks. Returns the changes.
-    pub(super) fn reap_all(&self, dead: &[TaskId]) -> Vec<Change> {
-        if dead.is_empty() {
-            return Vec::new();
-        }
-        let dead_claims = dead_claims(&self.claims.lock(), dead);
-        let candidates = self.heir_candidates(&dead_claims);
-        let mut changes = Vec::new();
-        for dead in &dead_claims {
-            let heir = heir(&dead.claim, &dead.cpus, self.clock.tick(), &candidates)
-                .filter(|_| dead.inheritable)
-                .and_then(|info| Some((self.reopen(info)?, info.clone())));
-            changes.extend(self.reap_one(dead, heir));
-            reached(Step::DeathReaped);
-        }
-        self.plan_finished.notify_all();
-        changes
+    /// Returns the claim of a dead task. A task whose first claim is still in flight has none: its plan ends by itself.
+    pub(super) fn dead_claim(&self, task: TaskId) -> Option<DeadClaim> {
+        let process = self.processes.watched(&task);
+        let ending = process.as_ref().map_or(Ending::Unknown, |process| self.processes.ending(process));
+        let user = process.and_then(|process| self.processes.user_at_death(&process));
+        let claims = self.claims.lock();
+        let claim = Arc::clone(claims.claim(&task)?);
+        let list = claims.list(claim.list)?;
+        Some(DeadClaim {
+            ending,
+            user,
+            pool: list.pool(),
+            cpus: list.cpus().clone(),
+            is_inheritable: claims.is_inheritable(&claim),
+            is_in_flight: claims.is_in_flight(&task),
+            claim,
+        })
     }
 
     /// Passes a claim to the heir or ends it. Its record is deferred under the lock of the claims, so that it
     /// precedes the record of any later claim on the list.
-    fn reap_one(&self, dead: &DeadClaim, heir: Option<(ProcessOf<P>, TaskInfo)>) -> Option<Change> {
+    pub(super) fn end_claim(&self, dead: &DeadClaim, heir: Option<Heir>) {
         let task = dead.claim.task;
-        let process = self.processes.watched(&task);
-        let ending = process.map_or(Ending::Unknown, |process| self.processes.ending(&process));
-        let (heir_process, heir_info) = heir.unzip();
+        let heir = heir.and_then(|heir| Some((self.reopen(&heir.info)?, heir)));
         let mut claims = self.claims.lock();
-        let claim = claims.claim(&task).cloned()?;
+        let Some(claim) = claims.claim(&task).cloned() else { return };
         // Since the heir was found, it may have got a claim itself, or a move of the dead task may have been
         // settled; then the heir is not on the list that the dead task leaves.
-        let heir = heir_info
-            .filter(|heir| claim == dead.claim && claims.can_inherit(&claim, &heir.task))
-            .filter(|_| heir_process.is_some_and(|process| self.processes.watch(Arc::new(process)).is_ok()));
-        let mut effects = claims.apply(Command::End { task, ending, heir }).ok()?;
+        let heir = heir
+            .filter(|(_, heir)| claim == dead.claim && claims.can_inherit(&claim, &heir.info.task))
+            .filter(|(process, _)| self.processes.watch(Arc::clone(process)).is_ok())
+            .map(|(_, heir)| heir);
+        let end = Command::End { task, ending: dead.ending, heir };
+        let Ok(mut effects) = claims.apply(end) else { return };
         self.processes.unwatch(&task);
         self.publish(&claims, &effects);
         let record = match effects.changes.first() {
@@ -82,10 +129,11 @@ impl<P: Ports> Engine<P> {
             Some(Change::Reclaimed(claim)) => {
                 Record::Ended { task, reclaimed: Some(self.reclaim(&claims, claim)) }
             }
-            _ => return None,
+            _ => return,
         };
         self.journal.defer(record);
-        effects.changes.pop()
+        drop(claims);
+        log::debug!("reaped: {:?}", effects.changes.pop());
     }
 
     /// Adds a claim to `info/reclaimed`.
@@ -105,39 +153,9 @@ impl<P: Ports> Engine<P> {
         reclaimed
     }
 
-    /// Returns the processes whose mask lies within one of the lists to inherit, from a single scan of /proc.
-    fn heir_candidates(&self, dead_claims: &[DeadClaim]) -> Vec<HeirCandidate> {
-        let lists: Vec<&CpuSet> =
-            dead_claims.iter().filter(|dead| dead.inheritable).map(|dead| &dead.cpus).collect();
-        if lists.is_empty() {
-            return Vec::new();
-        }
-        let within = |mask: &CpuSet| !mask.is_empty() && lists.iter().any(|cpus| mask.is_subset(cpus));
-        // Without /proc there are no heirs; the daemon has other problems then.
-        let found = self.processes.scan(&within).unwrap_or_default();
-        let candidate = |found: ScannedProcess| HeirCandidate {
-            info: self.task_info_of(found.task, &found.facts),
-            cgroup: found.cgroup,
-            started: found.started,
-            mask: found.mask,
-        };
-        found.into_iter().map(candidate).collect()
-    }
-
     /// Returns the process of a task, if it is alive.
-    fn reopen(&self, info: &TaskInfo) -> Option<ProcessOf<P>> {
+    fn reopen(&self, info: &TaskInfo) -> Option<Arc<ProcessOf<P>>> {
         let process = self.processes.open(info.task.pid).ok().flatten()?;
-        (process.id() == info.task && process.is_alive()).then_some(process)
+        (process.id() == info.task && process.is_alive()).then(|| Arc::new(process))
     }
-}
-
-/// Returns the claims of these dead tasks. A task whose first claim is still in flight has none: its plan ends
-/// by itself.
-fn dead_claims(claims: &Claims, dead: &[TaskId]) -> Vec<DeadClaim> {
-    let dead_claim = |task: &TaskId| {
-        let claim = claims.claim(task)?.clone();
-        let list = claims.list(claim.list)?;
-        Some(DeadClaim { cpus: list.cpus().clone(), inheritable: claims.is_inheritable(&claim), claim })
-    };
-    dead.iter().filter_map(dead_claim).collect()
 }

@@ -9,7 +9,7 @@ use super::ports::{Journal as _, Masks as _, Ports, Process as _, Processes as _
 use super::{Attributes, Engine, ProcessOf};
 use crate::journal::{PoolConfig, Record, Recovered};
 use crate::model::claims::Claims;
-use crate::model::command::{Claim, Command, Ending, Rejected, SavedMask};
+use crate::model::command::{Claim, Command, Ending, Kin, Rejected, SavedMask};
 use crate::model::pool::PoolId;
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
@@ -37,7 +37,13 @@ impl<P: Ports> Engine<P> {
         );
         let dead: Vec<TaskId> =
             recorded.into_iter().filter_map(|claim| self.recover_claim(claim, suspect)).collect();
-        self.reap_all(&dead);
+        for task in dead {
+            match self.dead_claim(task) {
+                Some(dead) if dead.is_inheritable => self.search.add(dead),
+                Some(dead) => self.end_claim(&dead, None),
+                None => {}
+            }
+        }
         for claim in releasing {
             self.roll_back(&claim, &claim.saved.clone());
             self.journal.defer(Record::Released { task: claim.task });
@@ -46,6 +52,7 @@ impl<P: Ports> Engine<P> {
             self.roll_back_intent(&intent);
         }
         self.reap();
+        self.search_now();
     }
 
     /// Restores a recorded claim. The claim of a dead task is restored too, so that its heirs are found.
@@ -84,10 +91,16 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    /// Returns the claim with the number of its cgroup as this version records it.
+    /// Returns the claim with its cgroups as this version records them, if they are those of the task now.
     fn upgrade_claim(&self, claim: Arc<Claim>, process: &ProcessOf<P>) -> Arc<Claim> {
-        let cgroup = self.processes.upgrade_cgroup(process, claim.cgroup);
-        if cgroup == claim.cgroup { claim } else { Arc::new(Claim { cgroup, ..Claim::clone(&claim) }) }
+        if !claim.kin.cgroups.is_empty() {
+            return claim;
+        }
+        let number = self.processes.upgrade_cgroup(process, claim.cgroup);
+        let now = self.processes.cgroup(process).filter(|now| now.number == number);
+        let cgroups = now.map(|now| now.cgroups).into_iter().collect();
+        let kin = Kin { cgroups, ..claim.kin.clone() };
+        Arc::new(Claim { cgroup: number, kin, ..Claim::clone(&claim) })
     }
 
     /// Returns whether a recorded claim is valid. If records may be missing, or if the kernel may have reused the

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::ports::{Journal as _, Ports};
+use super::search::{Concern, LIMIT};
 use crate::metrics::PoolGauge;
 use crate::model::claims::Claims;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
@@ -20,14 +21,14 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 impl<P: Ports> Engine<P> {
     /// Returns the `tasks` file of a list; empty if the list has been removed.
     pub(crate) fn show_list_tasks(&self, id: ListId) -> Arc<[u8]> {
-        self.show_tasks(id.tasks_node(), |claims| {
+        self.show_tasks(id.tasks_node(), Concern::List(id), |claims| {
             claims.list(id).into_iter().flat_map(|list| list.tasks()).map(|task| task.pid).collect()
         })
     }
 
     /// Returns the `tasks` file of a pool; empty if the pool has been removed.
     pub(crate) fn show_pool_tasks(&self, id: PoolId) -> Arc<[u8]> {
-        self.show_tasks(id.tasks_node(), |claims| {
+        self.show_tasks(id.tasks_node(), Concern::Pool(id), |claims| {
             let lists =
                 claims.pool(id).into_iter().flat_map(|pool| pool.taken()).filter_map(|id| claims.list(id));
             let mut pids: Vec<Pid> = lists.flat_map(|list| list.tasks()).map(|task| task.pid).collect();
@@ -38,9 +39,15 @@ impl<P: Ports> Engine<P> {
 
     /// Returns ascending PIDs with commas between them and a newline at the end; nothing if there are none. The
     /// text is made once per version of the file.
-    fn show_tasks(&self, node: u64, pids: impl FnOnce(&Claims) -> Vec<Pid>) -> Arc<[u8]> {
+    fn show_tasks(
+        &self,
+        node: u64,
+        concern: Concern<'_>,
+        pids: impl FnOnce(&Claims) -> Vec<Pid>,
+    ) -> Arc<[u8]> {
         let (version, pids) = {
-            let claims = self.live_claims();
+            self.reap_for(concern, LIMIT);
+            let claims = self.claims.lock();
             // Under the lock, so that version and tasks belong together.
             let version = self.changes.version(node);
             if let Some((_, text)) = self.shown.lock().get(&node).filter(|(shown, _)| *shown == version) {
@@ -63,7 +70,7 @@ impl<P: Ports> Engine<P> {
     /// Returns `info/events`, and the size that the file would have if no line had been dropped. `since`: only the lines
     /// that were added since the file had this size.
     pub(crate) fn show_events(&self, since: Option<u64>) -> (String, u64) {
-        self.reap();
+        self.reap_briefly();
         self.journal.flush_within(FLUSH_LIMIT);
         let events = self.events.lock();
         (since.map_or_else(|| events.show(), |size| events.show_since(size)), events.end())
@@ -77,7 +84,7 @@ impl<P: Ports> Engine<P> {
 
     /// Returns `info/reclaimed`.
     pub(crate) fn show_reclaimed(&self) -> String {
-        self.reap();
+        self.reap_briefly();
         self.journal.flush_within(FLUSH_LIMIT);
         self.events.lock().show_reclaimed()
     }
@@ -85,7 +92,8 @@ impl<P: Ports> Engine<P> {
     /// Returns `info/metrics`.
     pub(crate) fn show_metrics(&self) -> String {
         let pools: Vec<PoolGauge> = {
-            let claims = self.live_claims();
+            self.reap_briefly();
+            let claims = self.claims.lock();
             let gauge = |(_, pool): (PoolId, &crate::model::claims::Pool)| {
                 let lists = pool.lists().filter_map(|id| claims.list(id));
                 let lists: Vec<usize> = lists.map(|list| list.tasks().len()).collect();

@@ -191,7 +191,7 @@ impl<P: Ports> Engine<P> {
     /// Decides a write. Waits while another write has one of the tasks in flight.
     fn decide(&self, request: &Request, requester: &Requester, deadline: Instant) -> Result<Plan, Refusal> {
         loop {
-            let mut claims = self.live_claims();
+            let mut claims = self.claims_for(request);
             match claims.apply(Command::Write(request.clone())) {
                 Ok(effects) => return Ok(effects.plan),
                 Err(Rejected::Refused(refusal)) => return Err(refusal),

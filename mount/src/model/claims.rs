@@ -11,18 +11,15 @@
 //! until it is settled or abandoned. Does not know how masks are set, records are kept, deaths are noticed or
 //! PIDs are translated: time, rights and liveness are inputs.
 //!
-//! `pools` has the pools and lists, `deciding` decides what a write would do, and `configuring` adds and removes
-//! pools and lists.
-//!
-//! Longer than 400 lines because the rules share the invariants above, and a reader checks each rule against all of
-//! them.
+//! `pools` has the pools and lists, `deciding` decides what a write would do, `heirs` decides who inherits, and
+//! `configuring` adds and removes pools and lists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::command::{
-    Change, Claim, ClaimKind, Command, CompletedPlacement, CompletedPlan, Effects, Ending, HeirCandidate,
-    Origin, Plan, Rejected, Request, TaskInfo,
+    Change, Claim, ClaimKind, Command, CompletedPlacement, CompletedPlan, Effects, Ending, Heir, Origin,
+    Plan, Rejected, Request,
 };
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId};
@@ -31,11 +28,13 @@ use super::task::TaskId;
 
 mod configuring;
 mod deciding;
+mod heirs;
 mod pools;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use deciding::check_permission;
+pub use heirs::{ListToPassOn, is_intruder};
 use pools::Stage;
 pub use pools::{List, Pool};
 
@@ -108,7 +107,7 @@ impl Claims {
     }
 
     /// Returns whether this task can get the claim of a dead task: it has no claim itself, and the list is not
-    /// reserved for another task. [`heir`] checks the rest.
+    /// reserved for another task. [`ListToPassOn`] has the rest.
     #[must_use]
     pub fn can_inherit(&self, claim: &Claim, heir: &TaskId) -> bool {
         let excluding = BTreeSet::from([claim.task]);
@@ -137,6 +136,12 @@ impl Claims {
             Command::Settle(plan) => Ok(self.settle(plan)),
             Command::Abandon(plan) => Ok(self.abandon(&plan)),
             Command::End { task, ending, heir } => Ok(self.end(task, ending, heir)),
+            Command::NoteIntruders { list, present } => {
+                if let Some(list) = self.lists.get_mut(&list) {
+                    list.has_intruders = present;
+                }
+                Ok(Effects::default())
+            }
             other => Ok(self.configure(other)?),
         }
     }
@@ -151,9 +156,11 @@ impl Claims {
             Command::CloseList { id, now } => self.close_list(id, now),
             Command::RemoveList(id) => Ok(self.remove_list(id)),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
-            Command::Write(_) | Command::Settle(_) | Command::Abandon(_) | Command::End { .. } => {
-                Ok(Effects::default())
-            }
+            Command::Write(_)
+            | Command::Settle(_)
+            | Command::Abandon(_)
+            | Command::End { .. }
+            | Command::NoteIntruders { .. } => Ok(Effects::default()),
         }
     }
 
@@ -262,17 +269,17 @@ impl Claims {
         Some(claim)
     }
 
-    fn end(&mut self, task: TaskId, ending: Ending, heir: Option<TaskInfo>) -> Effects {
+    fn end(&mut self, task: TaskId, ending: Ending, heir: Option<Heir>) -> Effects {
         let in_flight = self.is_in_flight(&task);
         let claim = self.drop_claim(&task);
         if in_flight {
             self.tasks.insert(task, TaskState { claim: None, in_flight, dead: true });
         }
         let Some(claim) = claim else { return Effects::default() };
-        let heir = heir.filter(|heir| self.can_inherit(&claim, &heir.task));
+        let heir = heir.filter(|heir| self.can_inherit(&claim, &heir.info.task));
         let change = match (heir, ending) {
-            (Some(heir), _) => {
-                let to = Claim { task: heir.task, uid: heir.uids.real, ..Claim::clone(&claim) };
+            (Some(Heir { info, kin }), _) => {
+                let to = Claim { task: info.task, uid: info.uids.real, kin, ..Claim::clone(&claim) };
                 let to = Arc::new(to);
                 self.hold(to.clone());
                 Change::Inherited { from: task, to }
@@ -305,13 +312,10 @@ impl Claims {
         Holder { task, list, held: now.saturating_sub(since) }
     }
 
-    /// Returns the name of the first free list of the pool.
+    /// Returns the name of the free list that a claim of any list of the pool gets.
     fn free_list(&self, pool: &Pool) -> Option<String> {
-        let nobody = BTreeSet::new();
-        let mut lists = pool.lists().filter_map(|id| self.lists.get(&id));
-        lists
-            .find(|list| list.stage == Stage::Open && list.other_task(&nobody).is_none())
-            .map(|list| list.name.cpus.clone())
+        let free = pool.lists().filter_map(|id| self.lists.get(&id)).filter(|list| list.is_free());
+        free.min_by_key(|list| list.has_intruders).map(|list| list.name.cpus.clone())
     }
 }
 
@@ -319,29 +323,4 @@ impl Claims {
 fn new_not_by_root(plan: &Plan) -> usize {
     let is_counted = |kind: &ClaimKind| matches!(kind, ClaimKind::New(claim) if !claim.by_root);
     plan.placements.iter().filter(|placement| is_counted(&placement.kind)).count()
-}
-
-/// Returns the candidate that inherits the claim of a dead task: the oldest one that started after the claim,
-/// is in the same cgroup, belongs to the same user or to root, and whose mask lies within the list.
-///
-/// `tick` is the length of a clock tick in nanoseconds: start times have that resolution.
-#[must_use]
-pub fn heir<'a>(
-    claim: &Claim,
-    cpus: &CpuSet,
-    tick: u64,
-    candidates: &'a [HeirCandidate],
-) -> Option<&'a TaskInfo> {
-    let may_inherit = |HeirCandidate { info, cgroup, started, mask }: &&HeirCandidate| {
-        info.task != claim.task
-            && !info.kernel_thread
-            && !info.ours
-            && *started >= claim.since / tick
-            && *cgroup == claim.cgroup
-            && (info.uids.real == claim.uid || info.uids.real == 0)
-            && !mask.is_empty()
-            && mask.is_subset(cpus)
-    };
-    let heirs = candidates.iter().filter(may_inherit);
-    heirs.min_by_key(|candidate| (candidate.started, candidate.info.task)).map(|candidate| &candidate.info)
 }

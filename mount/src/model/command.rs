@@ -1,10 +1,13 @@
 //! The input and output of the claim machine: requests and commands in, plans and changes out.
 //!
 //! Owns these types. Contains no rule.
+//!
+//! Longer than 400 lines because the types name each other, and half of the lines say what a field means.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::cgroup::Cgroups;
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
 use super::refusal::Refusal;
@@ -32,12 +35,37 @@ pub struct Claim {
     pub saved: SavedMask,
     /// The time of the claim, in nanoseconds since boot (`CLOCK_BOOTTIME`).
     pub since: u64,
-    /// The real uid of the task at the time of the claim. An heir must have the same.
+    /// The real uid of the task at the time of the claim.
     pub uid: u32,
-    /// The cgroup of the task at the time of the claim, as a number. An heir must have the same.
+    /// The cgroups of the task at the time of the claim, as a number.
     pub cgroup: u64,
+    /// Whose processes may inherit it, apart from those of `uid`.
+    pub kin: Kin,
     /// Whether root asked for it. Other users share half of the tasks that the daemon can watch.
     pub by_root: bool,
+}
+
+/// The cgroups of a process, and the number that stands for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupId {
+    /// The number, by which claims of earlier versions know them.
+    pub number: u64,
+    /// The cgroups.
+    pub cgroups: Arc<Cgroups>,
+}
+
+/// By what a process is known as one that the holder of a claim has left behind. It is passed on with the claim, so that
+/// what the first holder started is known as long as the claim exists.
+///
+/// A claim that an earlier version recorded has the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kin {
+    /// The cgroups of the holders at the claim, and when they inherited it.
+    pub cgroups: Vec<Arc<Cgroups>>,
+    /// The real uids of earlier holders, at the claim and at their death.
+    pub users: Vec<u32>,
+    /// Whether a holder was root or changed its user, so that what it left behind may be any user's.
+    pub any_user: bool,
 }
 
 /// The first claim of a task, before its saved mask and its cgroup are known.
@@ -49,8 +77,8 @@ pub struct PendingClaim {
     pub list: ListId,
     /// The time of the decision, in nanoseconds since boot.
     pub since: u64,
-    /// The real uid of the task.
-    pub uid: u32,
+    /// The uids of the task.
+    pub uids: Uids,
     /// Whether root asked for it.
     pub by_root: bool,
 }
@@ -58,9 +86,10 @@ pub struct PendingClaim {
 impl PendingClaim {
     /// Returns the claim with what only the task itself can tell.
     #[must_use]
-    pub fn complete(&self, saved: SavedMask, cgroup: u64) -> Claim {
-        let Self { task, list, since, uid, by_root } = *self;
-        Claim { task, list, saved, since, uid, cgroup, by_root }
+    pub fn complete(&self, saved: SavedMask, cgroup: CgroupId) -> Claim {
+        let Self { task, list, since, uids, by_root } = *self;
+        let kin = Kin { cgroups: vec![cgroup.cgroups], users: Vec::new(), any_user: uids.may_be_root() };
+        Claim { task, list, saved, since, uid: uids.real, cgroup: cgroup.number, kin, by_root }
     }
 }
 
@@ -79,17 +108,28 @@ pub struct TaskInfo {
     pub ours: bool,
 }
 
-/// A live process that may be the heir of a dead one.
+/// A live process that may be the heir of a dead one: some of its threads have a mask within a list.
 #[derive(Clone, Debug)]
 pub struct HeirCandidate {
     /// The process.
     pub info: TaskInfo,
-    /// Its cgroup, as a number.
-    pub cgroup: u64,
+    /// The real uids of its first thread and of the threads with these masks.
+    pub users: Vec<u32>,
+    /// The cgroups of its first thread and of the threads with these masks.
+    pub cgroups: Vec<CgroupId>,
     /// The time of its start, in clock ticks since boot.
     pub started: u64,
-    /// Its leader's mask.
-    pub mask: CpuSet,
+    /// The masks of its threads that lie within a list.
+    pub masks: Vec<CpuSet>,
+}
+
+/// A process that inherits a claim.
+#[derive(Clone, Debug)]
+pub struct Heir {
+    /// The process.
+    pub info: TaskInfo,
+    /// The kin of the claim from now on.
+    pub kin: Kin,
 }
 
 /// How a process ended.
@@ -145,7 +185,14 @@ pub enum Command {
         /// How it died.
         ending: Ending,
         /// The process that inherits, if there is one.
-        heir: Option<TaskInfo>,
+        heir: Option<Heir>,
+    },
+    /// Note whether processes without a claim are pinned within the list.
+    NoteIntruders {
+        /// The list.
+        list: ListId,
+        /// Whether there are any.
+        present: bool,
     },
     /// Restore a claim that an earlier daemon recorded.
     Restore(Arc<Claim>),

@@ -3,6 +3,7 @@
 //! Owns every decision about which task holds which CPU list. Does not know files, clocks, processes, threads,
 //! FUSE. Time, liveness and masks are input values; the work to do is an output value.
 
+pub mod cgroup;
 pub mod claims;
 pub mod command;
 pub mod cpuset;

@@ -21,6 +21,14 @@ pub struct Uids {
     pub saved: u32,
 }
 
+impl Uids {
+    /// Whether it is root or can become root, and then any other user.
+    #[must_use]
+    pub fn may_be_root(&self) -> bool {
+        [self.real, self.effective, self.saved].contains(&0)
+    }
+}
+
 /// A user who opened a file or writes to it. A uid alone gives no right over others, not even the uid 0: in a
 /// container it may be without any capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 //! ask; it is found out once, at the start.
 
 mod ancestors;
+mod cgroups;
 mod child;
 mod clone;
 mod credentials;
@@ -30,13 +31,14 @@ use std::sync::{Arc, OnceLock};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
-use sha2::{Digest as _, Sha256};
+use parking_lot::Mutex;
 
 use crate::model::command::{Ending, Uids};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
 use crate::procfs::{self, ProcFs};
 
+use cgroups::KnownCgroups;
 pub(crate) use child::{
     Asked, PidFd, collect_children, keep_sigpipe, open_in_child, reset_sigchld, send_signal, set_pdeathsig,
 };
@@ -79,6 +81,9 @@ pub(crate) struct Processes {
     /// The file that lists the offline CPUs, kept open.
     offline: Option<File>,
     stacks: Stacks,
+    known_cgroups: KnownCgroups,
+    /// The processes that had more than one thread when that was last found out.
+    multi_threaded: Mutex<Vec<u32>>,
 }
 
 /// One process, held by a pidfd, so that it stays the same process even if its PID is reused.
@@ -142,7 +147,18 @@ impl Processes {
         let possible = possible.trim().parse().map_err(io::Error::other)?;
         let offline = File::open("/sys/devices/system/cpu/offline").ok();
         let user_namespace = proc.link("self/ns/user");
-        Ok(Self { proc, features, own, user_namespace, cgroup_v1, possible, offline, stacks: Stacks::new() })
+        Ok(Self {
+            proc,
+            features,
+            own,
+            user_namespace,
+            cgroup_v1,
+            possible,
+            offline,
+            stacks: Stacks::new(),
+            known_cgroups: KnownCgroups::default(),
+            multi_threaded: Mutex::default(),
+        })
     }
 
     /// Whether a [`TaskId`] is unique for this boot. If not, the mask of the task must confirm its claim after a
@@ -265,41 +281,6 @@ impl Processes {
         process.is_alive().then_some(stat.started)
     }
 
-    /// Returns a number that identifies the cgroups of the process, the same for every daemon of this boot; `None` if
-    /// the process has died.
-    ///
-    /// The number is the kernel's cgroup id if the kernel returns it and there is only cgroup v2. Otherwise it stands
-    /// for the paths in `/proc/PID/cgroup`: the kernel's id then covers only one of several hierarchies, and the
-    /// cgroup file systems may not be mounted in the daemon's mount namespace.
-    pub(crate) fn cgroup(&self, process: &Process) -> Option<u64> {
-        if self.has_cgroup_ids() {
-            let info = sys::pidfd_info(process.pidfd(), sys::INFO_CGROUP).ok()?;
-            return (info.mask & sys::INFO_CGROUP != 0).then_some(info.cgroup);
-        }
-        self.cgroup_paths(process).map(|paths| path_hash(&paths))
-    }
-
-    /// Returns the number to use for a claim of `process` in whose record the number of its cgroup is `recorded`.
-    ///
-    /// Earlier versions recorded another hash of the same paths. It is replaced if it is the hash of the paths that
-    /// the process has now; any other number stays, and then no process is an heir.
-    pub(crate) fn upgrade_cgroup(&self, process: &Process, recorded: u64) -> u64 {
-        if self.has_cgroup_ids() {
-            return recorded;
-        }
-        let paths = self.cgroup_paths(process).filter(|paths| earlier_path_hash(paths) == recorded);
-        paths.map_or(recorded, |paths| path_hash(&paths))
-    }
-
-    fn has_cgroup_ids(&self) -> bool {
-        self.features.info && !self.cgroup_v1
-    }
-
-    fn cgroup_paths(&self, process: &Process) -> Option<Vec<u8>> {
-        let text = self.proc.read(&format!("{}/cgroup", process.id.pid)).ok().flatten()?;
-        process.is_alive().then_some(text)
-    }
-
     /// Returns the name of the process's program, safe to print on a terminal; `None` if the process has died.
     pub(crate) fn comm(&self, process: &Process) -> Option<String> {
         let name = self.proc.program_name(process.id.pid.get())?;
@@ -323,26 +304,21 @@ impl Processes {
         }
     }
 
+    /// Returns the real uid that a dead process had in the end; `None` once its parent has collected it, because then the
+    /// kernel has forgotten it.
+    pub(crate) fn user_at_death(&self, process: &Process) -> Option<u32> {
+        if self.features.info {
+            let info = sys::pidfd_info(process.pidfd(), sys::INFO_PID | sys::INFO_CREDS).ok()?;
+            return (info.mask & sys::INFO_CREDS != 0).then_some(info.ruid);
+        }
+        let status = self.proc.status(process.id.pid.get()).ok().flatten()?;
+        let same = self.identify(process.id.pid).ok().flatten().is_some_and(|found| found.id == process.id);
+        status.numbers("Uid").first().copied().filter(|_| same)
+    }
+
     fn is_kernel_thread(&self, pid: Pid) -> io::Result<bool> {
         Ok(self.proc.stat(pid.get())?.is_some_and(|stat| stat.is_kernel_thread()))
     }
-}
-
-/// The first 64 bits of the SHA-256 hash of a process's cgroup paths.
-///
-/// The paths decide which process is an heir, and users choose them, for example in a delegated subtree or in a
-/// container. So it must be infeasible to find a path with the number of another cgroup; a cryptographic hash needs
-/// 2^64 attempts for that. Two own paths with the same number are easier to find, but are of no use: a process could
-/// as well stay in one of its own cgroups.
-fn path_hash(paths: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.iter_mut().zip(Sha256::digest(paths)).for_each(|(byte, hashed)| *byte = hashed);
-    u64::from_le_bytes(bytes)
-}
-
-/// The hash of earlier versions: FNV-1a with 64 bits.
-fn earlier_path_hash(paths: &[u8]) -> u64 {
-    paths.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Finds out what the kernel supports.

@@ -1,12 +1,15 @@
 //! Tests against real processes, with the features of this kernel and as on the oldest supported one.
 //!
 //! Tests of masks are in `masks`, tests that need root in `as_root`.
+//!
+//! Longer than 400 lines because it is a list of independent tests.
 
 mod as_root;
 mod masks;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
+use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 
+use super::cgroups::{earlier_path_hash, path_hash};
 use super::*;
 use crate::clock;
 use crate::model::command::SavedMask;
@@ -41,7 +45,7 @@ fn cgroup_numbers_of_earlier_versions_are_replaced() {
     let child = start(Command::new("sleep").arg("1000"));
     for processes in both() {
         let process = open(&processes, child.pid());
-        let number = processes.cgroup(&process).unwrap();
+        let number = processes.cgroup(&process).unwrap().number;
         let paths = std::fs::read(format!("/proc/{}/cgroup", child.pid())).unwrap();
         let earlier = earlier_path_hash(&paths);
         assert_ne!(earlier, number);
@@ -245,6 +249,17 @@ fn a_task_watched_twice_is_reported_once() {
     assert!(!watch.any_dead());
 }
 
+/// All processes with such a mask.
+fn scan(processes: &Processes, wanted: &CpuSet) -> Vec<ScannedProcess> {
+    let mut found = Vec::new();
+    let mut visit = |process| {
+        found.push(process);
+        ControlFlow::Continue(())
+    };
+    processes.scan(&|mask| !mask.is_empty() && mask.is_subset(wanted), &mut visit).unwrap();
+    found
+}
+
 #[test]
 fn the_scan_finds_processes_within_a_list() {
     let [one, _] = masks::two_cpus();
@@ -252,18 +267,87 @@ fn the_scan_finds_processes_within_a_list() {
     for processes in both() {
         let process = open(&processes, child.pid());
         let found = |processes: &Processes| {
-            let all = processes.scan(|mask| mask.is_subset(&one)).unwrap();
-            assert!(all.iter().all(|candidate| candidate.mask.is_subset(&one)));
+            let all = scan(processes, &one);
+            let within =
+                |process: &ScannedProcess| process.threads.iter().all(|(_, mask)| mask.is_subset(&one));
+            assert!(all.iter().all(within));
             all.into_iter().find(|candidate| candidate.task == process.id())
         };
         processes.restore_mask(&process, &SavedMask::All, BlockedWriter::NONE);
         assert!(found(&processes).is_none());
         processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
         let found = found(&processes).unwrap();
-        assert_eq!(found.mask, one);
+        assert_eq!(found.threads, [(child.pid().get(), one.clone())]);
         assert_eq!(Some(found.started), processes.started(&process));
-        assert_eq!(Some(found.cgroup), processes.cgroup(&process));
+        assert_eq!(found.cgroups, [processes.cgroup(&process).unwrap()]);
         assert_eq!(found.facts.parent.map(Pid::get), Some(std::process::id()));
+    }
+}
+
+#[test]
+fn the_scan_finds_threads_wherever_the_first_one_is() {
+    let [one, two] = masks::two_cpus();
+    let mut child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        // A scan before: the process is not yet known to have several threads, or no longer.
+        scan(&processes, &one);
+        processes.set_mask(&process, &two, &two, Threads::All, BlockedWriter::NONE).unwrap();
+        let worker = *tids(child.pid()).last().unwrap();
+        set_mask_of(worker.get(), &one).unwrap();
+        let found: Vec<ScannedProcess> =
+            scan(&processes, &one).into_iter().filter(|it| it.task == process.id()).collect();
+        let [found] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(found.threads, [(worker.get(), one.clone())]);
+        let own = processes.cgroup(&process).unwrap().cgroups;
+        assert!(found.cgroups.len() == 2 && found.cgroups.iter().all(|it| it.cgroups == own), "{found:?}");
+        assert_eq!(found.users, [nix::unistd::getuid().as_raw(); 2]);
+        // Threads with the same mask are found once, and a first thread that was found comes first.
+        set_mask_of(child.pid().get(), &one).unwrap();
+        let both: Vec<u32> = scan(&processes, &one)
+            .into_iter()
+            .filter(|it| it.task == process.id())
+            .map(|it| it.threads[0].0)
+            .collect();
+        assert_eq!(both, [child.pid().get(), worker.get()]);
+    }
+    child.0.kill().unwrap();
+    let [processes, _] = both();
+    until("its zombie is not found", || scan(&processes, &one).iter().all(|it| it.task.pid != child.pid()));
+}
+
+#[test]
+fn a_first_thread_that_has_exited_is_not_found_and_the_others_are() {
+    let [one, two] = masks::two_cpus();
+    let child = program("without_first_thread");
+    let pid = child.pid();
+    kill(nix::unistd::Pid::from_raw(pid.get() as i32), Signal::SIGUSR1).unwrap();
+    for processes in both() {
+        until("its first thread has exited", || {
+            processes.proc.thread_stat(pid.get(), pid.get()).unwrap().is_some_and(|stat| stat.has_exited())
+        });
+        let process = open(&processes, pid);
+        let found = |wanted: &CpuSet| scan(&processes, wanted).into_iter().find(|it| it.task == process.id());
+        processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        let it = found(&one).unwrap();
+        assert!(it.threads.iter().all(|(tid, _)| *tid != pid.get()) && it.users.len() == 1, "{it:?}");
+        let others = tids(pid).into_iter().filter(|tid| *tid != pid);
+        others.for_each(|tid| set_mask_of(tid.get(), &two).unwrap());
+        assert!(found(&one).is_none(), "only the first thread, which has exited, has this mask");
+        assert!(found(&two).is_some());
+    }
+}
+
+#[test]
+fn the_user_at_the_death_is_known_until_the_parent_collects_it() {
+    for processes in both() {
+        let mut child = start(Command::new("sleep").arg("1000"));
+        let process = open(&processes, child.pid());
+        child.0.kill().unwrap();
+        until("it is a zombie", || !process.is_alive());
+        assert_eq!(processes.user_at_death(&process), Some(nix::unistd::getuid().as_raw()));
+        child.0.wait().unwrap();
+        assert_eq!(processes.user_at_death(&process), None);
     }
 }
 

@@ -147,7 +147,9 @@ impl Cgroup {
 
     fn below(hierarchy: Hierarchy) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kcm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // A daemon does not look at processes in the cgroups of other tests (`failpoint::is_of_another_test`).
+        let (pid, thread) = (std::process::id(), nix::unistd::gettid());
+        let name = format!("kcm-test-{pid}-{thread}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let path = hierarchy.root.join(name);
         fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self { path, hierarchy, mounted_v2: None }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use parking_lot::Mutex;
 use crate::engine::Ports;
 use crate::engine::ports::{Clock, Journal, Masks, Process, Processes, Watch};
 use crate::journal::{AppendError, Config, Record, Recovered};
-use crate::model::command::{Ending, SavedMask, Uids};
+use crate::model::cgroup::Cgroups;
+use crate::model::command::{CgroupId, Ending, SavedMask, Uids};
 use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -52,7 +54,8 @@ impl Ports for Fake {
 pub(crate) struct FakeTask {
     pub(crate) uid: u32,
     pub(crate) parent: Option<u32>,
-    pub(crate) cgroup: u64,
+    /// Its path; there is only cgroup v2.
+    pub(crate) cgroup: &'static str,
     /// In clock ticks since boot.
     pub(crate) started: u64,
     /// The masks of its threads, the leader's first.
@@ -67,6 +70,8 @@ pub(crate) struct FakeTask {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     Watch(TaskId),
+    /// A look over all processes.
+    Scan,
     SetMask(TaskId, CpuSet),
     UndoMask(TaskId),
     RestoreMask(TaskId),
@@ -155,7 +160,7 @@ impl World {
         let mut task = FakeTask {
             uid: 0,
             parent: None,
-            cgroup: 7,
+            cgroup: "/",
             started: state.now / TICK,
             masks: vec![cpus(mask)],
             allowed: cpus(ONLINE),
@@ -360,17 +365,41 @@ impl Processes for FakeProcesses {
         }
     }
 
-    fn scan(&self, wanted: &dyn Fn(&CpuSet) -> bool) -> io::Result<Vec<ScannedProcess>> {
-        let state = self.world.state.lock();
-        let found = state.tasks.iter().filter(|(_, task)| task.ending.is_none() && wanted(&task.masks[0]));
-        let scanned = |(&pid, it): (&u32, &FakeTask)| ScannedProcess {
-            task: task(pid),
-            facts: facts(it),
-            cgroup: it.cgroup,
-            started: it.started,
-            mask: it.masks[0].clone(),
+    fn scan(
+        &self,
+        wanted: &dyn Fn(&CpuSet) -> bool,
+        visit: &mut dyn FnMut(ScannedProcess) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        self.world.step(Step::Scan);
+        let mut alive: Vec<(u32, FakeTask)> = {
+            let state = self.world.state.lock();
+            let alive = state.tasks.iter().filter(|(_, task)| task.ending.is_none());
+            alive.map(|(pid, task)| (*pid, task.clone())).collect()
         };
-        Ok(found.map(scanned).collect())
+        alive.sort_by_key(|(pid, task)| (task.started, *pid));
+        for first in [true, false] {
+            for (pid, it) in &alive {
+                let threads = it
+                    .masks
+                    .iter()
+                    .enumerate()
+                    .filter(|(index, mask)| (*index == 0) == first && wanted(mask));
+                let threads: Vec<(u32, CpuSet)> =
+                    threads.map(|(index, mask)| (thread(*pid, index), mask.clone())).collect();
+                let found = ScannedProcess {
+                    task: task(*pid),
+                    facts: facts(it),
+                    users: vec![it.uid],
+                    cgroups: vec![cgroup(it.cgroup)],
+                    started: it.started,
+                    threads,
+                };
+                if !found.threads.is_empty() && visit(found).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn tells_reused_pids(&self) -> bool {
@@ -402,8 +431,8 @@ impl Processes for FakeProcesses {
         self.alive(process, |task| task.started)
     }
 
-    fn cgroup(&self, process: &FakeProcess) -> Option<u64> {
-        self.alive(process, |task| task.cgroup)
+    fn cgroup(&self, process: &FakeProcess) -> Option<CgroupId> {
+        self.alive(process, |task| cgroup(task.cgroup))
     }
 
     fn upgrade_cgroup(&self, _: &FakeProcess, recorded: u64) -> u64 {
@@ -419,6 +448,22 @@ impl Processes for FakeProcesses {
         let ending = state.tasks.get(&process.id.pid.get()).and_then(|task| task.ending);
         ending.unwrap_or(Ending::Unknown)
     }
+
+    fn user_at_death(&self, process: &FakeProcess) -> Option<u32> {
+        let state = self.world.state.lock();
+        let task = state.tasks.get(&process.id.pid.get())?;
+        (task.ending != Some(Ending::Unknown)).then_some(task.uid)
+    }
+}
+
+/// The number of a thread of a process, which is never a PID.
+fn thread(pid: u32, index: usize) -> u32 {
+    pid + ((index as u32) << 20)
+}
+
+pub(crate) fn cgroup(path: &str) -> CgroupId {
+    let cgroups = Arc::new(Cgroups::parse(format!("0::{path}\n").as_bytes()));
+    CgroupId { number: path.len() as u64, cgroups }
 }
 
 fn facts(task: &FakeTask) -> Facts {
@@ -434,7 +479,9 @@ impl Masks for FakeProcesses {
     type SavedMasks = Vec<CpuSet>;
 
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError> {
-        self.alive(&self.process(pid), |task| task.masks[0].clone()).ok_or(MaskError::Gone)
+        let (pid, index) = (Pid::new(pid.get() & 0xf_ffff).unwrap(), (pid.get() >> 20) as usize);
+        let mask = self.alive(&self.process(pid), |task| task.masks.get(index).cloned());
+        mask.flatten().ok_or(MaskError::Gone)
     }
 
     fn saved_mask(&self, process: &FakeProcess) -> Result<SavedMask, MaskError> {

@@ -6,6 +6,7 @@
 mod crash;
 pub(crate) mod fakes;
 mod faults;
+mod heirs;
 mod order;
 mod reads;
 mod retry;
@@ -119,7 +120,7 @@ impl Bed {
 
     /// The same, without the masks of the tasks for which `has_lost_its_release` is true.
     pub(crate) fn check_consistency_except(&self, has_lost_its_release: impl Fn(u32) -> bool) {
-        self.engine.reap();
+        self.engine.reap_all();
         assert_eq!(self.recorded(), (self.claims(), 0), "{:#?}", self.world.records());
         for (pid, list) in self.claims() {
             assert!(!self.engine.configuration().is_in_flight(&task(pid)));
@@ -141,10 +142,10 @@ fn check_locks(engine: &Weak<Engine<Fake>>, step: &Step) {
     let Some(engine) = engine.upgrade() else { return };
     let is_io = matches!(step, Step::Append(_) | Step::Flush | Step::Store);
     let on_process = matches!(step, Step::SetMask(..) | Step::UndoMask(_) | Step::RestoreMask(_));
-    if is_io || on_process {
+    if is_io || on_process || *step == Step::Scan {
         assert!(!engine.claims.is_locked(), "{step:?} under the lock of the claims");
     }
-    if is_io {
+    if is_io || *step == Step::Scan {
         assert!(!engine.reaping.is_locked(), "{step:?} under `reaping`");
         assert!(!engine.events.is_locked(), "{step:?} under `events`");
         assert!(!engine.refusals.is_locked(), "{step:?} under `refusals`");

@@ -32,6 +32,7 @@ fn describe(step: &Step) -> String {
     };
     match step {
         Step::Watch(task) => format!("watch {}", task.pid),
+        Step::Scan => "scan".into(),
         Step::SetMask(task, cpus) => format!("set {} to {cpus}", task.pid),
         Step::UndoMask(task) => format!("undo {}", task.pid),
         Step::RestoreMask(task) => format!("restore {}", task.pid),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::super::{pools, records};
+use crate::model::cgroup::Cgroups;
 use crate::model::command;
 use crate::model::cpuset::ParseCpuSetError;
 use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
@@ -117,6 +118,20 @@ pub(in crate::journal) struct Claim {
     uid: u32,
     cgroup: u64,
     by_root: bool,
+    /// Not in the records of early programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kin: Option<Kin>,
+}
+
+/// A field that has its default is left out.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kin {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    cgroups: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    users: Vec<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    any_user: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -293,7 +308,22 @@ impl From<&command::Claim> for Claim {
             uid: claim.uid,
             cgroup: claim.cgroup,
             by_root: claim.by_root,
+            kin: (claim.kin != command::Kin::default()).then(|| (&claim.kin).into()),
         }
+    }
+}
+
+impl From<&command::Kin> for Kin {
+    fn from(kin: &command::Kin) -> Self {
+        let cgroups = kin.cgroups.iter().map(ToString::to_string).collect();
+        Self { cgroups, users: kin.users.clone(), any_user: kin.any_user }
+    }
+}
+
+impl From<Kin> for command::Kin {
+    fn from(kin: Kin) -> Self {
+        let cgroups = kin.cgroups.iter().map(|text| Arc::new(Cgroups::from_printed(text))).collect();
+        Self { cgroups, users: kin.users, any_user: kin.any_user }
     }
 }
 
@@ -312,6 +342,7 @@ impl TryFrom<Claim> for command::Claim {
             uid: claim.uid,
             cgroup: claim.cgroup,
             by_root: claim.by_root,
+            kin: claim.kin.map_or_else(command::Kin::default, Into::into),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Shared by the tests of the journal: a comparable state, and samples of everything that is recorded.
 
 use super::*;
+use crate::model::command::Kin;
 
 /// The recovered state, without damage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,6 +121,7 @@ pub(super) fn claim(n: u32) -> Arc<Claim> {
         since: 1_000_000 + u64::from(n),
         uid: 1000,
         cgroup: 77,
+        kin: Kin::default(),
         by_root: n.is_multiple_of(3),
     })
 }

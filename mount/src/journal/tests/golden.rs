@@ -5,11 +5,15 @@
 //! with a new directory.
 
 use super::*;
+use crate::model::cgroup::Cgroups;
+use crate::model::command::Kin;
 
 const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
 const CLAIMS: &[u8] = include_bytes!("../testdata/v1/claims");
 const COMPACTED: &[u8] = include_bytes!("../testdata/v1/claims.compacted");
 const OWNERS: &[u8] = include_bytes!("../testdata/v1/claims.owners");
+/// From the first program that recorded the kin of a claim.
+const CLAIMS_WITH_KIN: &[u8] = include_bytes!("../testdata/v1/claims.kin");
 const EVENTS: &[u8] = include_bytes!("../testdata/v1/events");
 
 const MOUNT: u64 = 0x1234_5678_9abc_def0;
@@ -119,6 +123,34 @@ fn version_1_is_read() {
         let found = fs::read(directory.path().join("claims")).unwrap();
         assert!(found.starts_with(claims));
     }
+}
+
+/// The records of `CLAIMS_WITH_KIN`, after the ones that every new log begins with.
+fn records_with_kin() -> [Record; 3] {
+    let cgroups = |texts: &[&str]| texts.iter().map(|text| Arc::new(Cgroups::from_printed(text))).collect();
+    let with = |n, kin| Arc::new(Claim { kin, ..Claim::clone(&claim(n)) });
+    let first = cgroups(&["cpu,cpuacct;pids:/a\ncpuset:/\n:/u/b"]);
+    let heir = Kin { cgroups: cgroups(&[":/", "pids:/c\n:/"]), users: vec![1000, 1001], any_user: false };
+    [
+        Record::Claimed(with(1, Kin { cgroups: first, users: Vec::new(), any_user: true })),
+        Record::Inherited { from: task(1), heir: with(7, heir) },
+        claimed(3),
+    ]
+}
+
+#[test]
+fn the_kin_of_a_claim_is_an_optional_field_of_version_1() {
+    let (_directory, _, recovered) = open_golden(CLAIMS_WITH_KIN);
+    assert!(recovered.damage.is_empty());
+    let [_, Record::Inherited { heir, .. }, Record::Claimed(without)] = records_with_kin() else { panic!() };
+    assert_eq!(recovered.claims.len(), 2);
+    assert!([heir, without].iter().all(|claim| recovered.claims.contains(claim)), "{:?}", recovered.claims);
+    let directory = directory();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    records_with_kin().iter().for_each(|record| state.append(record).unwrap());
+    let found = fs::read_to_string(directory.path().join("claims")).unwrap();
+    assert_eq!(found, str::from_utf8(CLAIMS_WITH_KIN).unwrap());
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl Claims {
             name,
             cpus,
             stage: Stage::Creating,
+            has_intruders: false,
             tasks: BTreeSet::new(),
             reserved: BTreeSet::new(),
         };

@@ -12,7 +12,7 @@ use crate::model::command::{
 };
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
-use crate::model::rights::{self, User};
+use crate::model::rights::{self, Uids, User};
 use crate::model::task::TaskId;
 
 /// The tasks that a write brings to the lists of its pool, so far. A command may name thousands of tasks, so nothing is
@@ -137,7 +137,15 @@ impl Claims {
                     .filter(|(id, list)| list.other_task(leaving).is_none() && pending(*id) == 0)
                     .peekable();
                 let any = free.peek().is_some();
-                (free.map(|(id, _)| id).find(suits), any)
+                // A list on which somebody else is pinned is the last choice.
+                let mut last = None;
+                let found = free.filter(|(id, _)| suits(id)).find(|(id, list)| {
+                    if list.has_intruders {
+                        last.get_or_insert(*id);
+                    }
+                    !list.has_intruders
+                });
+                (found.map(|(id, _)| id).or(last), any)
             }
             Exclusivity::Shared => {
                 let counted = |(id, list): (ListId, &List)| (id, list.task_count(leaving) + pending(id));
@@ -158,17 +166,17 @@ impl Claims {
 
     fn placement(&self, info: &TaskInfo, id: ListId, request: &Request) -> Result<Placement, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        let (task, since, uid) = (info.task, request.now, info.uids.real);
+        let (task, since, uids) = (info.task, request.now, info.uids);
         let kind = match self.claim(&task) {
             None => {
                 let [opener, writer] = request.users;
                 // The uid 0 of a container has a share of the limit like all other users.
                 let by_root = opener.uid == 0 && opener.admin && writer.uid == 0;
-                ClaimKind::New(PendingClaim { task, list: id, since, uid, by_root })
+                ClaimKind::New(PendingClaim { task, list: id, since, uids, by_root })
             }
             Some(old) if old.list == id => ClaimKind::Repeat(old.clone()),
             Some(old) => {
-                let to = Arc::new(Claim { list: id, since, uid, ..Claim::clone(old) });
+                let to = Arc::new(moved(old, id, since, uids));
                 ClaimKind::Move { from: old.list, to }
             }
         };
@@ -186,6 +194,14 @@ impl Claims {
         }
         Ok(())
     }
+}
+
+/// Returns the claim of a task that moves. Its kin are known by what it is now, and by what it was before.
+fn moved(old: &Claim, list: ListId, since: u64, uids: Uids) -> Claim {
+    let mut kin = old.kin.clone();
+    kin.add_user(old.uid);
+    kin.any_user |= old.uid == 0 || uids.real != old.uid || uids.may_be_root();
+    Claim { list, since, uid: uids.real, kin, ..Claim::clone(old) }
 }
 
 /// Checks that the opener and the writer may claim for the process and release it, and that it can be claimed.

@@ -27,6 +27,8 @@ pub struct List {
     pub(super) name: ListName,
     pub(super) cpus: CpuSet,
     pub(super) stage: Stage,
+    /// Whether a process without a claim was found pinned within it.
+    pub(super) has_intruders: bool,
     pub(super) tasks: BTreeSet<TaskId>,
     pub(super) reserved: BTreeSet<TaskId>,
 }
@@ -54,6 +56,18 @@ impl List {
     #[must_use]
     pub fn tasks(&self) -> &BTreeSet<TaskId> {
         &self.tasks
+    }
+
+    /// Returns whether a process without a claim was found pinned within it.
+    #[must_use]
+    pub fn has_intruders(&self) -> bool {
+        self.has_intruders
+    }
+
+    /// Returns whether it can be claimed and nobody is on it or on the way to it.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.stage == Stage::Open && self.tasks.is_empty() && self.reserved.is_empty()
     }
 
     /// Returns whether its removal is being stored.

@@ -2,6 +2,7 @@
 //!
 //! Longer than 400 lines because it is a list of independent tests, one per rule.
 
+mod heirs;
 mod model;
 
 use std::collections::HashSet;
@@ -9,7 +10,8 @@ use std::collections::HashSet;
 use nix::errno::Errno;
 
 use super::*;
-use crate::model::command::{Placement, SavedMask, Target, Uids};
+use crate::model::cgroup::Cgroups;
+use crate::model::command::{CgroupId, Kin, Placement, SavedMask, Target, TaskInfo, Uids};
 use crate::model::pool::PoolName;
 use crate::model::rights::{Access, User};
 
@@ -167,6 +169,31 @@ fn an_exclusive_pool_gives_the_free_list_with_the_lowest_first_cpu() {
     settle(&mut claims, request(list(DATA_23), &[], &[DATA_23.0 as u32]));
     take(&mut claims, pool(DATA), &[1]);
     assert_eq!(on(&claims, DATA_23), [1]);
+}
+
+#[test]
+fn a_list_on_which_somebody_else_is_pinned_is_the_last_choice() {
+    let mut claims = machine();
+    let note = |claims: &mut Claims, list, present| {
+        claims.apply(Command::NoteIntruders { list, present }).unwrap();
+    };
+    note(&mut claims, DATA_01, true);
+    assert_eq!(places(&mut claims.clone(), request(pool(DATA), &[1], &[])), [(1, DATA_23, Origin::New)]);
+    take(&mut claims.clone(), list(DATA_01), &[1]);
+    // One that the kernel refuses is no choice at all.
+    let unsuitable = HashSet::from([(task(1), DATA_23), (task(1), DATA_45)]);
+    let request_1 = Request { unsuitable, ..request(pool(DATA), &[1], &[]) };
+    assert_eq!(places(&mut claims.clone(), request_1), [(1, DATA_01, Origin::New)]);
+    note(&mut claims, DATA_23, true);
+    let found = places(&mut claims.clone(), request(pool(DATA), &[1, 2, 3], &[]));
+    assert_eq!(found, [(1, DATA_45, Origin::New), (2, DATA_01, Origin::New), (3, DATA_23, Origin::New)]);
+    take(&mut claims, list(DATA_45), &[1]);
+    let Refusal::Held { free, .. } = refusal(write(&mut claims, request(list(DATA_45), &[2], &[]))) else {
+        panic!("it is held")
+    };
+    assert_eq!(free.as_deref(), Some("0-1"));
+    note(&mut claims, DATA_23, false);
+    assert_eq!(places(&mut claims, request(pool(DATA), &[2], &[])), [(2, DATA_23, Origin::New)]);
 }
 
 #[test]
@@ -433,20 +460,22 @@ fn the_claim_of_a_dead_task_ends_or_passes_to_its_heir() {
     let mut claims = machine();
     take_with_mask(&mut claims, list(DATA_01), 1, "3");
     let old = claims.claim(&task(1)).cloned().unwrap();
-    let heir = TaskInfo { uids: root(), ..info(2) };
+    let kin = kin("/b");
+    let heir = Heir { info: TaskInfo { uids: root(), ..info(2) }, kin: kin.clone() };
     let changes = claims
         .apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(heir) })
         .unwrap()
         .changes;
-    let expected = Arc::new(Claim { task: task(2), uid: 0, ..Claim::clone(&old) });
+    let expected = Arc::new(Claim { task: task(2), uid: 0, kin, ..Claim::clone(&old) });
     assert_eq!(changes, [Change::Inherited { from: task(1), to: expected.clone() }]);
     assert_eq!((claims.claim(&task(1)), claims.claim(&task(2))), (None, Some(&expected)));
     let changes =
         claims.apply(Command::End { task: task(2), ending: Ending::Exited(0), heir: None }).unwrap().changes;
     assert_eq!(changes, [Change::Ended(expected)]);
     assert!(on(&claims, DATA_01).is_empty());
-    let again =
-        claims.apply(Command::End { task: task(2), ending: Ending::Exited(0), heir: Some(info(3)) }).unwrap();
+    let again = claims
+        .apply(Command::End { task: task(2), ending: Ending::Exited(0), heir: Some(heir_of(3)) })
+        .unwrap();
     assert!(again.changes.is_empty(), "who has no claim leaves none");
 }
 
@@ -455,8 +484,9 @@ fn nobody_inherits_a_shared_list() {
     let mut claims = machine();
     take(&mut claims, list(INFRA_8), &[1]);
     assert!(!claims.is_inheritable(claims.claim(&task(1)).unwrap()));
-    let effects =
-        claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(2)) }).unwrap();
+    let effects = claims
+        .apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(heir_of(2)) })
+        .unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
     assert!(on(&claims, INFRA_8).is_empty());
 }
@@ -471,7 +501,7 @@ fn who_has_a_claim_or_is_getting_one_inherits_nothing() {
             claims.apply(Command::Settle(completed(&plan))).unwrap();
         }
         let effects = claims
-            .apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(2)) })
+            .apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(heir_of(2)) })
             .unwrap();
         assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
         assert!(on(&claims, DATA_01).is_empty());
@@ -483,52 +513,12 @@ fn nobody_inherits_a_list_that_a_write_in_flight_gives_to_another() {
     let mut claims = machine();
     take(&mut claims, list(DATA_01), &[1]);
     let plan = write(&mut claims, request(list(DATA_01), &[2], &[1])).unwrap().plan;
-    let effects =
-        claims.apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(info(3)) }).unwrap();
+    let effects = claims
+        .apply(Command::End { task: task(1), ending: Ending::Exited(0), heir: Some(heir_of(3)) })
+        .unwrap();
     assert!(matches!(effects.changes.as_slice(), [Change::Ended(_)]));
     claims.apply(Command::Settle(completed(&plan))).unwrap();
     assert_eq!(on(&claims, DATA_01), [2]);
-}
-
-#[test]
-fn an_heir_started_later_in_the_same_cgroup_for_the_same_user_within_the_list() {
-    let held = claim(1, DATA_01.0);
-    let tick = 10_000_000;
-    let born = held.since / tick;
-    let good = HeirCandidate { info: info(2), cgroup: held.cgroup, started: born, mask: cpus("0-1") };
-    let find = |candidate: &HeirCandidate| {
-        heir(&held, &cpus("0-1"), tick, std::slice::from_ref(candidate)).map(|heir| heir.task)
-    };
-    assert_eq!(find(&good), Some(task(2)), "in the same tick as the claim");
-    let with = |info: TaskInfo| HeirCandidate { info, ..good.clone() };
-    let uids = |real| Uids { real, effective: USER, saved: USER };
-    for (candidate, may, why) in [
-        (HeirCandidate { mask: cpus("1"), ..good.clone() }, true, "a part of the list"),
-        (HeirCandidate { started: born + 1000, ..good.clone() }, true, "much later"),
-        (with(TaskInfo { uids: uids(0), ..info(2) }), true, "of root"),
-        (HeirCandidate { started: born - 1, ..good.clone() }, false, "before the claim"),
-        (HeirCandidate { mask: cpus("0-2"), ..good.clone() }, false, "also elsewhere"),
-        (HeirCandidate { mask: cpus("2"), ..good.clone() }, false, "elsewhere"),
-        (HeirCandidate { mask: CpuSet::new(), ..good.clone() }, false, "nowhere"),
-        (HeirCandidate { cgroup: held.cgroup + 1, ..good.clone() }, false, "in another cgroup"),
-        (with(TaskInfo { uids: uids(7), ..info(2) }), false, "of another user"),
-        (with(TaskInfo { kernel_thread: true, ..info(2) }), false, "a kernel thread"),
-        (with(TaskInfo { ours: true, ..info(2) }), false, "the daemon"),
-        (with(info(1)), false, "the dead one itself"),
-    ] {
-        assert_eq!(find(&candidate), may.then_some(task(2)), "{why}");
-    }
-}
-
-#[test]
-fn the_oldest_heir_is_taken_and_of_those_the_lowest_pid() {
-    let held = claim(1, DATA_01.0);
-    let candidate =
-        |n, started| HeirCandidate { info: info(n), cgroup: held.cgroup, started, mask: cpus("0") };
-    let candidates = [candidate(9, 6_000), candidate(8, 5_500), candidate(7, 5_500), candidate(2, 4_000)];
-    let found = heir(&held, &cpus("0-1"), 10_000_000, &candidates);
-    assert_eq!(found.map(|heir| heir.task), Some(task(7)));
-    assert!(heir(&held, &cpus("0-1"), 10_000_000, &[]).is_none());
 }
 
 #[test]
@@ -707,7 +697,7 @@ fn completed(plan: &Plan) -> CompletedPlan {
 fn completed_with(plan: &Plan, saved: &SavedMask) -> CompletedPlan {
     let complete = |placement: &Placement| {
         let claim = match &placement.kind {
-            ClaimKind::New(pending) => Arc::new(pending.complete(saved.clone(), 0)),
+            ClaimKind::New(pending) => Arc::new(pending.complete(saved.clone(), cgroup(7, "/a"))),
             ClaimKind::Move { to, .. } => to.clone(),
             ClaimKind::Repeat(claim) => claim.clone(),
         };
@@ -797,6 +787,19 @@ fn info_of(n: u32, uid: u32) -> TaskInfo {
     }
 }
 
+fn heir_of(n: u32) -> Heir {
+    Heir { info: info(n), kin: kin("/a") }
+}
+
+/// What is known of a holder in this cgroup.
+fn kin(path: &str) -> Kin {
+    Kin { cgroups: vec![cgroup(7, path).cgroups], ..Kin::default() }
+}
+
+fn cgroup(number: u64, path: &str) -> CgroupId {
+    CgroupId { number, cgroups: Arc::new(Cgroups::parse(format!("0::{path}").as_bytes())) }
+}
+
 /// As root would have made it.
 fn claim(n: u32, list: u64) -> Arc<Claim> {
     Arc::new(Claim {
@@ -806,6 +809,7 @@ fn claim(n: u32, list: u64) -> Arc<Claim> {
         since: NOW,
         uid: USER,
         cgroup: 7,
+        kin: kin("/a"),
         by_root: true,
     })
 }

@@ -11,8 +11,10 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::super::{Claims, Stage};
-use super::{NOW, completed, cpus, info_of, task};
-use crate::model::command::{Change, Command, Effects, Ending, Origin, Plan, Rejected, Request, Target};
+use super::{NOW, completed, cpus, info_of, kin, task};
+use crate::model::command::{
+    Change, Command, Effects, Ending, Heir, Origin, Plan, Rejected, Request, Target,
+};
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
@@ -180,7 +182,7 @@ impl Both {
             Op::End { task: dead, heir } => {
                 // The dead inherit nothing.
                 let heir = heir.filter(|heir| *heir != dead);
-                let info = heir.map(|heir| info_of(heir, owner(heir)));
+                let info = heir.map(|heir| Heir { info: info_of(heir, owner(heir)), kin: kin("/a") });
                 let command = Command::End { task: task(dead), ending: Ending::Killed(9), heir: info };
                 (answer(&self.claims.apply(command)), self.naive.end(dead, heir))
             }
