@@ -1,7 +1,11 @@
 //! Changes to pools, lists, flags, owners and modes: decided, stored durably, then applied.
 //!
-//! Owns the order of such a change. Does not know which change is allowed: the claim machine does.
+//! Owns the order of such a change. Nobody sees a change, and no claim is granted by it, before it is stored: the
+//! next worker may find it or not. A list that goes, and room on a list that becomes exclusive, are reserved while
+//! the change is stored, so that no claim is granted that the stored configuration forbids. Does not know which
+//! change is allowed: the claim machine does.
 
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +18,7 @@ use super::replay::answered;
 use super::{Caller, Engine};
 use crate::failpoint::{Step, reached};
 use crate::journal::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
+use crate::model::claims::{Claims, Pool};
 use crate::model::command::Command;
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
@@ -100,8 +105,8 @@ impl<P: Ports> Engine<P> {
         let name: PoolName = name.parse().map_err(Refusal::BadPoolName)?;
         let mut next = self.configuring.lock(&self.clock)?;
         let id = PoolId(*next);
-        self.claims.lock().apply(Command::AddPool { id, name, exclusivity: Exclusivity::Shared })?;
-        self.store_or_undo(&mut next, NODES_EACH, caller, || Command::RemovePool(id))?;
+        let add = Command::AddPool { id, name, exclusivity: Exclusivity::Shared };
+        self.store_and_apply(&mut next, NODES_EACH, caller, &[add])?;
         reached(Step::ConfigApplied);
         Ok(id)
     }
@@ -121,9 +126,8 @@ impl<P: Ports> Engine<P> {
         }
         let mut next = self.configuring.lock(&self.clock)?;
         let id = ListId(*next);
-        self.claims.lock().apply(Command::AddList { pool, id, name: name.to_owned(), cpus })?;
-        self.store_or_undo(&mut next, NODES_EACH, caller, || Command::RemoveList(id))?;
-        self.claims.lock().apply(Command::OpenList(id))?;
+        let add = Command::AddList { pool, id, name: name.to_owned(), cpus };
+        self.store_and_apply(&mut next, NODES_EACH, caller, &[add, Command::OpenList(id)])?;
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(id)
@@ -136,14 +140,7 @@ impl<P: Ports> Engine<P> {
     pub(crate) fn remove_pool(&self, caller: Caller, id: PoolId) -> Result<(), Refusal> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
-        let (name, exclusivity) = {
-            let mut claims = self.claims.lock();
-            let pool = claims.pool(id).ok_or(Refusal::Removed)?;
-            let was = (pool.name().clone(), pool.exclusivity());
-            claims.apply(Command::RemovePool(id))?;
-            was
-        };
-        self.store_or_undo(&mut next, 0, caller, || Command::AddPool { id, name, exclusivity })?;
+        self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
         self.forget(&[id.0, id.exclusive_node(), id.tasks_node()]);
         reached(Step::ConfigApplied);
         Ok(())
@@ -157,8 +154,8 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.live_claims().apply(Command::CloseList { id, now: self.clock.since_boot() })?;
-        self.store_or_undo(&mut next, 0, caller, || Command::OpenList(id))?;
-        self.claims.lock().apply(Command::RemoveList(id))?;
+        self.store_and_apply(&mut next, 0, caller, &[Command::RemoveList(id)])
+            .inspect_err(|_| self.apply_stored(&[Command::OpenList(id)]))?;
         self.forget(&[id.0, id.tasks_node()]);
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
@@ -185,16 +182,15 @@ impl<P: Ports> Engine<P> {
             _ => return Err(Refusal::NotAFlag),
         };
         let mut next = self.configuring.lock(&self.clock)?;
-        let was = {
+        {
             let mut claims = self.live_claims();
-            let was = claims.pool(pool).ok_or(Refusal::Removed)?.exclusivity();
-            claims.apply(Command::SetExclusivity { pool, exclusivity })?;
-            was
-        };
-        if was == exclusivity {
-            return Ok(());
+            if claims.pool(pool).ok_or(Refusal::Removed)?.exclusivity() == exclusivity {
+                return Ok(());
+            }
+            claims.apply(Command::PrepareExclusivity { pool, exclusivity })?;
         }
-        self.store_or_undo(&mut next, 0, caller, || Command::SetExclusivity { pool, exclusivity: was })?;
+        self.store_and_apply(&mut next, 0, caller, &[Command::SetExclusivity { pool, exclusivity }])
+            .inspect_err(|_| self.apply_stored(&[Command::CancelExclusivity(pool)]))?;
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(())
@@ -218,14 +214,11 @@ impl<P: Ports> Engine<P> {
     ) -> Result<(), Refusal> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
-        let was = self.attributes.write().insert(node, attributes);
-        self.store(&mut next, 0, caller).inspect_err(|_| {
-            let mut attributes = self.attributes.write();
-            match was {
-                Some(was) => attributes.insert(node, was),
-                None => attributes.remove(&node),
-            };
-        })?;
+        let mut all = self.attributes.read().clone();
+        all.insert(node, attributes);
+        let pools = pools_of(&self.configuration());
+        self.store(&mut next, 0, caller, pools, &all)?;
+        self.attributes.write().insert(node, attributes);
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -237,31 +230,48 @@ impl<P: Ports> Engine<P> {
         self.changes.removed(nodes);
     }
 
-    /// Stores the configuration. If that fails, `undo` takes the change back.
-    fn store_or_undo(
+    /// Stores the configuration as it is after these changes, and then applies them.
+    fn store_and_apply(
         &self,
         next: &mut u64,
         nodes: u64,
         caller: Caller,
-        undo: impl FnOnce() -> Command,
+        changes: &[Command],
     ) -> Result<(), Refusal> {
-        self.store(next, nodes, caller).inspect_err(|_| {
-            let undone = self.claims.lock().apply(undo());
-            if let Err(error) = undone {
-                log::error!("a change that could not be stored could not be undone: {error:?}");
+        let pools = pools_of(&self.configuration().preview(changes)?);
+        let attributes = self.attributes.read().clone();
+        self.store(next, nodes, caller, pools, &attributes)?;
+        self.apply_stored(changes);
+        Ok(())
+    }
+
+    /// Applies changes that cannot be refused: they were decided under the lock of the configuration, and what they
+    /// need is reserved.
+    fn apply_stored(&self, changes: &[Command]) {
+        let mut claims = self.claims.lock();
+        for change in changes {
+            if let Err(rejected) = claims.apply(change.clone()) {
+                log::error!("a change that was stored is refused: {change:?}: {rejected:?}");
             }
-        })
+        }
     }
 
     /// Stores the configuration, in which `nodes` more node ids are used, and the fact that the caller's request
     /// has been carried out.
-    fn store(&self, next: &mut u64, nodes: u64, caller: Caller) -> Result<(), Refusal> {
+    fn store(
+        &self,
+        next: &mut u64,
+        nodes: u64,
+        caller: Caller,
+        pools: Vec<PoolConfig>,
+        attributes: &HashMap<u64, Attributes>,
+    ) -> Result<(), Refusal> {
         reached(Step::ConfigDecided);
-        // Even if storing fails: clients may have seen the new node.
+        // Even if storing fails: the file may hold the new number.
         *next += nodes;
         let last = (caller.request != 0)
             .then(|| LastRequest { mount: self.journal.mount(), request: caller.request });
-        let config = self.config(*next, last);
+        let config = Config { pools, attributes: sorted(attributes), next_node: *next, last };
         self.journal.store_config(&config).map_err(|error| Refusal::CannotStore {
             errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
         })?;
@@ -272,30 +282,28 @@ impl<P: Ports> Engine<P> {
         }
         Ok(())
     }
+}
 
-    /// Returns the configuration to store. It includes a list that is being created, and no list that is being
-    /// removed.
-    fn config(&self, next_node: u64, last: Option<LastRequest>) -> Config {
-        let node =
-            |(&node, a): (&u64, &Attributes)| NodeAttributes { node, uid: a.uid, gid: a.gid, mode: a.mode };
-        let mut attributes: Vec<NodeAttributes> = self.attributes.read().iter().map(node).collect();
-        attributes.sort_by_key(|attributes| attributes.node);
-        let claims = self.configuration();
-        let pools = claims.pools().map(|(id, pool)| PoolConfig {
-            name: pool.name().clone(),
-            exclusivity: pool.exclusivity(),
-            node: id.0,
-            lists: pool
-                .lists()
-                .filter_map(|id| Some((id, claims.list(id)?)))
-                .filter(|(_, list)| !list.is_being_removed())
-                .map(|(id, list)| ListConfig {
-                    id,
-                    name: list.name().cpus.clone(),
-                    cpus: list.cpus().clone(),
-                })
-                .collect(),
-        });
-        Config { pools: pools.collect(), attributes, next_node, last }
-    }
+/// Returns the pools and lists as they are stored.
+fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
+    let list = |id: ListId| {
+        let list = claims.list(id)?;
+        Some(ListConfig { id, name: list.name().cpus.clone(), cpus: list.cpus().clone() })
+    };
+    let pool = |(id, pool): (PoolId, &Pool)| PoolConfig {
+        name: pool.name().clone(),
+        exclusivity: pool.exclusivity(),
+        node: id.0,
+        lists: pool.lists().filter_map(list).collect(),
+    };
+    claims.pools().map(pool).collect()
+}
+
+/// Returns owners and modes as they are stored.
+fn sorted(attributes: &HashMap<u64, Attributes>) -> Vec<NodeAttributes> {
+    let stored =
+        |(&node, a): (&u64, &Attributes)| NodeAttributes { node, uid: a.uid, gid: a.gid, mode: a.mode };
+    let mut all: Vec<NodeAttributes> = attributes.iter().map(stored).collect();
+    all.sort_by_key(|attributes| attributes.node);
+    all
 }

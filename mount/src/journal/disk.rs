@@ -56,7 +56,8 @@ pub(super) enum Durability {
 /// could fail when the old one is already gone.
 ///
 /// # Errors
-/// The old file is unchanged.
+/// The old file is unchanged. If the new one was in place already and only the directory could not be synced, the
+/// old content is put back: the caller keeps to the old one, so the next reader must not find the new one.
 pub(super) fn replace(
     disk: &dyn Disk,
     directory: &Path,
@@ -64,21 +65,39 @@ pub(super) fn replace(
     bytes: &[u8],
     durability: Durability,
 ) -> io::Result<File> {
-    let new = directory.join(format!("{name}.new"));
-    let write = || {
+    let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
+    let write = |bytes: &[u8], durability: Durability| {
         let file = disk.open(&new)?;
         disk.set_len(&file, 0)?;
         write_all(disk, &file, bytes)?;
         if durability == Durability::Power {
             disk.sync(&file)?;
         }
-        disk.rename(&new, &directory.join(name))?;
-        if durability == Durability::Power {
-            disk.sync(&File::open(directory)?)?;
+        Ok::<File, io::Error>(file)
+    };
+    let replace = || {
+        let file = write(bytes, durability)?;
+        if durability == Durability::Process {
+            disk.rename(&new, &path)?;
+            return Ok(file);
         }
+        let parent = File::open(directory)?;
+        let old = trust::read(&path);
+        disk.rename(&new, &path)?;
+        disk.sync(&parent).inspect_err(|_| {
+            let put_back = match &old {
+                Ok(old) => write(old, Durability::Process).and_then(|_| disk.rename(&new, &path)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&path),
+                // A file that could not be read is worth less than the new one.
+                Err(_) => Ok(()),
+            };
+            if let Err(error) = put_back {
+                log::error!("{}: a change that was refused cannot be taken back: {error}", path.display());
+            }
+        })?;
         Ok(file)
     };
-    write().inspect_err(|_| {
+    replace().inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
 }
@@ -86,7 +105,7 @@ pub(super) fn replace(
 fn write_all(disk: &dyn Disk, file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match disk.write(file, bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return Err(Errno::ENOSPC.into()),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -5,6 +5,7 @@
 
 mod as_root;
 mod damage;
+mod durable;
 mod faults;
 mod fixtures;
 mod golden;

@@ -126,6 +126,22 @@ impl Claims {
         exclusive.fold(CpuSet::new(), |all, list| all.union(&list.cpus))
     }
 
+    /// Returns the pools and lists, without tasks, as they are after these changes of the configuration.
+    ///
+    /// # Errors
+    /// One of the changes is refused.
+    pub fn preview(&self, changes: &[Command]) -> Result<Self, Refusal> {
+        let without_tasks =
+            |list: &List| List { tasks: BTreeSet::new(), reserved: BTreeSet::new(), ..list.clone() };
+        let mut after = Self::new(self.limit);
+        after.pools.clone_from(&self.pools);
+        after.lists = self.lists.iter().map(|(&id, list)| (id, without_tasks(list))).collect();
+        for change in changes {
+            after.configure(change.clone())?;
+        }
+        Ok(after)
+    }
+
     /// Decides one command and changes the claims accordingly.
     ///
     /// # Errors
@@ -155,6 +171,8 @@ impl Claims {
             Command::OpenList(id) => self.open_list(id),
             Command::CloseList { id, now } => self.close_list(id, now),
             Command::RemoveList(id) => Ok(self.remove_list(id)),
+            Command::PrepareExclusivity { pool, exclusivity } => self.prepare_exclusivity(pool, exclusivity),
+            Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
             Command::Write(_)
             | Command::Settle(_)
@@ -305,6 +323,11 @@ impl Claims {
 
     fn exclusivity(&self, id: ListId) -> Option<Exclusivity> {
         Some(self.pools.get(&self.lists.get(&id)?.pool)?.exclusivity)
+    }
+
+    /// Returns whether the list takes one task only, by the rule in effect or by the one that is being stored.
+    fn admits_one(&self, list: &List) -> bool {
+        self.pools.get(&list.pool).is_some_and(Pool::admits_one)
     }
 
     fn holder(&self, task: TaskId, list: ListId, now: u64) -> Holder {

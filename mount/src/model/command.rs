@@ -229,6 +229,15 @@ pub enum Command {
     },
     /// Remove a closed list.
     RemoveList(ListId),
+    /// A new exclusivity of the pool is going to be stored: let a task in only if the old and the new one allow it.
+    PrepareExclusivity {
+        /// The pool.
+        pool: PoolId,
+        /// The new value.
+        exclusivity: Exclusivity,
+    },
+    /// The new exclusivity of the pool was not stored: the old one alone counts.
+    CancelExclusivity(PoolId),
     /// Make the pool exclusive or shared.
     SetExclusivity {
         /// The pool.

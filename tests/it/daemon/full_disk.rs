@@ -6,10 +6,13 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::harness::dir::{Dir as _, pinned};
-use crate::harness::{Mount, Sleeper, errno, masks, write};
+use crate::harness::{Mount, Sleeper, errno, has_died, masks, until, write};
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// A mount whose state is on a disk of 256 KB. The disk is unmounted after the mount.
@@ -193,4 +196,63 @@ fn a_configuration_that_cannot_be_stored_is_refused() {
     mount.kill_daemon();
     mount.start();
     assert_eq!(tree().len(), was.len() + 3, "a pool has three nodes");
+}
+
+#[test]
+fn a_change_that_is_not_stored_lets_nobody_in_even_if_workers_are_killed() {
+    let world = World::new();
+    let mount = &world.mount;
+    let (holder, other) = (pinned("0-1"), pinned("0-1"));
+    world.claim(&holder, "excl", "0").unwrap();
+    let (stop, flag) = (AtomicBool::new(false), mount.pool("excl").join("exclusive"));
+    let tries = AtomicUsize::new(0);
+    // A read that a death cuts in two is ESTALE; the next one sees the file as it is.
+    let content = |path: &Path| (0..10).find_map(|_| fs::read_to_string(path).ok()).unwrap();
+    let (errors, changes) = std::thread::scope(|scope| {
+        // Tries to get in at every moment.
+        let intruder = scope.spawn(|| {
+            let mut errors = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let error = world.claim(&other, "excl", "0").err().and_then(|error| error.raw_os_error());
+                tries.fetch_add(1, Ordering::Relaxed);
+                if !errors.contains(&error) {
+                    errors.push(error);
+                }
+            }
+            errors
+        });
+        let mut changes = Vec::new();
+        for round in 0..20 {
+            world.disk.fill();
+            let victim = mount.worker().filter(|_| round % 2 == 1);
+            if let Some(victim) = victim {
+                scope.spawn(move || kill(Pid::from_raw(victim as i32), Signal::SIGKILL));
+            }
+            let change = write(&flag, "0").err().and_then(|error| error.raw_os_error());
+            changes.push((change, content(&flag), content(&mount.tasks("excl", "0"))));
+            if let Some(victim) = victim {
+                // A request that is in flight at two deaths is given up with EIO. The second try from here on began
+                // after this death.
+                until("the worker has died", || has_died(victim));
+                let seen = tries.load(Ordering::Relaxed);
+                until("the request that was in flight is answered", || {
+                    tries.load(Ordering::Relaxed) > seen + 1
+                });
+            }
+            world.disk.make_room();
+        }
+        stop.store(true, Ordering::Relaxed);
+        (intruder.join().unwrap(), changes)
+    });
+    assert_eq!(errors, [Some(Errno::EBUSY as i32)]);
+    for (errno, exclusive, tasks) in &changes {
+        assert_eq!(*errno, Some(Errno::ENOSPC as i32), "{changes:?}");
+        assert_eq!((exclusive.trim(), tasks.trim()), ("1", holder.pid().to_string().as_str()), "{changes:?}");
+    }
+    let given_up = mount.event_lines().into_iter().filter(|line| line["event"] == "given-up").count();
+    assert_eq!(given_up, 0, "every request was carried out");
+    mount.kill_daemon();
+    mount.start();
+    assert_eq!(mount.tasks_of("excl", "0"), holder.pid().to_string(), "an acknowledged claim stays");
+    assert_eq!((masks(holder.pid()), masks(other.pid())), (vec!["0".to_owned()], vec!["0-1".to_owned()]));
 }

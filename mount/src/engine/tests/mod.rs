@@ -3,6 +3,7 @@
 //! Owns the [`Bed`], an engine with two pools on a fake machine. After every step of every test it checks that the
 //! engine does no I/O under a lock that reads need.
 
+mod configure;
 mod crash;
 pub(crate) mod fakes;
 mod faults;

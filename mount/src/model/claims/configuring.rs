@@ -21,7 +21,10 @@ impl Claims {
         if self.pools.values().any(|pool| pool.name == name) {
             return Err(Refusal::Exists);
         }
-        self.pools.insert(id, Pool { name, exclusivity, lists: BTreeMap::new(), taken: BTreeSet::new() });
+        self.pools.insert(
+            id,
+            Pool { name, exclusivity, coming: None, lists: BTreeMap::new(), taken: BTreeSet::new() },
+        );
         Ok(Effects::default())
     }
 
@@ -86,11 +89,38 @@ impl Claims {
         Effects::default()
     }
 
+    pub(super) fn prepare_exclusivity(
+        &mut self,
+        id: PoolId,
+        exclusivity: Exclusivity,
+    ) -> Result<Effects, Refusal> {
+        self.check_exclusivity(id, exclusivity)?;
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.coming = Some(exclusivity);
+        Ok(Effects::default())
+    }
+
+    pub(super) fn cancel_exclusivity(&mut self, id: PoolId) -> Result<Effects, Refusal> {
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.coming = None;
+        Ok(Effects::default())
+    }
+
     pub(super) fn set_exclusivity(
         &mut self,
         id: PoolId,
         exclusivity: Exclusivity,
     ) -> Result<Effects, Refusal> {
+        // What was prepared was checked then, and since then nobody was let in whom it forbids. Only a task that is leaving
+        // in the write that brings another one may still be there.
+        if self.pools.get(&id).ok_or(Refusal::Removed)?.coming != Some(exclusivity) {
+            self.check_exclusivity(id, exclusivity)?;
+        }
+        let pool = self.pools.get_mut(&id).ok_or(Refusal::Removed)?;
+        pool.exclusivity = exclusivity;
+        pool.coming = None;
+        Ok(Effects::default())
+    }
+
+    fn check_exclusivity(&self, id: PoolId, exclusivity: Exclusivity) -> Result<(), Refusal> {
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
         if exclusivity == Exclusivity::Exclusive {
             let lists = pool.lists().filter_map(|id| self.lists.get(&id));
@@ -100,9 +130,6 @@ impl Claims {
                 return Err(Refusal::SharedByMany { list: list.name.clone(), tasks });
             }
         }
-        if let Some(pool) = self.pools.get_mut(&id) {
-            pool.exclusivity = exclusivity;
-        }
-        Ok(Effects::default())
+        Ok(())
     }
 }

@@ -70,7 +70,7 @@ impl Claims {
             Target::List(id) => {
                 let list =
                     self.lists.get(&id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
-                if request.claim.len() > 1 && self.exclusivity(id) == Some(Exclusivity::Exclusive) {
+                if request.claim.len() > 1 && self.admits_one(list) {
                     return Err(Refusal::TwoNamed { list: list.name.clone() });
                 }
                 Ok(())
@@ -95,7 +95,7 @@ impl Claims {
         now: u64,
     ) -> Result<ListId, Refusal> {
         let list = self.lists.get(&id).ok_or(Refusal::Removed)?;
-        if self.exclusivity(id) == Some(Exclusivity::Exclusive) {
+        if self.admits_one(list) {
             let mut excluding = leaving.clone();
             excluding.insert(task);
             if let Some(holder) = list.other_task(&excluding) {
@@ -131,7 +131,7 @@ impl Claims {
         let open = pool
             .lists()
             .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));
-        let (found, any) = match pool.exclusivity {
+        let (found, any) = match pool.strictest() {
             Exclusivity::Exclusive => {
                 let mut free = open
                     .filter(|(id, list)| list.other_task(leaving).is_none() && pending(*id) == 0)

@@ -12,7 +12,7 @@ use crate::model::task::TaskId;
 /// The stage of a list between mkdir and rmdir.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Its creation is being stored. It cannot be claimed yet.
+    /// It has been added and not opened yet. It cannot be claimed.
     Creating,
     /// It can be claimed.
     Open,
@@ -94,6 +94,8 @@ impl List {
 pub struct Pool {
     pub(super) name: PoolName,
     pub(super) exclusivity: Exclusivity,
+    /// The exclusivity that is being stored. Until it is in effect, a task is let in only if both allow it.
+    pub(super) coming: Option<Exclusivity>,
     /// Keyed by their first CPU: lists are disjoint, so no two have the same.
     pub(super) lists: BTreeMap<CpuId, ListId>,
     /// The lists that have tasks.
@@ -111,6 +113,16 @@ impl Pool {
     #[must_use]
     pub fn exclusivity(&self) -> Exclusivity {
         self.exclusivity
+    }
+
+    /// Returns whether each of its lists takes one task only: now, or after a change that is being stored.
+    pub(super) fn admits_one(&self) -> bool {
+        self.strictest() == Exclusivity::Exclusive
+    }
+
+    /// Returns the stricter of the exclusivity in effect and the one that is being stored.
+    pub(super) fn strictest(&self) -> Exclusivity {
+        self.coming.filter(|coming| *coming == Exclusivity::Exclusive).unwrap_or(self.exclusivity)
     }
 
     /// Returns its lists, ordered by their first CPU.

@@ -130,6 +130,54 @@ fn a_task_that_is_leaving_still_holds_its_list() {
 }
 
 #[test]
+fn while_an_exclusivity_is_stored_a_task_needs_room_by_both_rules() {
+    for (pool, list, coming) in
+        [(DATA, DATA_01, Exclusivity::Shared), (INFRA, INFRA_8, Exclusivity::Exclusive)]
+    {
+        let mut claims = machine();
+        let was = claims.pool(pool).unwrap().exclusivity();
+        take(&mut claims, Target::List(list), &[1]);
+        let prepare = Command::PrepareExclusivity { pool, exclusivity: coming };
+        claims.apply(prepare.clone()).unwrap();
+        assert_eq!(claims.pool(pool).unwrap().exclusivity(), was, "not in effect yet");
+        assert_eq!(refusal(write(&mut claims, request(Target::List(list), &[2], &[]))).errno(), Errno::EBUSY);
+        assert_eq!(
+            refusal(write(&mut claims, request(Target::List(list), &[2, 3], &[]))).errno(),
+            Errno::EBUSY
+        );
+        take(&mut claims, Target::Pool(pool), &[4]);
+        assert_eq!(on(&claims, list), [1], "the pool offers a free list");
+        claims.apply(Command::CancelExclusivity(pool)).unwrap();
+        let second = write(&mut claims, request(Target::List(list), &[2], &[]));
+        assert_eq!(second.is_ok(), was == Exclusivity::Shared, "the old rule counts again");
+        if let Ok(effects) = second {
+            claims.apply(Command::Abandon(effects.plan)).unwrap();
+        }
+        claims.apply(prepare).unwrap();
+        set(&mut claims, pool, coming).unwrap();
+        let second = write(&mut claims, request(Target::List(list), &[2], &[]));
+        assert_eq!(second.is_ok(), coming == Exclusivity::Shared, "the new rule counts");
+    }
+}
+
+#[test]
+fn a_task_that_is_leaving_does_not_keep_a_stored_exclusivity_from_its_effect() {
+    let mut claims = machine();
+    take(&mut claims, list(INFRA_8), &[1]);
+    let prepare = Command::PrepareExclusivity { pool: INFRA, exclusivity: Exclusivity::Exclusive };
+    claims.apply(prepare.clone()).unwrap();
+    let swap = write(&mut claims, request(list(INFRA_8), &[2], &[1])).unwrap().plan;
+    set(&mut claims, INFRA, Exclusivity::Exclusive).unwrap();
+    claims.apply(Command::Settle(completed(&swap))).unwrap();
+    assert_eq!(on(&claims, INFRA_8), [2]);
+    // Without that, two are too many.
+    set(&mut claims, INFRA, Exclusivity::Shared).unwrap();
+    take(&mut claims, list(INFRA_8), &[3]);
+    assert_eq!(set(&mut claims, INFRA, Exclusivity::Exclusive).unwrap_err().errno(), Errno::EBUSY);
+    assert_eq!(refusal(claims.apply(prepare)).errno(), Errno::EBUSY);
+}
+
+#[test]
 fn two_named_for_one_exclusive_list_are_refused() {
     let mut claims = machine();
     take(&mut claims, list(DATA_01), &[1]);

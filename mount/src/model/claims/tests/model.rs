@@ -45,6 +45,8 @@ enum Op {
     CloseList(usize),
     RemoveList(usize),
     SetExclusive { pool: usize, exclusive: bool },
+    PrepareExclusive { pool: usize, exclusive: bool },
+    CancelExclusive(usize),
 }
 
 /// Lists and pools by their place among all that there ever were.
@@ -84,6 +86,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => index().prop_map(Op::CloseList),
         1 => index().prop_map(Op::RemoveList),
         2 => (index(), any::<bool>()).prop_map(|(pool, exclusive)| Op::SetExclusive { pool, exclusive }),
+        2 => (index(), any::<bool>()).prop_map(|(pool, exclusive)| Op::PrepareExclusive { pool, exclusive }),
+        1 => index().prop_map(Op::CancelExclusive),
     ]
 }
 
@@ -251,6 +255,17 @@ impl Both {
                     Command::SetExclusivity { pool: PoolId(pool), exclusivity: exclusivity(exclusive) };
                 (answer(&self.claims.apply(command)), self.naive.set_exclusive(pool, exclusive))
             }
+            Op::PrepareExclusive { pool, exclusive } => {
+                let pool = at(&self.pools, pool);
+                let command =
+                    Command::PrepareExclusivity { pool: PoolId(pool), exclusivity: exclusivity(exclusive) };
+                (answer(&self.claims.apply(command)), self.naive.prepare_exclusive(pool, exclusive))
+            }
+            Op::CancelExclusive(pool) => {
+                let pool = at(&self.pools, pool);
+                let found = answer(&self.claims.apply(Command::CancelExclusivity(PoolId(pool))));
+                (found, self.naive.cancel_exclusive(pool))
+            }
         }
     }
 
@@ -289,7 +304,7 @@ impl Both {
             if list.reserved.len() == 1 {
                 all.retain(|task| !is_leaving(task));
             }
-            let exclusive = self.claims.pool(list.pool).unwrap().exclusivity == Exclusivity::Exclusive;
+            let exclusive = self.claims.admits_one(list);
             prop_assert!(!exclusive || all.len() <= 1, "{:?} is exclusive and has {:?}", id, all);
             prop_assert!(list.stage == Stage::Open || all.is_empty(), "{:?} is not open, has {:?}", id, all);
         }
@@ -396,8 +411,8 @@ impl NaivePlan {
 #[derive(Default)]
 struct Naive {
     last_id: u64,
-    /// Each with its name, and whether it is exclusive.
-    pools: Vec<(u64, &'static str, bool)>,
+    /// Each with its name, whether it is exclusive, and whether that is being stored.
+    pools: Vec<(u64, &'static str, bool, bool)>,
     lists: Vec<NaiveList>,
     claims: Vec<NaiveClaim>,
     plans: Vec<NaivePlan>,
@@ -416,7 +431,16 @@ impl Naive {
     }
 
     fn is_exclusive(&self, pool: u64) -> Option<bool> {
-        self.pools.iter().find(|(id, ..)| *id == pool).map(|(_, _, exclusive)| *exclusive)
+        self.pools.iter().find(|(id, ..)| *id == pool).map(|(_, _, exclusive, _)| *exclusive)
+    }
+
+    /// Whether lists take one task each, now or after a change that is being stored.
+    fn admits_one(&self, pool: u64) -> bool {
+        self.pools.iter().any(|(id, _, now, coming)| *id == pool && (*now || *coming))
+    }
+
+    fn list_admits_one(&self, list: u64) -> bool {
+        self.list(list).is_some_and(|list| self.admits_one(list.pool))
     }
 
     fn is_on_exclusive(&self, list: u64) -> bool {
@@ -464,7 +488,7 @@ impl Naive {
         match *target {
             Target::List(id) => {
                 self.list(id.0).filter(|list| list.stage == Stage::Open).ok_or(Errno::ENODEV)?;
-                if claim.len() > 1 && self.is_on_exclusive(id.0) {
+                if claim.len() > 1 && self.list_admits_one(id.0) {
                     return Err(Errno::EBUSY);
                 }
             }
@@ -481,7 +505,7 @@ impl Naive {
                 Target::List(id) => {
                     let others = self.around(id.0);
                     let mut others = others.iter().filter(|&&o| o != task && !plan.releases.contains(&o));
-                    if self.is_on_exclusive(id.0) && others.next().is_some() {
+                    if self.list_admits_one(id.0) && others.next().is_some() {
                         return Err(Errno::EBUSY);
                     }
                     id.0
@@ -513,7 +537,7 @@ impl Naive {
             staying + coming
         };
         let open = self.lists.iter().filter(|list| list.pool == pool && list.stage == Stage::Open);
-        let exclusive = self.is_exclusive(pool) == Some(true);
+        let exclusive = self.admits_one(pool);
         let free: Vec<&NaiveList> = open.filter(|list| !exclusive || load(list) == 0).collect();
         if free.is_empty() {
             return Err(Errno::EBUSY);
@@ -586,7 +610,7 @@ impl Naive {
             return Err(Errno::EEXIST);
         }
         self.list(list).ok_or(Errno::ENODEV)?;
-        if self.is_on_exclusive(list) && !self.around(list).is_empty() {
+        if self.list_admits_one(list) && !self.around(list).is_empty() {
             return Err(Errno::EBUSY);
         }
         self.claims.push(NaiveClaim { task, list, by_root: true });
@@ -594,10 +618,10 @@ impl Naive {
     }
 
     fn add_pool(&mut self, id: u64, name: &'static str, exclusive: bool) -> Answer {
-        if self.pools.iter().any(|(_, other, _)| *other == name) {
+        if self.pools.iter().any(|(_, other, ..)| *other == name) {
             return Err(Errno::EEXIST);
         }
-        self.pools.push((id, name, exclusive));
+        self.pools.push((id, name, exclusive, false));
         nothing()
     }
 
@@ -636,13 +660,33 @@ impl Naive {
         nothing()
     }
 
-    fn set_exclusive(&mut self, pool: u64, exclusive: bool) -> Answer {
+    fn check_exclusive(&self, pool: u64, exclusive: bool) -> Answer {
         self.is_exclusive(pool).ok_or(Errno::ENODEV)?;
         let mut lists = self.lists.iter().filter(|list| list.pool == pool);
         if exclusive && lists.any(|list| self.around(list.id).len() > 1) {
             return Err(Errno::EBUSY);
         }
-        self.pools.iter_mut().find(|(id, ..)| *id == pool).unwrap().2 = exclusive;
+        nothing()
+    }
+
+    fn set_exclusive(&mut self, pool: u64, exclusive: bool) -> Answer {
+        let is_prepared = exclusive && self.pools.iter().any(|(id, _, _, coming)| *id == pool && *coming);
+        if !is_prepared {
+            self.check_exclusive(pool, exclusive)?;
+        }
+        let found = self.pools.iter_mut().find(|(id, ..)| *id == pool).unwrap();
+        (found.2, found.3) = (exclusive, false);
+        nothing()
+    }
+
+    fn prepare_exclusive(&mut self, pool: u64, exclusive: bool) -> Answer {
+        self.check_exclusive(pool, exclusive)?;
+        self.pools.iter_mut().find(|(id, ..)| *id == pool).unwrap().3 = exclusive;
+        nothing()
+    }
+
+    fn cancel_exclusive(&mut self, pool: u64) -> Answer {
+        self.pools.iter_mut().find(|(id, ..)| *id == pool).ok_or(Errno::ENODEV)?.3 = false;
         nothing()
     }
 }
