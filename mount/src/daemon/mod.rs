@@ -165,6 +165,12 @@ fn supervise(
     }
     setup::init_process();
     let log = in_background.then(|| setup::open_log(&paths.state_dir.join("log")));
+    if let Some(Err(error)) = &log {
+        // Still on the terminal of the command.
+        let cannot = "; claims and changes of the configuration are refused until it can be written";
+        let consequence = if error.kind() == io::ErrorKind::ReadOnlyFilesystem { cannot } else { "" };
+        log::warn!("{}: {error}; the daemon logs nothing{consequence}", paths.state_dir.join("log").display());
+    }
     let mut supervisor = Supervisor::new(paths.clone(), fds, signals)?;
     if let Some(log) = &log {
         supervisor.log_workers_to(log.as_ref().ok());

@@ -78,7 +78,7 @@ impl StateLock {
     pub(crate) fn write_pid(&self) {
         // Always of the same length, so that a reader never sees part of it.
         let text = format!("{:<10}\n", std::process::id());
-        // A full disk must not prevent the mount. Without the PID, only an upgrade does not find the supervisor.
+        // A full or read-only disk must not prevent the mount. Without the PID, only an upgrade does not find the supervisor.
         if let Err(error) = self.0.write_all_at(text.as_bytes(), 0) {
             warn!("the PID cannot be written into the lock of the state directory: {error}");
         }
@@ -96,5 +96,12 @@ impl StateLock {
 
 fn open(file: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    trust::open(options.create(true).truncate(false).read(true).write(true).mode(0o600), file)
+    let opened = trust::open(options.create(true).truncate(false).read(true).write(true).mode(0o600), file);
+    match opened {
+        // flock(2) needs no right to write, and a read-only directory is served too.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            trust::open(OpenOptions::new().read(true), file).map_err(|_| error)
+        }
+        opened => opened,
+    }
 }

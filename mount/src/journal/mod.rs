@@ -149,8 +149,8 @@ impl StateDir {
             _lock: lock,
         };
         if let Err(error) = state.flush() {
-            // A full disk must not prevent the mount.
-            warn!("{}: the claims log cannot be written: {error}; make room for it", state.path.display());
+            // A full or read-only disk must not prevent the mount.
+            warn!("{}: {error}: claims are refused until it can be written", state.path.display());
         }
         Ok((state, recovered))
     }

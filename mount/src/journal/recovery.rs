@@ -23,6 +23,9 @@ use super::{StateError, failed, trust};
 use crate::clock;
 use crate::model::command::Claim;
 
+/// What to do about a file that cannot be written.
+const CURE: &str = "look at the state directory and its disk";
+
 /// The state that an earlier daemon left.
 #[derive(Debug)]
 pub(crate) struct Recovered {
@@ -89,17 +92,21 @@ impl Recovered {
     }
 }
 
-/// A damaged file: its name, the loss, and its new name.
+/// A damaged file: its name, the loss, and its new name, if it could be set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(super) file: PathBuf,
     what: String,
-    pub(super) kept_as: PathBuf,
+    pub(super) kept_as: Option<PathBuf>,
 }
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}; it is kept as {}", self.file.display(), self.what, self.kept_as.display())
+        write!(f, "{}: {}; ", self.file.display(), self.what)?;
+        match &self.kept_as {
+            Some(kept_as) => write!(f, "it is kept as {}", kept_as.display()),
+            None => f.write_str("no copy of it can be kept"),
+        }
     }
 }
 
@@ -113,13 +120,15 @@ fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateE
             Err(failed(file, "cannot be read")(error))
         }
         Err(error) => {
-            set_aside(file, format!("cannot be read: {error}"), damage)?;
+            set_aside(file, format!("cannot be read: {error}"), damage);
             Ok(None)
         }
     }
 }
 
-fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), StateError> {
+/// Gives a damaged file another name. A disk that is full, read-only or failing must not prevent the mount: then the file
+/// stays until a sound one can replace it.
+fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) {
     let name = |suffix: String| {
         let mut name = file.as_os_str().to_owned();
         name.push(format!(".damaged-{}{suffix}", clock::wall_ms() / 1000));
@@ -130,11 +139,11 @@ fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) -> Result<(), 
     let kept_as = free.unwrap_or_else(|| name(String::new()));
     // The file keeps its name as well until a sound one replaces it, because that may fail. A directory cannot have
     // two names.
-    fs::hard_link(file, &kept_as)
-        .or_else(|_| fs::rename(file, &kept_as))
-        .map_err(failed(file, "is damaged and cannot be set aside"))?;
-    damage.push(Damage { file: file.to_path_buf(), what, kept_as });
-    Ok(())
+    let kept = fs::hard_link(file, &kept_as).or_else(|_| fs::rename(file, &kept_as));
+    if let Err(error) = &kept {
+        warn!("{}: is damaged and cannot be set aside: {error}", file.display());
+    }
+    damage.push(Damage { file: file.to_path_buf(), what, kept_as: kept.is_ok().then_some(kept_as) });
 }
 
 /// Checks whether this program can read the files. Changes nothing.
@@ -169,13 +178,13 @@ pub(super) fn open_config(
         Some(config::Read::Newer(found)) => return Err(StateError::NewerVersion { file, found }),
         Some(config::Read::Config { config, damage: None }) => return Ok(config),
         Some(config::Read::Config { config, damage: Some(what) }) => {
-            set_aside(&file, what, damage)?;
+            set_aside(&file, what, damage);
             config
         }
     };
     if let Err(error) = config::store(disk, path, &config) {
-        // A full disk must not prevent the mount. The next change is refused, or stores everything.
-        warn!("{}: cannot be written: {error}; make room for the state directory", file.display());
+        // A full or read-only disk must not prevent the mount. The next change is refused, or stores everything.
+        warn!("{}: cannot be written: {error}; {CURE}", file.display());
     }
     Ok(config)
 }
@@ -222,12 +231,12 @@ pub(super) fn open_claims(
     }
     if damaged {
         let what = format!("{} of its records cannot be read, others may be missing", decoded.bad);
-        set_aside(&file, what, damage)?;
+        set_aside(&file, what, damage);
     }
     let sound = !damaged && header.is_some() && seed == boot;
     let whole = headed + decoded.whole;
     let claims = if sound {
-        resume(disk, &file, whole, whole < bytes.len(), next)?
+        resume(disk, &file, whole, whole < bytes.len(), next)
     } else {
         begin(disk, path, boot, &log)
     };
@@ -238,27 +247,28 @@ fn was_set_aside(file: &Path, damage: &[Damage]) -> bool {
     damage.iter().any(|damage| damage.file == *file)
 }
 
-/// Continues a sound claims log; a torn line at its end is cut off.
-fn resume(
-    disk: &dyn Disk,
-    file: &Path,
-    length: usize,
-    torn: bool,
-    next: u64,
-) -> Result<ClaimsFile, StateError> {
-    let handle = disk.open(file).map_err(failed(file, "cannot be opened"))?;
-    let mut append = AppendFile::new(handle, length as u64);
-    if torn {
-        append.cut(disk).map_err(failed(file, "cannot be cut"))?;
-    }
-    Ok(ClaimsFile { file: Some(append), compact_at: compaction_threshold(0), next })
+/// Continues a sound claims log; a torn line at its end is cut off. If it cannot be written, every append tries to write
+/// a new one: a full or read-only disk must not prevent the mount.
+fn resume(disk: &dyn Disk, file: &Path, length: usize, torn: bool, next: u64) -> ClaimsFile {
+    let opened = disk.open(file).and_then(|handle| {
+        let mut append = AppendFile::new(handle, length as u64);
+        if torn {
+            append.cut(disk)?;
+        }
+        Ok(append)
+    });
+    let file = opened.inspect_err(|error| not_written(file, error)).ok();
+    ClaimsFile { file, compact_at: compaction_threshold(0), next }
 }
 
-/// Begins a new claims log. If it cannot be written, its content stays in memory: a full disk must not prevent the
-/// mount.
+/// Begins a new claims log. If it cannot be written, its content stays in memory.
 fn begin(disk: &dyn Disk, path: &Path, boot: &str, log: &LogState) -> ClaimsFile {
     append::rewrite(disk, path, boot, log.clone()).unwrap_or_else(|error| {
-        warn!("{}: the claims log cannot be written: {error}; make room for it", path.display());
+        not_written(path, &error);
         ClaimsFile { file: None, compact_at: compaction_threshold(0), next: 0 }
     })
+}
+
+fn not_written(path: &Path, error: &io::Error) {
+    warn!("{}: the claims log cannot be written: {error}; {CURE}", path.display());
 }

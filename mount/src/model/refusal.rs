@@ -114,8 +114,13 @@ pub enum Refusal {
         /// The limit for this user.
         limit: usize,
     },
-    /// The claims log cannot be written.
+    /// There is no room for the claims log.
     JournalFull,
+    /// The claims log cannot be written for another reason.
+    CannotRecord {
+        /// The reason. The answer is that of a full disk, so that clients need to know only one.
+        errno: Errno,
+    },
     /// The disk of the state directory does not answer in time.
     DiskStalled,
     /// Another operation on the same task has not finished in time.
@@ -227,6 +232,7 @@ impl Refusal {
             Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
             Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
+            Self::CannotRecord { .. } => Errno::ENOSPC,
             Self::Exists => Errno::EEXIST,
             Self::PoolHasLists { .. } => Errno::ENOTEMPTY,
             Self::CannotStore { errno } | Self::Fault { errno, .. } => *errno,
@@ -331,6 +337,11 @@ impl Refusal {
                 )
             }
             Self::JournalFull => "the claims log cannot be written; make room for the state directory".into(),
+            Self::CannotRecord { errno } => {
+                format!(
+                    "the claims log cannot be written ({errno}); look at the state directory and its disk"
+                )
+            }
             Self::DiskStalled => {
                 "the disk of the state directory does not answer; look at it and at dmesg, then try again"
                     .into()

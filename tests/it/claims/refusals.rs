@@ -229,6 +229,13 @@ fn full_disk(table: &mut Table) {
         }
     });
     table.check(&mount, fs::create_dir(mount.pool("other")));
+    // The next worker cannot write there at all.
+    let state = mount.state();
+    assert!(Command::new("mount").arg("--bind").args([&state, &state]).status().unwrap().success());
+    assert!(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(&state).status().unwrap().success());
+    mount.replace_worker();
+    table.check(&mount, write(&list, task.pid().to_string()));
+    assert!(Command::new("umount").arg("-l").arg(&state).status().unwrap().success());
     drop(mount);
     drop(disk);
     let _ = Errno::ENOSPC;

@@ -11,6 +11,7 @@ pub mod import;
 pub mod limits;
 pub mod mounting;
 pub mod process;
+pub mod read_only;
 pub mod replay;
 pub mod state;
 pub mod supervisor;

@@ -160,7 +160,7 @@ fn an_unreadable_file_is_set_aside() {
             let (state, recovered) = open(&directory);
             let [damage] = recovered.damage.as_slice() else { panic!("{:?}", recovered.damage) };
             assert_eq!(damage.file, state.path.join(name));
-            assert!(fs::symlink_metadata(&damage.kept_as).is_ok(), "{damage}");
+            assert!(fs::symlink_metadata(damage.kept_as.as_ref().unwrap()).is_ok(), "{damage}");
             assert_eq!(recovered.suspect, name == "claims", "{what}");
             let found = State::of(&recovered);
             match name {
@@ -275,9 +275,10 @@ fn flip(bytes: &[u8], bit: usize) -> Vec<u8> {
 fn assert_set_aside(directory: &TempDir, damage: &[Damage], name: &str, bytes: &[u8]) {
     let [damage] = damage else { panic!("{damage:?}") };
     assert_eq!(damage.file, directory.path().canonicalize().unwrap().join(name));
-    let kept_as = damage.kept_as.file_name().unwrap().to_str().unwrap();
+    let path = damage.kept_as.as_ref().unwrap();
+    let kept_as = path.file_name().unwrap().to_str().unwrap();
     assert!(kept_as.starts_with(&format!("{name}.damaged-")), "{damage}");
-    assert!(fs::read(&damage.kept_as).unwrap() == bytes, "{damage}: it was changed");
+    assert!(fs::read(path).unwrap() == bytes, "{damage}: it was changed");
 }
 
 /// Checks that every pool, list and attribute was stored before.
