@@ -47,6 +47,11 @@ pub enum MountError {
     Aborted(PathBuf),
     #[error("{name} is {now}, but must be {least}; raise it (ulimit -{letter}, or Limit...= of the service)")]
     Limit { name: &'static str, letter: char, now: u64, least: String },
+    #[error(
+        "the daemon lacks {name}, without which it cannot {purpose}; give it to its service or container \
+         (CapabilityBoundingSet=, --cap-add)"
+    )]
+    Lacks { name: &'static str, purpose: &'static str },
     #[error("cannot start: {0}")]
     Start(String),
     #[error("not upgraded, the old daemon continues: {0}")]

@@ -14,6 +14,7 @@ mod identity;
 mod limits;
 mod mount;
 mod paths;
+mod requirements;
 mod role;
 mod setup;
 mod supervisor;
@@ -63,6 +64,10 @@ const PROCESS_NAME: &std::ffi::CStr = c"kcm";
 /// # Errors
 /// [`MountError::Background`]: the daemon has ended, and has written the reason to this process's standard error.
 pub fn start_in_background(paths: &MountPaths, import: bool) -> Result<(), MountError> {
+    if nix::unistd::geteuid().is_root() {
+        // Without /proc, the daemon itself cannot be started.
+        requirements::check()?;
+    }
     let program = Path::new(THIS_PROGRAM);
     let failed = |cause| MountError::Io {
         path: program.to_path_buf(),
@@ -94,6 +99,8 @@ pub fn start_in_background(paths: &MountPaths, import: bool) -> Result<(), Mount
 pub fn serve(paths: &MountPaths, topology: Topology, import: bool) -> Result<(), MountError> {
     let conf_dir = &paths.conf_dir;
     init_daemon(conf_dir)?;
+    requirements::check()?;
+    setup::reset_inherited();
     let paths = paths.absolute().map_err(|source| io_error(conf_dir, "cannot be resolved", source))?;
     if !std::env::args_os().any(|arg| arg == paths.conf_dir_arg()) {
         // The user may have typed another spelling of the path. The command line must show what is served.

@@ -21,6 +21,21 @@ pub(super) const FOREGROUND: &str = "--foreground";
 pub(super) const CONF_DIR: &str = "--conf-dir=";
 pub(super) const STATE_DIR: &str = "--state-dir=";
 
+/// Environment variables with which the starter would change how the daemon works: the size of the stacks of threads
+/// (std::thread), and the settings of the C library's heap (mallopt(3)), which may make it abort.
+const FOREIGN_VARIABLES: [&str; 10] = [
+    "RUST_MIN_STACK",
+    "GLIBC_TUNABLES",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_ARENA_TEST",
+    "MALLOC_CHECK_",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_PERTURB_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+];
+
 /// The two directories of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPaths {
@@ -45,6 +60,9 @@ impl MountPaths {
         let mut command = Command::new(program);
         // Not the program's path: processes of this program are found by name.
         command.arg0("kcm").args(words);
+        for variable in FOREIGN_VARIABLES {
+            command.env_remove(variable);
+        }
         command.arg(self.conf_dir_arg()).arg(arg(STATE_DIR, &self.state_dir));
         command
     }

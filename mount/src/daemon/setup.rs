@@ -1,4 +1,4 @@
-//! The settings that a daemon process makes once: signals, log, working directory, priority when memory is short.
+//! The settings that a daemon process makes once: signals, log, working directory, umask, priorities.
 //!
 //! Owns the process-wide settings. Does not know what the process is for.
 
@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
 
 use super::error::MountError;
 use crate::clock;
 use crate::journal::trust;
+use crate::process;
 
 /// The environment variable that tells a daemon process that it runs in the background: it reports on standard
 /// output when it serves, and from then on writes to the daemon log.
@@ -23,6 +25,9 @@ pub(super) const BACKGROUND: &str = "KCM_MOUNT_BACKGROUND";
 const MAX_LOG: u64 = 1 << 20;
 /// The OOM killer's score adjustment (proc(5), from -1000): prefer any other process, but stay killable.
 const OOM_SCORE_ADJ: &str = "-900";
+
+/// Others may not write to what the daemon makes.
+const UMASK: Mode = Mode::from_bits_truncate(0o022);
 
 static WRITES_TO_LOG: AtomicBool = AtomicBool::new(false);
 
@@ -48,6 +53,9 @@ pub(super) fn is_in_background() -> bool {
 /// # Errors
 /// The system has no descriptors left.
 pub(super) fn catch_signals() -> Result<SignalFd, MountError> {
+    let start = |cause: &dyn std::fmt::Display| MountError::Start(format!("cannot catch signals: {cause}"));
+    // If it is ignored, the kernel collects children itself, and nobody learns how they ended.
+    process::reset_sigchld().map_err(|error| start(&error))?;
     let mut mask = SigSet::empty();
     mask.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     // Blocked only, not read: a write beyond a limit fails with EFBIG, and kills nobody. Threads inherit it.
@@ -57,14 +65,22 @@ pub(super) fn catch_signals() -> Result<SignalFd, MountError> {
         .thread_block()
         .and_then(|()| mask.thread_block())
         .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
-    caught.map_err(|errno| MountError::Start(format!("cannot catch signals: {errno}")))
+    caught.map_err(|errno| start(&errno))
+}
+
+/// Resets what this process has inherited from its starter and what would change the daemon, before it makes files.
+pub(super) fn reset_inherited() {
+    // Only the mount point depends on it; files of the state directory have modes of their own.
+    nix::sys::stat::umask(UMASK);
+    if let Err(error) = process::raise_low_priority() {
+        log::warn!("the low priority of the daemon stays: {error}; clients wait for it on a busy machine");
+    }
 }
 
 /// Prepares this process for a long life.
 pub(super) fn init_process() {
     // Do not keep the file system of the current directory busy.
     let _ = nix::unistd::chdir("/");
-    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
         log::warn!("/proc/self/oom_score_adj: {error}; the daemon may be killed for memory before others");
     }

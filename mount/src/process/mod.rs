@@ -15,6 +15,7 @@ mod fds;
 mod mask;
 mod namespace;
 mod passes;
+mod priority;
 mod scan;
 mod stacks;
 mod sys;
@@ -46,6 +47,7 @@ pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherite
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
 pub(crate) use passes::{BlockedWriter, TimeLimit, waited};
+pub(crate) use priority::raise_low_priority;
 pub(crate) use scan::ScannedProcess;
 use stacks::Stacks;
 pub(crate) use sys::{keep_heap_small, trim_heap};

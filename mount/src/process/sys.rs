@@ -238,6 +238,40 @@ pub(super) fn default_sigchld() -> io::Result<()> {
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(|_| ()).map_err(io::Error::from)
 }
 
+/// The scheduling policy of this thread. (The C library of some systems has no such function.)
+pub(super) fn policy() -> io::Result<i32> {
+    // SAFETY: takes a number.
+    let policy = check(unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) })?;
+    Ok(policy as i32 & !libc::SCHED_RESET_ON_FORK)
+}
+
+/// Gives this thread the policy `SCHED_OTHER`.
+pub(super) fn set_ordinary_policy() -> io::Result<()> {
+    // `struct sched_param` (linux/sched/types.h): the priority, which is 0 for this policy.
+    let parameter: libc::c_int = 0;
+    // SAFETY: the kernel reads the parameter.
+    let set = unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const parameter)
+    };
+    check(set).map(|_| ())
+}
+
+/// `IOPRIO_WHO_PROCESS` (linux/ioprio.h).
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
+/// The class of the I/O priority of this thread (ioprio_set(2)).
+pub(super) fn io_class() -> io::Result<i32> {
+    // SAFETY: takes numbers.
+    let priority = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) })?;
+    Ok(priority as i32 >> 13)
+}
+
+/// Gives this thread the I/O priority that follows from its nice value.
+pub(super) fn set_ordinary_io_class() -> io::Result<()> {
+    // SAFETY: takes numbers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0) }).map(|_| ())
+}
+
 pub(super) fn kill(pid: u32, signal: u32) -> io::Result<()> {
     // SAFETY: takes numbers.
     check(unsafe { libc::kill(pid as libc::pid_t, signal as libc::c_int) }.into()).map(|_| ())
