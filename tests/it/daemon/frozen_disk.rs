@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::harness::dir::{Dir as _, pinned};
 use crate::harness::{Mount, Sleeper, TIMEOUT, held, masks, until, write};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// A mount whose state is on an ext4 file system of its own.
@@ -185,6 +186,33 @@ fn claims_and_changes_wait_or_are_refused_while_the_disk_is_frozen() {
     write(&world.mount.tasks("excl", "0"), task.pid().to_string()).unwrap();
     write(&world.mount.tasks("shared", "1"), late.pid().to_string()).unwrap();
     check(&world, &task, &late, dead);
+}
+
+#[test]
+fn a_change_that_waits_for_the_disk_lets_nobody_in_even_if_the_worker_dies() {
+    let world = World::new();
+    let (holder, waiting, other) = (pinned("0-1"), pinned("0-1"), pinned("0-1"));
+    let list = world.mount.tasks("excl", "0");
+    write(&list, holder.pid().to_string()).unwrap();
+    let frozen = world.disk.freeze();
+    // One claim waits for the disk; then no other request does.
+    let claim = world.start(&format!("echo {} > $C/pools/shared/1/tasks && echo done", waiting.pid()));
+    let change = world.start("echo 0 > $C/pools/excl/exclusive && echo done");
+    // Let them come first.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let line = format!("echo {} > $C/pools/excl/0/tasks; cat $C/self/last_error", other.pid());
+    let said = world.ask(&line);
+    assert!(said.contains(&format!("EBUSY: excl 0 is held by {} (sleep)", holder.pid())), "{said}");
+    assert_eq!(world.ask("cat $C/pools/excl/exclusive"), "1\n");
+    world.mount.signal_worker(Signal::SIGKILL);
+    drop(frozen);
+
+    // The next worker carries both out.
+    assert_eq!((claim.finish(), change.finish()), ("done\n".to_owned(), "done\n".to_owned()));
+    assert_eq!(world.mount.read("pools/excl/exclusive"), "0\n");
+    assert_eq!(held(&list), [holder.pid()], "an acknowledged claim stays");
+    assert_eq!((masks(holder.pid()), masks(other.pid())), (vec!["0".to_owned()], vec!["0-1".to_owned()]));
+    write(&list, other.pid().to_string()).expect("two are allowed now");
 }
 
 /// `task` has the list 0 and `late` the list 1, also for the next worker and the next daemon.
