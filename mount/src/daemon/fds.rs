@@ -9,6 +9,7 @@
 //! The numbers, the JSON of [`HandoffState`] and the bytes of [`Message`] are an interface between versions: in an
 //! upgrade, a supervisor of one program has a worker of another.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -33,8 +34,11 @@ pub(super) const HANDOFF: RawFd = 5;
 pub(super) const LOCK: RawFd = 6;
 /// The pidfd of the worker, for a supervisor that continues for another one.
 pub(super) const WORKER: RawFd = 7;
+/// The memfd in which the journal keeps what its disk does not take. Earlier programs do not know it.
+pub(super) const SPARE: RawFd = 8;
 /// All of these numbers.
-const FIXED_FDS: std::ops::RangeInclusive<RawFd> = DEVICE..=WORKER;
+const FIXED_FDS: std::ops::RangeInclusive<RawFd> = DEVICE..=SPARE;
+const SPARE_NAME: &CStr = c"kcm-spare";
 
 /// The longest message from a worker, in bytes: one character and a reason in one sentence.
 const MAX_MESSAGE: usize = 1024;
@@ -45,6 +49,7 @@ pub(super) struct InheritedFds {
     pub(super) device: OwnedFd,
     pub(super) handoff: HandoffMemfd,
     pub(super) lock: StateLock,
+    pub(super) spare: OwnedFd,
 }
 
 impl InheritedFds {
@@ -57,6 +62,10 @@ impl InheritedFds {
             device: process::inherited_fd(DEVICE)?,
             handoff: HandoffMemfd::from_fd(process::inherited_fd(HANDOFF)?),
             lock: StateLock::from_fd(process::inherited_fd(LOCK)?),
+            spare: match process::inherited_fd(SPARE) {
+                Ok(fd) if is_spare(&fd) => fd,
+                _ => new_spare()?,
+            },
         })
     }
 
@@ -69,8 +78,23 @@ impl InheritedFds {
             device: install_fd_at(self.device, DEVICE)?,
             handoff: HandoffMemfd(install_fd_at(self.handoff.0, HANDOFF)?),
             lock: StateLock::from_fd(install_fd_at(self.lock.into_fd(), LOCK)?),
+            spare: install_fd_at(self.spare, SPARE)?,
         })
     }
+}
+
+/// Makes an empty memfd for the journal.
+///
+/// # Errors
+/// No descriptors or memory are left.
+pub(super) fn new_spare() -> io::Result<OwnedFd> {
+    process::dup_above(memfd_create(SPARE_NAME, MFdFlags::MFD_CLOEXEC)?)
+}
+
+/// Whether a descriptor that another process had under [`SPARE`] is that memfd.
+pub(super) fn is_spare(fd: &OwnedFd) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    name.is_ok_and(|name| name.to_string_lossy().starts_with("/memfd:kcm-spare"))
 }
 
 /// The part of the state of a mount that is not in the state directory.
@@ -224,6 +248,11 @@ pub(super) fn reserve_fd(number: RawFd) -> io::Result<()> {
     // Never closed, only replaced.
     leak(process::dup_to(null.as_fd(), number)?);
     Ok(())
+}
+
+/// Occupies a number that an earlier program may not have used, unless it has.
+pub(super) fn reserve_if_free(number: RawFd) -> io::Result<()> {
+    if process::is_open(number) { Ok(()) } else { reserve_fd(number) }
 }
 
 /// Occupies all fixed numbers.

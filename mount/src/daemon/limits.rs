@@ -20,18 +20,60 @@ struct Need {
 
 const NEEDS: [Need; 7] = [
     // Each watched task takes a descriptor, beside some 100 that are always or briefly open.
-    Need { resource: Resource::RLIMIT_NOFILE, name: "RLIMIT_NOFILE", letter: 'n', least: 256, most: RLIM_INFINITY },
+    Need {
+        resource: Resource::RLIMIT_NOFILE,
+        name: "RLIMIT_NOFILE",
+        letter: 'n',
+        least: 256,
+        most: RLIM_INFINITY,
+    },
     // The claims log, in bytes: some 200 for each claim before it is compacted.
-    Need { resource: Resource::RLIMIT_FSIZE, name: "RLIMIT_FSIZE", letter: 'f', least: 64 << 20, most: RLIM_INFINITY },
+    Need {
+        resource: Resource::RLIMIT_FSIZE,
+        name: "RLIMIT_FSIZE",
+        letter: 'f',
+        least: 64 << 20,
+        most: RLIM_INFINITY,
+    },
     // In seconds: a daemon runs for years.
-    Need { resource: Resource::RLIMIT_CPU, name: "RLIMIT_CPU", letter: 't', least: RLIM_INFINITY, most: RLIM_INFINITY },
+    Need {
+        resource: Resource::RLIMIT_CPU,
+        name: "RLIMIT_CPU",
+        letter: 't',
+        least: RLIM_INFINITY,
+        most: RLIM_INFINITY,
+    },
     // In bytes: snapshots of open files take up to 64 MiB, stacks of threads and their arenas the rest.
-    Need { resource: Resource::RLIMIT_AS, name: "RLIMIT_AS", letter: 'v', least: 1 << 30, most: RLIM_INFINITY },
-    Need { resource: Resource::RLIMIT_DATA, name: "RLIMIT_DATA", letter: 'd', least: 256 << 20, most: RLIM_INFINITY },
+    Need {
+        resource: Resource::RLIMIT_AS,
+        name: "RLIMIT_AS",
+        letter: 'v',
+        least: 1 << 30,
+        most: RLIM_INFINITY,
+    },
+    Need {
+        resource: Resource::RLIMIT_DATA,
+        name: "RLIMIT_DATA",
+        letter: 'd',
+        least: 256 << 20,
+        most: RLIM_INFINITY,
+    },
     // In bytes: the first thread's. Not unlimited, which would change the layout of the memory of every child.
-    Need { resource: Resource::RLIMIT_STACK, name: "RLIMIT_STACK", letter: 's', least: 1 << 20, most: 8 << 20 },
+    Need {
+        resource: Resource::RLIMIT_STACK,
+        name: "RLIMIT_STACK",
+        letter: 's',
+        least: 1 << 20,
+        most: 8 << 20,
+    },
     // The kernel does not count the processes of the machine's root. In a user namespace it does.
-    Need { resource: Resource::RLIMIT_NPROC, name: "RLIMIT_NPROC", letter: 'u', least: 0, most: RLIM_INFINITY },
+    Need {
+        resource: Resource::RLIMIT_NPROC,
+        name: "RLIMIT_NPROC",
+        letter: 'u',
+        least: 0,
+        most: RLIM_INFINITY,
+    },
 ];
 
 /// Raises each soft limit to its hard limit, as far as more is of use.

@@ -176,7 +176,10 @@ fn supervise(
         // Still on the terminal of the command.
         let cannot = "; claims and changes of the configuration are refused until it can be written";
         let consequence = if error.kind() == io::ErrorKind::ReadOnlyFilesystem { cannot } else { "" };
-        log::warn!("{}: {error}; the daemon logs nothing{consequence}", paths.state_dir.join("log").display());
+        log::warn!(
+            "{}: {error}; the daemon logs nothing{consequence}",
+            paths.state_dir.join("log").display()
+        );
     }
     let mut supervisor = Supervisor::new(paths.clone(), fds, signals)?;
     if let Some(log) = &log {
@@ -194,6 +197,8 @@ fn supervise(
 /// Continues for a supervisor that has died, or that has executed this program in an upgrade.
 fn resume(paths: &MountPaths, replace_worker: bool) -> Result<(), MountError> {
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
+    // Before anything else is opened: the supervisor of an earlier program has not left this one.
+    fds::reserve_if_free(fds::SPARE).map_err(failed)?;
     let signals = setup::catch_signals()?;
     let fds = InheritedFds::take().map_err(failed)?;
     // Workers inherit the descriptors above under their numbers, but not these two.

@@ -51,7 +51,9 @@ pub(super) fn find(
     {
         log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
-        return Ok(Found::Mount(InheritedFds { device, handoff: HandoffMemfd::from_fd(handoff), lock }));
+        let spare = new_spare(conf_dir)?;
+        let handoff = HandoffMemfd::from_fd(handoff);
+        return Ok(Found::Mount(InheritedFds { device, handoff, lock, spare }));
     }
     loop {
         let status = mountpoint::status(conf_dir)
@@ -116,7 +118,7 @@ pub(super) fn mount_new(
     let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None };
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
-    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock })
+    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock, spare: new_spare(conf_dir)? })
 }
 
 /// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.
@@ -147,7 +149,12 @@ fn copy_descriptors(server: &Server, connection: Connection) -> Option<Inherited
     let is_ours = identity::connection_of(&device).is_none_or(|other| other == connection);
     let handoff = HandoffMemfd::from_fd(copy(fds::HANDOFF)?);
     let lock = StateLock::from_fd(copy(fds::LOCK)?);
-    (is_ours && handoff.read().is_ok()).then_some(InheritedFds { device, handoff, lock })
+    let spare = copy(fds::SPARE).filter(fds::is_spare).or_else(|| fds::new_spare().ok())?;
+    (is_ours && handoff.read().is_ok()).then_some(InheritedFds { device, handoff, lock, spare })
+}
+
+fn new_spare(conf_dir: &Path) -> Result<OwnedFd, MountError> {
+    fds::new_spare().map_err(|source| io_error(conf_dir, "no memfd for the journal", source))
 }
 
 /// The absolute path without `.` and `..`, with symbolic links resolved as far as the path exists.

@@ -39,7 +39,7 @@ const ORPHAN_GRACE: Duration = Duration::from_millis(100);
 pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     process::keep_heap_small();
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
-    let InheritedFds { device, handoff, lock } = InheritedFds::take().map_err(failed)?;
+    let InheritedFds { device, handoff, lock, spare } = InheritedFds::take().map_err(failed)?;
     // Moved, because a supervisor that this worker starts needs the number.
     let control = process::inherited_fd(fds::CONTROL).and_then(process::dup_above);
     let mut control = ControlSocket::from_fd(control.map_err(failed)?);
@@ -49,7 +49,8 @@ pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     // If the supervisor has died already, the parent is another process.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);
-    let Serving { engine, ended, resends } = match start(paths, &device, &handoff, lock, supervisor) {
+    let Serving { engine, ended, resends } = match start(paths, &device, &handoff, (lock, spare), supervisor)
+    {
         Ok(serving) => serving,
         Err(error) => {
             control.send(&Message::Failed(error.to_string()));
@@ -104,13 +105,14 @@ fn start(
     paths: &MountPaths,
     device: &OwnedFd,
     handoff: &HandoffMemfd,
-    lock: StateLock,
+    (lock, spare): (StateLock, OwnedFd),
     supervisor: Option<u32>,
 ) -> Result<Serving, MountError> {
     let conf_dir = &paths.conf_dir;
     let handoff_failed = |source| io_error(conf_dir, "the supervisor's handoff state", source);
     let state = handoff.read().map_err(handoff_failed)?;
-    let (journal, recovered) = StateDir::open(lock, &paths.state_dir, &clock::boot_id(), state.mount_id)?;
+    let (journal, recovered) =
+        StateDir::open(lock, &paths.state_dir, &clock::boot_id(), state.mount_id, Some(spare))?;
     let polls = recovered.polls.clone();
     let truncated = recovered.truncated.clone();
     let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), supervisor)

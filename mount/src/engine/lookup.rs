@@ -71,8 +71,9 @@ impl<P: Ports> Engine<P> {
                 reason: Some(with_holder(&filed.text, &self.holder_name(holder, false))),
                 ..Event::default()
             });
-            // Recorded before the answer: the next worker may have to repeat it.
-            self.append_if_possible(&Record::Refused {
+            // Recorded before the answer: the next worker may have to repeat it. If it cannot be, it is left out: on a
+            // disk that takes nothing, refusals are what there is most of.
+            let _ = self.journal.append(&Record::Refused {
                 request: caller.request,
                 session_thread: session_thread(),
                 refusal: Arc::clone(&filed),

@@ -82,9 +82,6 @@ use crate::process::{BlockedWriter, Facts};
 
 /// How many numbers of open files are reserved in the journal at a time.
 pub(crate) const RESERVED_HANDLES: u32 = 1 << 12;
-/// If no numbers can be reserved, they go on by one in so many nanoseconds since boot, as a power of two: 16 µs. Files are
-/// opened more slowly, and a file is rarely open for the five hours after which the numbers come again.
-const HANDLES_JUMP: u32 = 14;
 /// How long a write waits for another write on the same task, which may be a hostile user's. Setting masks takes
 /// microseconds per thread.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -161,7 +158,7 @@ impl<P: Ports> Engine<P> {
         topology: Topology,
         supervisor: Option<u32>,
     ) -> Result<(Self, u32), StartError> {
-        let mut handles = recovered.next_handle;
+        let handles = recovered.next_handle;
         let mut refusals = Refusals::default();
         recovered.refusals.iter().for_each(|record| refusals.add(Arc::clone(record)));
         let events = Events::new(
@@ -206,8 +203,8 @@ impl<P: Ports> Engine<P> {
         if let Err(error) = engine.journal.append(&reserved) {
             // A full or read-only disk must not prevent the mount: releases and reaps work without a journal.
             log::warn!("the state directory cannot be written: {error}; claims are refused until it can");
-            // The next worker does not learn which numbers of open files this one gives out, so each begins elsewhere.
-            handles = handles.wrapping_add((engine.clock.since_boot() >> HANDLES_JUMP) as u32);
+            // The next worker must not give out the same numbers.
+            engine.journal.defer(reserved);
         }
         engine.recover(recovered);
         engine.update_daemon_affinity();

@@ -112,8 +112,10 @@ impl<P: Ports> Engine<P> {
         self.journal.request_flush();
     }
 
-    /// Appends a record that is useful to the next worker, but not essential. The journal logs a failure.
+    /// Appends a record that is useful to the next worker, but not essential. If it cannot be written now, it is deferred.
     pub(super) fn append_if_possible(&self, record: &Record) {
-        let _ = self.journal.append(record);
+        if self.journal.append(record).is_err() {
+            self.journal.defer(record.clone());
+        }
     }
 }

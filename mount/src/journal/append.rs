@@ -6,21 +6,19 @@
 //! Lock order: `files`, then `memory` or `events`, which are leaves. `memory` and `events` are never held during I/O.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::StateDir;
 use super::claims_log::{LogState, Record};
-use super::codec;
 use super::disk::{self, AppendFile, Disk, Durability};
 use super::events::EventFile;
-use super::format::{VERSION, v1};
+use super::files::{ClaimsFile, Files, FilesGuard};
 use super::memory::Memory;
+use super::spare::Spare;
 use crate::clock;
 
 /// How long a request waits for the files before it is refused. A write to the page cache takes microseconds, a slow
@@ -39,56 +37,12 @@ pub(crate) enum AppendError {
     Io(#[from] io::Error),
 }
 
-/// The files that records and events are appended to.
-#[derive(Debug)]
-pub(super) struct Files {
-    pub(super) claims: ClaimsFile,
-    pub(super) events: EventFile,
-}
-
-/// The claims log.
-#[derive(Debug)]
-pub(super) struct ClaimsFile {
-    /// `None` if the file could not be written when the daemon started; every append tries again.
-    pub(super) file: Option<AppendFile>,
-    /// The length in bytes from which the file is compacted.
-    pub(super) compact_at: u64,
-    /// The number of the next record.
-    pub(super) next: u64,
-}
-
-impl ClaimsFile {
-    /// Writes the records with one write(2): all of them or none.
-    pub(super) fn append<'a>(
-        &mut self,
-        disk: &dyn Disk,
-        boot: &str,
-        records: impl Iterator<Item = &'a Record>,
-    ) -> io::Result<()> {
-        let file = self.file.as_mut().ok_or(Errno::ENOSPC)?;
-        let (mut bytes, mut next) = (Vec::new(), self.next);
-        for record in records {
-            bytes.extend(codec::encode(boot, &v1::ClaimsLine { n: next, r: record.into() })?);
-            next += 1;
-        }
-        if !bytes.is_empty() {
-            file.append(disk, &bytes)?;
-        }
-        self.next = next;
-        Ok(())
-    }
-
-    fn is_large(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| file.len() > self.compact_at)
-    }
-}
-
 /// Returns the length in bytes at which a file is compacted that was so long after the last time.
 pub(super) fn compaction_threshold(length: u64) -> u64 {
     COMPACTED_FROM.max(length * 4)
 }
 
-/// Writes a new claims log that says what `log` says.
+/// Writes a new claims log that says what `log` returns.
 ///
 /// # Errors
 /// The old file is unchanged.
@@ -96,20 +50,19 @@ pub(super) fn rewrite(
     disk: &dyn Disk,
     directory: &Path,
     boot: &str,
-    log: LogState,
+    log: impl FnOnce() -> LogState,
 ) -> io::Result<ClaimsFile> {
-    let header = v1::ClaimsHeader { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
-    let mut bytes = codec::encode("", &header)?;
-    let records = log.into_records();
-    for (n, r) in (0..).zip(&records) {
-        bytes.extend(codec::encode(boot, &v1::ClaimsLine { n, r: r.into() })?);
-    }
-    let length = bytes.len() as u64;
-    let file = disk::replace(disk, directory, "claims", &bytes, Durability::Process)?;
+    let (mut length, mut next) = (0, 0);
+    let encode = || {
+        let (bytes, following) = log().encode(boot)?;
+        (length, next) = (bytes.len() as u64, following);
+        Ok(bytes)
+    };
+    let file = disk::replace(disk, directory, "claims", encode, Durability::Process)?;
     Ok(ClaimsFile {
         file: Some(AppendFile::new(file, length)),
         compact_at: compaction_threshold(length),
-        next: records.len() as u64,
+        next,
     })
 }
 
@@ -158,39 +111,6 @@ impl Flusher {
     }
 }
 
-/// The files, for the thread that does I/O on them.
-struct FilesGuard<'a> {
-    files: MutexGuard<'a, Files>,
-    since: &'a AtomicU64,
-}
-
-impl<'a> FilesGuard<'a> {
-    fn new(files: MutexGuard<'a, Files>, since: &'a AtomicU64) -> Self {
-        since.store(clock::since_boot().max(1), Ordering::Relaxed);
-        Self { files, since }
-    }
-}
-
-impl Drop for FilesGuard<'_> {
-    fn drop(&mut self) {
-        self.since.store(0, Ordering::Relaxed);
-    }
-}
-
-impl Deref for FilesGuard<'_> {
-    type Target = Files;
-
-    fn deref(&self) -> &Files {
-        &self.files
-    }
-}
-
-impl DerefMut for FilesGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Files {
-        &mut self.files
-    }
-}
-
 impl StateDir {
     /// Writes a record, after everything that was deferred before. When this returns the record survives the death
     /// of this process (not a loss of power, which no claim survives).
@@ -199,7 +119,11 @@ impl StateDir {
     /// Nothing of the record is in the file or in the state. [`AppendError::Stalled`] after at most [`IO_TIMEOUT`];
     /// at once if the disk has not answered for as long already.
     pub(crate) fn append(&self, record: &Record) -> Result<(), AppendError> {
-        let appended = self.files_in_time().and_then(|mut files| self.append_to(&mut files.claims, record));
+        let appended = self.files_in_time().and_then(|mut files| {
+            let appended = self.append_to(&mut files.claims, record);
+            self.update_spare(&mut files.spare, appended.is_ok());
+            appended
+        });
         self.report(appended)
     }
 
@@ -319,13 +243,29 @@ impl StateDir {
     }
 
     pub(super) fn write_deferred(&self, files: &mut Files) -> Result<(), AppendError> {
-        let claims = &mut files.claims;
+        let written = self.write_deferred_to(&mut files.claims);
+        self.update_spare(&mut files.spare, written.is_ok());
+        written?;
+        self.write_events(&mut files.events);
+        Ok(())
+    }
+
+    fn write_deferred_to(&self, claims: &mut ClaimsFile) -> Result<(), AppendError> {
         let (deferred, covered) = self.when_appendable(claims, |memory| memory.deferred())?;
         claims.append(&*self.disk, &self.boot, deferred.iter())?;
         self.memory.lock().flushed(covered);
         self.compact_if_large(claims);
-        self.write_events(&mut files.events);
         Ok(())
+    }
+
+    /// Keeps in memory what the disk has not taken. The caller has the files, so that no record is written meanwhile: what
+    /// is in the spare log is never older than what the file says, once a request has been answered.
+    fn update_spare(&self, spare: &mut Spare, is_written: bool) {
+        if is_written {
+            spare.clear();
+        } else {
+            spare.keep(&self.boot, self.memory.lock().log());
+        }
     }
 
     fn write_events(&self, file: &mut EventFile) {
@@ -364,9 +304,16 @@ impl StateDir {
 
     /// Replaces the claims log by a short one with the same meaning, deferred records included.
     fn rewrite(&self, claims: &mut ClaimsFile) -> io::Result<()> {
-        let (log, covered) = self.memory.lock().snapshot();
-        *claims = rewrite(&*self.disk, &self.path, &self.boot, log)?;
-        self.memory.lock().rewritten(covered);
+        let mut covered = None;
+        let snapshot = || {
+            let (log, covers) = self.memory.lock().snapshot();
+            covered = Some(covers);
+            log
+        };
+        *claims = rewrite(&*self.disk, &self.path, &self.boot, snapshot)?;
+        if let Some(covered) = covered {
+            self.memory.lock().rewritten(covered);
+        }
         Ok(())
     }
 

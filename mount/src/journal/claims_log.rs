@@ -4,9 +4,12 @@
 //! files.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::sync::Arc;
 
 pub(super) use super::records::Record;
+use super::codec;
+use super::format::{VERSION, v1};
 use super::records::{Reclaimed, RefusalRecord, owner};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::fair::FairRing;
@@ -112,6 +115,11 @@ impl Requests {
 }
 
 impl LogState {
+    /// Returns how many records were added.
+    pub(super) fn added(&self) -> u64 {
+        self.added
+    }
+
     /// Adds a record that comes after all others.
     pub(crate) fn add(&mut self, record: Record) {
         self.added += 1;
@@ -198,6 +206,20 @@ impl LogState {
         self.claims.clear();
         self.intents.clear();
         self.releasing.clear();
+    }
+
+    /// Returns the log as a file has it, and the number of the record that would follow. `boot` is the id of this boot.
+    ///
+    /// # Errors
+    /// A record is no JSON.
+    pub(super) fn encode(self, boot: &str) -> io::Result<(Vec<u8>, u64)> {
+        let header = v1::ClaimsHeader { kcm: "claims".into(), version: VERSION, boot: boot.to_owned() };
+        let mut bytes = codec::encode("", &header)?;
+        let records = self.into_records();
+        for (n, r) in (0..).zip(&records) {
+            bytes.extend(codec::encode(boot, &v1::ClaimsLine { n, r: r.into() })?);
+        }
+        Ok((bytes, records.len() as u64))
     }
 
     /// Returns the shortest list of records with the same meaning.

@@ -129,5 +129,5 @@ pub(super) fn store(disk: &dyn Disk, directory: &Path, config: &Config) -> io::R
     for line in &lines {
         bytes.extend(codec::encode("", line)?);
     }
-    disk::replace(disk, directory, "config", &bytes, Durability::Power).map(|_| ())
+    disk::replace(disk, directory, "config", || Ok(bytes), Durability::Power).map(|_| ())
 }

@@ -53,7 +53,8 @@ pub(super) enum Durability {
 }
 
 /// Replaces a file of the directory atomically. Returns the new file, open for appending: opening it afterwards
-/// could fail when the old one is already gone.
+/// could fail when the old one is already gone. The content is only asked for once the disk can be written to: a read-only
+/// one is tried often.
 ///
 /// # Errors
 /// The old file is unchanged. If the new one was in place already and only the directory could not be synced, the
@@ -62,21 +63,21 @@ pub(super) fn replace(
     disk: &dyn Disk,
     directory: &Path,
     name: &str,
-    bytes: &[u8],
+    bytes: impl FnOnce() -> io::Result<Vec<u8>>,
     durability: Durability,
 ) -> io::Result<File> {
     let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
-    let write = |bytes: &[u8], durability: Durability| {
+    let begin = || {
         let file = disk.open(&new)?;
         disk.set_len(&file, 0)?;
-        write_all(disk, &file, bytes)?;
-        if durability == Durability::Power {
-            disk.sync(&file)?;
-        }
         Ok::<File, io::Error>(file)
     };
     let replace = || {
-        let file = write(bytes, durability)?;
+        let file = begin()?;
+        write_all(disk, &file, &bytes()?)?;
+        if durability == Durability::Power {
+            disk.sync(&file)?;
+        }
         if durability == Durability::Process {
             disk.rename(&new, &path)?;
             return Ok(file);
@@ -86,7 +87,9 @@ pub(super) fn replace(
         disk.rename(&new, &path)?;
         disk.sync(&parent).inspect_err(|_| {
             let put_back = match &old {
-                Ok(old) => write(old, Durability::Process).and_then(|_| disk.rename(&new, &path)),
+                Ok(old) => begin()
+                    .and_then(|file| write_all(disk, &file, old))
+                    .and_then(|()| disk.rename(&new, &path)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&path),
                 // A file that could not be read is worth less than the new one.
                 Err(_) => Ok(()),

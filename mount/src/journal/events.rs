@@ -140,8 +140,9 @@ impl EventFile {
 
     fn rewrite<'a>(&mut self, disk: &dyn Disk, newest: impl Iterator<Item = &'a str> + Clone) -> bool {
         let text = lines(newest.clone());
-        let file = disk::replace(disk, &self.path, NAME, text.as_bytes(), Durability::Process);
-        self.file = file.ok().map(|file| AppendFile::new(file, text.len() as u64));
+        let length = text.len() as u64;
+        let file = disk::replace(disk, &self.path, NAME, || Ok(text.into_bytes()), Durability::Process);
+        self.file = file.ok().map(|file| AppendFile::new(file, length));
         self.lines = newest.count();
         self.file.is_some()
     }

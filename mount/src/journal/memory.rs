@@ -55,6 +55,11 @@ impl Memory {
         Self { log, queue: VecDeque::new(), needs_rewrite: false, overflows: 0, appending: None }
     }
 
+    /// As [`Self::new`], with a state that the file does not have.
+    pub(super) fn unwritten(log: LogState) -> Self {
+        Self { needs_rewrite: true, ..Self::new(log) }
+    }
+
     /// The state, with every deferred record.
     pub(super) fn log(&self) -> &LogState {
         &self.log

@@ -23,6 +23,7 @@ mod codec;
 mod config;
 mod disk;
 mod events;
+mod files;
 mod format;
 mod inspect;
 mod lock;
@@ -30,11 +31,13 @@ mod memory;
 mod pools;
 mod records;
 mod recovery;
+mod spare;
 #[cfg(test)]
 mod tests;
 pub(crate) mod trust;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
@@ -43,12 +46,13 @@ use parking_lot::Mutex;
 
 #[allow(unused_imports, reason = "the engine names it once it tells a stalled disk from a full one")]
 pub(crate) use append::AppendError;
-use append::{Files, Flusher};
+use append::Flusher;
 use claims_log::Requests;
 pub(crate) use config::Config;
 use disk::{Disk, RealDisk};
 pub(crate) use events::EventLine;
 use events::{EventFile, EventQueue};
+use files::Files;
 use format::VERSION;
 pub use inspect::Problem;
 pub(crate) use inspect::{Found, inspect};
@@ -57,6 +61,7 @@ use memory::Memory;
 pub(crate) use pools::{LastRequest, ListConfig, NodeAttributes, PoolConfig};
 pub(crate) use records::{HOLDER, Reclaimed, Record, RefusalRecord, owner};
 pub(crate) use recovery::Recovered;
+use spare::Spare;
 
 /// How many reclaimed claims are kept until they are acknowledged.
 pub(crate) const RECLAIMED_KEPT: usize = 1024;
@@ -99,7 +104,8 @@ pub enum StateError {
 }
 
 impl StateDir {
-    /// Opens the directory, for the daemon that has locked it. Claims of another boot are forgotten.
+    /// Opens the directory, for the daemon that has locked it. Claims of another boot are forgotten. `spare`: the memfd for
+    /// what the disk does not take.
     ///
     /// # Errors
     /// A [`StateError`]; nothing is changed then.
@@ -108,8 +114,9 @@ impl StateDir {
         path: &Path,
         boot: &str,
         mount: u64,
+        spare: Option<OwnedFd>,
     ) -> Result<(Self, Recovered), StateError> {
-        Self::open_on(Box::new(RealDisk), lock, path, boot, mount)
+        Self::open_on(Box::new(RealDisk), lock, path, boot, mount, spare)
     }
 
     fn open_on(
@@ -118,6 +125,7 @@ impl StateDir {
         path: &Path,
         boot: &str,
         mount: u64,
+        spare: Option<OwnedFd>,
     ) -> Result<(Self, Recovered), StateError> {
         let path = path.canonicalize().map_err(failed(path, "cannot be resolved"))?;
         if let Err(newer @ StateError::NewerVersion { .. }) = Self::check(&path) {
@@ -126,7 +134,10 @@ impl StateDir {
         let mut damage = Vec::new();
         let config = recovery::open_config(&*disk, &path, &mut damage)?;
         let (claims, log, suspect) = recovery::open_claims(&*disk, &path, boot, &mut damage)?;
-        let mut memory = Memory::new(log);
+        let (spare, kept) = Spare::open(spare, boot);
+        // What is kept is newer than the file, and nothing of it is missing.
+        let suspect = suspect && kept.is_none();
+        let mut memory = kept.map_or_else(|| Memory::new(log), Memory::unwritten);
         memory.defer(Record::Mounted { mount });
         if let Some(last) = config.last.filter(|last| last.mount == mount) {
             memory.carried_out(last.request);
@@ -143,7 +154,7 @@ impl StateDir {
             disk,
             memory: Mutex::new(memory),
             events: Mutex::new(queue),
-            files: Mutex::new(Files { claims, events: event_file }),
+            files: Mutex::new(Files { claims, events: event_file, spare }),
             io_since: AtomicU64::new(0),
             flusher: Flusher::default(),
             _lock: lock,

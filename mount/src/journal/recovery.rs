@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use log::warn;
 
-use super::append::{self, ClaimsFile, compaction_threshold};
+use super::append::{self, compaction_threshold};
 use super::claims_log::LogState;
 use super::codec;
 use super::config::{self, Config};
 use super::disk::{AppendFile, Disk};
 use super::events::EventLine;
+use super::files::ClaimsFile;
 use super::format::{VERSION, v1};
 use super::records::{Reclaimed, RefusalRecord};
 use super::{StateError, failed, trust};
@@ -263,7 +264,7 @@ fn resume(disk: &dyn Disk, file: &Path, length: usize, torn: bool, next: u64) ->
 
 /// Begins a new claims log. If it cannot be written, its content stays in memory.
 fn begin(disk: &dyn Disk, path: &Path, boot: &str, log: &LogState) -> ClaimsFile {
-    append::rewrite(disk, path, boot, log.clone()).unwrap_or_else(|error| {
+    append::rewrite(disk, path, boot, || log.clone()).unwrap_or_else(|error| {
         not_written(path, &error);
         ClaimsFile { file: None, compact_at: compaction_threshold(0), next: 0 }
     })

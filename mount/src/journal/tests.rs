@@ -10,6 +10,7 @@ mod faults;
 mod fixtures;
 mod golden;
 mod inspect;
+mod spare;
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -15,6 +15,11 @@ pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     sys::inherited_fd(number)
 }
 
+/// Whether the number is that of an open descriptor.
+pub(crate) fn is_open(number: RawFd) -> bool {
+    std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok()
+}
+
 /// Duplicates `fd` as `number`, without close-on-exec. Closes what `number` was before.
 pub(crate) fn dup_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
     sys::dup_to(fd, number)

@@ -43,7 +43,7 @@ use cgroups::KnownCgroups;
 pub(crate) use child::{
     Asked, PidFd, collect_children, keep_sigpipe, open_in_child, reset_sigchld, send_signal, set_pdeathsig,
 };
-pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, replace_fd};
+pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, is_open, replace_fd};
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
 pub(crate) use passes::{BlockedWriter, TimeLimit, waited};

@@ -250,9 +250,8 @@ pub(super) fn set_ordinary_policy() -> io::Result<()> {
     // `struct sched_param` (linux/sched/types.h): the priority, which is 0 for this policy.
     let parameter: libc::c_int = 0;
     // SAFETY: the kernel reads the parameter.
-    let set = unsafe {
-        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const parameter)
-    };
+    let set =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const parameter) };
     check(set).map(|_| ())
 }
 

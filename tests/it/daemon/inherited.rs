@@ -37,7 +37,10 @@ os.execvp(\"bash\", [\"bash\", \"-c\", os.environ[\"M\"]])'",
         "export MALLOC_CHECK_=3 MALLOC_PERTURB_=165 MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1 MALLOC_TOP_PAD_=1; MOUNT",
     ),
     ("a level that does not exist", "export KCM_LOG_LEVEL=loud; MOUNT"),
-    ("nobody who manages services", "export NOTIFY_SOCKET=/nowhere LISTEN_FDS=9 LISTEN_PID=1 WATCHDOG_USEC=x; MOUNT"),
+    (
+        "nobody who manages services",
+        "export NOTIFY_SOCKET=/nowhere LISTEN_FDS=9 LISTEN_PID=1 WATCHDOG_USEC=x; MOUNT",
+    ),
     ("no standard files", "MOUNT <&- >&- 2>&-"),
     ("a narrow umask", "umask 0777; MOUNT"),
     ("a removed directory", "mkdir gone; cd gone; rmdir ../gone; MOUNT"),
@@ -59,7 +62,8 @@ fn no_heritage_changes_how_the_daemon_serves() {
 fn check(mount: &Mount, name: &str) {
     mount.make_pool("excl", true, &["0"]);
     let task = Sleeper::new();
-    write(&mount.tasks("excl", "0"), task.pid().to_string()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    write(&mount.tasks("excl", "0"), task.pid().to_string())
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(masks(task.pid()), ["0"], "{name}");
     mount.replace_worker();
     let (_, err, status) = run(mount.kcm(&["mount", "--upgrade", "--state-dir"]).arg(mount.state()));

@@ -96,7 +96,11 @@ impl World {
         mount.kill_daemon();
         mount.start();
         assert_eq!(mount.tasks_of("excl", "0"), holder.pid().to_string());
-        assert_eq!(mount.tasks_of("shared", "1"), newcomer.pid().to_string(), "a released task stays released");
+        assert_eq!(
+            mount.tasks_of("shared", "1"),
+            newcomer.pid().to_string(),
+            "a released task stays released"
+        );
         assert_eq!(masks(leaving.pid()), ["0-1"]);
         assert!(mount.pool("new").exists());
     }
@@ -108,10 +112,11 @@ fn the_next_worker_serves_from_a_read_only_directory() {
     let read_only = ReadOnly::new(&world.mount.state());
     world.mount.replace_worker();
     world.check_read_only();
+    world.release_and_reap();
     // Another one, which finds what the one before it could not record.
     world.mount.replace_worker();
     world.check_read_only();
-    world.release_and_reap();
+    assert_eq!(world.mount.tasks_of("shared", "1"), "", "a released task stays released");
     drop(read_only);
     world.check_writable();
 }
@@ -125,15 +130,16 @@ fn the_next_daemon_serves_from_a_read_only_directory() {
     assert_eq!(status, Some(0), "{err}");
     assert!(err.contains("Read-only file system"), "the user is told: {err}");
     world.check_read_only();
+    world.release_and_reap();
     world.mount.replace_worker();
     world.check_read_only();
+    assert_eq!(world.mount.tasks_of("shared", "1"), "", "a released task stays released");
     // Nobody else may use the directory meanwhile.
     let other = world.mount.home().join("other");
     let mut second = Command::new(KCM);
     second.args(["mount", "--state-dir"]).arg(world.mount.state()).arg("--conf-dir").arg(&other);
     let (_, err, status) = run(&mut second);
     assert!(status != Some(0) && err.contains("in use by another kcm mount"), "{err}");
-    world.release_and_reap();
     drop(read_only);
     world.check_writable();
 }

@@ -23,10 +23,12 @@ fn a_capability_that_the_daemon_lacks_is_named() {
         ("sys_ptrace", "CAP_SYS_PTRACE", "look at other users' processes"),
     ] {
         let mount = Mount::not_mounted();
-        let line = MOUNT.replace("exec", &format!("exec setpriv --bounding-set=-{capability} --inh-caps=-{capability}"));
+        let line = MOUNT
+            .replace("exec", &format!("exec setpriv --bounding-set=-{capability} --inh-caps=-{capability}"));
         for line in [line.clone(), format!("{line} --foreground")] {
             let said = failure(mount.bash(&line).env("KCM_LOG_LEVEL", "ERROR"));
-            let begin = format!("the daemon lacks {name}, without which it cannot {purpose}; give it to its service");
+            let begin =
+                format!("the daemon lacks {name}, without which it cannot {purpose}; give it to its service");
             assert!(said.starts_with(&begin), "{said}");
             assert!(mount.daemons().is_empty() && mount.mounted() == 0 && !mount.state().exists(), "{said}");
         }
@@ -58,7 +60,11 @@ fn a_proc_that_does_not_show_what_the_daemon_needs_is_named() {
         ),
     ] {
         let mount = Mount::not_mounted();
-        let line = if change.contains("exec ") { MOUNT.replace("exec", change) } else { format!("{change} && {MOUNT}") };
+        let line = if change.contains("exec ") {
+            MOUNT.replace("exec", change)
+        } else {
+            format!("{change} && {MOUNT}")
+        };
         let said = failure(&mut unshared(&mount, flags, &line));
         assert!(said.starts_with(message), "{name}: {said}");
         assert!(mount.daemons().is_empty() && mount.mounted() == 0, "{name}");

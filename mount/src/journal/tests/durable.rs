@@ -23,7 +23,7 @@ fn a_configuration_whose_directory_cannot_be_synced_is_not_found_later() {
         }
         let lock = StateLock::take(directory.path()).unwrap();
         let disk = Box::new(UnsyncedDirectories);
-        let state = StateDir::open_on(disk, lock, directory.path(), BOOT, 1).unwrap().0;
+        let state = StateDir::open_on(disk, lock, directory.path(), BOOT, 1, None).unwrap().0;
         let mut larger = config();
         larger.next_node += 4;
         larger.attributes.clear();

@@ -119,7 +119,7 @@ impl Disk for FaultyDisk {
 
 fn open_faulty(directory: &TempDir, disk: &FaultyDisk) -> StateDir {
     let lock = StateLock::take(directory.path()).unwrap();
-    StateDir::open_on(Box::new(disk.clone()), lock, directory.path(), BOOT, 1).unwrap().0
+    StateDir::open_on(Box::new(disk.clone()), lock, directory.path(), BOOT, 1, None).unwrap().0
 }
 
 /// A step of a test.

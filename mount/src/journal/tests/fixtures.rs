@@ -69,7 +69,7 @@ pub(super) fn directory() -> TempDir {
 }
 
 pub(super) fn open_at(path: &Path, boot: &str) -> Result<(StateDir, Recovered), StateError> {
-    StateDir::open(StateLock::take(path)?, path, boot, 1)
+    StateDir::open(StateLock::take(path)?, path, boot, 1, None)
 }
 
 pub(super) fn open(directory: &TempDir) -> (StateDir, Recovered) {

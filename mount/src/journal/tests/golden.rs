@@ -99,7 +99,7 @@ fn open_golden(claims: &[u8]) -> (TempDir, StateDir, Recovered) {
         fs::write(directory.path().join(name), bytes).unwrap();
     }
     let lock = StateLock::take(directory.path()).unwrap();
-    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
     (directory, state, recovered)
 }
 
@@ -166,7 +166,7 @@ fn the_boot_id_is_part_of_version_1() {
 fn the_same_bytes_are_written_as_version_1() {
     let directory = directory();
     let lock = StateLock::take(directory.path()).unwrap();
-    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
     for record in &golden_records()[4..] {
         state.append(record).unwrap();
     }
@@ -177,7 +177,7 @@ fn the_same_bytes_are_written_as_version_1() {
     let mut log = LogState::default();
     golden_records().into_iter().for_each(|record| log.add(record));
     let other = super::directory();
-    append::rewrite(&RealDisk, other.path(), BOOT, log).unwrap();
+    append::rewrite(&RealDisk, other.path(), BOOT, || log).unwrap();
     let compacted = fs::read(other.path().join("claims")).unwrap();
     assert_eq!(str::from_utf8(&compacted).unwrap(), str::from_utf8(COMPACTED).unwrap());
 }
