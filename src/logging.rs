@@ -2,8 +2,6 @@
 //!
 //! Owns `KCM_LOG_LEVEL` and the format of a line. Does not know who logs.
 
-use std::io::Write as _;
-
 use kcm_mount::{daemon, text};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -61,8 +59,7 @@ impl Log for Stderr {
         // A message may contain a path or a word that somebody else chose.
         let message = record.args().to_string();
         let message = text::one_line(&message);
-        // One write, so that lines of several processes do not mix. If stderr is closed, no one can be informed.
-        let _ = std::io::stderr().write_all(format!("{time}{name}:root:{message}\n").as_bytes());
+        daemon::write_message(format!("{time}{name}:root:{message}\n"));
     }
 
     fn flush(&self) {}

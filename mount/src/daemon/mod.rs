@@ -12,6 +12,7 @@ mod error;
 mod fds;
 mod identity;
 mod limits;
+mod messages;
 mod mount;
 mod paths;
 mod requirements;
@@ -47,6 +48,7 @@ use takeover::Found;
 
 pub use args::Invocation;
 pub use error::MountError;
+pub use messages::write as write_message;
 pub use paths::MountPaths;
 pub use role::Role;
 pub use setup::{timestamp, writes_to_log};

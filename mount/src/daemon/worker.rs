@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use super::error::{MountError, io_error};
 use super::fds::{self, ControlSocket, HandoffMemfd, HandoffState, InheritedFds, Message};
+use super::messages;
 use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::setup;
@@ -46,6 +47,7 @@ pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     [fds::CONTROL, fds::WORKER].into_iter().try_for_each(fds::reserve_fd).map_err(failed)?;
     let signals = setup::catch_signals()?;
     setup::log_with_time();
+    messages::start_thread().map_err(failed)?;
     // If the supervisor has died already, the parent is another process.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);

@@ -189,6 +189,23 @@ fn claims_and_changes_wait_or_are_refused_while_the_disk_is_frozen() {
 }
 
 #[test]
+fn no_request_waits_for_the_daemon_log() {
+    let disk = Disk::new();
+    let world = World { mount: Mount::not_mounted_in(&disk.path()), disk };
+    world.mount.start_with("KCM_LOG_LEVEL", "DEBUG");
+    world.mount.make_pool("excl", true, &["0"]);
+    let frozen = world.disk.freeze();
+    look(&world);
+    // More messages than are kept.
+    world.ask("for i in {1..100}; do for f in $C/pools/excl/*/tasks $C/pools/excl/*; do cat $f; done; done 2>/dev/null");
+    drop(frozen);
+    until("the messages are written", || {
+        world.mount.read("info/version");
+        world.mount.log().contains("messages were dropped")
+    });
+}
+
+#[test]
 fn a_change_that_waits_for_the_disk_lets_nobody_in_even_if_the_worker_dies() {
     let world = World::new();
     let (holder, waiting, other) = (pinned("0-1"), pinned("0-1"), pinned("0-1"));
