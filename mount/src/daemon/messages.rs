@@ -142,7 +142,10 @@ mod tests {
         }
         let text = written.lock();
         let lines = text.lines().count();
-        let dropped: usize = text.lines().find_map(|line| line.strip_prefix("WARNING:root:")?.split(' ').next()?.parse().ok()).unwrap();
+        let dropped: usize = text
+            .lines()
+            .find_map(|line| line.strip_prefix("WARNING:root:")?.split(' ').next()?.parse().ok())
+            .unwrap();
         assert!(text.starts_with("0\n1\n2\n"), "in their order");
         assert_eq!(lines - 2 + dropped, number, "each is written or counted");
     }

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-pub(super) use super::records::Record;
 use super::codec;
 use super::format::{VERSION, v1};
+pub(super) use super::records::Record;
 use super::records::{Reclaimed, RefusalRecord, owner};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::fair::FairRing;

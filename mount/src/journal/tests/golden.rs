@@ -196,14 +196,14 @@ fn records_have_owners_in_version_1() {
     let directory = directory();
     fs::write(directory.path().join("claims"), OWNERS).unwrap();
     let lock = StateLock::take(directory.path()).unwrap();
-    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
     assert!(recovered.damage.is_empty());
     let uids = (recovered.refusals.last().unwrap().uid, recovered.reclaimed.back().unwrap().uid);
     assert_eq!(uids, (Some(1000), Some(1000)));
     drop(state);
     let directory = super::directory();
     let lock = StateLock::take(directory.path()).unwrap();
-    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
     owned_records().iter().for_each(|record| state.append(record).unwrap());
     let written = fs::read_to_string(directory.path().join("claims")).unwrap();
     assert_eq!(written, str::from_utf8(OWNERS).unwrap());
