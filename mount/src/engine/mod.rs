@@ -69,7 +69,7 @@ pub(crate) use replay::{Admission, RequestId};
 use search::Search;
 
 use crate::failpoint::{Step, reached};
-use crate::journal::{AppendError, EventLine, Record, Recovered};
+use crate::journal::{EventLine, Record, Recovered};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
@@ -241,7 +241,7 @@ impl<P: Ports> Engine<P> {
         }
         let seq: u64 = text.parse().map_err(|_| Refusal::NotASeq)?;
         let records = std::iter::once(Record::Acknowledged { seq }).chain(replay::answered(caller.request));
-        self.journal.append(&Record::Batch(records.collect())).map_err(not_recorded)?;
+        self.journal.append(&Record::Batch(records.collect())).map_err(write::not_recorded)?;
         reached(Step::AcknowledgementRecorded);
         self.events.lock().acknowledge(seq);
         Ok(())
@@ -384,17 +384,6 @@ impl<P: Ports> Engine<P> {
                 _ => log::warn!("the affinity of the daemon's process {pid} cannot be set"),
             }
         }
-    }
-}
-
-/// Maps a failed append to a refusal.
-fn not_recorded(error: AppendError) -> Refusal {
-    match error {
-        AppendError::Stalled => Refusal::DiskStalled,
-        AppendError::Io(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-            Errno::ENOSPC | Errno::EDQUOT => Refusal::JournalFull,
-            errno => Refusal::CannotRecord { errno },
-        },
     }
 }
 

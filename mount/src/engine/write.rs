@@ -16,13 +16,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::ports::{Clock as _, Journal as _, Masks, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::answered;
 use super::requester::{Allowance, Requester};
 use super::resolve::{ResolvedTask, single_pid};
-use super::{Caller, Engine, ProcessOf, Refused, not_recorded};
+use super::{Caller, Engine, ProcessOf, Refused};
 use crate::failpoint::{Step, reached};
-use crate::journal::Record;
+use crate::journal::{AppendError, Record};
 use crate::model::command::{
     Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target,
 };
@@ -428,7 +430,7 @@ impl<P: Ports> Engine<P> {
                     Some(libc::EBUSY) => Refusal::Deadline,
                     Some(libc::EPERM) => Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
                     _ => {
-                        let errno = nix::errno::Errno::EIO;
+                        let errno = Errno::EIO;
                         Refusal::Fault { what: "setting or reading the mask", errno }
                     }
                 });
@@ -477,4 +479,15 @@ fn learn(request: &mut Request, setbacks: Vec<Setback>) -> Result<(), Refusal> {
 /// Returns the claim with this saved mask.
 fn with_saved(claim: Arc<Claim>, saved: SavedMask) -> Arc<Claim> {
     if claim.saved == saved { claim } else { Arc::new(Claim { saved, ..Claim::clone(&claim) }) }
+}
+
+/// Maps a failed append to a refusal.
+pub(super) fn not_recorded(error: AppendError) -> Refusal {
+    match error {
+        AppendError::Stalled => Refusal::DiskStalled,
+        AppendError::Io(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+            Errno::ENOSPC | Errno::EDQUOT => Refusal::JournalFull,
+            errno => Refusal::CannotRecord { errno },
+        },
+    }
 }
