@@ -57,10 +57,24 @@ impl Doubtful {
     }
 
     /// Removes the threads that are proven to be outside. `with_stacks`: also by their kernel stacks, which takes longer.
-    pub(super) fn look(&mut self, tasks: &Arc<OwnedFd>, stacks: &Stacks, with_stacks: bool) {
+    /// Stops when `is_over` returns true, which it asks every now and then.
+    pub(super) fn look(
+        &mut self,
+        tasks: &Arc<OwnedFd>,
+        stacks: &Stacks,
+        with_stacks: bool,
+        is_over: impl Fn() -> bool,
+    ) {
+        /// A look at a thread takes about 8 us.
+        const INTERVAL: usize = 32;
+        let (mut looks, mut over) = (0, false);
         let by_time = stacks.prove_nothing();
-        self.0.retain(|&tid, used| is_doubtful(tasks.as_fd(), tid, used, by_time));
-        if with_stacks && !self.is_empty() {
+        self.0.retain(|&tid, used| {
+            looks += 1;
+            over = over || looks % INTERVAL == 0 && is_over();
+            over || is_doubtful(tasks.as_fd(), tid, used, by_time)
+        });
+        if with_stacks && !over && !self.is_empty() {
             for tid in stacks.outside_clone(tasks, self.0.keys().copied().collect()) {
                 self.0.remove(&tid);
             }

@@ -230,10 +230,12 @@ impl Processes {
             let deadline = *deadline.get_or_insert_with(|| purpose.deadline(writer));
             for look in 0..LOOKS {
                 if look == 0 {
-                    doubtful.look(tasks, &self.stacks, false);
+                    doubtful.look(tasks, &self.stacks, false, || writer.is_out_of_time());
                 } else {
                     // Another thread reads the stacks.
-                    counted_as_waiting(|| doubtful.look(tasks, &self.stacks, true));
+                    counted_as_waiting(|| {
+                        doubtful.look(tasks, &self.stacks, true, || writer.is_out_of_time());
+                    });
                 }
                 if doubtful.is_empty() {
                     break;
