@@ -186,7 +186,7 @@ impl Processes {
         let Ok(Some(tasks)) = self.proc.open(&format!("{pid}/task"), flags) else { return Vec::new() };
         let mut most = Vec::new();
         for _ in 0..LISTINGS {
-            let Ok((tids, count)) = list_and_count_threads(tasks.as_fd()) else { break };
+            let Ok((tids, count)) = list_and_count_threads(tasks.as_fd(), pid) else { break };
             let is_complete = tids.len() as u64 >= count;
             if tids.len() > most.len() {
                 most = tids;

@@ -147,7 +147,7 @@ fn the_kin_of_a_claim_is_an_optional_field_of_version_1() {
     assert!([heir, without].iter().all(|claim| recovered.claims.contains(claim)), "{:?}", recovered.claims);
     let directory = directory();
     let lock = StateLock::take(directory.path()).unwrap();
-    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
     records_with_kin().iter().for_each(|record| state.append(record).unwrap());
     let found = fs::read_to_string(directory.path().join("claims")).unwrap();
     assert_eq!(found, str::from_utf8(CLAIMS_WITH_KIN).unwrap());
