@@ -21,6 +21,10 @@ use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use table::{Context, Entry, Location, Volatile};
 
+/// The size of a file whose true one is not computed, as in sysfs. It must not be 0: where a program reads through the page
+/// cache (sendfile(2)), the kernel takes a file of that size for empty and does not ask for its content.
+const NOMINAL_SIZE: u64 = 4096;
+
 /// The node id of the mount's root.
 pub(crate) const ROOT: u64 = 1;
 const POOLS: u64 = 3;
@@ -127,7 +131,7 @@ impl<P: Ports> Node<P> {
             node: self.id(),
             is_dir: self.is_dir(),
             owner: self.attributes(engine),
-            size: if self.is_volatile() { 0 } else { self.size(engine, caller) },
+            size: if self.is_volatile() { NOMINAL_SIZE } else { self.size(engine, caller) },
             links: if self.is_dir() {
                 2 + self.children(engine).iter().filter(|(_, node)| node.is_dir()).count() as u32
             } else {
@@ -146,8 +150,8 @@ impl<P: Ports> Node<P> {
         }
         // The text of a file that only its owner reads may be long.
         let is_private = mode & 0o044 == 0 && uid != caller.uid;
-        if is_private || self.entry.volatile == Volatile::PerReader {
-            return 0;
+        if is_private || self.entry.volatile == Volatile::Costly {
+            return NOMINAL_SIZE;
         }
         self.show(engine, caller).map_or(0, |content| content.len() as u64)
     }

@@ -32,10 +32,10 @@ use crate::model::pool::{ListId, PoolId};
 use crate::model::task::TaskId;
 use crate::process::ScannedProcess;
 
-/// How long a request waits for a search that concerns its list.
-pub(super) const LIMIT: Duration = Duration::from_millis(200);
+/// How long a request waits for a search that concerns its list or pool.
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// How long a request waits that depends on no single list.
-pub(super) const BRIEF: Duration = Duration::from_millis(20);
+pub(super) const BRIEF: Duration = Duration::from_millis(40);
 /// A search that takes no more CPU time is carried out by the request that needs it: to wait for another thread would take
 /// about as long on a machine with 300 processes.
 const QUICK: Duration = Duration::from_millis(5);

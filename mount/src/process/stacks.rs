@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
 
-use super::mask::mask_of;
 use super::sys;
 use crate::model::cpuset::{CpuId, CpuSet};
 use crate::procfs::{self, ProcFs};
@@ -171,8 +170,9 @@ fn look_from_its_cpu(tasks: BorrowedFd<'_>, tid: u32) -> Shown {
     }
     let shown = look(tasks, tid);
     // Back to the CPUs of the daemon.
-    if let Ok(Some(cpus)) = mask_of(std::process::id()) {
-        let _ = sys::set_affinity(THIS_THREAD, cpus.words());
+    let mut cpus = [0; sys::MASK_WORDS];
+    if let Ok(valid) = sys::get_affinity(std::process::id(), &mut cpus) {
+        let _ = sys::set_affinity(THIS_THREAD, cpus.get(..valid).unwrap_or_default());
     }
     shown
 }

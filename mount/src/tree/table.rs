@@ -44,8 +44,8 @@ pub(super) struct Entry<P: Ports> {
 pub(super) enum Volatile {
     No,
     Yes,
-    /// They are also computed for each reader, so stat(2) shows the size 0, as in procfs.
-    PerReader,
+    /// The content is also costly to compute, so stat(2) shows a nominal size, as in sysfs.
+    Costly,
 }
 
 /// The caller that reads or writes a file, and the pool or list of the file.
@@ -89,15 +89,15 @@ impl<P: Ports> Entry<P> {
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
         Self::dir (at(SELF, ROOT),           "self"),
-        Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 Volatile::PerReader),
-        Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 Volatile::PerReader),
-        Self::file(at(8, SELF),              "last_error", 0o444, show_last_error, None,                 Volatile::PerReader),
+        Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 Volatile::Yes),
+        Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 Volatile::Yes),
+        Self::file(at(8, SELF),              "last_error", 0o444, show_last_error, None,                 Volatile::Yes),
         Self::dir (at(INFO, ROOT),           "info"),
         Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 Volatile::No),
         Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 Volatile::No),
         Self::file(at(EVENTS, INFO),         "events",     0o600, show_events,     None,                 Volatile::Yes),
         Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), Volatile::Yes),
-        Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 Volatile::PerReader),
+        Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 Volatile::Costly),
     ];
 }
 

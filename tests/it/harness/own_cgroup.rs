@@ -1,7 +1,7 @@
 //! A cgroup for everything that one test starts.
 //!
 //! Tests run in parallel and pin their processes to the same few CPUs, so a process of one test could pass for the heir
-//! of a process of another test that has died. Each test thread that has a mount is therefore moved into a cgroup of its
+//! of a process of another test that has died. Each test thread that has a mount or a plain directory is therefore moved into a cgroup of its
 //! own, and all that it starts is born there. A daemon that is built for tests does not look at processes in the cgroups
 //! of other tests (`failpoint::is_of_another_test`).
 

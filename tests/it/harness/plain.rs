@@ -3,15 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
 use super::KCM;
+use super::own_cgroup::OwnCgroup;
 use super::processes::reset_signals;
 
 /// A configuration directory in the legacy layout, which no daemon serves.
 pub struct Plain {
     home: TempDir,
+    _cgroup: Arc<OwnCgroup>,
 }
 
 impl Plain {
@@ -21,7 +24,7 @@ impl Plain {
         let home = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir_all(home.path().join("conf/pools")).expect("mkdir");
         fs::write(home.path().join("conf/lock"), "").expect("a lock");
-        Self { home }
+        Self { home, _cgroup: OwnCgroup::of_this_thread() }
     }
 
     /// `lists`: their names and the content of `tasks`.
