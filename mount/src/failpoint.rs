@@ -156,9 +156,12 @@ fn test_of<'a>(mut paths: impl Iterator<Item = &'a str>) -> Option<String> {
             text.split(['/', '-']).next().filter(|it| it.parse::<u32>().is_ok()).map(str::to_owned)
         };
         let after_pid = |rest: &str, separator| number(rest.split_once(separator)?.1);
-        let own = path.strip_prefix("/kcm-tests-").and_then(|rest| after_pid(rest, '/'));
-        let other = || path.strip_prefix("/kcm-test-").and_then(|rest| after_pid(rest, '-'));
-        own.or_else(other).or_else(|| number(path.strip_prefix("/../")?))
+        // Below the root of a cgroup namespace, other cgroups have paths that lead up first.
+        let below = path.trim_start_matches("/..");
+        let own = below.strip_prefix("/kcm-tests-").map(|rest| after_pid(rest, '/').unwrap_or_default());
+        let other = || below.strip_prefix("/kcm-test-").and_then(|rest| after_pid(rest, '-'));
+        let beside = || number(below.strip_prefix('/').filter(|_| below.len() < path.len())?);
+        own.or_else(other).or_else(beside)
     })
 }
 
