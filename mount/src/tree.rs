@@ -12,6 +12,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::engine::{Attributes, Caller, Engine, Live, NODES_EACH, Ports, Refused};
@@ -21,6 +22,11 @@ use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use table::{Context, Entry, Location, Volatile};
 
+/// Returns whether the size of a node depends on the caller, so that stat(2) has to look at the caller's ancestors.
+pub(crate) fn depends_on_caller(node: u64) -> bool {
+    OF_THE_CALLER.contains(&node)
+}
+
 /// The size of a file whose true one is not computed, as in sysfs. It must not be 0: where a program reads through the page
 /// cache (sendfile(2)), the kernel takes a file of that size for empty and does not ask for its content.
 const NOMINAL_SIZE: u64 = 4096;
@@ -29,6 +35,8 @@ const NOMINAL_SIZE: u64 = 4096;
 pub(crate) const ROOT: u64 = 1;
 const POOLS: u64 = 3;
 const EVENTS: u64 = 11;
+/// The files of `self/`.
+const OF_THE_CALLER: RangeInclusive<u64> = 6..=8;
 /// The first node id that a pool or list can have.
 pub(crate) const FIRST_DYNAMIC: u64 = 64;
 

@@ -26,7 +26,7 @@ use super::request::{Object, Request};
 use super::turns::{Fate, Place, Turns};
 use crate::engine::{Caller, Engine, Notify};
 use crate::handles::OpenFiles;
-use crate::tree::Stat;
+use crate::tree::{Stat, depends_on_caller};
 
 /// For how long the kernel may cache names and attributes that only change through it: in effect without limit.
 const TTL_FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -292,9 +292,17 @@ impl Filesystem for Fs {
     }
 
     fn getattr(&self, req: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve_cheap(req, &(), move |served, request, ()| {
-            served.reply_attr(served.operations.getattr(request, ino.into()), reply);
-        });
+        // It is never refused, but where it has to look at the caller it gets no place more than other requests.
+        let is_cheap = !depends_on_caller(ino.into());
+        self.serve_within(
+            req,
+            &(),
+            is_cheap,
+            |_| PATIENCE,
+            move |served, request, (), _| {
+                served.reply_attr(served.operations.getattr(request, ino.into()), reply);
+            },
+        );
     }
 
     fn setattr(
