@@ -12,6 +12,8 @@
 )]
 
 mod attackers;
+#[path = "../speed/columns.rs"]
+mod columns;
 #[path = "../../tests/it/harness/mod.rs"]
 mod common;
 mod crew;

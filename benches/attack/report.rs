@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::columns::padded;
 use super::stats::Samples;
 
 /// The aim for claims and for reads of the victim, in milliseconds.
@@ -109,14 +110,9 @@ fn number(value: f64) -> String {
 pub fn table(rows: &[Row]) -> String {
     let mut lines = vec![HEAD.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
-    let widths: Vec<usize> = (0..HEAD.len())
-        .map(|column| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0))
-        .collect();
     let mut out = String::new();
-    for (n, cells) in lines.iter().enumerate() {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let _ = writeln!(out, "| {} |", padded.join(" | "));
+    for (n, cells) in padded(&lines).iter().enumerate() {
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
         if n == 0 {
             let _ = writeln!(out, "|{}", " --- |".repeat(HEAD.len()));
         }

@@ -13,6 +13,7 @@
 
 mod baselines;
 mod client;
+mod columns;
 #[path = "../../tests/it/harness/mod.rs"]
 mod common;
 mod harness;

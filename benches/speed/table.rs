@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use super::columns::padded;
+
 /// The noise: a ratio may exceed the committed one by this factor, and by this amount on top for ratios near 0.
 const NOISE: f64 = 1.4;
 const NOISE_OF_TAILS: f64 = 2.5;
@@ -119,14 +121,9 @@ fn number(value: f64) -> String {
 pub fn text(rows: &[Row]) -> String {
     let mut lines = vec![HEAD.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
-    let widths: Vec<usize> = (0..HEAD.len())
-        .map(|column| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0))
-        .collect();
     let mut out = String::new();
-    for cells in lines {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let _ = writeln!(out, "{}", padded.join("  ").trim_end());
+    for cells in padded(&lines) {
+        let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
     out
 }

@@ -1,6 +1,8 @@
 //! The arithmetic and the tables of the benchmark (`scripts/bench`) and of the attacks (`scripts/attack`), which have no
 //! tests of their own.
 
+#[path = "../../benches/speed/columns.rs"]
+mod columns;
 #[allow(dead_code, reason = "only the attacks use all of it")]
 #[path = "../../benches/attack/report.rs"]
 mod report;
