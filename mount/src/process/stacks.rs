@@ -8,6 +8,10 @@
 //! this process, and without it stacks are not looked at. If the thread has had no turn on a CPU between two looks at
 //! its turns, and the stack between them is not empty, the thread did not run.
 //!
+//! The kernel counts a turn a moment before it marks the thread as running, and in a virtual machine that moment can be
+//! long. A thread that begins to run while its stack is read leaves a stack that is cut short and proves nothing. So the
+//! stack is read twice: the second one is empty or another one then.
+//!
 //! A thread that runs without a pause is looked at from its own CPU: while the reader runs there, that thread does not.
 //!
 //! Reading a stack waits while a thread of that process is inside execve(2), which a hostile user can prolong. So
@@ -29,7 +33,7 @@ use crate::procfs::{self, ProcFs};
 /// The number of threads that read stacks, at most. As many as there are requests at a time, and some that are left
 /// behind.
 const MAX_READERS: usize = 12;
-/// How long a reader may take to answer. It needs about 15 us for each stack.
+/// How long a reader may take to answer. It needs about 25 us for each thread.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
 /// The number of stacks to read at a time, so that a reader can answer in time.
 const MAX_STACKS: usize = 256;
@@ -75,7 +79,7 @@ impl Stacks {
         TRUSTED.get() == Some(&false)
     }
 
-    /// Returns those of the threads that are proven to be outside clone(2): perhaps none, because that is not known or
+    /// Returns the threads that are proven to be outside clone(2): perhaps none, because that is not known or
     /// takes too long to find out.
     pub(super) fn outside_clone(&self, tasks: &Arc<OwnedFd>, mut tids: Vec<u32>) -> Vec<u32> {
         if TRUSTED.get() != Some(&true) {
@@ -128,7 +132,7 @@ impl Stacks {
     }
 }
 
-/// What a stack shows.
+/// The state of a thread as its stack shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     /// The thread is outside clone(2).
@@ -151,10 +155,11 @@ fn is_outside_clone(tasks: BorrowedFd<'_>, tid: u32) -> bool {
 fn look(tasks: BorrowedFd<'_>, tid: u32) -> Shown {
     let turns = || procfs::run_time_of_thread(tasks, tid).ok().flatten().map(|run_time| run_time.turns);
     let Some(before) = turns() else { return Shown::Unknown };
-    let Ok(Some(stack)) = procfs::stack_of_thread(tasks, tid) else { return Shown::Unknown };
-    if stack.is_empty() {
+    let stack = || procfs::stack_of_thread(tasks, tid).ok().flatten();
+    let Some(first) = stack() else { return Shown::Unknown };
+    if first.is_empty() {
         Shown::Running
-    } else if shows_no_clone(&stack) && turns() == Some(before) {
+    } else if shows_no_clone(&first) && stack() == Some(first) && turns() == Some(before) {
         Shown::Outside
     } else {
         Shown::Unknown
