@@ -124,7 +124,7 @@ impl Host {
         let file = self.proc.join("cmdline");
         let line = fs::read(&file)
             .with_context(|| format!("{}: cannot be read; set KCM_PROC_FS to a procfs", file.display()))?;
-        // The kernel takes any bytes. What is not UTF-8 is in other parameters.
+        // The kernel takes any bytes. Bytes that are not UTF-8 are in other parameters.
         Ok(isolcpus::parse(&String::from_utf8_lossy(&line), known))
     }
 

@@ -169,7 +169,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever has no more than his share has all his newest records, whatever others do.
+        /// A user with no more records than his share keeps all his newest records, whatever others do.
         #[test]
         fn nobody_loses_a_record_within_his_share(uids in prop::collection::vec(0..5_u32, 0..200)) {
             let ring = filled(uids.iter().copied());
@@ -186,7 +186,7 @@ mod tests {
             }
         }
 
-        /// What the journal has written is enough to go on in the same way.
+        /// A ring that is filled from the journal behaves as before.
         #[test]
         fn a_ring_that_is_filled_again_is_the_same(
             before in prop::collection::vec(0..5_u32, 0..40),

@@ -100,7 +100,7 @@ impl State {
     }
 }
 
-/// What is known of a file that is polled.
+/// A file that is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Polled {
     /// It is new that the file is polled under this handle of the kernel.

@@ -267,7 +267,7 @@ fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
 /// Returns the strays at this moment.
 fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
     let mut all = Vec::new();
-    // What is damaged was named when the reclaims were looked for.
+    // Damaged lists were named when the reclaims were looked for.
     for (pool, content) in dir.find()?.pools {
         for (list, tasks) in content.lists {
             let Some(cpus) = confdir::parse_cpu_list(&list) else { continue };

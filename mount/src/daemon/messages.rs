@@ -1,8 +1,8 @@
 //! Writes the messages of a process to its standard error.
 //!
 //! Owns that no request waits for it without bound: the daemon log may be on a disk, or a pipe, that does not take anything.
-//! A worker has a thread that writes; whoever has a message waits for that thread, but not for long, and not at all while it
-//! is known to be stuck. Does not know the format of a message.
+//! A worker has a thread that writes; another thread with a message waits for that one, but not for long, and not at
+//! all while it is known to be stuck. Does not know the format of a message.
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};

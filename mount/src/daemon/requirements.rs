@@ -1,4 +1,4 @@
-//! What the daemon needs of whoever starts it, beside `limits`: capabilities, and a /proc that shows every process. From a
+//! The rights that the daemon needs, beside `limits`: capabilities, and a /proc that shows every process. From a
 //! process with `CAP_SYS_PTRACE`, the option `hidepid=` of /proc hides nothing.
 //!
 //! Owns the list, and refuses the mount by the name of what is missing, because a daemon without it refuses claims one by

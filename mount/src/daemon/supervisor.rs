@@ -46,7 +46,7 @@ use crate::process::{self, PidFd};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed worker may take to exit: the kernel first ends its system calls.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that is aborted again within this time is not replaced: whatever aborts it would go on, and each time
+/// A connection that is aborted again within this time is not replaced: whatever aborts it would do so again, and each time
 /// the clients of open files get an error.
 const ABORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The environment variables of the service manager, which are meant for one process only (sd_notify(3)).

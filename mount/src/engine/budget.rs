@@ -1,4 +1,4 @@
-//! What each user may use of the daemon: a token bucket for each uid.
+//! How much of the daemon each user may use: a token bucket for each uid.
 //!
 //! Owns how much is left. Does not know the time, or what is used.
 
@@ -12,7 +12,7 @@ const OTHERS: u32 = u32::MAX;
 /// The time, in nanoseconds, that the writes of one user may use at once: for the work of the daemon and for waiting
 /// until new threads of a task are proven to have its mask. Writers of the same file wait as long.
 pub(super) const WRITE_TIME: u64 = 250_000_000;
-/// The time that a user gets in each second: a quarter, so that one user alone does not occupy a thread.
+/// The time that a user gets in each second: a quarter, so that one user does not occupy a thread.
 const WRITE_TIME_PER_SECOND: u64 = 250_000_000;
 /// How many refusals of one user are recorded at once: more than a person or a script causes.
 const RECORDED_REFUSALS: u64 = 512;
@@ -32,9 +32,9 @@ pub(super) fn of_recorded_refusals() -> Budget {
 /// The buckets of all users. Amounts have any unit; times are in nanoseconds.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// What a user has who has used nothing lately.
+    /// The amount of a user who has used nothing lately.
     burst: u64,
-    /// What a user gets in a second.
+    /// The amount that a user gets in a second.
     per_second: u64,
     users: HashMap<u32, Bucket>,
 }

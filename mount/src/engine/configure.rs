@@ -201,7 +201,7 @@ impl<P: Ports> Engine<P> {
         self.attributes.read().get(&node).copied()
     }
 
-    /// Sets owner and mode of a node. The kernel has checked that the caller owns the node or may change those of
+    /// Sets owner and mode of a node. The kernel has checked that the caller owns the node or may change nodes of
     /// others.
     ///
     /// # Errors

@@ -296,7 +296,7 @@ impl<P: Ports> Engine<P> {
             };
             self.list_changed(claims, claim.list);
             self.metrics.count(counter);
-            // Whoever gets the list is not alone there.
+            // The task that gets the list shares it with another process.
             let is_claim = matches!(change, Change::Claimed(_) | Change::Moved { .. });
             let list = claims.list(claim.list).filter(|list| is_claim && list.has_intruders());
             let reason = list.map(|_| "another process is pinned within the list".to_owned());

@@ -74,7 +74,7 @@ impl<P: Ports> Engine<P> {
     /// Returns how much time a write may take.
     pub(super) fn allowance(&self, caller: Caller, opener: User) -> Allowance {
         let now = Instant::now();
-        // Root of the node, who could do worse. What the opener had costs no system call.
+        // Root of the node, who could do worse. The opener's capabilities are known: this costs no system call.
         if opener.nice && opener.uid == caller.uid {
             let limit = TimeLimit::new(now, ROOTS_LIMIT, ROOTS_LIMIT);
             return Allowance { uid: None, limit, waiting: self.in_flight_timeout, is_low: false };

@@ -160,7 +160,7 @@ impl Search {
     }
 }
 
-/// What a search has found.
+/// The results of a search.
 #[derive(Debug, Default)]
 struct Findings {
     heirs: BTreeMap<TaskId, Heir>,

@@ -442,7 +442,7 @@ impl<P: Ports> Engine<P> {
     }
 }
 
-/// Adds the setbacks of one task to those of the others.
+/// Adds the setbacks of one task to the setbacks of the others.
 fn add_setbacks(setbacks: &mut Vec<Setback>, failure: Failure) -> Result<(), Refusal> {
     match failure {
         Failure::Setbacks(more) => {

@@ -55,7 +55,7 @@ impl fmt::Debug for Fs {
     }
 }
 
-/// What requests are carried out on.
+/// The object on which requests are carried out.
 #[derive(Debug)]
 struct Served {
     operations: Operations,
@@ -501,7 +501,7 @@ impl Filesystem for Fs {
     /// Answered by the thread that reads it, so that the watchdog's question waits behind nobody's requests.
     fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
         self.served.operations.wait_for_claims();
-        // What a filesystem without blocks says, with the longest name.
+        // The answer of a filesystem without blocks, with the longest name.
         reply.statfs(0, 0, 0, 0, 0, 512, 255, 0);
     }
 

@@ -1,4 +1,4 @@
-//! Whose request is carried out next.
+//! Decides which user's request is carried out next.
 //!
 //! Owns the order and the bounds: how many requests are carried out at a time, how many of them for one user, and how
 //! many wait. Pure: does not know what a request asks for, and has no clock, lock or thread.
@@ -34,7 +34,7 @@ pub(super) struct Limits {
     pub(super) users: usize,
 }
 
-/// What to do with a request that has arrived.
+/// The decision about a request that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
     /// Carry it out now, and call [`Queue::finish`] after it.

@@ -31,10 +31,10 @@ const LIMITS: Limits = Limits {
 
 /// How often requests are looked over that have waited too long, at most.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// How often a thread looks whether a worker that is stuck goes on.
+/// How often a thread checks whether a worker that is stuck works again.
 const STUCK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What happens to a request in its turn.
+/// How a request is answered in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Serve,

@@ -135,7 +135,7 @@ impl StateDir {
         let config = recovery::open_config(&*disk, &path, &mut damage)?;
         let (claims, log, suspect) = recovery::open_claims(&*disk, &path, boot, &mut damage)?;
         let (spare, kept) = Spare::open(spare, boot);
-        // What is kept is newer than the file, and nothing of it is missing.
+        // The records in memory are newer than the file, and none of them is missing.
         let suspect = suspect && kept.is_none();
         let mut memory = kept.map_or_else(|| Memory::new(log), Memory::unwritten);
         memory.defer(Record::Mounted { mount });

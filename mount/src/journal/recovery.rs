@@ -24,7 +24,7 @@ use super::{StateError, failed, trust};
 use crate::clock;
 use crate::model::command::Claim;
 
-/// What to do about a file that cannot be written.
+/// How to handle a file that cannot be written.
 const CURE: &str = "look at the state directory and its disk";
 
 /// The state that an earlier daemon left.

@@ -39,7 +39,7 @@ pub struct Claim {
     pub uid: u32,
     /// The cgroups of the task at the time of the claim, as a number.
     pub cgroup: u64,
-    /// Whose processes may inherit it, apart from those of `uid`.
+    /// The users, besides `uid`, whose processes may inherit it.
     pub kin: Kin,
     /// Whether root asked for it. Other users share half of the tasks that the daemon can watch.
     pub by_root: bool,
@@ -100,7 +100,7 @@ pub struct TaskInfo {
     pub task: TaskId,
     /// Its users.
     pub uids: Uids,
-    /// What the writer's right over it depends on.
+    /// The facts on which the writer's right over it depends.
     pub access: Access,
     /// Whether it is a kernel thread.
     pub kernel_thread: bool,
@@ -236,7 +236,7 @@ pub enum Command {
         /// The new value.
         exclusivity: Exclusivity,
     },
-    /// The new exclusivity of the pool was not stored: the old one alone counts.
+    /// The new exclusivity of the pool was not stored: only the old one counts.
     CancelExclusivity(PoolId),
     /// Make the pool exclusive or shared.
     SetExclusivity {

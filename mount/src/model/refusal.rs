@@ -118,7 +118,7 @@ pub enum Refusal {
     JournalFull,
     /// The claims log cannot be written for another reason.
     CannotRecord {
-        /// The reason. The answer is that of a full disk, so that clients need to know only one.
+        /// The reason. The answer is the same as for a full disk, so that clients need to know only one.
         errno: Errno,
     },
     /// The disk of the state directory does not answer in time.

@@ -35,7 +35,7 @@ pub(crate) struct SavedMasks {
     /// CPUs. If it leads to the same mask as before it is the one to restore, because then the threads follow their
     /// cpuset again. `None` if it is known to lead to another one.
     probable: Option<SavedMask>,
-    /// What is set for threads that were created meanwhile.
+    /// Which mask undoing sets for threads that were created meanwhile.
     new_threads: NewThreads,
 }
 
@@ -45,7 +45,7 @@ struct SavedThread {
     is_set: bool,
 }
 
-/// What undoing does with threads that were created meanwhile.
+/// How undoing handles threads that were created meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NewThreads {
     /// They get what the leader gets: every thread was set.
@@ -207,7 +207,7 @@ impl Processes {
     fn try_leader(&self, process: &Process, cpus: &CpuSet, before: &mut SavedMasks) -> Result<(), MaskError> {
         let leader = process.id().pid.get();
         let mask = self.wanted_mask(leader)?.ok_or(MaskError::Gone)?;
-        // Checked after the mask was read: so it is this task's, and not that of one that reused its PID.
+        // Checked after the mask was read: so it is the mask of this task, not of one that reused its PID.
         if !process.is_alive() {
             return Err(MaskError::Gone);
         }
@@ -410,7 +410,7 @@ fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
     }
 }
 
-/// Checks every now and then whether there is time to go on with the threads of a task.
+/// Checks every now and then whether there is time for more threads of a task.
 fn check_time(writer: BlockedWriter, nth_thread: usize) -> Result<(), MaskError> {
     /// A thread takes some microseconds.
     const INTERVAL: usize = 32;

@@ -109,7 +109,7 @@ impl TimeLimit {
     }
 }
 
-/// What a pass is for.
+/// The purpose of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Masks are set for a claim.
@@ -173,7 +173,7 @@ impl Listing {
     }
 }
 
-/// What one pass has found.
+/// The results of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
     /// How many of the listed threads still existed.

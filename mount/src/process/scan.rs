@@ -5,7 +5,7 @@
 //! # The cost
 //!
 //! A process costs an entry of `/proc` and one `sched_getaffinity`. Threads other than the first are looked at only if
-//! the caller goes on after that, and only in processes that have more than one. To ask each process for the number of
+//! the caller continues after that, and only in processes that have more than one. To ask each process for the number of
 //! its threads would cost more than all the rest. So the processes that had several threads last time are asked first:
 //! if the kernel's number of all threads leaves none for other processes, no other process is asked.
 
@@ -51,7 +51,7 @@ struct Found {
     threads: Vec<(u32, CpuSet)>,
 }
 
-/// Whether the scan goes on.
+/// Whether the scan continues.
 type Go = ControlFlow<()>;
 
 impl Processes {
@@ -162,7 +162,7 @@ impl Processes {
         found
     }
 
-    /// Returns those of all processes that have several threads.
+    /// Returns the wanted threads of all processes that have several threads.
     fn with_several_threads(&self, pids: &[u32]) -> Vec<u32> {
         let others_of = |pid: u32| {
             let count = self.proc.count_subdirectories(&format!("{pid}/task")).ok().flatten();

@@ -124,7 +124,7 @@ fn a_damaged_list_is_named_and_the_others_are_used() {
             // An init that was interrupted leaves such a list, and the next one removes it.
             continue;
         }
-        // What makes or removes lists does nothing by halves.
+        // A command that makes or removes lists does all or nothing.
         for words in [
             &["init", "--num-dp-cores=1"][..],
             &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere"],

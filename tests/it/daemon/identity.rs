@@ -1,4 +1,4 @@
-//! A daemon is known by what the kernel says of it. Processes that only look like one are named and left alone, and a
+//! A daemon is known by what the kernel says of it. Processes that only look like one are named and not touched, and a
 //! mount is known by its connection, not by its path.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! What a process inherits from its starter changes nothing of how the daemon serves: limits, priorities, signals,
+//! The settings that a process inherits do not change how the daemon serves: limits, priorities, signals,
 //! variables, standard files, umask and working directory.
 
 use std::fs;

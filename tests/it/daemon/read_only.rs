@@ -1,5 +1,5 @@
 //! The state directory becomes read-only: the next worker, and the next daemon, serve what they can read. Claims are
-//! refused as on a full disk, releases and reaps go on. When it can be written again, everything is as before.
+//! refused as on a full disk, releases and reaps still work. When it can be written again, everything is as before.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

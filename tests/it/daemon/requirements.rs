@@ -1,4 +1,4 @@
-//! What the daemon needs of whoever starts it: without it the mount is refused by its name, with the cure.
+//! The rights that the daemon needs: without one of them the mount is refused by its name, with the cure.
 
 use std::process::Command;
 

@@ -141,7 +141,7 @@ fn pipe() -> (OwnedFd, OwnedFd) {
     nix::unistd::pipe().expect("a pipe")
 }
 
-/// What is in the pipe.
+/// The content of the pipe.
 fn drained(pipe: OwnedFd, length: usize) -> io::Result<Vec<u8>> {
     let mut content = vec![0; length];
     File::from(pipe).read_exact(&mut content).map(|()| content)

@@ -127,7 +127,7 @@ fn nobody_waits_for_the_search_of_another_list() {
         }
         let Some(engine) = engine.upgrade() else { return };
         let begun = Instant::now();
-        // A search for list 1 is going on. Everything that concerns other lists is done meanwhile.
+        // While a search for list 1 runs, everything that concerns other lists is done.
         assert_eq!(&*engine.show_list_tasks(EXCL_23), b"101\n");
         engine.write_tasks(Target::List(EXCL_23), caller(SHELL, 0), 0.into(), b"-101", false).unwrap();
         engine.write_tasks(Target::Pool(EXCL), caller(SHELL, 0), 0.into(), b"102", false).unwrap();

@@ -1,4 +1,4 @@
-//! What one user does does not use up what the daemon keeps for others.
+//! One user cannot use up the records that the daemon keeps for others.
 
 use super::fakes::flat;
 use super::*;

@@ -129,7 +129,7 @@ fn who_has_used_up_the_time_of_its_writes_waits_for_nothing() {
     assert_eq!((waiting(USER), waiting(USER + 1), waiting(0)), (Duration::ZERO, ms(200), ms(200)));
     let unsettled = || engine.allowance(caller(SHELL, USER), User::from(USER)).unsettled(caller(SHELL, USER));
     assert_eq!(unsettled(), Refusal::OutOfTime { uid: USER });
-    // What takes no time is done all the same.
+    // A write that takes no time still works.
     bed.check_locks_at_each_step();
     write_as(engine, USER, Target::Pool(SHARED), &format!("-{FIRST}")).unwrap();
     bed.world.pass(ms(400));

@@ -1,4 +1,4 @@
-//! The queue alone: bounds, order, and that nobody waits for somebody else's requests.
+//! Tests of the queue without threads: bounds, order, and that nobody waits for somebody else's requests.
 
 use std::collections::BTreeMap;
 
@@ -115,7 +115,8 @@ fn queues_take_turns() {
     }
     // 1, 2 run for uid 1; 7, 8 for uid 2; 10 for uid 3.
     assert_eq!(bed.running, [(1, 1), (1, 2), (2, 7), (2, 8), (3, 10)]);
-    // Whoever finishes, uid 1 has no more than its share, and nobody gets two turns before another one gets his.
+    // Whichever request finishes, uid 1 has no more than its share, and nobody gets two turns before another one
+    // gets his.
     assert_eq!(bed.finish(0), Some(3), "uid 1 comes first");
     assert_eq!(bed.finish(1), Some(9), "then uid 2");
     assert_eq!(bed.finish(1), Some(11), "uid 3 is next, and has a place left");

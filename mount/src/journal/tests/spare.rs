@@ -1,4 +1,4 @@
-//! What a disk does not take is left to the next worker in memory.
+//! Records that a disk does not take are left to the next worker in memory.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
@@ -71,7 +71,7 @@ fn what_a_disk_does_not_take_is_left_to_the_next_worker() {
     assert_eq!(found, [3]);
     drop(state);
     assert_eq!(next(Box::new(RealDisk), &directory, &self::memfd()).1, [3], "the file has it");
-    // From now on, the file alone counts.
+    // From now on, only the file counts.
     let (state, _) = next(Box::new(RealDisk), &directory, &memfd);
     state.append(&claimed(5)).unwrap();
     drop(state);

@@ -109,8 +109,8 @@ impl Claims {
         id: PoolId,
         exclusivity: Exclusivity,
     ) -> Result<Effects, Refusal> {
-        // What was prepared was checked then, and since then nobody was let in whom it forbids. Only a task that is leaving
-        // in the write that brings another one may still be there.
+        // The change was checked when it was prepared, and since then nobody was let in whom it forbids. Only a task
+        // that is leaving in the write that brings another one may still be there.
         if self.pools.get(&id).ok_or(Refusal::Removed)?.coming != Some(exclusivity) {
             self.check_exclusivity(id, exclusivity)?;
         }

@@ -839,7 +839,7 @@ fn heir_of(n: u32) -> Heir {
     Heir { info: info(n), kin: kin("/a") }
 }
 
-/// What is known of a holder in this cgroup.
+/// The facts about a holder in this cgroup.
 fn kin(path: &str) -> Kin {
     Kin { cgroups: vec![cgroup(7, path).cgroups], ..Kin::default() }
 }
