@@ -14,7 +14,7 @@
 //!
 //! The wall time that has passed proves nothing: a thread can be preempted inside clone(2) for as long as others run.
 //! Nor does the CPU time prove much in a virtual machine: while the hypervisor brings in a page of the new thread's stack,
-//! the time counts as the thread's own. With 4 ms, one thread of 2,500 claims under load stayed outside.
+//! the time counts as the thread's own.
 //! State `D` proves nothing either: clone(2) may wait for memory. (With userfaultfd(2) a privileged program can keep its
 //! own clone(2) in state `S`. It could as well change its masks.)
 

@@ -211,7 +211,7 @@ impl Processes {
         if !process.is_alive() {
             return Err(MaskError::Gone);
         }
-        if self.set_thread(leader, leader, cpus)? {
+        if self.set_thread(leader, leader, cpus)? == ThreadSet::Done {
             before.threads.insert(leader, SavedThread { mask, is_set: true });
         }
         read_back(leader, cpus)
@@ -258,15 +258,24 @@ impl Processes {
                     continue;
                 }
                 if is_new && !before.threads.contains_key(&tid) {
-                    let Some(mask) = self.wanted_mask(tid)? else { continue };
+                    let Some(mask) = self.wanted_mask(tid)? else {
+                        found.alive -= 1;
+                        continue;
+                    };
                     before.threads.insert(tid, SavedThread { mask, is_set: false });
                 }
                 wrong.push(tid);
             }
             for (n, tid) in wrong.into_iter().enumerate() {
                 check_time(writer, n)?;
-                if !self.set_thread(tid, leader, cpus)? {
-                    continue;
+                match self.set_thread(tid, leader, cpus)? {
+                    ThreadSet::Done => {}
+                    // It may have created another thread with its mask since the threads were counted.
+                    ThreadSet::Gone => {
+                        found.alive -= 1;
+                        continue;
+                    }
+                    ThreadSet::OfKernel => continue,
                 }
                 if let Some(thread) = before.threads.get_mut(&tid) {
                     thread.is_set = true;
@@ -287,13 +296,12 @@ impl Processes {
         }
     }
 
-    /// Sets the mask of one thread. Returns false if it has gone, or is not the program's.
-    fn set_thread(&self, tid: u32, leader: u32, cpus: &CpuSet) -> Result<bool, MaskError> {
+    /// Sets the mask of one thread.
+    fn set_thread(&self, tid: u32, leader: u32, cpus: &CpuSet) -> Result<ThreadSet, MaskError> {
         match set(tid, cpus.words())? {
-            None => Ok(false),
-            Some(Set::Done) => Ok(true),
-            // A thread that works for the kernel inside the process (io_uring) is not the program's.
-            Some(Set::Refused) if tid != leader && self.is_pinned_by_kernel(tid) => Ok(false),
+            None => Ok(ThreadSet::Gone),
+            Some(Set::Done) => Ok(ThreadSet::Done),
+            Some(Set::Refused) if tid != leader && self.is_pinned_by_kernel(tid) => Ok(ThreadSet::OfKernel),
             Some(Set::Refused) => Err(MaskError::Refused),
         }
     }
@@ -396,6 +404,15 @@ const ALL: [u64; sys::MASK_WORDS] = [u64::MAX; sys::MASK_WORDS];
 enum Set {
     Done,
     Refused,
+}
+
+/// The result of setting the mask of one thread of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ThreadSet {
+    Done,
+    Gone,
+    /// The thread works for the kernel inside the process (io_uring), so its mask is not the program's.
+    OfKernel,
 }
 
 /// Sets the mask of one thread; `None` if it has gone.

@@ -176,7 +176,7 @@ impl Listing {
 /// The results of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
-    /// How many of the listed threads still existed.
+    /// How many of the listed threads still existed, apart from those that had a wrong mask and ended before it was set.
     pub(super) alive: u64,
     /// The threads whose mask it set.
     pub(super) set: Vec<u32>,
