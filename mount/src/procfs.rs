@@ -266,8 +266,8 @@ pub(crate) fn each_number(directory: BorrowedFd<'_>, mut each: impl FnMut(u32)) 
     Ok(())
 }
 
-/// Lists the threads of the directory `/proc/PID/task`, each once and by age, and counts them after that. `leader` is the
-/// PID.
+/// Lists the threads of the directory `/proc/PID/task`, each once and by age. If `leader`, the PID, is given, its
+/// `stat` is read after that, which has the number of threads; it is `None` if the process has gone.
 ///
 /// The link count of the directory would be cheaper, but the kernel reads it without a lock: a thread that exits is no
 /// longer counted a moment before it is no longer found, and another one that the listing has missed would take its
@@ -275,21 +275,26 @@ pub(crate) fn each_number(directory: BorrowedFd<'_>, mut each: impl FnMut(u32)) 
 ///
 /// The count can only agree with the listing if no thread is created in between. So it is read as soon as the kernel
 /// has returned the entries, before they are looked at.
-pub(crate) fn list_and_count_threads(tasks: BorrowedFd<'_>, leader: u32) -> io::Result<(Vec<u32>, u64)> {
+pub(crate) fn list_threads(
+    tasks: BorrowedFd<'_>,
+    leader: Option<u32>,
+) -> io::Result<(Vec<u32>, Option<Stat>)> {
     // For 2,000 threads at a time.
     const BUFFER: usize = 64 * 1024;
     nix::unistd::lseek(tasks, 0, nix::unistd::Whence::SeekSet)?;
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut entries = RawDir::new(tasks, buffer.spare_capacity_mut());
-    let (mut tids, mut seen, mut count) = (Vec::new(), HashSet::new(), 0);
+    let (mut tids, mut seen, mut counted) = (Vec::new(), HashSet::new(), None);
     loop {
         let reads = entries.is_buffer_empty();
         match entries.next() {
-            None | Some(Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH)) => return Ok((tids, count)),
+            None | Some(Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH)) => {
+                return Ok((tids, counted));
+            }
             Some(Err(errno)) => return Err(errno.into()),
             Some(Ok(entry)) => {
-                if reads {
-                    count = stat_of_thread(tasks, leader)?.map_or(0, |stat| stat.threads);
+                if let Some(leader) = leader.filter(|_| reads) {
+                    counted = stat_of_thread(tasks, leader)?;
                 }
                 if let Some(tid) = parse_number(entry.file_name().to_bytes())
                     && seen.insert(tid)

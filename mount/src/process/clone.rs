@@ -23,7 +23,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::stacks::Stacks;
-use crate::procfs::{self, RunTime};
+use crate::procfs::{self, RunTime, Stat};
 
 /// The CPU time in nanoseconds after which a thread has left the clone(2) that it may have been in. A clone(2) of a
 /// thread uses less than 0.1 ms; the rest is for interrupts and for the time that a hypervisor takes away, both of which
@@ -49,6 +49,11 @@ struct Used {
 impl Doubtful {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Removes all threads.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
     }
 
     /// Adds threads whose mask was set.
@@ -82,10 +87,15 @@ impl Doubtful {
     }
 }
 
+/// Whether the state of a thread proves that it is outside.
+pub(super) fn is_outside_clone(stat: &Stat) -> bool {
+    !matches!(stat.state, b'R' | b'D')
+}
+
 fn is_doubtful(tasks: BorrowedFd<'_>, tid: u32, used: &mut Option<Used>, by_time: bool) -> bool {
     // A thread that cannot be read has gone.
     let Ok(Some(stat)) = procfs::stat_of_thread(tasks, tid) else { return false };
-    if !matches!(stat.state, b'R' | b'D') {
+    if is_outside_clone(&stat) {
         return false;
     }
     if !by_time {

@@ -230,7 +230,11 @@ impl Processes {
         if threads == Threads::All {
             before.new_threads = NewThreads::AsLeader;
         }
-        let end = self.in_passes(process, writer, Purpose::Claim, |tids| -> Result<Pass, MaskError> {
+        let purpose = match threads {
+            Threads::All => Purpose::Claim,
+            Threads::OnlyStrays => Purpose::Check,
+        };
+        let end = self.in_passes(process, writer, purpose, |tids| -> Result<Pass, MaskError> {
             let first_pass = known.is_empty();
             let is_right = |mask: &CpuSet| match threads {
                 // The first pass sets the mask even if it looks right: it may look right only because of the

@@ -26,6 +26,7 @@
 //! thread with another one, so no later thread has another one either, unless the program sets it.
 //!
 //! A task of one thread that waits for the daemon's answer needs one pass, because it cannot create threads meanwhile.
+//! For any other task of one thread, `stat` tells at once that the thread is outside clone(2) and that there is no other.
 
 use std::cell::Cell;
 use std::io;
@@ -35,9 +36,9 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 
-use super::clone::Doubtful;
+use super::clone::{Doubtful, is_outside_clone};
 use super::{Process, Processes};
-use crate::procfs;
+use crate::procfs::{self, Stat};
 
 /// How often a task may widen masks that were set before it is given up.
 const RELAPSES: u32 = 16;
@@ -114,6 +115,8 @@ impl TimeLimit {
 pub(super) enum Purpose {
     /// Masks are set for a claim.
     Claim,
+    /// The masks of a claim are checked.
+    Check,
     /// A claim is undone.
     Undo,
     /// A claim has ended.
@@ -124,13 +127,13 @@ impl Purpose {
     /// Returns until when threads are waited for after the first pass.
     fn deadline(self, writer: BlockedWriter) -> Instant {
         let patience = match self {
-            Self::Claim | Self::Release => PATIENCE,
+            Self::Claim | Self::Check | Self::Release => PATIENCE,
             Self::Undo => PATIENCE_TO_UNDO,
         };
         let deadline = Instant::now() + patience;
         match (writer.limit, self) {
             (None, _) => deadline,
-            (Some(limit), Self::Claim) => deadline.min(limit.proofs),
+            (Some(limit), Self::Claim | Self::Check) => deadline.min(limit.proofs),
             (Some(limit), Self::Undo | Self::Release) => deadline.min(limit.undoing),
         }
     }
@@ -158,16 +161,16 @@ enum Listing {
 }
 
 impl Listing {
-    /// Lists the threads, and counts them after that. The newest come first: they are the most likely to
-    /// exit before they are looked at.
-    fn threads(&self) -> io::Result<(Vec<u32>, u64)> {
+    /// Lists the threads. The newest come first: they are the most likely to exit before they are looked at. If they are
+    /// to be `counted`, the state of the first thread and the number of threads are read after that.
+    fn threads(&self, counted: bool) -> io::Result<(Vec<u32>, Option<Stat>)> {
         match self {
-            Self::SingleThread(tid) => Ok((vec![*tid], 1)),
+            Self::SingleThread(tid) => Ok((vec![*tid], None)),
             Self::Directory(tasks, leader) => {
-                let (mut tids, count) = procfs::list_and_count_threads(tasks.as_fd(), *leader)?;
+                let (mut tids, stat) = procfs::list_threads(tasks.as_fd(), counted.then_some(*leader))?;
                 // The kernel lists them by age.
                 tids.reverse();
-                Ok((tids, count))
+                Ok((tids, stat))
             }
         }
     }
@@ -210,8 +213,14 @@ impl Processes {
         let mut doubtful = Doubtful::default();
         let (mut relapses, mut deadline) = (0, None);
         loop {
+            let is_first = deadline.is_none();
+            // The first pass sets masks, so it is not the last one.
+            let (tids, stat) = listing.threads(!is_first || purpose == Purpose::Check)?;
+            let count = stat.as_ref().map_or(0, |stat| stat.threads);
+            if count == 1 && stat.is_some_and(|stat| is_outside_clone(&stat)) {
+                doubtful.clear();
+            }
             let settled = doubtful.is_empty();
-            let (tids, count) = listing.threads()?;
             // Checked after the listing: so the ids belong to this task, and not to one that reused its PID.
             if tids.is_empty() || !process.is_alive() {
                 return Ok(PassesEnd::Gone);
@@ -228,6 +237,9 @@ impl Processes {
             doubtful.add(set.into_iter().filter(|&tid| !writer.is(tid)));
             // A task of many threads is not refused because its first pass takes long.
             let deadline = *deadline.get_or_insert_with(|| purpose.deadline(writer));
+            if is_first && tids.len() == 1 {
+                continue;
+            }
             for look in 0..LOOKS {
                 if look == 0 {
                     doubtful.look(tasks, &self.stacks, false, || writer.is_out_of_time());

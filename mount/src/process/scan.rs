@@ -21,7 +21,7 @@ use super::{Facts, Processes};
 use crate::model::command::CgroupId;
 use crate::model::cpuset::CpuSet;
 use crate::model::task::{Pid, TaskId};
-use crate::procfs::list_and_count_threads;
+use crate::procfs;
 
 /// How many threads one scan looks at, so that it ends: ten times as many as a user may have by default.
 const MAX_THREADS: usize = 1 << 18;
@@ -186,8 +186,8 @@ impl Processes {
         let Ok(Some(tasks)) = self.proc.open(&format!("{pid}/task"), flags) else { return Vec::new() };
         let mut most = Vec::new();
         for _ in 0..LISTINGS {
-            let Ok((tids, count)) = list_and_count_threads(tasks.as_fd(), pid) else { break };
-            let is_complete = tids.len() as u64 >= count;
+            let Ok((tids, leader)) = procfs::list_threads(tasks.as_fd(), Some(pid)) else { break };
+            let is_complete = tids.len() as u64 >= leader.map_or(0, |stat| stat.threads);
             if tids.len() > most.len() {
                 most = tids;
             }
