@@ -6,7 +6,7 @@
 //! processes that send requests.
 
 use super::namespace::Namespace;
-use super::{Process, Processes};
+use super::{Process, Processes, sys};
 use crate::model::task::{Pid, TaskId};
 
 impl Processes {
@@ -19,10 +19,11 @@ impl Processes {
         if !is_ours && (namespace.is_none() || self.is_namespace_init(from)) {
             return;
         }
-        let mut parent = self.facts(from).ok().flatten().and_then(|facts| facts.parent);
+        let mut parent = self.parent(from);
         for _ in 0..most {
             let Some(pid) = parent.filter(|pid| pid.get() != 1) else { return };
-            let Ok(Some(ancestor)) = self.open_leader(pid) else { return };
+            // It is alive: the children of a dead process have another parent.
+            let Ok(Some(ancestor)) = self.identify(pid) else { return };
             // The kernel names no parent outside the daemon's namespace. A process in it has all its ancestors in it
             // or above it.
             let number = match &namespace {
@@ -32,12 +33,20 @@ impl Processes {
                     None => return,
                 },
             };
-            let Ok(Some(facts)) = self.facts(&ancestor) else { return };
+            let next = self.parent(&ancestor);
             if !visit(ancestor.id()) || number == 1 {
                 return;
             }
-            parent = facts.parent;
+            parent = next;
         }
+    }
+
+    /// Returns the parent; `None` if the process has died, or its parent is outside the daemon's namespace.
+    fn parent(&self, process: &Process) -> Option<Pid> {
+        if self.features.info {
+            return Pid::new(sys::pidfd_info(process.pidfd(), sys::INFO_PID).ok()?.ppid);
+        }
+        self.facts(process).ok().flatten()?.parent
     }
 
     /// Returns the PID of an ancestor in the namespace of `from`; `None` if it is outside.
