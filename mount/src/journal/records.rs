@@ -51,7 +51,7 @@ pub(crate) const HOLDER: &str = "\u{0}";
 /// One thing that happened to a claim, a request or an open file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// Masks are about to be set for this claim.
+    /// Masks are about to be set for this claim. Its kin are not stored.
     Intent(Arc<Claim>),
     /// The claim is made; it replaces any other claim of the task.
     Claimed(Arc<Claim>),

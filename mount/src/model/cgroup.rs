@@ -11,6 +11,8 @@ pub struct Cgroups {
     /// The path in each hierarchy, as the daemon's cgroup namespace shows it. The name of a hierarchy is that of its
     /// controllers; it is empty for cgroup v2.
     paths: BTreeMap<Box<str>, Box<str>>,
+    /// The paths as they are printed. Each claim is recorded with them.
+    printed: Box<str>,
 }
 
 impl Cgroups {
@@ -31,7 +33,7 @@ impl Cgroups {
             let (names, path) = (fields.next()?, fields.next()?);
             Some((escaped(names), escaped(path)))
         };
-        Self { paths: text.split(|&b| b == b'\n').filter_map(line).collect() }
+        Self::new(text.split(|&b| b == b'\n').filter_map(line).collect())
     }
 
     /// Parses what [`Cgroups`] prints.
@@ -42,7 +44,11 @@ impl Cgroups {
             let path: Box<str> = path.into();
             Some(names.split(';').map(|name| (name.into(), path.clone())).collect::<Vec<_>>())
         };
-        Self { paths: text.lines().filter_map(line).flatten().collect() }
+        Self::new(text.lines().filter_map(line).flatten().collect())
+    }
+
+    fn new(paths: BTreeMap<Box<str>, Box<str>>) -> Self {
+        Self { printed: print(&paths).into(), paths }
     }
 
     /// Whether each of these cgroups is the one of `other` in the same hierarchy or one below it.
@@ -72,17 +78,21 @@ impl Cgroups {
 /// One line for each path, with the hierarchies that have it, separated by semicolons.
 impl fmt::Display for Cgroups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut by_path: Vec<(&str, String)> = Vec::new();
-        // The hierarchy of cgroup v2 comes last, because its name is empty.
-        for (name, path) in self.paths.iter().rev() {
-            match by_path.iter_mut().find(|(other, _)| *other == &**path) {
-                Some((_, names)) => *names = format!("{name};{names}"),
-                None => by_path.push((path, name.to_string())),
-            }
-        }
-        let lines: Vec<String> = by_path.iter().map(|(path, names)| format!("{names}:{path}")).collect();
-        f.write_str(&lines.join("\n"))
+        f.write_str(&self.printed)
     }
+}
+
+fn print(paths: &BTreeMap<Box<str>, Box<str>>) -> String {
+    let mut by_path: Vec<(&str, String)> = Vec::new();
+    // The hierarchy of cgroup v2 comes last, because its name is empty.
+    for (name, path) in paths.iter().rev() {
+        match by_path.iter_mut().find(|(other, _)| *other == &**path) {
+            Some((_, names)) => *names = format!("{name};{names}"),
+            None => by_path.push((path, name.to_string())),
+        }
+    }
+    let lines: Vec<String> = by_path.iter().map(|(path, names)| format!("{names}:{path}")).collect();
+    lines.join("\n")
 }
 
 fn escaped(bytes: &[u8]) -> Box<str> {

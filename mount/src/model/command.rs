@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::cgroup::Cgroups;
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId, PoolName};
@@ -61,7 +63,7 @@ pub struct CgroupId {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kin {
     /// The cgroups of the holders at the claim, and when they inherited it.
-    pub cgroups: Vec<Arc<Cgroups>>,
+    pub cgroups: SmallVec<[Arc<Cgroups>; 2]>,
     /// The real uids of earlier holders, at the claim and at their death.
     pub users: Vec<u32>,
     /// Whether a holder was root or changed its user, so that what it left behind may be any user's.
@@ -88,7 +90,7 @@ impl PendingClaim {
     #[must_use]
     pub fn complete(&self, saved: SavedMask, cgroup: CgroupId) -> Claim {
         let Self { task, list, since, uids, by_root } = *self;
-        let kin = Kin { cgroups: vec![cgroup.cgroups], users: Vec::new(), any_user: uids.may_be_root() };
+        let kin = Kin { cgroups: smallvec![cgroup.cgroups], users: Vec::new(), any_user: uids.may_be_root() };
         Claim { task, list, saved, since, uid: uids.real, cgroup: cgroup.number, kin, by_root }
     }
 }

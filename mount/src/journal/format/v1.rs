@@ -229,7 +229,7 @@ impl From<&records::Record> for Record {
     fn from(record: &records::Record) -> Self {
         use records::Record as R;
         match record {
-            R::Intent(claim) => Self::Intent((&**claim).into()),
+            R::Intent(claim) => Self::Intent(Claim::without_kin(claim)),
             R::Claimed(claim) => Self::Claimed((&**claim).into()),
             R::Abandoned { task } => Self::Abandoned { task: task.into() },
             R::Releasing { task } => Self::Releasing { task: task.into() },
@@ -295,8 +295,9 @@ impl TryFrom<Record> for records::Record {
     }
 }
 
-impl From<&command::Claim> for Claim {
-    fn from(claim: &command::Claim) -> Self {
+impl Claim {
+    /// An intent is only undone or replaced by the claim, so nobody asks for its kin.
+    fn without_kin(claim: &command::Claim) -> Self {
         Self {
             task: (&claim.task).into(),
             list: claim.list.0,
@@ -308,8 +309,15 @@ impl From<&command::Claim> for Claim {
             uid: claim.uid,
             cgroup: claim.cgroup,
             by_root: claim.by_root,
-            kin: (claim.kin != command::Kin::default()).then(|| (&claim.kin).into()),
+            kin: None,
         }
+    }
+}
+
+impl From<&command::Claim> for Claim {
+    fn from(claim: &command::Claim) -> Self {
+        let kin = (claim.kin != command::Kin::default()).then(|| (&claim.kin).into());
+        Self { kin, ..Self::without_kin(claim) }
     }
 }
 

@@ -841,7 +841,7 @@ fn heir_of(n: u32) -> Heir {
 
 /// The facts about a holder in this cgroup.
 fn kin(path: &str) -> Kin {
-    Kin { cgroups: vec![cgroup(7, path).cgroups], ..Kin::default() }
+    Kin { cgroups: smallvec::smallvec![cgroup(7, path).cgroups], ..Kin::default() }
 }
 
 fn cgroup(number: u64, path: &str) -> CgroupId {
