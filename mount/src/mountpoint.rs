@@ -168,7 +168,7 @@ pub fn is_marked(path: &Path) -> bool {
 /// Accesses the mount in a process of its own, which may hang, and returns the state of the mount.
 fn probe(path: &Path) -> Status {
     let version = path.join("info/version");
-    let answer = match process::open_in_child(&version, ANSWER_TIMEOUT) {
+    let answer = match process::stat_in_child(&version, ANSWER_TIMEOUT) {
         Ok(Asked::NoAnswer) => return Status::NotAnswering,
         Ok(Asked::Answered(answer)) => answer,
         // This user may have no more processes. That is no reason to believe that the mount hangs.

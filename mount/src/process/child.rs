@@ -38,10 +38,10 @@ pub(crate) fn keep_sigpipe(command: &mut Command) {
     sys::before_exec(command, move || sys::set_sigpipe(ignored));
 }
 
-/// The answer of [`open_in_child`].
+/// The answer of [`stat_in_child`].
 #[derive(Debug)]
 pub(crate) enum Asked {
-    /// The file could be opened and read, or not.
+    /// The file exists, or not.
     Answered(io::Result<()>),
     /// There was no answer in time, or the child of an earlier question still waits.
     NoAnswer,
@@ -50,12 +50,13 @@ pub(crate) enum Asked {
 /// The child that has not been answered in time. There is one at most.
 static UNANSWERED: Mutex<Option<Pid>> = Mutex::new(None);
 
-/// Opens and reads a file in a child process and waits at most `most` for the answer. A process that waits for the answer
-/// of a FUSE daemon cannot be killed once its request was read, not even by its own end; so another process waits.
+/// Asks the filesystem for the attributes of a file, in a child process, and waits at most `most` for the answer. A
+/// process that waits for the answer of a FUSE daemon cannot be killed once its request was read, not even by its own
+/// end; so another process waits.
 ///
 /// # Errors
 /// No process can be started.
-pub(crate) fn open_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
+pub(crate) fn stat_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut unanswered = UNANSWERED.lock();
     if let Some(child) = *unanswered {
@@ -65,7 +66,7 @@ pub(crate) fn open_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
         *unanswered = None;
     }
     let (answer, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let child = sys::open_in_child(&path, write.as_fd())?;
+    let (child, memory) = sys::StatChild::start(path, write.as_fd())?;
     drop(write);
     let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
     let mut errno = [0; 4];
@@ -76,10 +77,13 @@ pub(crate) fn open_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
     if !answered {
         let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
         *unanswered = Some(child);
+        // The child may use it until it dies.
+        std::mem::forget(memory);
         return Ok(Asked::NoAnswer);
     }
     // It exits without waiting for anything.
     let _ = waitpid(child, None);
+    drop(memory);
     let errno = i32::from_ne_bytes(errno);
     Ok(Asked::Answered(if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }))
 }

@@ -27,7 +27,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI8;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,7 +42,7 @@ use crate::procfs::{self, ProcFs};
 
 use cgroups::KnownCgroups;
 pub(crate) use child::{
-    Asked, PidFd, collect_children, keep_sigpipe, open_in_child, reset_sigchld, send_signal, set_pdeathsig,
+    Asked, PidFd, collect_children, keep_sigpipe, reset_sigchld, send_signal, set_pdeathsig, stat_in_child,
 };
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, is_open, replace_fd};
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
@@ -93,8 +94,9 @@ pub(crate) struct Processes {
 pub(crate) struct Process {
     id: TaskId,
     pidfd: OwnedFd,
-    /// Whether its PID namespace is the daemon's, once that was asked. A process never changes its namespace.
-    in_our_namespace: OnceLock<bool>,
+    /// Whether its PID namespace is the daemon's, once that was asked: 1 for yes, -1 for no. A process never changes its
+    /// namespace. (There is one for each claim, so it is small.)
+    in_our_namespace: AtomicI8,
 }
 
 /// The facts about a living process.
@@ -229,7 +231,7 @@ impl Processes {
                 None => return Ok(None),
             }
         };
-        Ok(Some(Process { id: TaskId { pid, ino }, pidfd, in_our_namespace: OnceLock::new() }))
+        Ok(Some(Process { id: TaskId { pid, ino }, pidfd, in_our_namespace: AtomicI8::new(0) }))
     }
 
     /// Returns the facts about a process; `None` if it has died.

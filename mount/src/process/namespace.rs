@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
@@ -68,11 +69,14 @@ impl Processes {
 
     /// Whether the process is in the daemon's PID namespace.
     pub(crate) fn shares_namespace(&self, process: &Process) -> io::Result<bool> {
-        if let Some(&known) = process.in_our_namespace.get() {
-            return Ok(known);
+        match process.in_our_namespace.load(Ordering::Relaxed) {
+            0 => {}
+            known => return Ok(known > 0),
         }
         let Some(namespace) = self.namespace(process)? else { return Ok(false) };
-        Ok(*process.in_our_namespace.get_or_init(|| namespace.ino == self.own.ino))
+        let is_ours = namespace.ino == self.own.ino;
+        process.in_our_namespace.store(if is_ours { 1 } else { -1 }, Ordering::Relaxed);
+        Ok(is_ours)
     }
 
     /// Opens the process that has the PID `written` in the PID namespace of `of`; `None` if there is none.

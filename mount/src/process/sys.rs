@@ -6,11 +6,12 @@
 //! fields have fixed sizes.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 /// The length of the largest CPU mask, in words of 64 bits: 8,192 CPUs. (The CPU sets of nix and rustix stop at 1,024.)
@@ -209,24 +210,48 @@ pub(super) fn set_sigpipe(ignored: bool) -> io::Result<()> {
     unsafe { signal(Signal::SIGPIPE, action) }.map(|_| ()).map_err(io::Error::from)
 }
 
-/// Starts a child that opens and reads a file, writes the errno (0 for none) to `answer`, and exits. It has no other
-/// descriptor of this process, so that nobody waits for it.
-pub(super) fn open_in_child(path: &CStr, answer: BorrowedFd<'_>) -> io::Result<nix::unistd::Pid> {
-    // SAFETY: the child makes only system calls, takes no lock that another thread could have held at the fork, and
-    // does not return.
+/// A child process that asks the filesystem for the attributes of a file. It shares the memory of this process, because
+/// fork(2) copies page tables, which takes longer than the question. So its stack and its input are here.
+#[repr(C, align(16))]
+pub(super) struct StatChild {
+    stack: [u8; 32 * 1024],
+    path: CString,
+    answer: RawFd,
+}
+
+impl StatChild {
+    /// Starts the child. It writes the errno (0 for none) to `answer`, and exits. It has no other descriptor of this
+    /// process, so that nobody waits for it.
+    pub(super) fn start(path: CString, answer: BorrowedFd<'_>) -> io::Result<(nix::unistd::Pid, Box<Self>)> {
+        let child = Box::into_raw(Box::new(Self { stack: [0; 32 * 1024], path, answer: answer.as_raw_fd() }));
+        // No handler may run in it.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        // SAFETY: the child makes only system calls and takes no lock. It writes to its stack, and to `errno`, while this
+        // thread waits for the answer; a caller that waits no longer kills it. It does not return.
+        let (pid, child) = unsafe {
+            let top = (&raw mut (*child).path).cast();
+            let pid = libc::clone(stat_and_answer, top, libc::CLONE_VM | libc::SIGCHLD, child.cast());
+            (check(pid.into()), Box::from_raw(child))
+        };
+        before.thread_set_mask()?;
+        Ok((nix::unistd::Pid::from_raw(pid? as libc::pid_t), child))
+    }
+}
+
+extern "C" fn stat_and_answer(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: whoever starts it keeps the input until it has exited.
     unsafe {
-        let pid = libc::fork();
-        if pid != 0 {
-            return check(pid.into()).map(|pid| nix::unistd::Pid::from_raw(pid as libc::pid_t));
-        }
-        libc::dup2(answer.as_raw_fd(), 0);
-        libc::close(1);
-        libc::close(2);
+        let StatChild { path, answer, .. } = &*child.cast::<StatChild>();
+        libc::dup2(*answer, 0);
         libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
-        let mut byte = 0_u8;
-        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        let is_read = fd >= 0 && libc::read(fd, (&raw mut byte).cast(), 1) >= 0;
-        let errno = if is_read { 0 } else { *libc::__errno_location() };
+        // `struct statx` (linux/stat.h) has 256 bytes.
+        let mut found = [0_u64; 32];
+        // The kernel may not answer from its own memory.
+        let flags = libc::AT_STATX_FORCE_SYNC | libc::AT_SYMLINK_NOFOLLOW;
+        let mask = libc::STATX_BASIC_STATS;
+        let done =
+            libc::syscall(libc::SYS_statx, libc::AT_FDCWD, path.as_ptr(), flags, mask, found.as_mut_ptr());
+        let errno = if done == 0 { 0 } else { *libc::__errno_location() };
         libc::write(0, (&raw const errno).cast(), size_of_val(&errno));
         libc::_exit(0)
     }

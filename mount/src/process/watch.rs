@@ -6,9 +6,10 @@
 //! The pidfds of other processes are cached, because writers tend to write again, and checking a pidfd is cheaper than
 //! opening one.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -32,7 +33,6 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct State {
     tasks: BTreeMap<TaskId, Arc<Process>>,
-    by_fd: HashMap<u64, TaskId>,
     /// Processes that are not watched, the most recently used last.
     cached: VecDeque<(Pid, Arc<Process>)>,
 }
@@ -74,12 +74,10 @@ impl Watch {
     /// Returns an error if the kernel cannot watch more descriptors.
     pub(crate) fn add(&self, process: Arc<Process>) -> io::Result<()> {
         let mut state = self.state.lock();
-        let fd = process.pidfd().as_raw_fd() as u64;
-        self.epoll.add(process.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, fd))?;
-        state.by_fd.insert(fd, process.id());
+        let pid = process.id().pid.get().into();
+        self.epoll.add(process.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, pid))?;
         if let Some(old) = state.tasks.insert(process.id(), process) {
             let _ = self.epoll.delete(old.pidfd());
-            state.by_fd.remove(&(old.pidfd().as_raw_fd() as u64));
         }
         Ok(())
     }
@@ -88,7 +86,6 @@ impl Watch {
     pub(crate) fn remove(&self, task: &TaskId) -> Option<Arc<Process>> {
         let mut state = self.state.lock();
         let process = state.tasks.remove(task)?;
-        state.by_fd.remove(&(process.pidfd().as_raw_fd() as u64));
         let _ = self.epoll.delete(process.pidfd());
         Some(process)
     }
@@ -105,9 +102,8 @@ impl Watch {
     }
 
     fn newest_with_pid(&self, pid: Pid) -> Option<Arc<Process>> {
-        let (first, last) = (TaskId { pid, ino: 0 }, TaskId { pid, ino: u64::MAX });
-        let State { tasks, cached, .. } = &mut *self.state.lock();
-        let watched = tasks.range(first..=last).next_back().map(|(_, process)| Arc::clone(process));
+        let State { tasks, cached } = &mut *self.state.lock();
+        let watched = tasks.range(with_pid(pid)).next_back().map(|(_, process)| Arc::clone(process));
         watched.or_else(|| {
             let at = cached.iter().position(|(other, _)| *other == pid)?;
             let found = cached.remove(at)?;
@@ -144,8 +140,17 @@ impl Watch {
         let state = self.state.lock();
         let mut events = vec![EpollEvent::empty(); state.tasks.len().max(1)];
         let found = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        events.iter().take(found).filter_map(|event| state.by_fd.get(&event.data()).copied()).collect()
+        let pid_of = |event: &EpollEvent| Pid::new(u32::try_from(event.data()).ok()?);
+        let pids: BTreeSet<Pid> = events.iter().take(found).filter_map(pid_of).collect();
+        let tasks = pids.into_iter().flat_map(|pid| state.tasks.range(with_pid(pid)));
+        // A living process may have got the PID of a dead one.
+        tasks.filter(|(_, process)| !process.is_alive()).map(|(task, _)| *task).collect()
     }
+}
+
+/// The tasks that have or had this PID.
+fn with_pid(pid: Pid) -> RangeInclusive<TaskId> {
+    TaskId { pid, ino: 0 }..=TaskId { pid, ino: u64::MAX }
 }
 
 impl AsFd for Watch {
