@@ -85,12 +85,15 @@ fn arg(name: &str, path: &Path) -> OsString {
     arg
 }
 
-/// Whether a command line (proc(5), `/proc/PID/cmdline`) is that of a daemon process for this directory. Any user may
-/// write one, so it proves nothing: see [`super::identity`].
+/// Whether a command line (proc(5), `/proc/PID/cmdline`) is that of a daemon process that serves this directory. Any user
+/// may write one, so it proves nothing: see [`super::identity`].
 pub(super) fn serves(cmdline: &[u8], conf_dir: &Path) -> bool {
     let words: Vec<&[u8]> = cmdline.split(|&b| b == 0).skip(1).collect();
     let has = |wanted: &[u8]| words.contains(&wanted);
-    let is_daemon = has(role::COMMAND.as_bytes()) || has(MOUNT.as_bytes()) && has(FOREGROUND.as_bytes());
+    // A probe and a preflight end soon, and serve nothing.
+    let ends_soon = [role::PROBE, role::PREFLIGHT].iter().any(|role| has(role.as_bytes()));
+    let is_role = has(role::COMMAND.as_bytes()) && !ends_soon;
+    let is_daemon = is_role || has(MOUNT.as_bytes()) && has(FOREGROUND.as_bytes());
     is_daemon && has(arg(CONF_DIR, conf_dir).as_bytes())
 }
 
@@ -105,6 +108,7 @@ mod tests {
         assert!(is_known("kcm __daemon worker --conf-dir=/conf --state-dir=/state"));
         // A worker of a program without `__daemon`.
         assert!(is_known("kcm mount --foreground --conf-dir=/conf --state-dir=/state --worker"));
+        assert!(!is_known("kcm __daemon probe --conf-dir=/conf --state-dir=/state"), "it serves nothing");
         assert!(!is_known("kcm mount --conf-dir=/conf"), "the command that starts the daemon");
         assert!(!is_known("kcm __daemon worker --conf-dir=/other --state-dir=/state"));
         assert!(!is_known("kcm describe --conf-dir=/conf"));
