@@ -35,9 +35,12 @@ pub fn race(jobs: &[Job], effort: Effort) -> Vec<Rounds> {
 /// Pins servers to CPU 0. If one client is measured, it is pinned there, too, so that neither waits for another CPU
 /// to wake up. That takes longer than the work, and it would be chance which contender has to wait.
 pub fn together(servers: impl IntoIterator<Item = u32>) {
-    for server in servers {
-        threads(server).into_iter().for_each(|tid| pin(tid, &[0]));
-    }
+    servers.into_iter().for_each(|server| pin_server(server, 0));
+}
+
+/// Pins a server to this CPU.
+pub fn pin_server(server: u32, cpu: usize) {
+    threads(server).into_iter().for_each(|tid| pin(tid, &[cpu]));
 }
 
 /// Returns the job for a client on CPU 0.

@@ -3,7 +3,7 @@
 //! Owns the meaning of the records together, and the shortest list of records with the same meaning. Does not know
 //! files.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +13,6 @@ pub(super) use super::records::Record;
 use super::records::{Reclaimed, RefusalRecord, owner};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::fair::FairRing;
-use crate::model::cgroup::Cgroups;
 use crate::model::command::Claim;
 use crate::model::task::TaskId;
 
@@ -49,28 +48,6 @@ pub(crate) struct Requests {
     /// The kernel's poll handle of each open file.
     pub(crate) polls: BTreeMap<u64, u64>,
     pub(crate) truncated: BTreeSet<u64>,
-}
-
-/// The cgroups in the records that are being read. Equal ones share their memory: thousands of claims may name the same.
-#[derive(Debug, Default)]
-pub(super) struct SharedCgroups(HashSet<Arc<Cgroups>>);
-
-impl SharedCgroups {
-    fn share(&mut self, record: &mut Record) {
-        match record {
-            Record::Intent(claim) | Record::Claimed(claim) | Record::Inherited { heir: claim, .. } => {
-                let Some(claim) = Arc::get_mut(claim) else { return };
-                for cgroups in &mut claim.kin.cgroups {
-                    match self.0.get(cgroups) {
-                        Some(known) => *cgroups = Arc::clone(known),
-                        None => drop(self.0.insert(Arc::clone(cgroups))),
-                    }
-                }
-            }
-            Record::Batch(records) => records.iter_mut().for_each(|record| self.share(record)),
-            _ => {}
-        }
-    }
 }
 
 /// How many requests of earlier workers are remembered. A worker dies with a few in flight, and the next one gets those
@@ -141,12 +118,6 @@ impl LogState {
     /// Returns how many records were added.
     pub(super) fn added(&self) -> u64 {
         self.added
-    }
-
-    /// Adds a record that was read from a file.
-    pub(super) fn add_read(&mut self, mut record: Record, cgroups: &mut SharedCgroups) {
-        cgroups.share(&mut record);
-        self.add(record);
     }
 
     /// Adds a record that comes after all others.

@@ -273,11 +273,11 @@ impl Found {
             _ => return self.problem(FILE, Some(1), "the header is missing"),
         }
         let seed = self.boot.clone().unwrap_or_default();
-        let mut next = 0;
+        let (mut next, mut cgroups) = (0, v1::SharedCgroups::default());
         for (number, line) in lines {
             let line = codec::record::<v1::ClaimsLine>(&seed, line).map_err(|error| error.to_string());
             let record = line.and_then(|v1::ClaimsLine { n, r }| {
-                Ok((n, Record::try_from(r).map_err(|error| error.to_string())?))
+                Ok((n, r.decoded(&mut cgroups).map_err(|error| error.to_string())?))
             });
             match record {
                 Ok((n, record)) => {

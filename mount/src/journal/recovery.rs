@@ -12,7 +12,7 @@ use std::sync::Arc;
 use log::warn;
 
 use super::append::{self, compaction_threshold};
-use super::claims_log::{LogState, SharedCgroups};
+use super::claims_log::LogState;
 use super::codec;
 use super::config::{self, Config};
 use super::disk::{AppendFile, Disk};
@@ -219,12 +219,12 @@ pub(super) fn open_claims(
         if header.is_some() { bytes.iter().position(|&b| b == b'\n').map_or(0, |end| end + 1) } else { 0 };
     // A log that has lost its beginning has a gap before its first record.
     let (mut log, mut next, mut gaps) = (LogState::default(), 0, false);
-    let mut cgroups = SharedCgroups::default();
+    let mut cgroups = v1::SharedCgroups::default();
     let decoded = codec::decode(seed, bytes.get(headed..).unwrap_or_default(), |v1::ClaimsLine { n, r }| {
-        let Ok(record) = r.try_into() else { return false };
+        let Ok(record) = r.decoded(&mut cgroups) else { return false };
         gaps |= n != next;
         next = n.wrapping_add(1);
-        log.add_read(record, &mut cgroups);
+        log.add(record);
         true
     });
     let damaged = decoded.bad > 0 || gaps || existed && header.is_none();

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use super::claims_log::{LogState, SharedCgroups};
+use super::claims_log::LogState;
 use super::codec;
 use super::format::{VERSION, v1};
 
@@ -89,10 +89,10 @@ fn read(memfd: &File, boot: &str) -> Option<LogState> {
     }
     let headed = bytes.iter().position(|&b| b == b'\n')? + 1;
     let mut log = LogState::default();
-    let mut cgroups = SharedCgroups::default();
+    let mut cgroups = v1::SharedCgroups::default();
     let decoded = codec::decode(boot, bytes.get(headed..)?, |v1::ClaimsLine { r, .. }| {
-        let Ok(record) = r.try_into() else { return false };
-        log.add_read(record, &mut cgroups);
+        let Ok(record) = r.decoded(&mut cgroups) else { return false };
+        log.add(record);
         true
     });
     (decoded.bad == 0 && headed + decoded.whole == bytes.len()).then_some(log)

@@ -5,6 +5,7 @@
 //!
 //! Longer than 400 lines because a version of the format is one file, which does not change.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -258,38 +259,56 @@ impl From<&records::Record> for Record {
     }
 }
 
-impl TryFrom<Record> for records::Record {
-    type Error = Invalid;
+/// The cgroups in the records that are being read. Equal ones share their memory: thousands of claims may name the same.
+#[derive(Debug, Default)]
+pub(in crate::journal) struct SharedCgroups(HashMap<String, Arc<Cgroups>>);
 
-    fn try_from(record: Record) -> Result<Self, Invalid> {
-        use Record as R;
-        Ok(match record {
-            R::Intent(claim) => Self::Intent(Arc::new(claim.try_into()?)),
-            R::Claimed(claim) => Self::Claimed(Arc::new(claim.try_into()?)),
-            R::Abandoned { task } => Self::Abandoned { task: task.try_into()? },
-            R::Releasing { task } => Self::Releasing { task: task.try_into()? },
-            R::Released { task } => Self::Released { task: task.try_into()? },
-            R::Inherited { from, heir } => {
-                Self::Inherited { from: from.try_into()?, heir: Arc::new(heir.try_into()?) }
+impl SharedCgroups {
+    fn parse(&mut self, text: String) -> Arc<Cgroups> {
+        match self.0.get(&text) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let cgroups = Arc::new(Cgroups::from_printed(&text));
+                self.0.insert(text, Arc::clone(&cgroups));
+                cgroups
             }
-            R::Ended { task, reclaimed } => {
-                Self::Ended { task: task.try_into()?, reclaimed: reclaimed.map(Into::into) }
+        }
+    }
+}
+
+impl Record {
+    /// Returns what the record says.
+    ///
+    /// # Errors
+    /// A value is out of its range.
+    pub(in crate::journal) fn decoded(self, cgroups: &mut SharedCgroups) -> Result<records::Record, Invalid> {
+        use records::Record as R;
+        let mut claim = |claim: Claim| claim.decoded(cgroups).map(Arc::new);
+        Ok(match self {
+            Self::Intent(it) => R::Intent(claim(it)?),
+            Self::Claimed(it) => R::Claimed(claim(it)?),
+            Self::Abandoned { task } => R::Abandoned { task: task.try_into()? },
+            Self::Releasing { task } => R::Releasing { task: task.try_into()? },
+            Self::Released { task } => R::Released { task: task.try_into()? },
+            Self::Inherited { from, heir } => R::Inherited { from: from.try_into()?, heir: claim(heir)? },
+            Self::Ended { task, reclaimed } => {
+                R::Ended { task: task.try_into()?, reclaimed: reclaimed.map(Into::into) }
             }
-            R::Kept(reclaimed) => Self::RetainedReclaim(reclaimed.into()),
-            R::Dropped { count } => Self::Dropped { count },
-            R::Acknowledged { seq } => Self::Acknowledged { seq },
-            R::Mounted { mount } => Self::Mounted { mount },
-            R::Answered { request, errno, hand } => Self::Answered { request, errno, session_thread: hand },
-            R::Refused { request, hand, filed } => {
-                Self::Refused { request, session_thread: hand, refusal: Arc::new(filed.try_into()?) }
+            Self::Kept(reclaimed) => R::RetainedReclaim(reclaimed.into()),
+            Self::Dropped { count } => R::Dropped { count },
+            Self::Acknowledged { seq } => R::Acknowledged { seq },
+            Self::Mounted { mount } => R::Mounted { mount },
+            Self::Answered { request, errno, hand } => R::Answered { request, errno, session_thread: hand },
+            Self::Refused { request, hand, filed } => {
+                R::Refused { request, session_thread: hand, refusal: Arc::new(filed.try_into()?) }
             }
-            R::Tried { request } => Self::Retried { request },
-            R::Polled { fh, kh } => Self::Polled { fh, kh },
-            R::Rest { fh } => Self::Truncated { fh },
-            R::Closed { fh } => Self::Closed { fh },
-            R::Reserved { events, handles } => Self::Reserved { events, handles },
-            R::Batch(records) => {
-                Self::Batch(records.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+            Self::Tried { request } => R::Retried { request },
+            Self::Polled { fh, kh } => R::Polled { fh, kh },
+            Self::Rest { fh } => R::Truncated { fh },
+            Self::Closed { fh } => R::Closed { fh },
+            Self::Reserved { events, handles } => R::Reserved { events, handles },
+            Self::Batch(records) => {
+                R::Batch(records.into_iter().map(|it| it.decoded(cgroups)).collect::<Result<_, _>>()?)
             }
         })
     }
@@ -328,29 +347,25 @@ impl From<&command::Kin> for Kin {
     }
 }
 
-impl From<Kin> for command::Kin {
-    fn from(kin: Kin) -> Self {
-        let cgroups = kin.cgroups.iter().map(|text| Arc::new(Cgroups::from_printed(text))).collect();
-        Self { cgroups, users: kin.users, any_user: kin.any_user }
-    }
-}
-
-impl TryFrom<Claim> for command::Claim {
-    type Error = Invalid;
-
-    fn try_from(claim: Claim) -> Result<Self, Invalid> {
-        Ok(Self {
-            task: claim.task.try_into()?,
-            list: ListId(claim.list),
-            saved: match claim.saved {
+impl Claim {
+    fn decoded(self, shared: &mut SharedCgroups) -> Result<command::Claim, Invalid> {
+        let kin = self.kin.map_or_else(command::Kin::default, |kin| command::Kin {
+            cgroups: kin.cgroups.into_iter().map(|text| shared.parse(text)).collect(),
+            users: kin.users,
+            any_user: kin.any_user,
+        });
+        Ok(command::Claim {
+            task: self.task.try_into()?,
+            list: ListId(self.list),
+            saved: match self.saved {
                 SavedMask::All => command::SavedMask::All,
                 SavedMask::Cpus(cpus) => command::SavedMask::Cpus(cpus.parse()?),
             },
-            since: claim.since,
-            uid: claim.uid,
-            cgroup: claim.cgroup,
-            by_root: claim.by_root,
-            kin: claim.kin.map_or_else(command::Kin::default, Into::into),
+            since: self.since,
+            uid: self.uid,
+            cgroup: self.cgroup,
+            by_root: self.by_root,
+            kin,
         })
     }
 }
