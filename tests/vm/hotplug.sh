@@ -1,0 +1,57 @@
+# CPUs that go offline and come back: a list with an offline CPU is passed over and named, and a claim finds its CPUs again.
+# Wants siblings n and n + 8.
+. /t/lib.sh
+start
+holds "kcm init" kcm init --num-dp-cores=3 --num-cp-cores=1
+D=$C/pools/dataplane
+sleeper
+free=$job
+taskset -c 7,15 sleep 99999 &
+pinned=$!
+until_named sleep "$pinned"
+sh -c 'while :; do :; done' &
+busy=$!
+
+echo 0 >$CPU/cpu9/online
+fails "a list with an offline CPU cannot be claimed" "nvalid argument" sh -c "echo $free >$D/1,9/tasks"
+is "the error says why" "$(grep -c '1,9' $C/self/last_error)" 1
+holds "a claim of the pool passes it over" sh -c "echo $free >$D/tasks"
+is "and gets a whole core" "$(mask "$free")" 0,8
+is "describe names the offline CPU" "$(kcm describe --format=table | grep -c 'offline: 9')" 1
+is "node-report names the list" "$(kcm node-report | grep -c 'dataplane:1,9')" 1
+
+echo 0 >$CPU/cpu15/online
+fails "a task with an offline CPU in its mask is refused that list, too" "nvalid argument" sh -c "echo $pinned >$D/1,9/tasks"
+echo 1 >$CPU/cpu15/online
+if newer 6.2; then
+    is "a refused task has its whole mask when its CPU is back" "$(mask "$pinned")" 7,15
+else
+    # The kernel does not remember the CPU that was offline while the mask was set.
+    known "a refused task has its whole mask when its CPU is back" "$(mask "$pinned")" 7,15
+    taskset -pc 7,15 "$pinned" >/dev/null
+fi
+
+echo 1 >$CPU/cpu9/online
+claim $D/1,9/tasks "$pinned"
+is "the list is whole again and can be claimed" "$(mask "$pinned")" 1,9
+claim $D/tasks "-$pinned"
+is "a release gives back the mask of before" "$(mask "$pinned")" 7,15
+
+claim $D/2,10/tasks "$busy"
+is "a busy task is claimed for" "$(mask "$busy")" 2,10
+echo 0 >$CPU/cpu2/online
+is "one CPU of a claimed list goes: the claim stays" "$(cat $D/2,10/tasks)" "$busy"
+echo 1 >$CPU/cpu2/online
+until_is "and the task is on both when it is back" 2,10 mask "$busy"
+echo 0 >$CPU/cpu2/online
+echo 0 >$CPU/cpu10/online
+sleep 1
+is "a whole list goes: the claim stays" "$(cat $D/2,10/tasks)" "$busy"
+is "reconcile names the task that runs elsewhere" "$(kcm reconcile | grep -c "\"pid\": $busy")" 1
+echo 1 >$CPU/cpu2/online
+echo 1 >$CPU/cpu10/online
+kcm reconcile --repair >/dev/null
+is "reconcile --repair moves it back" "$(mask "$busy")" 2,10
+known "the daemon has told of it by itself" "$(grep -c displaced $C/info/events)" 1
+kill "$free" "$pinned" "$busy"
+finish

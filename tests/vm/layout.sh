@@ -1,0 +1,38 @@
+# Lists are whole cores as the kernel numbers them, a claim gives exactly the CPUs of its list, and the reports say what the
+# kernel says.
+. /t/lib.sh
+start
+holds "kcm init makes pools of the cores" kcm init --num-dp-cores=3 --num-cp-cores=1
+
+sleeper
+before=$(mask "$job")
+for list in $(lists dataplane); do
+    first=$(echo "$list" | numbers | head -1)
+    siblings=$(numbers <"$CPU/cpu$first/topology/thread_siblings_list" | while read -r n; do
+        grep -q 1 "$CPU/cpu$n/online" 2>/dev/null || [ "$n" = 0 ] && echo "$n"
+    done | tr '\n' ' ')
+    is "a list of dataplane is a whole core" "$(echo "$list" | numbers | tr '\n' ' ')" "$siblings"
+    claim "$C/pools/dataplane/$list/tasks" "$job"
+    is "a claim sets the CPUs of the list" "$(mask "$job" | numbers)" "$(echo "$list" | numbers)"
+    claim "$C/pools/dataplane/tasks" "-$job"
+    is "a release gives back the CPUs of before" "$(mask "$job")" "$before"
+done
+is "there are three lists in dataplane" "$(lists dataplane | wc -l)" 3
+
+# Columns of the kernel: CPU, core, socket, node.
+lscpu --online --parse=CPU,CORE,SOCKET,NODE | grep -v '^#' | sed 's/,$/,-/' >/tmp/kernel
+kcm describe --format=map | awk 'NR > 1 { n = ($2 == "isolated") ? 3 : 2; print $1 "," $n "," $(n + 1) "," $(n + 2) }' |
+    grep -v offline >/tmp/ours
+is "describe has the cores, sockets and nodes that lscpu has" "$(diff /tmp/kernel /tmp/ours | head -5)" ""
+isolated=$(numbers <$CPU/isolated | tr '\n' ' ')
+ours=$(grep -o '"id":[0-9]*,"isolated":true' $C/info/topology | grep -o '[0-9]*' | sort -n | tr '\n' ' ')
+is "the isolated CPUs are those of the kernel" "$ours" "$isolated"
+if [ -n "$isolated" ]; then
+    for list in $(lists dataplane); do
+        is "dataplane is made of isolated cores" "$(echo "$list" | numbers | while read -r n; do
+            echo " $isolated" | grep -q " $n " || echo "$n"
+        done)" ""
+    done
+fi
+holds "kcm unmount" kcm unmount --conf-dir=$C
+finish

@@ -1,0 +1,100 @@
+# Sourced by each scenario, in busybox's shell: the daemon, the CPUs, and checks. A check prints `ok: what holds`, or what
+# was found instead. `known` is for a promise that is not kept yet: it is reported, and does not fail the scenario; once
+# it holds, the scenario fails until the word is removed.
+CPU=/sys/devices/system/cpu
+C=/etc/kcm
+STATE=/var/lib/kcm
+failed=0
+
+# is WHAT GOT WANTED
+is() {
+    if [ "$2" = "$3" ]; then
+        echo "ok: $1"
+    else
+        failed=1
+        echo "not ok: $1: '$2' instead of '$3'"
+    fi
+}
+
+# known WHAT GOT WANTED
+known() {
+    if [ "$2" = "$3" ]; then
+        failed=1
+        echo "not ok: $1: it holds now; make it an ordinary check"
+    else
+        echo "known: $1: '$2' instead of '$3'"
+    fi
+}
+
+# holds WHAT COMMAND...: the command succeeds.
+holds() {
+    local what=$1 status=0
+    shift
+    "$@" >/tmp/output 2>&1 || status=$?
+    is "$what" "$status $([ $status = 0 ] || head -c 300 /tmp/output)" "0 "
+}
+
+# fails WHAT TEXT COMMAND...: the command fails with a message that has the text.
+fails() {
+    local what=$1 text=$2
+    shift 2
+    if "$@" >/tmp/output 2>&1; then
+        is "$what" "it succeeds" "it fails"
+    elif grep -qF -- "$text" /tmp/output; then
+        echo "ok: $what"
+    else
+        is "$what" "$(head -c 300 /tmp/output)" "a message with: $text"
+    fi
+}
+
+# until_is WHAT WANTED COMMAND...: the output of the command becomes what is wanted, within 20 s.
+until_is() {
+    local what=$1 wanted=$2 got
+    shift 2
+    for _ in $(seq 100); do
+        got=$("$@" 2>/dev/null)
+        [ "$got" = "$wanted" ] && break
+        sleep 0.2
+    done
+    is "$what" "$got" "$wanted"
+}
+
+finish() { exit "$failed"; }
+
+# newer VERSION: whether the kernel is at least this one.
+newer() { [ "$(printf '%s\n' "$1" "$(uname -r)" | sort -t. -k1,1n -k2,2n | head -1)" = "$1" ]; }
+
+start() {
+    mkdir -p $C
+    kcm mount --conf-dir=$C --state-dir=$STATE || exit 1
+}
+
+# The CPUs on which a process may run, as a list.
+mask() { sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "/proc/$1/status"; }
+
+# Starts a program that sleeps; its PID is in $job.
+sleeper() {
+    sleep 99999 &
+    job=$!
+    until_named sleep "$job"
+}
+
+until_named() { until grep -q "^Name:[[:space:]]*$1$" "/proc/$2/status"; do sleep 0.1; done; }
+
+# claim FILE PID: writes the PID, without a message.
+claim() { echo "$2" 2>/dev/null >"$1"; }
+
+# The supervisor and the worker.
+supervisor() { tr -dc 0-9 <$STATE/lock; }
+worker() {
+    local pid
+    for pid in $(pidof kcm); do
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q '__daemon worker' && echo "$pid"
+    done
+}
+
+# The lists of a pool.
+lists() { (cd "$C/pools/$1" && ls -d */ | tr -d /); }
+
+# A list of CPUs as numbers, one in each line.
+numbers() { tr ',' '\n' | awk -F- 'NF { for (n = $1; n <= $NF; n++) print n }' | sort -n; }
