@@ -1,0 +1,56 @@
+"""Writes docs/machines.md: what was tried on which machine, and what holds there.
+
+usage: report.py SCENARIOS RESULTS OUTPUT
+
+SCENARIOS is the table of scripts/vm. RESULTS has a line for each check: the scenario, `ok` or `known`, the kernel and
+what was checked, separated by tabs. A scenario that has no results gets no row.
+"""
+
+import sys
+
+scenarios, results, output = sys.argv[1:]
+
+HEAD = """# Machines
+
+`scripts/vm --all` writes this page. It boots virtual machines (QEMU without KVM) with Debian's kernels and runs the
+scenarios of `tests/vm` in them. A row is there only if it was run.
+"""
+NUMBERING = {
+    "qemu": "siblings are neighbours",
+    "split": "siblings are n and n + N/2",
+    "alternate": "siblings are n and n + N/2, sockets alternate",
+}
+
+
+def machine(words):
+    sockets, cores, threads, nodes, numbering, *line = words
+    count = int(sockets) * int(cores) * int(threads)
+    parts = [f"{count} CPUs: {sockets} × {cores} × {threads} (sockets, cores, threads)", f"{nodes} NUMA nodes"]
+    if threads != "1":
+        parts.append(NUMBERING[numbering])
+    if line:
+        parts.append(f"`{' '.join(line)}`")
+    return ", ".join(parts).replace(", 1 NUMA nodes", "")
+
+
+seen = {}
+for row in open(results):
+    name, verdict, kernel, what = row.rstrip("\n").split("\t")
+    # A known fault is printed with what was found instead.
+    what = what.split(": '")[0] if verdict == "known" else what
+    kernels = seen.setdefault(name, {}).setdefault((verdict, what), [])
+    if kernel not in kernels:
+        kernels.append(kernel)
+
+text = [HEAD]
+for row in open(scenarios):
+    words = row.split()
+    if not words or words[0].startswith("#") or words[0] not in seen:
+        continue
+    name, _, _, _, *shape = words
+    text.append(f"## {name}\n\n{machine(shape)}.\n")
+    text.append("| what was checked | Linux | holds |\n| --- | --- | --- |")
+    for (verdict, what), kernels in seen[name].items():
+        text.append(f"| {what} | {', '.join(kernels)} | {'yes' if verdict == 'ok' else '**not yet**'} |")
+    text.append("")
+open(output, "w").write("\n".join(text))
