@@ -4,6 +4,7 @@
 //! read.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::ports::{Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
 use super::{Attributes, Engine, ProcessOf};
@@ -13,7 +14,13 @@ use crate::model::command::{Claim, Command, Ending, Kin, Rejected, SavedMask};
 use crate::model::pool::PoolId;
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
-use crate::process::BlockedWriter;
+use crate::process::{BlockedWriter, TimeLimit};
+
+/// How long a new worker waits, in all, until threads are proven to have got back their masks. All clients wait meanwhile,
+/// and the thread that is most often in doubt is one of them: it waits for the answer to the write that is undone.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// How long it may restore masks, so that it starts in any case.
+const ROLL_BACK_WORK: Duration = Duration::from_secs(10);
 
 impl<P: Ports> Engine<P> {
     /// Restores pools, lists and claims, and rolls back unfinished writes.
@@ -44,12 +51,13 @@ impl<P: Ports> Engine<P> {
                 None => {}
             }
         }
+        let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), ROLL_BACK_WORK, PATIENCE));
         for claim in releasing {
-            self.roll_back(&claim, &claim.saved.clone());
+            self.roll_back(&claim, &claim.saved.clone(), waiting);
             self.journal.defer(Record::Released { task: claim.task });
         }
         for intent in intents {
-            self.roll_back_intent(&intent);
+            self.roll_back_intent(&intent, waiting);
         }
         self.reap();
         self.search_now();
@@ -116,12 +124,12 @@ impl<P: Ports> Engine<P> {
 
     /// Undoes an intent that never became a claim: the task gets back the mask that it had, or the CPUs of its
     /// list if it was moving.
-    fn roll_back_intent(&self, intent: &Claim) {
+    fn roll_back_intent(&self, intent: &Claim, waiting: BlockedWriter) {
         let old = {
             let claims = self.configuration();
             claims.claim(&intent.task).and_then(|old| claims.list(old.list)).map(|list| list.cpus().clone())
         };
-        self.roll_back(intent, &old.map_or_else(|| self.probe_saved_mask(intent), SavedMask::Cpus));
+        self.roll_back(intent, &old.map_or_else(|| self.probe_saved_mask(intent), SavedMask::Cpus), waiting);
         self.journal.defer(Record::Abandoned { task: intent.task });
     }
 
@@ -133,10 +141,10 @@ impl<P: Ports> Engine<P> {
         refined.unwrap_or_else(|| intent.saved.clone())
     }
 
-    fn roll_back(&self, claim: &Claim, mask: &SavedMask) {
+    fn roll_back(&self, claim: &Claim, mask: &SavedMask, waiting: BlockedWriter) {
         let process = self.processes.open(claim.task.pid).ok().flatten();
         if let Some(process) = process.filter(|process| process.id() == claim.task) {
-            self.processes.restore_mask(&process, mask, BlockedWriter::NONE);
+            self.processes.restore_mask(&process, mask, waiting);
         }
     }
 }
