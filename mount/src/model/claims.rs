@@ -38,22 +38,15 @@ pub use heirs::{ListToPassOn, is_intruder};
 use pools::Stage;
 pub use pools::{List, Pool};
 
-/// The claim of a task and what is in progress for it.
-#[derive(Clone, Debug, Default)]
-struct TaskState {
-    claim: Option<Arc<Claim>>,
-    /// Whether a plan names the task that is neither settled nor abandoned.
-    in_flight: bool,
-    /// Whether it died while it was in flight.
-    dead: bool,
-}
-
 /// The pools, the lists and all claims.
 #[derive(Clone, Debug)]
 pub struct Claims {
     pools: BTreeMap<PoolId, Pool>,
     lists: BTreeMap<ListId, List>,
-    tasks: HashMap<TaskId, TaskState>,
+    /// The claim of each task that has one.
+    tasks: HashMap<TaskId, Arc<Claim>>,
+    /// The tasks that a plan names that is neither settled nor abandoned, and whether they have died since.
+    in_flight: HashMap<TaskId, bool>,
     /// How many claims other users than root asked for, including pending ones.
     not_by_root: usize,
     limit: usize,
@@ -63,7 +56,14 @@ impl Claims {
     /// Returns a machine without pools and claims that takes at most `limit` tasks at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { pools: BTreeMap::new(), lists: BTreeMap::new(), tasks: HashMap::new(), not_by_root: 0, limit }
+        Self {
+            pools: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            tasks: HashMap::new(),
+            in_flight: HashMap::new(),
+            not_by_root: 0,
+            limit,
+        }
     }
 
     /// Returns the pools, the oldest first.
@@ -86,18 +86,18 @@ impl Claims {
     /// Returns the claim of a task.
     #[must_use]
     pub fn claim(&self, task: &TaskId) -> Option<&Arc<Claim>> {
-        self.tasks.get(task)?.claim.as_ref()
+        self.tasks.get(task)
     }
 
     /// Returns whether a plan names the task that is neither settled nor abandoned.
     #[must_use]
     pub fn is_in_flight(&self, task: &TaskId) -> bool {
-        self.tasks.get(task).is_some_and(|state| state.in_flight)
+        self.in_flight.contains_key(task)
     }
 
     /// Returns all claims, in no particular order.
     pub fn claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
-        self.tasks.values().filter_map(|state| state.claim.as_ref())
+        self.tasks.values()
     }
 
     /// Returns whether an heir can get the claim: its list is exclusive.
@@ -114,7 +114,18 @@ impl Claims {
         let list = self.lists.get(&claim.list);
         self.is_inheritable(claim)
             && list.is_some_and(|list| list.other_task(&excluding).is_none())
-            && !self.tasks.contains_key(heir)
+            && !self.is_known(heir)
+    }
+
+    /// Whether the task has a claim or is about to get one.
+    fn is_known(&self, task: &TaskId) -> bool {
+        self.tasks.contains_key(task) || self.is_in_flight(task)
+    }
+
+    /// Returns the number of tasks that have a claim or are about to get one.
+    fn count_known(&self) -> usize {
+        let new = self.in_flight.keys().filter(|task| !self.tasks.contains_key(task));
+        self.tasks.len() + new.count()
     }
 
     /// Returns the CPUs of all exclusive lists.
@@ -186,7 +197,7 @@ impl Claims {
     fn write(&mut self, request: &Request) -> Result<Effects, Rejected> {
         let plan = self.decide(request)?;
         for task in plan.tasks() {
-            self.tasks.entry(task).or_default().in_flight = true;
+            self.in_flight.insert(task, false);
         }
         for placement in plan.changes() {
             self.list_mut(placement.list)?.reserved.insert(placement.task);
@@ -229,11 +240,6 @@ impl Claims {
             self.unreserve(placement.list, &placement.task);
         }
         let lost = plan.tasks().filter(|task| !self.finish(task)).collect();
-        for task in plan.tasks() {
-            if self.claim(&task).is_none() {
-                self.tasks.remove(&task);
-            }
-        }
         Effects { lost, ..Effects::default() }
     }
 
@@ -245,17 +251,7 @@ impl Claims {
 
     /// Takes the task out of flight. Returns false if it died meanwhile; then it holds nothing.
     fn finish(&mut self, task: &TaskId) -> bool {
-        match self.tasks.get_mut(task) {
-            Some(state) if state.dead => {
-                self.tasks.remove(task);
-                false
-            }
-            Some(state) => {
-                state.in_flight = false;
-                true
-            }
-            None => false,
-        }
+        self.in_flight.remove(task) == Some(false)
     }
 
     fn hold(&mut self, claim: Arc<Claim>) {
@@ -268,11 +264,11 @@ impl Claims {
         if !claim.by_root {
             self.not_by_root += 1;
         }
-        self.tasks.insert(claim.task, TaskState { claim: Some(claim), ..TaskState::default() });
+        self.tasks.insert(claim.task, claim);
     }
 
     fn drop_claim(&mut self, task: &TaskId) -> Option<Arc<Claim>> {
-        let claim = self.tasks.remove(task)?.claim?;
+        let claim = self.tasks.remove(task)?;
         if let Some(list) = self.lists.get_mut(&claim.list) {
             list.tasks.remove(task);
             if list.tasks.is_empty()
@@ -288,10 +284,9 @@ impl Claims {
     }
 
     fn end(&mut self, task: TaskId, ending: Ending, heir: Option<Heir>) -> Effects {
-        let in_flight = self.is_in_flight(&task);
         let claim = self.drop_claim(&task);
-        if in_flight {
-            self.tasks.insert(task, TaskState { claim: None, in_flight, dead: true });
+        if let Some(has_died) = self.in_flight.get_mut(&task) {
+            *has_died = true;
         }
         let Some(claim) = claim else { return Effects::default() };
         let heir = heir.filter(|heir| self.can_inherit(&claim, &heir.info.task));
@@ -309,7 +304,7 @@ impl Claims {
     }
 
     fn restore(&mut self, claim: Arc<Claim>) -> Result<Effects, Refusal> {
-        if self.tasks.contains_key(&claim.task) {
+        if self.is_known(&claim.task) {
             return Err(Refusal::Exists);
         }
         self.check_list(claim.list, claim.task, &BTreeSet::new(), claim.since)?;

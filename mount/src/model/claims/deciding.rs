@@ -186,7 +186,7 @@ impl Claims {
     fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
         let new = plan.placements.iter().filter(|placement| placement.is_new()).count();
         let not_by_root = new_not_by_root(plan);
-        if new > 0 && self.tasks.len() + new > self.limit {
+        if new > 0 && self.count_known() + new > self.limit {
             return Err(Refusal::TooMany { limit: self.limit });
         }
         if not_by_root > 0 && self.not_by_root + not_by_root > self.limit / 2 {
