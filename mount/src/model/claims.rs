@@ -251,7 +251,12 @@ impl Claims {
 
     /// Takes the task out of flight. Returns false if it died meanwhile; then it holds nothing.
     fn finish(&mut self, task: &TaskId) -> bool {
-        self.in_flight.remove(task) == Some(false)
+        let is_alive = self.in_flight.remove(task) == Some(false);
+        if self.in_flight.is_empty() {
+            // A command for thousands of tasks leaves no memory behind.
+            self.in_flight.shrink_to(64);
+        }
+        is_alive
     }
 
     fn hold(&mut self, claim: Arc<Claim>) {
