@@ -47,10 +47,9 @@ fn no_thread_is_outside_however_busy_the_machine() {
         storm.end();
     }
     println!("{claims} claims, {given_up:?} given up (EAGAIN)");
-    // How many depends on the load beside the test. An idle thread that is inside clone(2) stays there while others want its
-    // CPU; of the others most are proven.
+    // An idle thread that is inside clone(2) stays there while others want its CPU.
     let [nice, _idle] = given_up;
-    assert!(nice * 4 <= claims, "{nice} of {claims} claims were given up");
+    assert!(nice * 20 <= claims, "{nice} of {claims} claims were given up");
 }
 
 /// Some 40 threads, each of which creates another one and ends.
