@@ -35,7 +35,7 @@ echo 1 >$CPU/cpu9/online
 claim $D/1,9/tasks "$pinned"
 is "the list is whole again and can be claimed" "$(mask "$pinned")" 1,9
 claim $D/tasks "-$pinned"
-is "a release gives back the mask of before" "$(mask "$pinned")" 7,15
+is "a release restores the earlier mask" "$(mask "$pinned")" 7,15
 
 claim $D/2,10/tasks "$busy"
 is "a busy task is claimed for" "$(mask "$busy")" 2,10

@@ -15,7 +15,7 @@ for list in $(lists dataplane); do
     claim "$C/pools/dataplane/$list/tasks" "$job"
     is "a claim sets the CPUs of the list" "$(mask "$job" | numbers)" "$(echo "$list" | numbers)"
     claim "$C/pools/dataplane/tasks" "-$job"
-    is "a release gives back the CPUs of before" "$(mask "$job")" "$before"
+    is "a release restores the earlier CPUs" "$(mask "$job")" "$before"
 done
 is "there are three lists in dataplane" "$(lists dataplane | wc -l)" 3
 
@@ -23,10 +23,10 @@ is "there are three lists in dataplane" "$(lists dataplane | wc -l)" 3
 lscpu --online --parse=CPU,CORE,SOCKET,NODE | grep -v '^#' | sed 's/,$/,-/' >/tmp/kernel
 kcm describe --format=map | awk 'NR > 1 { n = ($2 == "isolated") ? 3 : 2; print $1 "," $n "," $(n + 1) "," $(n + 2) }' |
     grep -v offline >/tmp/ours
-is "describe has the cores, sockets and nodes that lscpu has" "$(diff /tmp/kernel /tmp/ours | head -5)" ""
+is "describe has the same cores, sockets and nodes as lscpu" "$(diff /tmp/kernel /tmp/ours | head -5)" ""
 isolated=$(numbers <$CPU/isolated | tr '\n' ' ')
 ours=$(grep -o '"id":[0-9]*,"isolated":true' $C/info/topology | grep -o '[0-9]*' | sort -n | tr '\n' ' ')
-is "the isolated CPUs are those of the kernel" "$ours" "$isolated"
+is "info/topology has the same isolated CPUs as the kernel" "$ours" "$isolated"
 if [ -n "$isolated" ]; then
     for list in $(lists dataplane); do
         is "dataplane is made of isolated cores" "$(echo "$list" | numbers | while read -r n; do

@@ -37,7 +37,7 @@ else
     is "clients saw no error but the end of the old mount" \
         "$(grep -v 'busy\|not connected\|connection abort\|No such file' /tmp/errors | sort | uniq -c | head -3)" ""
 fi
-until_is "the claim of before is there" "$job" cat $D/1,9/tasks
+until_is "the earlier claim exists" "$job" cat $D/1,9/tasks
 is "and its mask" "$(mask "$job")" 1,9
 is "one directory is mounted" "$(grep -c " $C " /proc/self/mountinfo)" 1
 holds "kcm unmount" kcm unmount --conf-dir=$C
