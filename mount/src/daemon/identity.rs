@@ -65,18 +65,22 @@ pub(super) fn connection_of(device: impl AsFd) -> Option<Connection> {
 fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
     // Opened first: while it is alive, everything below is about the process that the descriptor holds.
     let pidfd = PidFd::open(pid).ok()?;
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let says_so = paths::serves(&cmdline, conf_dir);
+    let says_so = || {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        paths::serves(&cmdline, conf_dir)
+    };
     let serves = is_root(pid)
         && match device(pid) {
             Some(Device::Connected(other)) => other == connection,
-            Some(Device::Unknown) => says_so && holds_lock(pid),
+            Some(Device::Unknown) => says_so() && holds_lock(pid),
             Some(Device::Unconnected) | None => false,
         };
     if serves && pidfd.is_of_process() {
         return Some(Server { pid, pidfd });
     }
-    if says_so && pidfd.is_of_process() && !is_known_elsewhere(pid) {
+    // The command line is read last. A probe of another mount has the command line and the device of its supervisor until
+    // it executes, and neither of them after it. A process that exits loses its command line before its descriptors.
+    if !is_known_elsewhere(pid) && says_so() && pidfd.is_of_process() {
         let owner = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |process| process.uid());
         log::warn!(
             "PID {pid} of user {owner} has the command line of a daemon of {}, but does not serve it; it is ignored",
