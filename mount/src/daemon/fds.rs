@@ -22,7 +22,7 @@ use crate::failpoint;
 use crate::fuse::abi;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
-use crate::process;
+use crate::process::{self, KeptPidfds};
 
 /// The open FUSE device. The mount lives as long as a process has it open.
 pub(super) const DEVICE: RawFd = 3;
@@ -36,8 +36,10 @@ pub(super) const LOCK: RawFd = 6;
 pub(super) const WORKER: RawFd = 7;
 /// The memfd in which the journal keeps what its disk does not take. Earlier programs do not know it.
 pub(super) const SPARE: RawFd = 8;
+/// The socket of the [`KeptPidfds`]. Earlier programs do not know it.
+pub(super) const KEPT: RawFd = 9;
 /// All of these numbers.
-const FIXED_FDS: std::ops::RangeInclusive<RawFd> = DEVICE..=SPARE;
+const FIXED_FDS: std::ops::RangeInclusive<RawFd> = DEVICE..=KEPT;
 const SPARE_NAME: &CStr = c"kcm-spare";
 
 /// The longest message from a worker, in bytes: one character and a reason in one sentence.
@@ -50,6 +52,7 @@ pub(super) struct InheritedFds {
     pub(super) handoff: HandoffMemfd,
     pub(super) lock: StateLock,
     pub(super) spare: OwnedFd,
+    pub(super) kept: KeptPidfds,
 }
 
 impl InheritedFds {
@@ -66,6 +69,7 @@ impl InheritedFds {
                 Ok(fd) if is_spare(&fd) => fd,
                 _ => new_spare()?,
             },
+            kept: kept(process::inherited_fd(KEPT).ok())?,
         })
     }
 
@@ -79,8 +83,17 @@ impl InheritedFds {
             handoff: HandoffMemfd(install_fd_at(self.handoff.0, HANDOFF)?),
             lock: StateLock::from_fd(install_fd_at(self.lock.into_fd(), LOCK)?),
             spare: install_fd_at(self.spare, SPARE)?,
+            kept: kept(Some(install_fd_at(self.kept.into_fd(), KEPT)?))?,
         })
     }
+}
+
+/// The kept pidfds of a process that has this descriptor under [`KEPT`]; none if its program does not know them.
+///
+/// # Errors
+/// No descriptors are left.
+pub(super) fn kept(descriptor: Option<OwnedFd>) -> io::Result<KeptPidfds> {
+    descriptor.and_then(KeptPidfds::from_fd).map_or_else(KeptPidfds::new, Ok)
 }
 
 /// Makes an empty memfd for the journal.

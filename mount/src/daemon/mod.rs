@@ -28,7 +28,6 @@ mod worker_process;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -113,7 +112,7 @@ pub fn serve(paths: &MountPaths, topology: Topology, import: bool) -> Result<(),
     let stored = systemd::take_stored();
     process::close_inherited(&stored.each_ref().map(Option::as_ref));
     fds::reserve_all().map_err(|source| io_error(conf_dir, "no descriptors", source))?;
-    supervise(&paths, topology, import, stored)
+    supervise(&paths, topology, import, systemd::Stored::from_taken(stored))
 }
 
 impl Invocation {
@@ -154,7 +153,7 @@ fn supervise(
     paths: &MountPaths,
     topology: Topology,
     import: bool,
-    stored: [Option<OwnedFd>; 2],
+    stored: Option<systemd::Stored>,
 ) -> Result<(), MountError> {
     // From mount(2) on the mount must be ended by this process, so the signals are caught before it.
     let signals = setup::catch_signals()?;
@@ -188,7 +187,7 @@ fn supervise(
         supervisor.log_workers_to(log.as_ref().ok());
     }
     let result = supervisor.run(|supervisor| {
-        systemd::notify_ready(supervisor.fds());
+        supervisor.notify_ready();
         if let Some(log) = log {
             detach_output(&log);
         }
@@ -200,7 +199,7 @@ fn supervise(
 fn resume(paths: &MountPaths, replace_worker: bool) -> Result<(), MountError> {
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
     // Before anything else is opened: the supervisor of an earlier program has not left this one.
-    fds::reserve_if_free(fds::SPARE).map_err(failed)?;
+    [fds::SPARE, fds::KEPT].into_iter().try_for_each(fds::reserve_if_free).map_err(failed)?;
     let signals = setup::catch_signals()?;
     let fds = InheritedFds::take().map_err(failed)?;
     // Workers inherit the descriptors above under their numbers, but not these two.
@@ -215,7 +214,7 @@ fn resume(paths: &MountPaths, replace_worker: bool) -> Result<(), MountError> {
     if replace_worker {
         supervisor.finish_upgrade();
     }
-    let result = supervisor.run(|supervisor| systemd::notify_ready(supervisor.fds()));
+    let result = supervisor.run(|supervisor| supervisor.notify_ready());
     finish(&paths.conf_dir, &mut supervisor, result, true)
 }
 
@@ -231,10 +230,11 @@ fn finish(
         systemd::remove_stored();
     }
     supervisor.stop_worker();
-    if result.is_ok() {
-        log::info!("{}: no longer served", conf_dir.display());
+    match result? {
+        Exit::Stop => log::info!("{}: no longer served", conf_dir.display()),
+        Exit::Detach => log::info!("{}: left to the process that has its descriptors", conf_dir.display()),
     }
-    result.map(|_| ())
+    Ok(())
 }
 
 /// Tells the command that waits that the mount answers; from then on this process writes to the daemon log.

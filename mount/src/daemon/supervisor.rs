@@ -174,9 +174,9 @@ impl Supervisor {
         }
     }
 
-    /// The descriptors of the mount.
-    pub(super) fn fds(&self) -> &InheritedFds {
-        &self.fds
+    /// Tells the service manager that the mount is served.
+    pub(super) fn notify_ready(&self) {
+        systemd::notify_ready(&self.fds, self.resends);
     }
 
     /// Supervises until the mount ends. Calls `ready` when the mount is served for the first time.
@@ -248,9 +248,13 @@ impl Supervisor {
     /// Detaches the mount, and does not wait for open files: they get `ENOTCONN` from now on. A mount of somebody else
     /// at the same path stays.
     pub(super) fn detach(&self) {
+        self.unmount(MntFlags::MNT_DETACH);
+    }
+
+    fn unmount(&self, flags: MntFlags) {
         let conf_dir = &self.paths.conf_dir;
         if mountpoint::topmost(conf_dir).is_ok_and(|topmost| topmost == self.mounted) {
-            let _ = umount2(conf_dir, MntFlags::MNT_DETACH);
+            let _ = umount2(conf_dir, flags);
         } else if self.is_mounted() {
             log::warn!("{}: something is mounted over it; unmount both", conf_dir.display());
         }
@@ -410,12 +414,12 @@ impl Supervisor {
         log::warn!("{}: {why}; mounting again", self.paths.conf_dir.display());
         let failed = |source| io_error(&self.paths.conf_dir, "cannot be mounted again", source);
         let state = self.fds.handoff.read().map_err(failed)?;
-        self.detach();
+        // The connection is aborted, because another process may have its device open too, such as the service manager.
+        self.unmount(MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
         let device = mount_device(&self.paths.conf_dir)?;
         self.mounted = mountpoint::topmost(&self.paths.conf_dir).map_err(failed)?;
-        // The old connection ends when its last descriptor is closed: here, and in the service manager's store.
         process::replace_fd(device.as_fd(), self.fds.device.as_fd()).map_err(failed)?;
-        systemd::notify_ready(&self.fds);
+        self.notify_ready();
         let state = HandoffState { mount_id: new_mount_id(), init: None, ..state };
         self.fds.handoff.write(&state).map_err(failed)
     }

@@ -7,48 +7,66 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sd_notify::NotifyState;
 
-use super::fds::InheritedFds;
-use crate::process;
+use super::fds::{HandoffMemfd, InheritedFds};
+use crate::process::{self, KeptPidfds};
 
-/// The name of the FUSE device in the service manager's store.
-const STORED_DEVICE: &str = "kcm-device";
-/// The name of the handoff memfd in the store. Older programs look for it under this name.
-const STORED_HANDOFF: &str = "kcm-letter";
+/// The names in the service manager's store: the FUSE device, the handoff memfd, and the kept pidfds. Older programs look
+/// for the first two under these names.
+const STORED: [&str; 3] = ["kcm-device", "kcm-letter", "kcm-pidfds"];
 
-/// Reports that the mount is served, and stores copies of the descriptors that must outlive this process.
-pub(super) fn notify_ready(fds: &InheritedFds) {
-    let notified = store(STORED_DEVICE, fds.device.as_fd())
-        .and_then(|()| store(STORED_HANDOFF, fds.handoff.as_fd()))
-        .and_then(|()| sd_notify::notify(&[NotifyState::Ready]));
-    if let Err(error) = notified {
+/// What an earlier supervisor has stored.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) device: OwnedFd,
+    pub(super) handoff: HandoffMemfd,
+    /// An older program does not store it.
+    pub(super) kept: Option<KeptPidfds>,
+}
+
+/// Reports that the mount is served. Stores copies of the descriptors that must outlive this process, if a later process
+/// can continue the mount: otherwise a connection that stays open would keep its clients waiting.
+pub(super) fn notify_ready(fds: &InheritedFds, can_continue: bool) {
+    let fds = [fds.device.as_fd(), fds.handoff.as_fd(), fds.kept.as_fd()];
+    let stored = STORED.into_iter().zip(fds).try_for_each(|(name, fd)| {
+        remove(name);
+        if can_continue { store(name, fd) } else { Ok(()) }
+    });
+    if let Err(error) = stored.and_then(|()| sd_notify::notify(&[NotifyState::Ready])) {
         log::warn!("cannot notify the service manager: {error}");
     }
 }
 
-/// Replaces the stored copy.
 fn store(name: &str, fd: BorrowedFd<'_>) -> std::io::Result<()> {
-    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
 }
 
-/// Takes the descriptors that an earlier supervisor has stored: the device and the handoff memfd.
-pub(super) fn take_stored() -> [Option<OwnedFd>; 2] {
-    let (mut device, mut handoff) = (None, None);
-    let Ok(stored) = sd_notify::listen_fds_with_names() else { return [None, None] };
+fn remove(name: &str) {
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
+/// Takes the descriptors that an earlier supervisor has stored.
+pub(super) fn take_stored() -> [Option<OwnedFd>; 3] {
+    let mut taken = [const { None }; 3];
+    let Ok(stored) = sd_notify::listen_fds_with_names() else { return taken };
     for (number, name) in stored {
         let Ok(fd) = process::inherited_fd(number) else { continue };
-        match name.as_str() {
-            STORED_DEVICE => device = process::dup_above(fd).ok(),
-            STORED_HANDOFF => handoff = process::dup_above(fd).ok(),
-            _ => {}
+        let at = STORED.iter().position(|known| *known == name);
+        if let Some(place) = at.and_then(|at| taken.get_mut(at)) {
+            *place = process::dup_above(fd).ok();
         }
     }
-    [device, handoff]
+    taken
+}
+
+impl Stored {
+    /// The descriptors of [`take_stored`]; `None` if they are not enough to continue a mount.
+    pub(super) fn from_taken([device, handoff, kept]: [Option<OwnedFd>; 3]) -> Option<Self> {
+        let kept = kept.and_then(KeptPidfds::from_fd);
+        Some(Self { device: device?, handoff: HandoffMemfd::from_fd(handoff?), kept })
+    }
 }
 
 /// Removes the stored descriptors: the mount ends, and a connection that stays open would keep its clients waiting.
 pub(super) fn remove_stored() {
-    for name in [STORED_DEVICE, STORED_HANDOFF] {
-        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-    }
+    STORED.into_iter().for_each(remove);
 }

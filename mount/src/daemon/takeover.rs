@@ -3,7 +3,9 @@
 //! Owns the checks of the mount point, and taking a mount from a daemon that does not answer. Does not know who
 //! supervises the mount afterwards.
 
+use std::fs::Permissions;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +16,12 @@ use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
 use super::identity::{self, Server};
 use super::mount::{self, mount_device, new_mount_id};
 use super::paths::MountPaths;
+use super::systemd::Stored;
 use crate::import;
 use crate::journal::StateLock;
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Connection, Status};
+use crate::process::KeptPidfds;
 
 /// How long killed daemon processes may take to exit: the kernel first ends their system calls.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,29 +35,32 @@ pub(super) enum Found {
     Directory { lock: StateLock, layout: Option<PathBuf> },
 }
 
-/// Prepares the mount point. `stored`: the device and the handoff memfd from the service manager.
+/// Prepares the mount point. `stored`: the descriptors from the service manager.
 ///
 /// # Errors
 /// The directory is in use, or cannot be used.
-pub(super) fn find(
-    paths: &MountPaths,
-    import: bool,
-    stored: [Option<OwnedFd>; 2],
-) -> Result<Found, MountError> {
+pub(super) fn find(paths: &MountPaths, import: bool, stored: Option<Stored>) -> Result<Found, MountError> {
     let MountPaths { conf_dir, state_dir } = paths;
     if canonical(state_dir).starts_with(canonical(conf_dir)) {
         return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
     }
-    if let [Some(device), Some(handoff)] = stored
+    if let Some(Stored { device, handoff, kept }) = stored
         && let Ok(Some(mounted)) = mountpoint::topmost(conf_dir)
         && identity::connection_of(&device).is_none_or(|connection| connection == mounted.connection)
         && mount::is_connected(&device)
     {
+        if !handoff.read().is_ok_and(|state| state.resends()) {
+            // An earlier program has stored them in spite of that. Whoever waits for an answer would wait without end.
+            log::warn!("{}: this kernel (before 6.9) cannot continue the mount", conf_dir.display());
+            umount2(conf_dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)
+                .map_err(|errno| io_error(conf_dir, "cannot be detached", errno.into()))?;
+            return find(paths, import, None);
+        }
         log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
         let spare = new_spare(conf_dir)?;
-        let handoff = HandoffMemfd::from_fd(handoff);
-        return Ok(Found::Mount(InheritedFds { device, handoff, lock, spare }));
+        let kept = kept.map_or_else(|| new_kept(conf_dir), Ok)?;
+        return Ok(Found::Mount(InheritedFds { device, handoff, lock, spare, kept }));
     }
     loop {
         let status = mountpoint::status(conf_dir)
@@ -73,7 +80,9 @@ pub(super) fn find(
                     .map_err(|errno| io_error(conf_dir, "cannot be detached", errno.into()))?;
             }
             Status::Absent => {
+                // Whatever the umask is: without a daemon, everybody is to see why the directory is empty.
                 std::fs::create_dir_all(conf_dir)
+                    .and_then(|()| std::fs::set_permissions(conf_dir, Permissions::from_mode(0o755)))
                     .map_err(|source| io_error(conf_dir, "cannot be created", source))?;
             }
             Status::Marked | Status::Plain => break,
@@ -118,7 +127,8 @@ pub(super) fn mount_new(
     let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None };
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
-    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock, spare: new_spare(conf_dir)? })
+    let (spare, kept) = (new_spare(conf_dir)?, new_kept(conf_dir)?);
+    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock, spare, kept })
 }
 
 /// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.
@@ -150,7 +160,12 @@ fn copy_descriptors(server: &Server, connection: Connection) -> Option<Inherited
     let handoff = HandoffMemfd::from_fd(copy(fds::HANDOFF)?);
     let lock = StateLock::from_fd(copy(fds::LOCK)?);
     let spare = copy(fds::SPARE).filter(fds::is_spare).or_else(|| fds::new_spare().ok())?;
-    (is_ours && handoff.read().is_ok()).then_some(InheritedFds { device, handoff, lock, spare })
+    let kept = fds::kept(copy(fds::KEPT)).ok()?;
+    (is_ours && handoff.read().is_ok()).then_some(InheritedFds { device, handoff, lock, spare, kept })
+}
+
+fn new_kept(conf_dir: &Path) -> Result<KeptPidfds, MountError> {
+    KeptPidfds::new().map_err(|source| io_error(conf_dir, "no socket for pidfds", source))
 }
 
 fn new_spare(conf_dir: &Path) -> Result<OwnedFd, MountError> {
@@ -188,7 +203,7 @@ mod tests {
         for state_dir in ["conf", "conf/state", "link/state", "other/../conf/state"] {
             let state_dir = directory.path().join(state_dir);
             let paths = MountPaths { conf_dir: conf_dir.clone(), state_dir };
-            let found = find(&paths, false, [None, None]);
+            let found = find(&paths, false, None);
             assert!(matches!(found, Err(MountError::StateInside { .. })), "{paths:?}: {found:?}");
         }
     }
@@ -200,8 +215,8 @@ mod tests {
             MountPaths { conf_dir: directory.path().join("conf"), state_dir: directory.path().join("state") };
         std::fs::create_dir(&paths.conf_dir).unwrap();
         std::fs::write(paths.conf_dir.join("file"), "").unwrap();
-        assert!(matches!(find(&paths, false, [None, None]), Err(MountError::NotEmpty(_))));
-        let error = find(&paths, true, [None, None]).unwrap_err().to_string();
+        assert!(matches!(find(&paths, false, None), Err(MountError::NotEmpty(_))));
+        let error = find(&paths, true, None).unwrap_err().to_string();
         assert!(error.contains("is not a legacy layout"), "{error}");
         assert!(paths.conf_dir.join("file").exists(), "nothing was moved");
     }
@@ -213,7 +228,7 @@ mod tests {
             conf_dir: directory.path().join("a/conf"),
             state_dir: directory.path().join("state"),
         };
-        let found = find(&paths, false, [None, None]).unwrap();
+        let found = find(&paths, false, None).unwrap();
         assert!(matches!(found, Found::Directory { layout: None, .. }), "{found:?}");
         assert!(paths.conf_dir.is_dir());
     }

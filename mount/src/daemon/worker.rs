@@ -27,7 +27,7 @@ use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
 use crate::import;
 use crate::journal::{StateDir, StateLock};
-use crate::process::{self, PidFd};
+use crate::process::{self, KeptPidfds, PidFd};
 
 /// How long a worker without a supervisor waits before it starts a new one, so that a user can kill the whole
 /// daemon: kill(1) with both PIDs takes less.
@@ -40,7 +40,7 @@ const ORPHAN_GRACE: Duration = Duration::from_millis(100);
 pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     process::keep_heap_small();
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
-    let InheritedFds { device, handoff, lock, spare } = InheritedFds::take().map_err(failed)?;
+    let InheritedFds { device, handoff, lock, spare, kept } = InheritedFds::take().map_err(failed)?;
     // Moved, because a supervisor that this worker starts needs the number.
     let control = process::inherited_fd(fds::CONTROL).and_then(process::dup_above);
     let mut control = ControlSocket::from_fd(control.map_err(failed)?);
@@ -51,14 +51,14 @@ pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     // If the supervisor has died already, the parent is another process.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);
-    let Serving { engine, ended, resends } = match start(paths, &device, &handoff, (lock, spare), supervisor)
-    {
-        Ok(serving) => serving,
-        Err(error) => {
-            control.send(&Message::Failed(error.to_string()));
-            return Err(MountError::Background);
-        }
-    };
+    let Serving { engine, ended, resends } =
+        match start(paths, &device, &handoff, (lock, spare, kept), supervisor) {
+            Ok(serving) => serving,
+            Err(error) => {
+                control.send(&Message::Failed(error.to_string()));
+                return Err(MountError::Background);
+            }
+        };
     control.send(&Message::Ready { resends });
     loop {
         let mut fds = [
@@ -107,7 +107,7 @@ fn start(
     paths: &MountPaths,
     device: &OwnedFd,
     handoff: &HandoffMemfd,
-    (lock, spare): (StateLock, OwnedFd),
+    (lock, spare, kept): (StateLock, OwnedFd, KeptPidfds),
     supervisor: Option<u32>,
 ) -> Result<Serving, MountError> {
     let conf_dir = &paths.conf_dir;
@@ -117,7 +117,7 @@ fn start(
         StateDir::open(lock, &paths.state_dir, &clock::boot_id(), state.mount_id, Some(spare))?;
     let polls = recovered.polls.clone();
     let truncated = recovered.truncated.clone();
-    let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), supervisor)
+    let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), supervisor, kept)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);
     if let Some(layout) = &state.import {

@@ -2,6 +2,7 @@
 //!
 //! Owns nothing but the delegation. Does not know what the engine does with it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +18,9 @@ use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::model::topology::Topology;
-use crate::process::{self, BlockedWriter, Facts, MaskError, SavedMasks, ScannedProcess, Threads};
+use crate::process::{
+    self, BlockedWriter, Facts, KeptPidfds, MaskError, SavedMasks, ScannedProcess, Threads,
+};
 
 /// The real ports.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +42,13 @@ impl Engine {
         recovered: Recovered,
         topology: Topology,
         supervisor: Option<u32>,
+        kept: KeptPidfds,
     ) -> Result<(Self, u32), StartError> {
-        let machine = Machine::new().map_err(StartError::Processes)?;
+        let recorded: BTreeSet<TaskId> = recovered.claims.iter().map(|claim| claim.task).collect();
+        let watch =
+            process::Watch::new(kept, |task| recorded.contains(task)).map_err(StartError::Processes)?;
+        let processes = process::Processes::new().map_err(StartError::Processes)?;
+        let machine = Machine { processes, watch };
         Self::with_ports((machine, state, SystemClock), recovered, topology, supervisor)
     }
 }
@@ -50,14 +58,6 @@ impl Engine {
 pub(crate) struct Machine {
     processes: process::Processes,
     watch: process::Watch,
-}
-
-impl Machine {
-    /// # Errors
-    /// /proc is not mounted, or no descriptors are left.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { processes: process::Processes::new()?, watch: process::Watch::new()? })
-    }
 }
 
 impl Process for process::Process {
@@ -82,7 +82,10 @@ impl Processes for Machine {
     }
 
     fn find(&self, task: TaskId) -> io::Result<Option<process::Process>> {
-        self.processes.find(task)
+        match self.watch.take_kept(task) {
+            Some(process) => Ok(Some(process)),
+            None => self.processes.find(task),
+        }
     }
 
     fn with_pid_in_namespace_of(
@@ -113,8 +116,8 @@ impl Processes for Machine {
         self.processes.scan(wanted, visit)
     }
 
-    fn tells_reused_pids(&self) -> bool {
-        self.processes.tells_reused_pids()
+    fn is_certain(&self, process: &process::Process) -> bool {
+        self.processes.is_certain(process)
     }
 
     fn facts(&self, process: &process::Process) -> io::Result<Option<Facts>> {

@@ -70,8 +70,8 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
         visit: &mut dyn FnMut(ScannedProcess) -> ControlFlow<()>,
     ) -> io::Result<()>;
 
-    /// Returns whether a [`TaskId`] is unique for this boot.
-    fn tells_reused_pids(&self) -> bool;
+    /// Returns whether a process that was found by its [`TaskId`] is certainly that one, and no other one with its PID.
+    fn is_certain(&self, process: &Self::Process) -> bool;
 
     fn facts(&self, process: &Self::Process) -> io::Result<Option<Facts>>;
 

@@ -137,7 +137,7 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Adds a claim to `info/reclaimed`.
-    fn reclaim(&self, claims: &Claims, claim: &Claim) -> Reclaimed {
+    pub(super) fn reclaim(&self, claims: &Claims, claim: &Claim) -> Reclaimed {
         let event = list_event("reclaimed", claims, claim);
         let reclaimed = Reclaimed {
             seq: 0,

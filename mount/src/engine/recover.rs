@@ -72,18 +72,14 @@ impl<P: Ports> Engine<P> {
             Some(process) => self.upgrade_claim(claim, process),
             None => claim,
         };
-        if process.as_ref().is_some_and(|process| process.is_alive()) && !self.mask_confirms(&claim, suspect)
-        {
-            log::warn!("the claim of {} is dropped: its mask does not confirm it", task.pid);
-            self.journal.defer(Record::Ended { task, reclaimed: None });
+        let alive = process.as_ref().filter(|process| process.is_alive());
+        if alive.is_some_and(|process| !self.mask_confirms(&claim, process, suspect)) {
+            self.drop_claim(&self.claims.lock(), &claim, "its mask does not confirm it");
             return None;
         }
         let mut claims = self.claims.lock();
-        if let Err(rejected) = claims.apply(Command::Restore(claim)) {
-            self.journal.defer(Record::Ended { task, reclaimed: None });
-            drop(claims);
-            let why = Refusal::from(rejected).sentence("another task");
-            log::warn!("the claim of {} is dropped: {why}", task.pid);
+        if let Err(rejected) = claims.apply(Command::Restore(Arc::clone(&claim))) {
+            self.drop_claim(&claims, &claim, &Refusal::from(rejected).sentence("another task"));
             return None;
         }
         match process.map(|process| self.processes.watch(Arc::new(process))) {
@@ -91,12 +87,17 @@ impl<P: Ports> Engine<P> {
             Some(Ok(())) => None,
             Some(Err(error)) => {
                 let _ = claims.apply(Command::End { task, ending: Ending::Unknown, heir: None });
-                self.journal.defer(Record::Ended { task, reclaimed: None });
-                drop(claims);
-                log::warn!("the claim of {} is dropped: it cannot be watched: {error}", task.pid);
+                self.drop_claim(&claims, &claim, &format!("it cannot be watched: {error}"));
                 None
             }
         }
+    }
+
+    /// Reports a recorded claim that is not restored, although its task may be alive.
+    fn drop_claim(&self, claims: &Claims, claim: &Claim, why: &str) {
+        log::warn!("the claim of {} is dropped: {why}", claim.task.pid);
+        let reclaimed = Some(self.reclaim(claims, claim));
+        self.journal.defer(Record::Ended { task: claim.task, reclaimed });
     }
 
     /// Returns the claim with its cgroups as this version records them, if they are those of the task now.
@@ -111,10 +112,10 @@ impl<P: Ports> Engine<P> {
         Arc::new(Claim { cgroup: number, kin, ..Claim::clone(&claim) })
     }
 
-    /// Returns whether a recorded claim is valid. If records may be missing, or if the kernel may have reused the
-    /// PID, the mask of the task decides.
-    fn mask_confirms(&self, claim: &Claim, suspect: bool) -> bool {
-        if !suspect && self.processes.tells_reused_pids() {
+    /// Returns whether a recorded claim is valid. If records may be missing, or if the process may have reused the PID of
+    /// the task, the mask decides.
+    fn mask_confirms(&self, claim: &Claim, process: &ProcessOf<P>, suspect: bool) -> bool {
+        if !suspect && self.processes.is_certain(process) {
             return true;
         }
         let cpus = self.configuration().list(claim.list).map(|list| list.cpus().clone());

@@ -12,6 +12,7 @@ mod child;
 mod clone;
 mod credentials;
 mod fds;
+mod kept;
 mod mask;
 mod namespace;
 mod passes;
@@ -28,7 +29,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI8;
+use std::sync::atomic::{AtomicBool, AtomicI8, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,6 +46,7 @@ pub(crate) use child::{
     Asked, PidFd, collect_children, keep_sigpipe, reset_sigchld, send_signal, set_pdeathsig, stat_in_child,
 };
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, is_open, replace_fd};
+pub(crate) use kept::KeptPidfds;
 pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
 use namespace::Namespace;
 pub(crate) use passes::{BlockedWriter, TimeLimit, waited};
@@ -97,6 +99,8 @@ pub(crate) struct Process {
     /// Whether its PID namespace is the daemon's, once that was asked: 1 for yes, -1 for no. A process never changes its
     /// namespace. (There is one for each claim, so it is small.)
     in_our_namespace: AtomicI8,
+    /// Whether its pidfd is kept for the next worker.
+    is_kept: AtomicBool,
 }
 
 /// The facts about a living process.
@@ -109,6 +113,10 @@ pub(crate) struct Facts {
 }
 
 impl Process {
+    fn new(id: TaskId, pidfd: OwnedFd) -> Self {
+        Self { id, pidfd, in_our_namespace: AtomicI8::new(0), is_kept: AtomicBool::new(false) }
+    }
+
     /// The identity of the process.
     pub(crate) fn id(&self) -> TaskId {
         self.id
@@ -165,10 +173,10 @@ impl Processes {
         })
     }
 
-    /// Whether a [`TaskId`] is unique for this boot. If not, the mask of the task must confirm its claim after a
-    /// restart.
-    pub(crate) fn tells_reused_pids(&self) -> bool {
-        self.features.pidfs
+    /// Whether a process is certainly the one with its [`TaskId`]: the id is unique for this boot, or the pidfd is that
+    /// of the worker before. If not, the mask of the task must confirm its claim after a restart.
+    pub(crate) fn is_certain(&self, process: &Process) -> bool {
+        self.features.pidfs || process.is_kept.load(Ordering::Relaxed)
     }
 
     /// Returns the process of thread `tid`, reusing a cached pidfd if there is one; `None` if the thread does not
@@ -231,7 +239,7 @@ impl Processes {
                 None => return Ok(None),
             }
         };
-        Ok(Some(Process { id: TaskId { pid, ino }, pidfd, in_our_namespace: AtomicI8::new(0) }))
+        Ok(Some(Process::new(TaskId { pid, ino }, pidfd)))
     }
 
     /// Returns the facts about a process; `None` if it has died.

@@ -27,10 +27,14 @@ use crate::model::task::WrittenPid;
 /// The variable that tells a copy of this program what to do; see [`program_for_other_tests`].
 const PROGRAM: &str = "KCM_TEST_PROGRAM";
 
+fn new_watch() -> Watch {
+    Watch::new(KeptPidfds::new().unwrap(), |_| false).unwrap()
+}
+
 #[test]
 fn features_match_the_kernel_release() {
     let [new, old] = both();
-    assert!(!old.tells_reused_pids());
+    assert!(!old.is_certain(&open(&old, Pid::new(std::process::id()).unwrap())));
     // The features came with 6.9, 6.11 and 6.13.
     let uname = nix::sys::utsname::uname().unwrap();
     let release: Vec<u32> =
@@ -141,7 +145,7 @@ fn a_process_without_its_first_thread_is_alive() {
     for processes in both() {
         let mut child = program("without_first_thread");
         let process = Arc::new(open(&processes, child.pid()));
-        let watch = Watch::new().unwrap();
+        let watch = new_watch();
         watch.add(Arc::clone(&process)).unwrap();
         kill(child.raw(), Signal::SIGUSR1).unwrap();
         let state = || processes.proc.stat(child.pid().get()).unwrap().unwrap().state;
@@ -180,7 +184,7 @@ fn recent_writers_keep_their_pidfd() {
 #[test]
 fn a_dead_writer_is_not_found_in_the_cache() {
     for processes in both() {
-        let watch = Watch::new().unwrap();
+        let watch = new_watch();
         let mut child = start(Command::new("sleep").arg("1000"));
         let pid = child.pid();
         let old = processes.of_thread(pid, &watch).unwrap().unwrap();
@@ -195,7 +199,7 @@ fn a_dead_writer_is_not_found_in_the_cache() {
 #[test]
 fn a_death_is_reported_until_it_is_removed() {
     for processes in both() {
-        let watch = Watch::new().unwrap();
+        let watch = new_watch();
         let mut children: Vec<Child> = (0..3).map(|_| start(Command::new("sleep").arg("1000"))).collect();
         let watched: Vec<Arc<Process>> =
             children.iter().map(|child| Arc::new(open(&processes, child.pid()))).collect();
@@ -234,9 +238,32 @@ fn a_death_is_reported_until_it_is_removed() {
 }
 
 #[test]
+fn the_next_worker_takes_the_tasks_that_are_watched() {
+    let children = [(); 2].map(|()| start(Command::new("sleep").arg("1000")));
+    for processes in both() {
+        let kept = KeptPidfds::new().unwrap();
+        let next = KeptPidfds::from_fd(kept.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let watch = Watch::new(kept, |_| false).unwrap();
+        let [stays, leaves] = children.each_ref().map(|child| Arc::new(open(&processes, child.pid())));
+        watch.add(Arc::clone(&stays)).unwrap();
+        // So many messages that they are replaced several times.
+        for _ in 0..500 {
+            watch.add(Arc::clone(&leaves)).unwrap();
+            watch.remove(&leaves.id()).unwrap();
+        }
+        drop(watch);
+        let watch = Watch::new(next, |task| *task == stays.id()).unwrap();
+        let taken = watch.take_kept(stays.id()).expect("it was watched");
+        assert!(taken.is_alive() && taken.id() == stays.id() && processes.is_certain(&taken));
+        assert!(watch.take_kept(stays.id()).is_none(), "it is taken once");
+        assert!(watch.take_kept(leaves.id()).is_none());
+    }
+}
+
+#[test]
 fn a_task_watched_twice_is_reported_once() {
     let [processes, _] = both();
-    let watch = Watch::new().unwrap();
+    let watch = new_watch();
     let mut child = start(Command::new("sleep").arg("1000"));
     let [one, other] = [0, 1].map(|_| Arc::new(open(&processes, child.pid())));
     watch.add(Arc::clone(&one)).unwrap();
@@ -439,7 +466,7 @@ fn open(processes: &Processes, tid: Pid) -> Process {
 /// Opens a process as if `writer` had written this PID.
 fn open_from(processes: &Processes, writer: &Process, number: u32) -> Option<Arc<Process>> {
     let written = WrittenPid(NonZeroU32::new(number).unwrap());
-    processes.open_in_namespace_of(writer, written, &Watch::new().unwrap()).unwrap()
+    processes.open_in_namespace_of(writer, written, &new_watch()).unwrap()
 }
 
 fn tids(pid: Pid) -> Vec<Pid> {

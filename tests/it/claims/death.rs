@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 
 use crate::harness::pid_namespace::PidNamespace;
 use crate::harness::program::{self, Program};
-use crate::harness::{Mount, Sleeper, errno, events, free, has_died, held, masks, stat, until, write};
+use crate::harness::{
+    self, Mount, Sleeper, errno, events, free, has_died, held, kernel, masks, stat, until, write,
+};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -134,6 +136,41 @@ fn exit_is_ended_and_a_kill_is_reclaimed() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["pid"].as_u64().unwrap() as u32)
         .collect();
     assert_eq!(pids, killed);
+}
+
+#[test]
+fn a_new_worker_knows_how_tasks_ended_before_it_started() {
+    let mount = Mount::with_dataplane();
+    let lists = [mount.tasks("dataplane", "0"), mount.tasks("dataplane", "1")];
+    let shell = || {
+        let mut command = Command::new("bash");
+        Sleeper::spawn(command.args(["-c", "read -r; exit 0"]).stdin(Stdio::piped()))
+    };
+    let (mut exits, killed) = (shell(), shell());
+    let pids = [exits.pid(), killed.pid()];
+    for (list, pid) in lists.iter().zip(pids) {
+        write(list, pid.to_string()).unwrap();
+    }
+    // Without a supervisor that runs, nobody starts the next worker.
+    harness::signal(mount.supervisor(), Signal::SIGSTOP);
+    mount.signal_worker(Signal::SIGKILL);
+    drop(exits.child().stdin.take());
+    until("it has exited", || has_died(pids[0]));
+    signal(&killed, Signal::SIGKILL);
+    // Both are collected, so that nothing of them is in /proc.
+    exits.end();
+    killed.end();
+    harness::signal(mount.supervisor(), Signal::SIGCONT);
+    until("the lists are free", || lists.iter().all(|list| held(list).is_empty()));
+    let mut events: Vec<_> = mount.events().into_iter().filter(|(_, pid)| pids.contains(pid)).collect();
+    events.retain(|(kind, _)| kind != "claimed");
+    events.sort_unstable_by_key(|(_, pid)| *pid != pids[0]);
+    // From Linux 6.15 on, the kernel tells this to a process that has a pidfd from before.
+    if kernel() >= (6, 15) {
+        assert_eq!(events, [("ended".to_owned(), pids[0]), ("reclaimed".to_owned(), pids[1])]);
+    } else {
+        assert_eq!(events, pids.map(|pid| ("died".to_owned(), pid)));
+    }
 }
 
 #[test]

@@ -321,7 +321,7 @@ impl Manager {
         // Descriptors are numbered from 3 and are meant only for this process.
         let line = match self.stored.len() {
             0 => "exec \"$@\"",
-            2 => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"",
+            3 => "exec 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>&1; export LISTEN_PID=$$; exec \"$@\"",
             _ => panic!("{:?}", self.names()),
         };
         shell
@@ -330,11 +330,13 @@ impl Manager {
             .args(daemon.get_args())
             .arg("--foreground");
         shell.env("NOTIFY_SOCKET", &self.path);
-        if let [(_, first), (_, second)] = self.stored.as_slice() {
-            shell.env("LISTEN_FDNAMES", self.names().join(":")).env("LISTEN_FDS", "2");
-            shell.stdin(first.try_clone().unwrap()).stdout(second.try_clone().unwrap());
+        shell.stderr(Stdio::null());
+        if let [(_, first), (_, second), (_, third)] = self.stored.as_slice() {
+            shell.env("LISTEN_FDNAMES", self.names().join(":")).env("LISTEN_FDS", "3");
+            let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
+            shell.stdin(copy(first)).stdout(copy(second)).stderr(copy(third));
         }
-        let service = Sleeper::spawn(shell.stderr(Stdio::null()));
+        let service = Sleeper::spawn(&mut shell);
         drop(shell);
         until("the service is ready", || {
             self.listen();
@@ -349,7 +351,7 @@ fn stored_descriptors_keep_the_mount() {
     let mount = Mount::not_mounted();
     let mut manager = Manager::new(mount.home().join("notify"));
     let mut service = manager.start(&mount);
-    assert_eq!(manager.names(), ["kcm-device", "kcm-letter"]);
+    assert_eq!(manager.names(), ["kcm-device", "kcm-letter", "kcm-pidfds"]);
     mount.make_pool("shared", false, &["0", "1"]);
     let device = fs::metadata(mount.conf()).unwrap().dev();
     let task = Sleeper::new();
@@ -373,7 +375,7 @@ fn stored_descriptors_keep_the_mount() {
         assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device, "the same mount");
         let mut bytes = [0; 64];
         assert_eq!(open.read_at(&mut bytes, 0).expect("an open file works"), 0);
-        assert_eq!(manager.names(), ["kcm-device", "kcm-letter"], "nothing is stored twice");
+        assert_eq!(manager.names(), ["kcm-device", "kcm-letter", "kcm-pidfds"], "nothing is stored twice");
     }
     // A service manager does not change how an upgrade works, and its stored descriptors stay valid.
     assert_eq!(upgrade_with(Path::new(KCM), &mount), (String::new(), Some(0)));

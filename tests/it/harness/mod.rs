@@ -35,6 +35,13 @@ pub use shell::Shell;
 /// The program under test.
 pub const KCM: &str = env!("CARGO_BIN_EXE_kcm");
 
+/// The version of the kernel, such as (6, 12).
+pub fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// Fails unless kcm is statically linked: the test runs it in a root directory without libraries. This crate is built
 /// with the same flags as the program.
 pub fn require_static_kcm() {

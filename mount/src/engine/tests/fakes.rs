@@ -402,7 +402,7 @@ impl Processes for FakeProcesses {
         Ok(())
     }
 
-    fn tells_reused_pids(&self) -> bool {
+    fn is_certain(&self, _: &FakeProcess) -> bool {
         true
     }
 

@@ -170,3 +170,18 @@ fn a_list_is_free_after_the_death_of_its_holder() {
     bed.write(Target::List(EXCL_1), SHELL, "102").unwrap();
     bed.check_consistency();
 }
+
+#[test]
+fn a_recorded_claim_that_is_dropped_is_reported() {
+    let world = World::after_crash(&bed().world.snapshot());
+    world.change(100, |task| task.masks = vec![cpus(ONLINE)]);
+    let mut recovered = world.snapshot().recovered();
+    // A part of the records may be missing, so the mask decides.
+    recovered.suspect = true;
+    let (engine, _) = Engine::with_ports(world.ports(), recovered, topology(), None).unwrap();
+    let next = Bed { world, engine: Arc::new(engine) };
+    assert_eq!(next.claims(), [(101, EXCL_23)]);
+    let reclaimed = next.engine.show_reclaimed();
+    assert!(reclaimed.contains("\"pid\":100") && !reclaimed.contains("\"pid\":101"), "{reclaimed}");
+    next.check_consistency();
+}

@@ -44,7 +44,7 @@ fn a_reused_pid_is_not_the_old_task() {
         let again = start_with_pid(child.pid());
         let new = open(&processes, again.pid());
         assert!(new.is_alive() && !old.is_alive());
-        if processes.tells_reused_pids() {
+        if processes.is_certain(&new) {
             assert_ne!(new.id(), old.id());
         }
         assert_eq!(processes.ended(&old), Ending::Killed(9));
