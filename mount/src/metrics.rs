@@ -36,6 +36,7 @@ struct Counts {
     inherited: Count,
     ended: Count,
     reclaimed: Count,
+    died: Count,
     unrecorded: Count,
     intruders: Count,
     /// By the name of the error number.
@@ -52,6 +53,7 @@ pub(crate) enum Counter {
     Inherited,
     Ended,
     Reclaimed,
+    Died,
     /// A refusal without event and record, because its user has caused too many.
     Unrecorded,
     /// A process was found pinned within an exclusive list that came free.
@@ -81,6 +83,7 @@ impl Metrics {
             inherited: Count::default(),
             ended: Count::default(),
             reclaimed: Count::default(),
+            died: Count::default(),
             unrecorded: Count::default(),
             intruders: Count::default(),
             refusals: Mutex::default(),
@@ -98,6 +101,7 @@ impl Metrics {
             Counter::Inherited => counts.inherited.inc(),
             Counter::Ended => counts.ended.inc(),
             Counter::Reclaimed => counts.reclaimed.inc(),
+            Counter::Died => counts.died.inc(),
             Counter::Unrecorded => counts.unrecorded.inc(),
             Counter::Intruders => counts.intruders.inc(),
         };
@@ -163,6 +167,7 @@ impl Collector for Snapshot {
             ("kcm_inherited", &counts.inherited, "Claims that passed from a dead task to its heir."),
             ("kcm_ended", &counts.ended, "Claims that ended because the task exited."),
             ("kcm_reclaimed", &counts.reclaimed, "Claims taken back from tasks that were killed."),
+            ("kcm_died", &counts.died, "Claims of tasks of which the kernel does not tell how they ended."),
             ("kcm_intruders", &counts.intruders, "Processes found on an exclusive list that came free."),
         ] {
             encode_one(out, name, help, None, counter)?;

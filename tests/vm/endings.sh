@@ -10,11 +10,7 @@ kinds() { grep -o '"event":"[a-z]*"' $C/info/events | cut -d'"' -f4 | tail -1; }
 
 sh -c "echo \$\$ >$T; exit 0"
 until_is "a task that exits leaves a free list" "" cat $T
-if newer 6.15; then
-    is "and its event is no reclaim" "$(kinds)" ended
-else
-    known "its event is no reclaim" "$(kinds | grep -c reclaimed)" 0
-fi
+is "and its event is no reclaim" "$(kinds)" "$(newer 6.15 && echo ended || echo died)"
 # Its parent does not collect it.
 sh -c 'sleep 99999 & echo $! >/tmp/job; exec sleep 99999' &
 until [ -s /tmp/job ]; do sleep 0.1; done
@@ -23,4 +19,7 @@ claim $T "$job"
 kill -9 "$job"
 until_is "a task that is killed leaves a free list" "" cat $T
 is "and its event is a reclaim while it is not collected" "$(kinds)" reclaimed
+is "info/reclaimed has the kill alone" "$(wc -l <$C/info/reclaimed)" 1
+is "the metrics agree" "$(grep -E '^kcm_(ended|reclaimed|died)_total' $C/info/metrics | sort | tr '\n' ' ')" \
+    "$(newer 6.15 && echo 'kcm_died_total 0 kcm_ended_total 1 ' || echo 'kcm_died_total 1 kcm_ended_total 0 ')kcm_reclaimed_total 1 "
 finish

@@ -287,6 +287,7 @@ impl<P: Ports> Engine<P> {
                     ("inherited", Counter::Inherited, to, Some(from.pid.to_string()))
                 }
                 Change::Ended(claim) => ("ended", Counter::Ended, claim, None),
+                Change::Died(claim) => ("died", Counter::Died, claim, None),
                 // Its event has a number that its record needs: `reap_one` adds it.
                 Change::Reclaimed(claim) => {
                     self.list_changed(claims, claim.list);

@@ -125,7 +125,7 @@ impl<P: Ports> Engine<P> {
         self.publish(&claims, &effects);
         let record = match effects.changes.first() {
             Some(Change::Inherited { from, to }) => Record::Inherited { from: *from, heir: to.clone() },
-            Some(Change::Ended(_)) => Record::Ended { task, reclaimed: None },
+            Some(Change::Ended(_) | Change::Died(_)) => Record::Ended { task, reclaimed: None },
             Some(Change::Reclaimed(claim)) => {
                 Record::Ended { task, reclaimed: Some(self.reclaim(&claims, claim)) }
             }

@@ -303,7 +303,8 @@ impl Claims {
                 Change::Inherited { from: task, to }
             }
             (None, Ending::Exited(_)) => Change::Ended(claim),
-            (None, Ending::Killed(_) | Ending::Unknown) => Change::Reclaimed(claim),
+            (None, Ending::Killed(_)) => Change::Reclaimed(claim),
+            (None, Ending::Unknown) => Change::Died(claim),
         };
         Effects { changes: vec![change], ..Effects::default() }
     }

@@ -418,8 +418,10 @@ pub enum Change {
     },
     /// The claim of a task that exited ended.
     Ended(Arc<Claim>),
-    /// The claim of a task that was killed, or whose ending is unknown, ended.
+    /// The claim of a task that was killed ended.
     Reclaimed(Arc<Claim>),
+    /// The claim of a dead task ended, and the kernel can no longer tell whether it exited or was killed.
+    Died(Arc<Claim>),
 }
 
 /// The effects of an applied command.

@@ -151,6 +151,17 @@ impl World {
             let (pool, cpus) = (line["pool"].as_str().unwrap(), line["cpus"].as_str().unwrap());
             seen.push(format!("reclaimed {pool} {cpus} from {}", name(&line["pid"].to_string())));
         }
+        // If all processes of the daemon die in between, the kernel has told how the task ended, and nobody knows it.
+        for event in self.mount.read("info/events").lines() {
+            let event: serde_json::Value = serde_json::from_str(event).unwrap();
+            let pid = event["pid"].to_string();
+            if event["event"] == "died"
+                && self.tasks.borrow().values().any(|task| task.pid.to_string() == pid)
+            {
+                let (pool, cpus) = (event["pool"].as_str().unwrap(), event["cpus"].as_str().unwrap());
+                seen.push(format!("reclaimed {pool} {cpus} from {}", name(&pid)));
+            }
+        }
         let tasks: Vec<&str> = self.tasks.borrow().keys().copied().collect();
         for task in tasks.into_iter().filter(|task| self.is_alive(task)) {
             let masks: BTreeSet<String> = masks(self.pid(task)).into_iter().collect();

@@ -139,7 +139,7 @@ fn the_record_of_a_death_precedes_the_next_claim_of_the_list() {
 }
 
 #[test]
-fn a_death_is_ended_or_reclaimed_or_inherited() {
+fn a_death_is_ended_or_reclaimed_or_died_or_inherited() {
     let bed = bed();
     for (pid, ending) in [(100, Ending::Exited(0)), (101, Ending::Killed(9)), (102, Ending::Unknown)] {
         bed.write(Target::List(EXCL_1), SHELL, &pid.to_string()).unwrap();
@@ -148,7 +148,7 @@ fn a_death_is_ended_or_reclaimed_or_inherited() {
     }
     let reclaimed = bed.engine.show_reclaimed();
     assert!(!reclaimed.contains("\"pid\":100"), "{reclaimed}");
-    assert!(reclaimed.contains("\"pid\":101") && reclaimed.contains("\"pid\":102"), "{reclaimed}");
+    assert!(reclaimed.contains("\"pid\":101") && !reclaimed.contains("\"pid\":102"), "{reclaimed}");
     bed.world.spawn(103, ONLINE, |_| ());
     bed.write(Target::List(EXCL_1), SHELL, "103").unwrap();
     bed.world.spawn(104, "1", |_| ());

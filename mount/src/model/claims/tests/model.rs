@@ -334,7 +334,9 @@ fn answer(result: &Result<Effects, Rejected>) -> Answer {
         Change::Moved { from, to } => claimed(to.task.pid.get(), Some(from.0), to.list.0),
         Change::Released(claim) => released(claim.task.pid.get(), claim.list.0),
         Change::Inherited { from, to } => inherited(from.pid.get(), to.task.pid.get(), to.list.0),
-        Change::Ended(claim) | Change::Reclaimed(claim) => ended(claim.task.pid.get(), claim.list.0),
+        Change::Ended(claim) | Change::Reclaimed(claim) | Change::Died(claim) => {
+            ended(claim.task.pid.get(), claim.list.0)
+        }
     }));
     all.extend(effects.lost.iter().map(|task| lost(task.pid.get())));
     all.sort();
