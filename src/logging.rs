@@ -1,6 +1,8 @@
 //! Messages on stderr, in the legacy format `WARNING:root:text`, which scripts parse.
 //!
 //! Owns `KCM_LOG_LEVEL` and the format of a line. Does not know who logs.
+//!
+//! A line to the journal begins with its priority (sd-daemon(3)), and has no time of its own.
 
 use kcm_mount::{daemon, text};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -48,21 +50,34 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let name = match record.level() {
-            Level::Error => "ERROR",
-            Level::Warn => "WARNING",
-            Level::Info => "INFO",
-            Level::Debug | Level::Trace => "DEBUG",
+        let (name, priority) = match record.level() {
+            Level::Error => ("ERROR", 3),
+            Level::Warn => ("WARNING", 4),
+            Level::Info => ("INFO", 6),
+            Level::Debug | Level::Trace => ("DEBUG", 7),
         };
-        // Lines of the daemon log have a time; messages to a terminal do not, as in the legacy kcm.
-        let time = if daemon::writes_to_log() { daemon::timestamp() + " " } else { String::new() };
+        let start = if is_journal() {
+            format!("<{priority}>")
+        } else if daemon::writes_to_log() {
+            // Messages to a terminal have no time, as in the legacy kcm.
+            daemon::timestamp() + " "
+        } else {
+            String::new()
+        };
         // A message may contain a path or a word that somebody else chose.
         let message = record.args().to_string();
         let message = text::one_line(&message);
-        daemon::write_message(format!("{time}{name}:root:{message}\n"));
+        daemon::write_message(format!("{start}{name}:root:{message}\n"));
     }
 
     fn flush(&self) {}
+}
+
+/// Whether standard error is a stream of the journal: systemd names its device and inode (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    nix::sys::stat::fstat(std::io::stderr())
+        .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
 }
 
 #[cfg(test)]

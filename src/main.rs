@@ -11,6 +11,7 @@ mod host;
 mod host_command;
 mod kubernetes;
 mod logging;
+mod service;
 
 use std::process::ExitCode;
 

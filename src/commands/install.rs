@@ -16,11 +16,10 @@ use super::discover;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
+use crate::service::UNIT;
 
 /// The file name of the program.
 const PROGRAM: &str = "kcm";
-/// The name of the systemd unit.
-const UNIT: &str = "kcm.service";
 /// The systemd target that starts the unit.
 const TARGET: &str = "multi-user.target";
 
@@ -169,34 +168,50 @@ fn unit_text(program: &Path) -> Result<String, Error> {
         "\
 [Unit]
 Description=CPU pools as a live filesystem
-Before=kubelet.service
+Documentation=man:kcm(1)
+Wants=modprobe@fuse.service
+After=modprobe@fuse.service
+# Whatever starts containers, which bind the directory.
+Before=kubelet.service containerd.service crio.service docker.service k3s.service k3s-agent.service
+# Clients wait for the next daemon, however often one ends. A limit would end the mount.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 ExecStart=\"{program}\" mount --foreground
-# systemd holds the mount while the daemon restarts. So a restart only ends the daemon (SIGUSR1), whereas a stop
-# unmounts first.
+ExecReload=\"{program}\" mount --upgrade
+# systemd holds the mount while the daemon restarts. SIGTERM unmounts; SIGUSR1 leaves the mount to the next daemon.
 FileDescriptorStoreMax=4
-ExecStop=/bin/sh -c 'systemctl list-jobs --no-legend {UNIT} | grep -qw restart || exec \"{program}\" unmount'
-KillSignal=SIGUSR1
+RestartKillSignal=SIGUSR1
 KillMode=mixed
 Restart=always
 RestartSec=100ms
+# The supervisor starts another worker. Without this line the service stops, and the mount with it.
+OOMPolicy=continue
 OOMScoreAdjust=-900
 LimitNOFILE=1048576
 StateDirectory=kcm
 StateDirectoryMode=0700
 UMask=0077
-# A private mount namespace (as with ProtectSystem= or PrivateTmp=) would hide the mount from all other processes.
+# Not restricted: the mount namespace, because a private one (ProtectSystem=, PrivateTmp=, ProtectKernelTunables=,
+# ProtectProc= and similar) hides the mount from all other processes; the user, which has to be root to mount; devices
+# other than the FUSE device are closed, but PrivateDevices= has none.
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER
 DeviceAllow=/dev/fuse rw
 DevicePolicy=closed
 IPAddressDeny=any
-RestrictAddressFamilies=AF_UNIX
+# AF_NETLINK tells of CPUs that come and go.
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
 RestrictNamespaces=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 NoNewPrivileges=yes
+ProtectClock=yes
+ProtectHostname=yes
+KeyringMode=private
+ManagedOOMPreference=omit
+SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
+SystemCallErrorNumber=EPERM
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native

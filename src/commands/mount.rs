@@ -4,13 +4,15 @@
 
 use std::process::ExitCode;
 
-use anyhow::Error;
+use anyhow::{Error, bail};
 use kcm_mount::daemon::{self, MountPaths};
 
 use crate::cli;
 use crate::host::Host;
+use crate::service;
 
-/// Mounts the directory, in the background unless `--foreground` is given.
+/// Mounts the directory, in the background unless `--foreground` is given. Leaves the background to systemd if it has a unit
+/// for the directory.
 pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
     let paths = MountPaths { conf_dir: args.dir.conf_dir.clone(), state_dir: args.state_dir.clone() };
     if args.upgrade {
@@ -20,6 +22,9 @@ pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
         // has not opened itself.
         let topology = Host::from_env().topology()?;
         daemon::serve(&paths, topology, args.import)?;
+    } else if let Some(unit) = service::unit_of(&paths.conf_dir) {
+        // Two managers of one mount would work against each other.
+        bail!("{}: mounts {}; run systemctl start kcm", unit.display(), paths.conf_dir.display());
     } else {
         daemon::start_in_background(&paths, args.import)?;
     }

@@ -17,6 +17,8 @@ use anyhow::{Context as _, Error, anyhow, bail};
 use kcm_mount::mountpoint::{self, Status};
 use nix::errno::Errno;
 
+use crate::service;
+
 pub(crate) use lock::lock_file;
 pub(crate) use read::{Found, Pool, Pools, parse_cpu_list};
 
@@ -140,7 +142,7 @@ pub(crate) fn check_answers(path: &Path) -> Result<(), Error> {
 }
 
 fn not_running(path: &Path) -> Error {
-    anyhow!("{}: kcm mount is not running; start it: kcm mount --conf-dir={0}", path.display())
+    anyhow!("{}: kcm mount is not running; start it: {}", path.display(), service::start_command(path))
 }
 
 /// Whether the error comes from a mount whose daemon has ended.

@@ -1,0 +1,147 @@
+# The service of `kcm install --systemd`: start, restarts, kills, an out-of-memory kill, upgrade, stop and removal. Before
+# Linux 6.9 a restart mounts again: clients see ENOTCONN or ECONNABORTED for a moment, and nobody waits for ever.
+. /t/lib.sh
+D=$C/pools/dataplane
+state() { systemctl show --value -p "$1" kcm; }
+mounted() { awk -v at=$C '$5 == at { print $3 }' /proc/self/mountinfo; }
+# The daemon has a new main process, and the directory answers.
+until_up() {
+    for _ in $(seq 300); do
+        [ "$(state MainPID)" != "$1" ] && [ "$(state ActiveState)" = active ] && [ -n "$(cat $C/info/version 2>/dev/null)" ] && return
+        sleep 0.1
+    done
+    is "it is up again" "$(state ActiveState) $(state Result)" active
+}
+# Claims and releases in a loop. The messages of the shell have the errors.
+load() {
+    touch /tmp/go
+    rm -f /tmp/errors.*
+    loads=
+    for n in 1 2; do
+        while [ -e /tmp/go ]; do
+            echo $$ >$D/tasks
+            cat $D/tasks >/dev/null
+        done 2>/tmp/errors.$n &
+        loads="$loads $!"
+    done
+}
+# quiet WHAT: ends the load, and checks what it has seen. A read in several steps is ESTALE if the worker died in between.
+quiet() {
+    rm /tmp/go
+    ended=
+    for _ in $(seq 100); do
+        ended=yes
+        for pid in $loads; do kill -0 "$pid" 2>/dev/null && ended=; done
+        [ -n "$ended" ] && break
+        sleep 0.1
+    done
+    is "$1: no client waits for ever" "$ended" yes
+    if newer 6.9; then
+        is "$1: no client sees an error" "$(cat /tmp/errors.* | grep -v 'busy$\|Stale file handle' | sort | uniq -c | head -3)" ""
+    else
+        is "$1: clients see only the end of the old mount" \
+            "$(cat /tmp/errors.* | grep -v 'busy$\|not connected\|connection abort\|No such file\|nonexistent directory\|Stale file handle' | sort | uniq -c | head -3)" ""
+    fi
+    is "$1: the claim is kept" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
+}
+
+holds "kcm install --systemd" kcm install --systemd
+holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify --man=no kcm.service 2>&1)" ]'
+systemctl daemon-reload
+holds "systemctl enable --now" systemctl enable --now kcm
+is "it is active once the directory answers" "$(state ActiveState) $(wc -l <$C/info/version)" "active 1"
+fails "kcm mount beside the service is refused" "run systemctl start kcm" kcm mount
+holds "kcm init" kcm init --num-dp-cores=2 --num-cp-cores=1
+sleeper
+claim $D/0/tasks "$job"
+is "a claim" "$(mask "$job")" 0
+
+before=$(mounted)
+load
+for _ in $(seq 12); do systemctl restart kcm || echo "not restarted" >>/tmp/errors.0; done
+quiet "12 restarts in a row"
+! newer 6.9 || is "restarts keep the mount" "$(mounted)" "$before"
+
+load
+for target in main worker all main worker all all all; do
+    old=$(state MainPID)
+    case $target in
+    main) kill -9 "$old" ;;
+    worker) kill -9 "$(worker)"; old= ;;
+    all) systemctl kill -s KILL kcm ;;
+    esac
+    until_up "$old"
+done
+quiet "kills of the supervisor, the worker and both"
+! newer 6.9 || is "kills keep the mount" "$(mounted)" "$before"
+
+if newer 6.9; then
+    load
+    old=$(state MainPID)
+    kill -USR1 "$old"
+    until_up "$old"
+    quiet "SIGUSR1 leaves the mount to the next daemon"
+fi
+
+load
+memory=/sys/fs/cgroup/system.slice/kcm.service
+# The limit is lowered until something is killed; the worker needs the most.
+systemctl set-property --runtime kcm MemoryMax=512M
+limit=$(cat $memory/memory.current)
+killed() { dmesg | grep -c 'Memory cgroup out of memory: Killed process .*kcm'; }
+until [ "$(killed)" -gt 0 ]; do
+    limit=$((limit - 65536))
+    [ "$limit" -gt 0 ] || break
+    echo "$limit" >$memory/memory.max
+done 2>/dev/null
+echo max >$memory/memory.max
+systemctl set-property --runtime kcm MemoryMax=infinity
+is "a process is killed for memory" "$([ "$(killed)" -gt 0 ] && echo yes)" yes
+until_up "none"
+quiet "an out-of-memory kill"
+is "and the service goes on" "$(state ActiveState)" active
+
+load
+main=$(state MainPID)
+kcm install >/dev/null 2>&1
+holds "systemctl reload upgrades" systemctl reload kcm
+quiet "an upgrade"
+is "and the main process stays" "$(state MainPID)" "$main"
+mv /opt/bin/kcm /tmp/kcm.good
+printf '#!/bin/sh\nexit 1\n' >/opt/bin/kcm
+chmod 755 /opt/bin/kcm
+fails "a program that does not start fails the reload" "" systemctl reload kcm
+is "and the old one continues" "$(state ActiveState) $(cat $D/0/tasks)" "active $job"
+mv /tmp/kcm.good /opt/bin/kcm
+
+is "the journal has priorities" "$(journalctl -u kcm -p warning -o cat --no-pager | grep -c '^WARNING:root:' | head -1 | sed 's/[1-9][0-9]*/some/')" some
+is "and no information among the warnings" "$(journalctl -u kcm -p warning -o cat --no-pager | grep -c '^INFO:root:')" 0
+
+holds "systemctl stop" systemctl stop kcm
+is "it unmounts" "$(mounted)" ""
+is "and it has not failed" "$(state ActiveState) $(state Result)" "inactive success"
+fails "a command names the cure" "start it: systemctl start kcm" kcm describe
+printf garbage >>/var/lib/kcm/config
+holds "it starts with damaged state" systemctl start kcm
+is "claims are there again" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
+is "node-report names the damage" "$(kcm node-report | grep -c 'damaged state file')" 1
+
+old=$(state MainPID)
+holds "kcm unmount by hand" kcm unmount
+until_up "$old"
+is "the service mounts again" "$(cat $D/0/tasks)" "$job"
+
+claim $D/0/tasks "-$job"
+claim $D/1/tasks "-$$"
+holds "kcm uninstall" kcm uninstall
+holds "and systemctl stop after it" systemctl stop kcm
+systemctl daemon-reload
+is "nothing is mounted" "$(mounted)" ""
+is "no unit has failed" "$(systemctl list-units --failed --no-legend 'kcm*' | wc -l)" 0
+holds "it is installed again" kcm install --systemd
+systemctl daemon-reload
+holds "and started" systemctl enable --now kcm
+holds "systemctl disable --now" systemctl disable --now kcm
+is "nothing is mounted then" "$(mounted)" ""
+fails "kcm uninstall needs the daemon" "start it: systemctl start kcm" kcm uninstall
+finish
