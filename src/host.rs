@@ -12,6 +12,7 @@ use kcm_mount::model::cpuset::CpuSet;
 use kcm_mount::model::topology::Topology;
 use kcm_mount::procfs::{ProcFs, Stat};
 
+mod cpuset;
 mod isolcpus;
 mod topology;
 
@@ -98,6 +99,11 @@ impl Host {
             tids.into_iter().filter_map(|tid| Some((tid, mask(tid)?))).collect();
         masks.sort_unstable_by_key(|(tid, _)| *tid);
         masks
+    }
+
+    /// Returns the CPUs that the cpuset of a process allows; `None` if that cannot be found out.
+    pub(crate) fn allowed(&self, pid: u32) -> Option<CpuSet> {
+        cpuset::effective(&self.proc, pid)
     }
 
     /// Returns the PIDs of all processes that are not kernel threads, ascending.

@@ -39,3 +39,4 @@ pub mod procfs;
 pub mod state;
 pub mod text;
 mod tree;
+mod uevents;

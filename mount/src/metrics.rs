@@ -39,6 +39,7 @@ struct Counts {
     died: Count,
     unrecorded: Count,
     intruders: Count,
+    displaced: Count,
     /// By the name of the error number.
     refusals: Mutex<BTreeMap<String, u64>>,
     latency: Histogram,
@@ -58,6 +59,8 @@ pub(crate) enum Counter {
     Unrecorded,
     /// A process was found pinned within an exclusive list that came free.
     Intruders,
+    /// The kernel has taken a claimed task off its list.
+    Displaced,
 }
 
 /// The current state of one pool.
@@ -86,6 +89,7 @@ impl Metrics {
             died: Count::default(),
             unrecorded: Count::default(),
             intruders: Count::default(),
+            displaced: Count::default(),
             refusals: Mutex::default(),
             latency: Histogram::new(BOUNDS),
         }))
@@ -104,6 +108,7 @@ impl Metrics {
             Counter::Died => counts.died.inc(),
             Counter::Unrecorded => counts.unrecorded.inc(),
             Counter::Intruders => counts.intruders.inc(),
+            Counter::Displaced => counts.displaced.inc(),
         };
     }
 
@@ -118,11 +123,13 @@ impl Metrics {
     }
 
     /// Returns the OpenMetrics text, which ends in `# EOF`. `dropped`: how many records of each kind had to make room.
+    /// `displaced`: how many claimed tasks are not on their lists.
     pub(crate) fn show(
         &self,
         pools: Vec<PoolGauge>,
         unacknowledged: u64,
         dropped: [(&'static str, u64); 3],
+        displaced: usize,
     ) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Snapshot {
@@ -130,6 +137,7 @@ impl Metrics {
             pools,
             unacknowledged,
             dropped,
+            displaced: displaced as u64,
         }));
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -148,6 +156,7 @@ struct Snapshot {
     pools: Vec<PoolGauge>,
     unacknowledged: u64,
     dropped: [(&'static str, u64); 3],
+    displaced: u64,
 }
 
 impl Collector for Snapshot {
@@ -169,9 +178,13 @@ impl Collector for Snapshot {
             ("kcm_reclaimed", &counts.reclaimed, "Claims taken back from tasks that were killed."),
             ("kcm_died", &counts.died, "Claims of tasks of which the kernel does not tell how they ended."),
             ("kcm_intruders", &counts.intruders, "Processes found on an exclusive list that came free."),
+            ("kcm_displaced", &counts.displaced, "Claimed tasks that the kernel took off their lists."),
         ] {
             encode_one(out, name, help, None, counter)?;
         }
+        let displaced = ConstGauge::new(self.displaced);
+        let help = "Claimed tasks that the kernel does not let back on their lists.";
+        encode_one(out, "kcm_displaced_now", help, None, &displaced)?;
         let unacknowledged = ConstGauge::new(self.unacknowledged);
         let help = "Reclaimed claims that nobody has acknowledged.";
         encode_one(out, "kcm_reclaimed_unacknowledged", help, None, &unacknowledged)?;
@@ -242,7 +255,7 @@ mod tests {
         metrics.refused(Errno::EBUSY);
         metrics.refused(Errno::EBUSY);
         let dropped = [("event", 5), ("reclaim", 0), ("refusal", 2)];
-        let show = || metrics.show(vec![pool("b", true), pool("a", false)], 7, dropped);
+        let show = || metrics.show(vec![pool("b", true), pool("a", false)], 7, dropped, 3);
         let text = show();
         assert_eq!(text, show());
         for part in [
@@ -256,6 +269,8 @@ mod tests {
             "\nkcm_tasks{pool=\"b\"} 3\nkcm_tasks{pool=\"a\"} 3\n",
             "# TYPE kcm_claims counter\nkcm_claims_total 2\n",
             "\nkcm_ended_total 0\n",
+            "\nkcm_displaced_total 0\n",
+            "\nkcm_displaced_now 3\n",
             "\nkcm_reclaimed_unacknowledged 7\n",
             "\nkcm_refusals_total{errno=\"EBUSY\"} 2\nkcm_refusals_total{errno=\"EINVAL\"} 1\n",
             "\nkcm_refusals_unrecorded_total 0\n",
@@ -268,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_family_without_samples_is_shown() {
-        let text = Metrics::new(0, 0).show(Vec::new(), 0, NONE_DROPPED);
+        let text = Metrics::new(0, 0).show(Vec::new(), 0, NONE_DROPPED, 0);
         assert!(text.contains("# TYPE kcm_refusals counter\n"), "{text}");
         assert!(text.contains("# TYPE kcm_lists gauge\n"), "{text}");
     }
@@ -279,7 +294,7 @@ mod tests {
         for us in [4, 5, 6, 40, 2_000_000] {
             metrics.took(Duration::from_micros(us));
         }
-        let text = metrics.show(Vec::new(), 0, NONE_DROPPED);
+        let text = metrics.show(Vec::new(), 0, NONE_DROPPED, 0);
         let buckets: Vec<(&str, f64)> = text
             .lines()
             .filter_map(|line| {

@@ -2,12 +2,14 @@
 //!
 //! Owns the checks and their messages. Does not know the API server.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Error, anyhow};
 use kcm_mount::model::cpuset::{CpuId, CpuSet};
+use kcm_mount::model::topology::{Cpu, Topology};
 use kcm_mount::mountpoint::{self, Status};
 use serde_json::{Value, json};
 
@@ -40,7 +42,8 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
 /// # Errors
 /// The topology cannot be read.
 pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Value, Error> {
-    let topology = host.topology()?.report();
+    let machine = host.topology()?;
+    let topology = machine.report();
     // First, because it never blocks, whereas reading from a mount that does not answer does. It is asked once: if the
     // daemon stops now, the directory is not opened.
     let status = mountpoint::status(conf_dir).ok();
@@ -68,7 +71,9 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
         "cpus": check(offline(&pools, &online)),
         "intruders": check(intruders(&pools, &online, host)),
         "kubelet": check(kubelet(&pools, kubelet_dir)),
+        "masks": check(masks(&pools, &online, host)),
         "mount": mount,
+        "siblings": check(siblings(&pools, &machine)),
     });
     Ok(json!({ "checks": checks, "description": describe::description(&dir, &pools), "topology": topology }))
 }
@@ -149,6 +154,53 @@ fn intruders(pools: &Pools, online: &CpuSet, host: &Host) -> Vec<String> {
                 "{thread}{pid} ({program}) is pinned to {mask}, within CPU list {}, without a claim",
                 list.name
             ));
+        }
+    }
+    errors
+}
+
+/// Returns an error for each task that does not run on its whole list: a thread is elsewhere, or the cpuset of the task has
+/// only a part of the list. A thread that is pinned within its list is the program's own choice.
+fn masks(pools: &Pools, online: &CpuSet, host: &Host) -> Vec<String> {
+    let mut errors = Vec::new();
+    for list in lists(pools) {
+        for &pid in list.tasks {
+            let Some(program) = host.program_name(pid) else { continue };
+            let task = format!("{pid} ({program}) of {}", list.name);
+            let elsewhere = host.thread_masks(pid).into_iter().find(|(_, mask)| !mask.is_subset(&list.cpus));
+            let usable = list.cpus.intersection(online);
+            let missing = host.allowed(pid).map(|allowed| usable.difference(&allowed)).unwrap_or_default();
+            if let Some((tid, mask)) = elsewhere {
+                let thread = if tid == pid { String::new() } else { format!("thread {tid} of ") };
+                errors
+                    .push(format!("{thread}{task} may run on {mask}; kcm reconcile --repair moves it back"));
+            } else if !missing.is_empty() {
+                errors.push(format!(
+                    "{task} cannot use CPU {missing}: the cpuset of its cgroup does not have it"
+                ));
+            }
+        }
+    }
+    errors
+}
+
+/// Returns an error for each exclusive list that shares a core with CPUs outside it, so that others slow it down.
+fn siblings(pools: &Pools, machine: &Topology) -> Vec<String> {
+    let lists: Vec<List<'_>> = lists(pools).collect();
+    let core_of = |cpu: &Cpu| cpu.core.map(|core| (cpu.socket, core));
+    let mut errors = Vec::new();
+    for list in lists.iter().filter(|list| list.exclusive) {
+        let own = machine.all().iter().filter(|cpu| list.cpus.contains(cpu.id) && cpu.online);
+        let cores: BTreeSet<_> = own.filter_map(core_of).collect();
+        for cpu in machine.all().iter().filter(|cpu| cpu.online && !list.cpus.contains(cpu.id)) {
+            if core_of(cpu).is_some_and(|core| cores.contains(&core)) {
+                let other = lists.iter().find(|other| other.cpus.contains(cpu.id));
+                let place = other.map_or("no pool".to_owned(), |other| other.name.clone());
+                errors.push(format!(
+                    "CPU list {} shares a core with CPU {}, which is in {place}",
+                    list.name, cpu.id
+                ));
+            }
         }
     }
     errors

@@ -48,10 +48,12 @@ echo 0 >$CPU/cpu10/online
 sleep 1
 is "a whole list goes: the claim stays" "$(cat $D/2,10/tasks)" "$busy"
 is "reconcile names the task that runs elsewhere" "$(kcm reconcile | grep -c "\"pid\": $busy")" 1
+until_is "the daemon tells of it" 1 grep -c displaced $C/info/events
+is "and counts it" "$(grep '^kcm_displaced_now' $C/info/metrics)" "kcm_displaced_now 1"
+is "node-report names it" "$(kcm node-report | grep -c "\"$busy (sh) of dataplane:2,10")" 1
 echo 1 >$CPU/cpu2/online
 echo 1 >$CPU/cpu10/online
-kcm reconcile --repair >/dev/null
-is "reconcile --repair moves it back" "$(mask "$busy")" 2,10
-known "the daemon has told of it by itself" "$(grep -c displaced $C/info/events)" 1
+until_is "it is moved back when the CPUs are back" 2,10 mask "$busy"
+until_is "and no longer counted" "kcm_displaced_now 0" grep '^kcm_displaced_now' $C/info/metrics
 kill "$free" "$pinned" "$busy"
 finish

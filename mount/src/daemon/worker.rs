@@ -28,6 +28,7 @@ use crate::handles::OpenFiles;
 use crate::import;
 use crate::journal::{StateDir, StateLock};
 use crate::process::{self, KeptPidfds, PidFd};
+use crate::uevents::Uevents;
 
 /// How long a worker without a supervisor waits before it starts a new one, so that a user can kill the whole
 /// daemon: kill(1) with both PIDs takes less.
@@ -162,6 +163,16 @@ fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -
     std::thread::Builder::new().name("kcm-notify".into()).spawn(move || notifier.notify_forever())?;
     let searcher = Arc::clone(engine);
     std::thread::Builder::new().name("kcm-search".into()).spawn(move || searcher.search_forever())?;
+    let looker = Arc::clone(engine);
+    std::thread::Builder::new().name("kcm-masks".into()).spawn(move || {
+        let uevents = Uevents::new();
+        if let Err(error) = &uevents {
+            log::warn!("CPUs that come and go are noticed late: {error}");
+        }
+        let uevents = uevents.ok();
+        let have_changed = || uevents.as_ref().is_some_and(Uevents::have_cpus_changed);
+        looker.watch_masks_forever(uevents.as_ref().map(|uevents| (uevents.as_fd(), &have_changed as _)));
+    })?;
     let flusher = Arc::clone(engine);
     std::thread::Builder::new().name("kcm-flush".into()).spawn(move || flusher.flush_forever())?;
     let ended = Arc::clone(ended);

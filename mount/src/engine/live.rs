@@ -19,7 +19,7 @@ use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::model::topology::Topology;
 use crate::process::{
-    self, BlockedWriter, Facts, KeptPidfds, MaskError, SavedMasks, ScannedProcess, Threads,
+    self, BlockedWriter, Facts, KeptPidfds, Look, MaskError, SavedMasks, ScannedProcess, Seen, Threads,
 };
 
 /// The real ports.
@@ -170,6 +170,16 @@ impl Masks for Machine {
 
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError> {
         self.processes.leader_mask(pid)
+    }
+
+    fn look_at_masks(
+        &self,
+        process: &process::Process,
+        cpus: &CpuSet,
+        look: Look,
+        chosen: Option<&CpuSet>,
+    ) -> Result<Seen, MaskError> {
+        self.processes.look_at_masks(process, cpus, look, chosen)
     }
 
     fn saved_mask(&self, process: &process::Process) -> Result<SavedMask, MaskError> {

@@ -8,7 +8,7 @@
 //!
 //! Locks are taken in this order, never in the opposite one: `configuring`, the lock of a running search, `reaping`,
 //! `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
-//! the internal locks of `search`, of `changes` and of the ports.
+//! the internal locks of `search`, of `changes`, of `displaced` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, the lock of a running search, or a lock after them. Under these
 //! locks records are only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
@@ -28,6 +28,7 @@
 mod budget;
 mod changes;
 mod configure;
+mod displaced;
 mod events;
 mod intruders;
 mod last_error;
@@ -58,6 +59,7 @@ use budget::Budget;
 pub(crate) use changes::{Changes, Notify};
 use configure::Configuring;
 pub(crate) use configure::{Attributes, NODES_EACH};
+use displaced::Displaced;
 use events::{Event, Events};
 use intruders::Intruders;
 use last_error::Refusals;
@@ -117,6 +119,7 @@ pub(crate) struct Engine<P: Ports = Live> {
     reaping: Mutex<()>,
     search: Search,
     intruders: Intruders,
+    displaced: Displaced,
     configuring: Configuring,
     attributes: RwLock<HashMap<u64, Attributes>>,
     processes: P::Processes,
@@ -178,6 +181,7 @@ impl<P: Ports> Engine<P> {
             reaping: Mutex::new(()),
             search: Search::default(),
             intruders: Intruders::default(),
+            displaced: Displaced::new().map_err(StartError::Eventfd)?,
             configuring: Configuring::new(recovered.config.next_node),
             attributes: RwLock::default(),
             events: Mutex::new(events),
@@ -297,6 +301,7 @@ impl<P: Ports> Engine<P> {
             };
             self.list_changed(claims, claim.list);
             self.metrics.count(counter);
+            self.displaced.wake();
             // The task that gets the list shares it with another process.
             let is_claim = matches!(change, Change::Claimed(_) | Change::Moved { .. });
             let list = claims.list(claim.list).filter(|list| is_claim && list.has_intruders());

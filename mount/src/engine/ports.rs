@@ -15,7 +15,7 @@ use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
-use crate::process::{BlockedWriter, Facts, MaskError, ScannedProcess, Threads};
+use crate::process::{BlockedWriter, Facts, Look, MaskError, ScannedProcess, Seen, Threads};
 
 /// One implementation of each port.
 pub(crate) trait Ports: Copy + Debug + 'static {
@@ -113,6 +113,16 @@ pub(crate) trait Masks: Processes {
 
     /// Returns the mask of the task's leader, or of the thread with this number.
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError>;
+
+    /// Looks whether threads of a claimed task are within the CPUs of its list. `chosen`: a mask that is known to be the
+    /// program's own choice.
+    fn look_at_masks(
+        &self,
+        process: &Self::Process,
+        cpus: &CpuSet,
+        look: Look,
+        chosen: Option<&CpuSet>,
+    ) -> Result<Seen, MaskError>;
 
     /// Returns the mask to save for a task, as far as it is known without touching the task.
     fn saved_mask(&self, process: &Self::Process) -> Result<SavedMask, MaskError>;

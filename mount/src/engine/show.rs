@@ -116,6 +116,6 @@ impl<P: Ports> Engine<P> {
             ("reclaim", reclaims_dropped),
             ("refusal", self.refusals.lock().dropped()),
         ];
-        self.metrics.show(pools, unacknowledged, dropped)
+        self.metrics.show(pools, unacknowledged, dropped, self.displaced.count())
     }
 }

@@ -394,7 +394,7 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Puts a plan into effect. Returns the tasks that have died meanwhile.
-    fn settle(&self, plan: CompletedPlan) -> Vec<TaskId> {
+    pub(super) fn settle(&self, plan: CompletedPlan) -> Vec<TaskId> {
         let released: Vec<TaskId> = plan.releases.iter().map(|claim| claim.task).collect();
         let recorded: HashSet<TaskId> = plan.changes().map(|claim| claim.task).collect();
         let mut claims = self.claims.lock();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::command::{
     Change, Claim, ClaimKind, Command, CompletedPlacement, CompletedPlan, Effects, Ending, Heir, Origin,
-    Plan, Rejected, Request,
+    Placement, Plan, Rejected, Request,
 };
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, PoolId};
@@ -156,10 +156,12 @@ impl Claims {
     /// Decides one command and changes the claims accordingly.
     ///
     /// # Errors
-    /// [`Rejected`]: nothing has changed. Only [`Command::Write`] is ever [`Rejected::Busy`].
+    /// [`Rejected`]: nothing has changed. Only [`Command::Write`] and [`Command::Reserve`] are ever
+    /// [`Rejected::Busy`].
     pub fn apply(&mut self, command: Command) -> Result<Effects, Rejected> {
         match command {
             Command::Write(request) => self.write(&request),
+            Command::Reserve(task) => self.reserve(task),
             Command::Settle(plan) => Ok(self.settle(plan)),
             Command::Abandon(plan) => Ok(self.abandon(&plan)),
             Command::End { task, ending, heir } => Ok(self.end(task, ending, heir)),
@@ -186,6 +188,7 @@ impl Claims {
             Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
             Command::Write(_)
+            | Command::Reserve(_)
             | Command::Settle(_)
             | Command::Abandon(_)
             | Command::End { .. }
@@ -203,6 +206,20 @@ impl Claims {
             self.list_mut(placement.list)?.reserved.insert(placement.task);
         }
         self.not_by_root += new_not_by_root(&plan);
+        Ok(Effects { plan, ..Effects::default() })
+    }
+
+    fn reserve(&mut self, task: TaskId) -> Result<Effects, Rejected> {
+        if self.is_in_flight(&task) {
+            return Err(Rejected::Busy);
+        }
+        let Some(claim) = self.tasks.get(&task) else { return Ok(Effects::default()) };
+        let (list, kind) = (claim.list, ClaimKind::Repeat(Arc::clone(claim)));
+        let Some(cpus) = self.lists.get(&list).map(|list| list.cpus.clone()) else {
+            return Ok(Effects::default());
+        };
+        self.in_flight.insert(task, false);
+        let plan = Plan { placements: vec![Placement { task, list, cpus, kind }], releases: Vec::new() };
         Ok(Effects { plan, ..Effects::default() })
     }
 

@@ -189,6 +189,9 @@ pub enum Command {
         /// The process that inherits, if there is one.
         heir: Option<Heir>,
     },
+    /// Reserve a claimed task, so that nobody else sets its mask. [`Effects::plan`] has its claim as a repeated one, or
+    /// nothing if it has none.
+    Reserve(TaskId),
     /// Note whether processes without a claim are pinned within the list.
     NoteIntruders {
         /// The list.
@@ -388,6 +391,16 @@ pub struct CompletedPlan {
 }
 
 impl CompletedPlan {
+    /// A plan whose claims are all repeated ones.
+    #[must_use]
+    pub fn unchanged(plan: &Plan) -> Self {
+        let claims = plan.placements.iter().filter_map(|placement| match &placement.kind {
+            ClaimKind::Repeat(claim) => Some(placement.complete(Arc::clone(claim))),
+            ClaimKind::New(_) | ClaimKind::Move { .. } => None,
+        });
+        Self { placements: claims.collect(), releases: Vec::new() }
+    }
+
     /// The claims of tasks that were not on their list before.
     pub fn changes(&self) -> impl Iterator<Item = &Arc<Claim>> {
         let changes = self.placements.iter().filter(|placement| placement.origin != Origin::Unchanged);

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -19,7 +20,6 @@ use rustix::net::{
 };
 
 use super::dup_above;
-use crate::clock;
 use crate::model::task::{Pid, TaskId};
 
 /// The most descriptors that the kernel takes in one message (`SCM_MAX_FD`).
@@ -91,7 +91,8 @@ impl KeptPidfds {
     pub(crate) fn take(&self, is_wanted: impl Fn(&TaskId) -> bool) -> (Taken, usize) {
         let (mut taken, mut messages) = (Taken::new(), 0);
         // The messages up to this one are of earlier workers. No other message has its length, or its bytes.
-        let end = (u64::from(std::process::id()) << 32 ^ clock::since_boot()).to_le_bytes();
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos() as u64;
+        let end = (u64::from(std::process::id()) << 32 ^ now).to_le_bytes();
         if self.send(&end, &[]).is_err() {
             // The queue is full. The oldest message is the least useful one.
             self.drop_oldest(1);

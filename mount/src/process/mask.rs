@@ -26,6 +26,25 @@ pub(crate) enum Threads {
     OnlyStrays,
 }
 
+/// Which threads of a claimed task are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    AllThreads,
+    /// Takes a microsecond.
+    FirstThread,
+}
+
+/// What a look at the threads of a claimed task has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// They are all within their list.
+    Within,
+    /// The kernel lets one run on all CPUs that its cpuset allows, which are these.
+    Displaced(CpuSet),
+    /// One is elsewhere, because the program has set this mask.
+    Chosen(CpuSet),
+}
+
 /// The masks that the threads of a task had before they were set.
 #[derive(Debug)]
 pub(crate) struct SavedMasks {
@@ -88,6 +107,46 @@ impl Processes {
     /// Returns [`MaskError::Gone`] if the task has died.
     pub(crate) fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError> {
         mask_of(pid.get())?.ok_or(MaskError::Gone)
+    }
+
+    /// Looks whether threads of a claimed task are within the CPUs of its list. `chosen`: a mask that is known to be the
+    /// program's own choice.
+    ///
+    /// A thread that is not within them is either displaced or pinned elsewhere by its program. To find out, its mask is
+    /// widened for a moment, once for each such mask.
+    ///
+    /// # Errors
+    /// Returns [`MaskError::Gone`] if the task has died, or the kernel's error.
+    pub(crate) fn look_at_masks(
+        &self,
+        process: &Process,
+        cpus: &CpuSet,
+        look: Look,
+        chosen: Option<&CpuSet>,
+    ) -> Result<Seen, MaskError> {
+        let leader = process.id().pid.get();
+        let tids = match look {
+            Look::AllThreads => self.list_threads(leader),
+            Look::FirstThread => vec![leader],
+        };
+        let mut seen = Seen::Within;
+        for tid in tids {
+            // No mask is returned if all its CPUs are offline: the kernel resets it when the thread wakes up.
+            let outside = mask_of(tid)?.filter(|mask| !mask.is_subset(cpus));
+            let Some(mask) = outside.and_then(|_| self.wanted_mask(tid).ok().flatten()) else { continue };
+            if !process.is_alive() {
+                return Err(MaskError::Gone);
+            }
+            if Some(&mask) == chosen {
+                seen = Seen::Chosen(mask);
+            } else if self.is_all_that_is_allowed(tid, &mask)? {
+                return Ok(Seen::Displaced(mask));
+            } else {
+                set(tid, mask.words())?;
+                seen = Seen::Chosen(mask);
+            }
+        }
+        Ok(seen)
     }
 
     /// Returns the mask to restore when the task's first claim ends, as far as it can be found out without touching

@@ -47,7 +47,7 @@ pub(crate) use child::{
 };
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, is_open, replace_fd};
 pub(crate) use kept::KeptPidfds;
-pub(crate) use mask::{MaskError, SavedMasks, Threads, mask_of};
+pub(crate) use mask::{Look, MaskError, SavedMasks, Seen, Threads, mask_of};
 use namespace::Namespace;
 pub(crate) use passes::{BlockedWriter, TimeLimit, waited};
 pub(crate) use priority::raise_low_priority;

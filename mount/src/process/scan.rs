@@ -181,7 +181,7 @@ impl Processes {
         known
     }
 
-    fn list_threads(&self, pid: u32) -> Vec<u32> {
+    pub(super) fn list_threads(&self, pid: u32) -> Vec<u32> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let Ok(Some(tasks)) = self.proc.open(&format!("{pid}/task"), flags) else { return Vec::new() };
         let mut most = Vec::new();

@@ -311,6 +311,28 @@ fn an_impossible_saved_mask_becomes_all_cpus() {
 }
 
 #[test]
+fn a_task_that_is_put_on_all_cpus_is_moved_back() {
+    let mount = Mount::new();
+    mount.make_pool("narrow", true, &["0", "1"]);
+    let [displaced, chosen] = [Sleeper::new(), Sleeper::new()];
+    write(&mount.tasks("narrow", "0"), displaced.pid().to_string()).unwrap();
+    write(&mount.tasks("narrow", "1"), chosen.pid().to_string()).unwrap();
+    // As the kernel does it when the last CPU of a list goes offline.
+    pin(displaced.pid(), &[0, 1]);
+    pin(chosen.pid(), &[0]);
+    until("it is moved back", || all_have(displaced.pid(), "0"));
+    assert!(all_have(chosen.pid(), "0"), "that is its own choice");
+    let told: Vec<u32> =
+        mount.events().into_iter().filter(|(kind, _)| kind == "displaced").map(|(_, pid)| pid).collect();
+    assert_eq!(told, [displaced.pid()]);
+    let metrics = mount.read("info/metrics");
+    assert!(
+        metrics.contains("kcm_displaced_total 1\n") && metrics.contains("kcm_displaced_now 0\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
 fn a_repeated_claim_pins_only_stray_threads() {
     let mount = Mount::new();
     mount.make_pool("wide", true, &["0-1"]);

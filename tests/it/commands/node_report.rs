@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::harness::{
-    Machine, Mount, Plain, Sleeper, data, fails, masks, pin, report, run, says, until, write,
+    Cpuset, Machine, Mount, Plain, Sleeper, data, fails, masks, pin, report, run, says, until, write,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -97,6 +97,58 @@ fn offline_cpus_of_a_list_are_named() {
     assert_eq!(
         errors(&found, "cpus"),
         ["CPU list p:1-2 has offline CPUs: 2", "CPU list p:3 has offline CPUs: 3"]
+    );
+}
+
+#[test]
+fn tasks_that_are_not_on_their_list_are_named() {
+    let mount = Mount::new();
+    mount.make_pool("a", true, &["0"]);
+    let task = Sleeper::new();
+    until("it is called sleep", || {
+        fs::read_to_string(format!("/proc/{}/comm", task.pid())).unwrap() == "sleep\n"
+    });
+    write(&mount.tasks("a", "0"), task.pid().to_string()).unwrap();
+    let found = || errors(&report(&mut mount.kcm(&["node-report"])), "masks");
+    assert_eq!(found(), [""; 0]);
+    pin(task.pid(), &[1]);
+    let cure = "kcm reconcile --repair moves it back";
+    assert_eq!(found(), [format!("{} (sleep) of a:0 may run on 1; {cure}", task.pid())]);
+    mount.sh("$KCM reconcile --conf-dir=\"$C\" --repair > /dev/null");
+    assert_eq!(found(), [""; 0]);
+}
+
+#[test]
+fn a_task_whose_cpuset_has_a_part_of_its_list_is_named() {
+    let mount = Mount::new();
+    mount.make_pool("a", true, &["0-1"]);
+    let cpuset = Cpuset::new("0-1");
+    let task = Sleeper::new();
+    cpuset.add(task.pid());
+    write(&mount.tasks("a", "0-1"), task.pid().to_string()).unwrap();
+    let found = || errors(&report(&mut mount.kcm(&["node-report"])), "masks");
+    assert_eq!(found(), [""; 0]);
+    cpuset.set("1");
+    let expected = format!(
+        "{} (sleep) of a:0-1 cannot use CPU 0: the cpuset of its cgroup does not have it",
+        task.pid()
+    );
+    assert_eq!(found(), [expected]);
+}
+
+#[test]
+fn an_exclusive_list_with_a_part_of_a_core_is_named() {
+    let mount = Mount::not_mounted();
+    mount.start_on(&Machine::new(1, 3, 2));
+    mount.make_pool("excl", true, &["0", "1", "2,5"]);
+    mount.make_pool("shared", false, &["4"]);
+    let found = report(on(&mut mount.kcm(&["node-report"]), &mount.home().join("machine")));
+    assert_eq!(
+        errors(&found, "siblings"),
+        [
+            "CPU list excl:0 shares a core with CPU 3, which is in no pool",
+            "CPU list excl:1 shares a core with CPU 4, which is in shared:4",
+        ]
     );
 }
 

@@ -23,6 +23,7 @@ const MOUNT: &[(&str, &[&str])] = &[
             "model",
             "mountpoint",
             "process",
+            "uevents",
         ],
     ),
     ("fuse", &["engine", "handles", "model", "process", "tree"]),
@@ -42,7 +43,8 @@ const MOUNT: &[(&str, &[&str])] = &[
 /// The top-level modules of kcm, each with the ones that it may import: `commands -> {confdir, host, kubernetes}`, which
 /// do not know each other.
 const KCM: &[(&str, &[&str])] = &[
-    ("commands", &["backoff", "cli", "confdir", "host", "kubernetes"]),
+    ("commands", &["backoff", "cli", "confdir", "host", "kubernetes", "service"]),
+    ("confdir", &["service"]),
     ("cli", &["host_command"]),
     ("kubernetes", &["backoff", "host_command"]),
 ];

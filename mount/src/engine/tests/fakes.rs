@@ -24,7 +24,7 @@ use crate::model::command::{CgroupId, Ending, SavedMask, Uids};
 use crate::model::cpuset::CpuSet;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
-use crate::process::{BlockedWriter, Facts, MaskError, ScannedProcess, Threads};
+use crate::process::{BlockedWriter, Facts, Look, MaskError, ScannedProcess, Seen, Threads};
 
 /// The CPUs of every fake machine.
 pub(crate) const ONLINE: &str = "0-7";
@@ -482,6 +482,22 @@ impl Masks for FakeProcesses {
         let (pid, index) = (Pid::new(pid.get() & 0xf_ffff).unwrap(), (pid.get() >> 20) as usize);
         let mask = self.alive(&self.process(pid), |task| task.masks.get(index).cloned());
         mask.flatten().ok_or(MaskError::Gone)
+    }
+
+    fn look_at_masks(
+        &self,
+        process: &FakeProcess,
+        cpus: &CpuSet,
+        look: Look,
+        _: Option<&CpuSet>,
+    ) -> Result<Seen, MaskError> {
+        let task = self.alive(process, FakeTask::clone).ok_or(MaskError::Gone)?;
+        let seen = if look == Look::AllThreads { &task.masks[..] } else { &task.masks[..1] };
+        Ok(match seen.iter().find(|mask| !mask.is_subset(cpus)) {
+            None => Seen::Within,
+            Some(mask) if *mask == task.allowed => Seen::Displaced(mask.clone()),
+            Some(mask) => Seen::Chosen(mask.clone()),
+        })
     }
 
     fn saved_mask(&self, process: &FakeProcess) -> Result<SavedMask, MaskError> {

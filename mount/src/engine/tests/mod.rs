@@ -5,6 +5,7 @@
 
 mod configure;
 mod crash;
+mod displaced;
 pub(crate) mod fakes;
 mod faults;
 mod heirs;

@@ -196,6 +196,31 @@ fn all_cpus_are_saved_as_all() {
     }
 }
 
+#[test]
+fn a_thread_that_the_kernel_has_moved_is_told_from_one_that_has_moved_itself() {
+    let [one, other] = two_cpus();
+    let child = program("threads");
+    for processes in both() {
+        let process = open(&processes, child.pid());
+        let tids = tids(child.pid());
+        processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
+        let look = |look, chosen| processes.look_at_masks(&process, &one, look, chosen).unwrap();
+        assert_eq!(look(Look::AllThreads, None), Seen::Within);
+        // As after the last CPU of its mask went offline.
+        processes.restore_mask(&open(&processes, tids[1]), &SavedMask::All, BlockedWriter::NONE);
+        let all = of(child.pid())[0].clone();
+        assert_eq!(look(Look::AllThreads, None), Seen::Displaced(all.clone()));
+        assert_eq!(look(Look::FirstThread, None), Seen::Displaced(all));
+        processes.set_mask(&process, &one, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
+        pin(tids[1], &other);
+        assert_eq!(look(Look::FirstThread, None), Seen::Within);
+        for chosen in [None, Some(&other)] {
+            assert_eq!(look(Look::AllThreads, chosen), Seen::Chosen(other.clone()));
+            assert_eq!(of(child.pid())[1], other, "it stays as its program wants it");
+        }
+    }
+}
+
 /// Widens the mask of this thread again and again.
 pub(super) fn widen_masks() {
     let mut all = nix::sched::CpuSet::new();

@@ -1,0 +1,170 @@
+//! Displaced tasks: claimed tasks that the kernel has taken off their lists. They are moved back as far as the kernel allows.
+//!
+//! The kernel lets a task run on all CPUs that its cpuset allows when the last CPU of its mask goes offline, and when the
+//! cpuset leaves the mask. Before Linux 6.2 it also does so when the cpuset controller is switched on, and when any CPU
+//! goes offline. Nobody tells the task, and it then runs on the lists of others.
+//!
+//! Owns when masks are looked at, and which displaced tasks are reported already. Does not know how CPUs that come and go
+//! are noticed, or how a mask is set. A thread that the program has pinned elsewhere is the program's own choice: it is
+//! left alone.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use parking_lot::Mutex;
+
+use super::events::Event;
+use super::ports::{Journal as _, Masks as _, Ports, Process as _, Watch as _};
+use super::{Engine, list_event};
+use crate::metrics::Counter;
+use crate::model::command::{Command, CompletedPlan};
+use crate::model::cpuset::CpuSet;
+use crate::model::task::TaskId;
+use crate::process::{BlockedWriter, Look, MaskError, Seen, Threads};
+
+/// How often the masks of claimed tasks are looked at, because nothing tells of a change of a cpuset. Nothing is looked at
+/// while there are no claims.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long CPUs that change are waited for: one after the other goes offline when SMT is switched off.
+const SETTLING: Duration = Duration::from_millis(50);
+
+/// What is known of the tasks that are not on their lists.
+#[derive(Debug)]
+pub(super) struct Displaced {
+    /// The tasks that could not be moved back.
+    left: Mutex<HashSet<TaskId>>,
+    /// The masks that programs have chosen for themselves.
+    chosen: Mutex<HashMap<TaskId, CpuSet>>,
+    /// Wakes the thread that looks when there is a claim again.
+    bell: EventFd,
+    is_idle: AtomicBool,
+}
+
+impl Displaced {
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn new() -> nix::Result<Self> {
+        Ok(Self {
+            left: Mutex::default(),
+            chosen: Mutex::default(),
+            bell: EventFd::new()?,
+            is_idle: AtomicBool::new(false),
+        })
+    }
+
+    /// There is a claim.
+    pub(super) fn wake(&self) {
+        if self.is_idle.swap(false, Ordering::AcqRel) {
+            let _ = self.bell.write(1);
+        }
+    }
+
+    /// Returns how many tasks could not be moved back.
+    pub(super) fn count(&self) -> usize {
+        self.left.lock().len()
+    }
+}
+
+impl<P: Ports> Engine<P> {
+    /// Looks for displaced tasks whenever CPUs come or go and every now and then; for a thread of its own. Sleeps while
+    /// nothing is claimed. `cpus_changed`: a descriptor that is readable when CPUs have come or gone, and a function that
+    /// says whether they have.
+    pub(crate) fn watch_masks_forever(&self, cpus: Option<(BorrowedFd<'_>, &dyn Fn() -> bool)>) {
+        use std::os::fd::AsFd as _;
+        let mut look = Look::AllThreads;
+        loop {
+            self.displaced.is_idle.store(true, Ordering::Release);
+            let has_claims = self.configuration().claims().next().is_some();
+            if has_claims {
+                self.displaced.is_idle.store(false, Ordering::Release);
+                self.check_masks(look);
+            }
+            let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
+            let mut fds = vec![PollFd::new(self.displaced.bell.as_fd(), PollFlags::POLLIN)];
+            fds.extend(cpus.map(|(fd, _)| PollFd::new(fd, PollFlags::POLLIN)));
+            let _ = poll(&mut fds, if has_claims { timeout } else { PollTimeout::NONE });
+            let [bell, changed] = [0, 1].map(|n| fds.get(n).and_then(PollFd::any).unwrap_or(false));
+            if bell {
+                let _ = self.displaced.bell.read();
+            }
+            look = Look::FirstThread;
+            if changed {
+                std::thread::sleep(SETTLING);
+                if cpus.is_some_and(|(_, have_changed)| have_changed()) {
+                    look = Look::AllThreads;
+                }
+            }
+        }
+    }
+
+    /// Looks whether claimed tasks are displaced, reports them and moves them back.
+    pub(super) fn check_masks(&self, look: Look) {
+        let claims: Vec<(TaskId, CpuSet)> = {
+            let claims = self.claims.lock();
+            let cpus = |list| claims.list(list).map(|list| list.cpus().clone());
+            claims.claims().filter_map(|claim| Some((claim.task, cpus(claim.list)?))).collect()
+        };
+        let claimed: HashSet<TaskId> = claims.iter().map(|(task, _)| *task).collect();
+        self.displaced.left.lock().retain(|task| claimed.contains(task));
+        self.displaced.chosen.lock().retain(|task, _| claimed.contains(task));
+        for (task, cpus) in claims {
+            self.check_mask(task, &cpus, look);
+        }
+    }
+
+    fn check_mask(&self, task: TaskId, cpus: &CpuSet, look: Look) {
+        let Some(process) = self.processes.watched(&task).filter(|process| process.is_alive()) else {
+            return;
+        };
+        let chosen = self.displaced.chosen.lock().get(&task).cloned();
+        match self.processes.look_at_masks(&process, cpus, look, chosen.as_ref()) {
+            Ok(Seen::Within) => {
+                self.displaced.left.lock().remove(&task);
+            }
+            Ok(Seen::Chosen(mask)) => {
+                self.displaced.chosen.lock().insert(task, mask);
+            }
+            Ok(Seen::Displaced(mask)) => {
+                let Some(moved) = self.move_back(task) else { return };
+                let told = match moved {
+                    Ok(()) => self.displaced.left.lock().remove(&task),
+                    Err(_) => !self.displaced.left.lock().insert(task),
+                };
+                if !told {
+                    let outcome =
+                        moved.map_or_else(|why| why.to_string(), |()| "it is on its list again".into());
+                    self.report_displaced(task, &format!("it could run on {mask}; {outcome}"));
+                }
+            }
+            Err(error) => log::debug!("the masks of {} cannot be looked at: {error}", task.pid),
+        }
+    }
+
+    /// Restores the mask of a claimed task; `None` if it has no claim any more, or somebody else is about to set its mask.
+    fn move_back(&self, task: TaskId) -> Option<Result<(), MaskError>> {
+        let plan = self.claims.lock().apply(Command::Reserve(task)).ok()?.plan;
+        let placement = plan.placements.first()?.clone();
+        let Some(process) = self.processes.watched(&task) else {
+            self.settle(CompletedPlan::unchanged(&plan));
+            return None;
+        };
+        let cpus = &placement.cpus;
+        let set = self.processes.set_mask(&process, cpus, cpus, Threads::OnlyStrays, BlockedWriter::NONE);
+        self.settle(CompletedPlan::unchanged(&plan));
+        Some(set.map(|_| ()))
+    }
+
+    fn report_displaced(&self, task: TaskId, reason: &str) {
+        let claims = self.claims.lock();
+        let Some(claim) = claims.claim(&task).map(Arc::clone) else { return };
+        self.metrics.count(Counter::Displaced);
+        let event = list_event("displaced", &claims, &claim);
+        self.event(Event { reason: Some(reason.to_owned()), ..event });
+        self.journal.request_flush();
+    }
+}

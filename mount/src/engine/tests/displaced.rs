@@ -1,0 +1,75 @@
+//! Claimed tasks that the kernel takes off their lists.
+
+use super::fakes::cpus;
+use super::*;
+use crate::process::Look;
+
+/// 100 has the list 1, and may run on it alone.
+fn bed() -> Bed {
+    let bed = Bed::new();
+    bed.world.spawn(100, ONLINE, |_| ());
+    bed.write(Target::List(EXCL_1), 100, "0").unwrap();
+    bed
+}
+
+/// How often the task was reported.
+fn reports(bed: &Bed) -> usize {
+    bed.engine.show_events(None).0.matches("\"event\":\"displaced\"").count()
+}
+
+fn set_mask(bed: &Bed, mask: &str, allowed: &str) {
+    bed.world.change(100, |task| {
+        task.masks = vec![cpus(mask)];
+        task.allowed = cpus(allowed);
+    });
+}
+
+#[test]
+fn a_displaced_task_is_moved_back_and_reported() {
+    let bed = bed();
+    bed.engine.check_masks(Look::FirstThread);
+    assert_eq!(reports(&bed), 0);
+    for times in 1..3 {
+        set_mask(&bed, ONLINE, ONLINE);
+        bed.engine.check_masks(Look::FirstThread);
+        assert_eq!((bed.world.masks(100), reports(&bed)), (vec!["1".to_owned()], times));
+        assert!(bed.engine.show_metrics().contains("kcm_displaced_now 0\n"));
+    }
+    bed.check_consistency();
+}
+
+#[test]
+fn a_task_that_cannot_be_moved_back_is_reported_once() {
+    let bed = bed();
+    set_mask(&bed, "6-7", "6-7");
+    for _ in 0..3 {
+        bed.engine.check_masks(Look::AllThreads);
+        assert_eq!((bed.world.masks(100), reports(&bed)), (vec!["6-7".to_owned()], 1));
+        assert!(bed.engine.show_metrics().contains("kcm_displaced_now 1\n"));
+    }
+    set_mask(&bed, ONLINE, ONLINE);
+    bed.engine.check_masks(Look::AllThreads);
+    assert_eq!((bed.world.masks(100), reports(&bed)), (vec!["1".to_owned()], 1));
+    assert!(bed.engine.show_metrics().contains("kcm_displaced_now 0\n"));
+    bed.check_consistency();
+}
+
+#[test]
+fn a_task_without_its_claim_is_left_alone() {
+    let bed = bed();
+    set_mask(&bed, "6-7", "6-7");
+    bed.engine.check_masks(Look::AllThreads);
+    bed.write(Target::List(EXCL_1), 100, "-0").unwrap();
+    set_mask(&bed, ONLINE, ONLINE);
+    bed.engine.check_masks(Look::AllThreads);
+    assert_eq!((bed.world.masks(100), reports(&bed)), (vec![ONLINE.to_owned()], 1));
+    assert!(bed.engine.show_metrics().contains("kcm_displaced_now 0\n"));
+}
+
+#[test]
+fn a_mask_that_the_program_has_chosen_stays() {
+    let bed = bed();
+    set_mask(&bed, "6", ONLINE);
+    bed.engine.check_masks(Look::AllThreads);
+    assert_eq!((bed.world.masks(100), reports(&bed)), (vec!["6".to_owned()], 0));
+}
