@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -20,26 +20,27 @@ use parking_lot::Mutex;
 
 use super::events::Event;
 use super::ports::{Journal as _, Masks as _, Ports, Process as _, Watch as _};
-use super::{Engine, list_event};
+use super::{Engine, ProcessOf, list_event};
 use crate::metrics::Counter;
-use crate::model::command::{Command, CompletedPlan};
+use crate::model::command::{Command, CompletedPlan, Effects};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::TaskId;
-use crate::process::{BlockedWriter, Look, MaskError, Seen, Threads};
+use crate::process::{BlockedWriter, Look, Seen, Threads, TimeLimit};
 
 /// How often the masks of claimed tasks are looked at, because nothing tells of a change of a cpuset. Nothing is looked at
 /// while there are no claims.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long CPUs that change are waited for: one after the other goes offline when SMT is switched off.
 const SETTLING: Duration = Duration::from_millis(50);
+/// How long one task may be worked on, and how long proofs about its threads are waited for. The others wait meanwhile.
+const WORK: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(20);
 
-/// What is known of the tasks that are not on their lists.
+/// The tasks that are not on their lists.
 #[derive(Debug)]
 pub(super) struct Displaced {
-    /// The tasks that could not be moved back.
-    left: Mutex<HashSet<TaskId>>,
-    /// The masks that programs have chosen for themselves.
-    chosen: Mutex<HashMap<TaskId, CpuSet>>,
+    /// The displaced ones are reported, and could not be moved back.
+    elsewhere: Mutex<HashMap<TaskId, Seen>>,
     /// Wakes the thread that looks when there is a claim again.
     bell: EventFd,
     is_idle: AtomicBool,
@@ -49,12 +50,7 @@ impl Displaced {
     /// # Errors
     /// No descriptors are left.
     pub(super) fn new() -> nix::Result<Self> {
-        Ok(Self {
-            left: Mutex::default(),
-            chosen: Mutex::default(),
-            bell: EventFd::new()?,
-            is_idle: AtomicBool::new(false),
-        })
+        Ok(Self { elsewhere: Mutex::default(), bell: EventFd::new()?, is_idle: AtomicBool::new(false) })
     }
 
     /// There is a claim.
@@ -66,7 +62,7 @@ impl Displaced {
 
     /// Returns how many tasks could not be moved back.
     pub(super) fn count(&self) -> usize {
-        self.left.lock().len()
+        self.elsewhere.lock().values().filter(|seen| matches!(seen, Seen::Displaced(_))).count()
     }
 }
 
@@ -110,53 +106,54 @@ impl<P: Ports> Engine<P> {
             claims.claims().filter_map(|claim| Some((claim.task, cpus(claim.list)?))).collect()
         };
         let claimed: HashSet<TaskId> = claims.iter().map(|(task, _)| *task).collect();
-        self.displaced.left.lock().retain(|task| claimed.contains(task));
-        self.displaced.chosen.lock().retain(|task, _| claimed.contains(task));
+        self.displaced.elsewhere.lock().retain(|task, _| claimed.contains(task));
         for (task, cpus) in claims {
             self.check_mask(task, &cpus, look);
         }
     }
 
     fn check_mask(&self, task: TaskId, cpus: &CpuSet, look: Look) {
-        let Some(process) = self.processes.watched(&task).filter(|process| process.is_alive()) else {
+        let Some(process) = self.processes.watched(&task) else { return };
+        let before = self.displaced.elsewhere.lock().get(&task).cloned();
+        // It may be another thread than the first one.
+        let look = if before.is_some() { Look::AllThreads } else { look };
+        if self.processes.are_within(&process, cpus, look).unwrap_or(true) {
+            self.displaced.elsewhere.lock().remove(&task);
             return;
-        };
-        let chosen = self.displaced.chosen.lock().get(&task).cloned();
-        match self.processes.look_at_masks(&process, cpus, look, chosen.as_ref()) {
-            Ok(Seen::Within) => {
-                self.displaced.left.lock().remove(&task);
-            }
-            Ok(Seen::Chosen(mask)) => {
-                self.displaced.chosen.lock().insert(task, mask);
-            }
-            Ok(Seen::Displaced(mask)) => {
-                let Some(moved) = self.move_back(task) else { return };
-                let told = match moved {
-                    Ok(()) => self.displaced.left.lock().remove(&task),
-                    Err(_) => !self.displaced.left.lock().insert(task),
-                };
-                if !told {
-                    let outcome =
-                        moved.map_or_else(|why| why.to_string(), |()| "it is on its list again".into());
-                    self.report_displaced(task, &format!("it could run on {mask}; {outcome}"));
-                }
-            }
-            Err(error) => log::debug!("the masks of {} cannot be looked at: {error}", task.pid),
         }
+        // A write that has the task in flight sets its masks, and its list may be another one by now.
+        let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { return };
+        if let Some(placement) = plan.placements.first() {
+            self.move_back(&process, &placement.cpus, before.as_ref());
+        }
+        self.settle(CompletedPlan::unchanged(&plan));
     }
 
-    /// Restores the mask of a claimed task; `None` if it has no claim any more, or somebody else is about to set its mask.
-    fn move_back(&self, task: TaskId) -> Option<Result<(), MaskError>> {
-        let plan = self.claims.lock().apply(Command::Reserve(task)).ok()?.plan;
-        let placement = plan.placements.first()?.clone();
-        let Some(process) = self.processes.watched(&task) else {
-            self.settle(CompletedPlan::unchanged(&plan));
-            return None;
+    /// Moves a displaced task back on its list, while nobody else sets its masks.
+    fn move_back(&self, process: &ProcessOf<P>, cpus: &CpuSet, before: Option<&Seen>) {
+        let task = process.id();
+        let mut now = match self.processes.look_at_masks(process, cpus, before) {
+            Ok(Seen::Within) => None,
+            Ok(seen) => Some(seen),
+            Err(error) => return log::debug!("the masks of {} cannot be looked at: {error}", task.pid),
         };
-        let cpus = &placement.cpus;
-        let set = self.processes.set_mask(&process, cpus, cpus, Threads::OnlyStrays, BlockedWriter::NONE);
-        self.settle(CompletedPlan::unchanged(&plan));
-        Some(set.map(|_| ()))
+        if let Some(Seen::Displaced(mask)) = &now {
+            let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), WORK, PATIENCE));
+            let moved = self.processes.set_mask(process, cpus, cpus, Threads::OnlyStrays, waiting);
+            if !matches!(before, Some(Seen::Displaced(_))) {
+                let outcome = match &moved {
+                    Ok(_) => "it is on its list again".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                self.report_displaced(task, &format!("it could run on {mask}; {outcome}"));
+            }
+            now = now.filter(|_| moved.is_err());
+        }
+        let mut elsewhere = self.displaced.elsewhere.lock();
+        match now {
+            Some(seen) => elsewhere.insert(task, seen),
+            None => elsewhere.remove(&task),
+        };
     }
 
     fn report_displaced(&self, task: TaskId, reason: &str) {

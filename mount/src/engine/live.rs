@@ -172,14 +172,17 @@ impl Masks for Machine {
         self.processes.leader_mask(pid)
     }
 
+    fn are_within(&self, process: &process::Process, cpus: &CpuSet, look: Look) -> Result<bool, MaskError> {
+        self.processes.are_within(process, cpus, look)
+    }
+
     fn look_at_masks(
         &self,
         process: &process::Process,
         cpus: &CpuSet,
-        look: Look,
-        chosen: Option<&CpuSet>,
+        before: Option<&Seen>,
     ) -> Result<Seen, MaskError> {
-        self.processes.look_at_masks(process, cpus, look, chosen)
+        self.processes.look_at_masks(process, cpus, before)
     }
 
     fn saved_mask(&self, process: &process::Process) -> Result<SavedMask, MaskError> {

@@ -114,14 +114,16 @@ pub(crate) trait Masks: Processes {
     /// Returns the mask of the task's leader, or of the thread with this number.
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError>;
 
-    /// Looks whether threads of a claimed task are within the CPUs of its list. `chosen`: a mask that is known to be the
-    /// program's own choice.
+    /// Returns whether threads of a task are within these CPUs.
+    fn are_within(&self, process: &Self::Process, cpus: &CpuSet, look: Look) -> Result<bool, MaskError>;
+
+    /// Looks at the threads of a task whose list has these CPUs, while nobody else sets its masks. `before`: the result of
+    /// the last look that found one that is not within them.
     fn look_at_masks(
         &self,
         process: &Self::Process,
         cpus: &CpuSet,
-        look: Look,
-        chosen: Option<&CpuSet>,
+        before: Option<&Seen>,
     ) -> Result<Seen, MaskError>;
 
     /// Returns the mask to save for a task, as far as it is known without touching the task.

@@ -34,7 +34,7 @@ pub(crate) enum Look {
     FirstThread,
 }
 
-/// What a look at the threads of a claimed task has found.
+/// The result of a look at the threads of a claimed task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// They are all within their list.
@@ -109,8 +109,26 @@ impl Processes {
         mask_of(pid.get())?.ok_or(MaskError::Gone)
     }
 
-    /// Looks whether threads of a claimed task are within the CPUs of its list. `chosen`: a mask that is known to be the
-    /// program's own choice.
+    /// Returns whether threads of a task are within these CPUs. Changes nothing.
+    ///
+    /// # Errors
+    /// Returns [`MaskError::Gone`] if the task has died, or the kernel's error.
+    pub(crate) fn are_within(&self, process: &Process, cpus: &CpuSet, look: Look) -> Result<bool, MaskError> {
+        let leader = process.id().pid.get();
+        let tids = match look {
+            Look::AllThreads => self.list_threads(leader),
+            Look::FirstThread => vec![leader],
+        };
+        for tid in tids {
+            if is_elsewhere(tid, cpus)? {
+                return if process.is_alive() { Ok(false) } else { Err(MaskError::Gone) };
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks at the threads of a task whose list has these CPUs, while nobody else sets its masks. `before`: the result of the
+    /// last look that found one that is not within them.
     ///
     /// A thread that is not within them is either displaced or pinned elsewhere by its program. To find out, its mask is
     /// widened for a moment, once for each such mask.
@@ -121,30 +139,25 @@ impl Processes {
         &self,
         process: &Process,
         cpus: &CpuSet,
-        look: Look,
-        chosen: Option<&CpuSet>,
+        before: Option<&Seen>,
     ) -> Result<Seen, MaskError> {
-        let leader = process.id().pid.get();
-        let tids = match look {
-            Look::AllThreads => self.list_threads(leader),
-            Look::FirstThread => vec![leader],
-        };
         let mut seen = Seen::Within;
-        for tid in tids {
-            // No mask is returned if all its CPUs are offline: the kernel resets it when the thread wakes up.
-            let outside = mask_of(tid)?.filter(|mask| !mask.is_subset(cpus));
-            let Some(mask) = outside.and_then(|_| self.wanted_mask(tid).ok().flatten()) else { continue };
+        for tid in self.list_threads(process.id().pid.get()) {
+            let wanted = if is_elsewhere(tid, cpus)? { self.wanted_mask(tid)? } else { None };
+            let Some(mask) = wanted else { continue };
             if !process.is_alive() {
                 return Err(MaskError::Gone);
             }
-            if Some(&mask) == chosen {
-                seen = Seen::Chosen(mask);
-            } else if self.is_all_that_is_allowed(tid, &mask)? {
-                return Ok(Seen::Displaced(mask));
-            } else {
-                set(tid, mask.words())?;
-                seen = Seen::Chosen(mask);
+            match before {
+                Some(Seen::Chosen(chosen)) if *chosen == mask => {}
+                // Before 6.2 its mask does not have the CPUs that were offline at the last look.
+                Some(Seen::Displaced(_)) => return Ok(Seen::Displaced(mask)),
+                _ if self.is_all_that_is_allowed(tid, &mask)? => return Ok(Seen::Displaced(mask)),
+                _ => {
+                    set(tid, mask.words())?;
+                }
             }
+            seen = Seen::Chosen(mask);
         }
         Ok(seen)
     }
@@ -488,6 +501,12 @@ fn set(tid: u32, words: &[u64]) -> io::Result<Option<Set>> {
             _ => Err(error),
         },
     }
+}
+
+/// Whether a thread may run on other CPUs than these. If all CPUs of its mask are offline, the kernel returns none, and resets
+/// the mask when the thread wakes up.
+fn is_elsewhere(tid: u32, cpus: &CpuSet) -> io::Result<bool> {
+    Ok(mask_of(tid)?.is_some_and(|mask| !mask.is_subset(cpus)))
 }
 
 /// Checks every now and then whether there is time for more threads of a task.

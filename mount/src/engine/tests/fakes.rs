@@ -484,16 +484,20 @@ impl Masks for FakeProcesses {
         mask.flatten().ok_or(MaskError::Gone)
     }
 
+    fn are_within(&self, process: &FakeProcess, cpus: &CpuSet, look: Look) -> Result<bool, MaskError> {
+        let task = self.alive(process, FakeTask::clone).ok_or(MaskError::Gone)?;
+        let seen = if look == Look::AllThreads { &task.masks[..] } else { &task.masks[..1] };
+        Ok(seen.iter().all(|mask| mask.is_subset(cpus)))
+    }
+
     fn look_at_masks(
         &self,
         process: &FakeProcess,
         cpus: &CpuSet,
-        look: Look,
-        _: Option<&CpuSet>,
+        _: Option<&Seen>,
     ) -> Result<Seen, MaskError> {
         let task = self.alive(process, FakeTask::clone).ok_or(MaskError::Gone)?;
-        let seen = if look == Look::AllThreads { &task.masks[..] } else { &task.masks[..1] };
-        Ok(match seen.iter().find(|mask| !mask.is_subset(cpus)) {
+        Ok(match task.masks.iter().find(|mask| !mask.is_subset(cpus)) {
             None => Seen::Within,
             Some(mask) if *mask == task.allowed => Seen::Displaced(mask.clone()),
             Some(mask) => Seen::Chosen(mask.clone()),

@@ -204,20 +204,25 @@ fn a_thread_that_the_kernel_has_moved_is_told_from_one_that_has_moved_itself() {
         let process = open(&processes, child.pid());
         let tids = tids(child.pid());
         processes.set_mask(&process, &one, &one, Threads::All, BlockedWriter::NONE).unwrap();
-        let look = |look, chosen| processes.look_at_masks(&process, &one, look, chosen).unwrap();
-        assert_eq!(look(Look::AllThreads, None), Seen::Within);
+        let within = |look| processes.are_within(&process, &one, look).unwrap();
+        let look = |before| processes.look_at_masks(&process, &one, before).unwrap();
+        assert!(within(Look::AllThreads) && within(Look::FirstThread));
+        assert_eq!(look(None), Seen::Within);
         // As after the last CPU of its mask went offline.
         processes.restore_mask(&open(&processes, tids[1]), &SavedMask::All, BlockedWriter::NONE);
         let all = of(child.pid())[0].clone();
-        assert_eq!(look(Look::AllThreads, None), Seen::Displaced(all.clone()));
-        assert_eq!(look(Look::FirstThread, None), Seen::Displaced(all));
+        assert!(!within(Look::AllThreads) && !within(Look::FirstThread));
+        assert_eq!(look(None), Seen::Displaced(all));
         processes.set_mask(&process, &one, &one, Threads::OnlyStrays, BlockedWriter::NONE).unwrap();
         pin(tids[1], &other);
-        assert_eq!(look(Look::FirstThread, None), Seen::Within);
-        for chosen in [None, Some(&other)] {
-            assert_eq!(look(Look::AllThreads, chosen), Seen::Chosen(other.clone()));
+        assert!(!within(Look::AllThreads) && within(Look::FirstThread));
+        let chosen = Seen::Chosen(other.clone());
+        for before in [None, Some(&chosen)] {
+            assert_eq!(look(before), chosen);
             assert_eq!(of(child.pid())[1], other, "it stays as its program wants it");
         }
+        let displaced = Seen::Displaced(other.clone());
+        assert_eq!(look(Some(&displaced)), displaced);
     }
 }
 
