@@ -126,7 +126,13 @@ impl Host {
         self.processes.as_ref()?.stat(pid).ok().flatten()
     }
 
+    /// Returns the CPUs that the kernel keeps out of its scheduler domains. It says so itself; only for another machine than
+    /// this one, the command line has to tell.
     fn isolated(&self, known: &CpuSet) -> Result<CpuSet, Error> {
+        let is_this_machine = self.system.is_none() && self.processes.is_some();
+        if let Some(isolated) = topology::isolated(self.system_root()).filter(|_| is_this_machine) {
+            return Ok(isolated.intersection(known));
+        }
         let file = self.proc.join("cmdline");
         let line = fs::read(&file)
             .with_context(|| format!("{}: cannot be read; set KCM_PROC_FS to a procfs", file.display()))?;

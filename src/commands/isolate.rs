@@ -8,6 +8,7 @@ mod plain;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, anyhow, bail};
 use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::mountpoint::{self, Status};
 use kcm_mount::{affinity, child};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -29,6 +31,9 @@ const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
 const NOT_EXECUTABLE: u8 = 126;
 /// The status of a shell if a program does not exist.
 const NOT_FOUND: u8 = 127;
+
+/// How often a directory whose daemon is away is tried again.
+const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Claims a list and executes the command in this process; on a plain directory, runs it as a child.
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
@@ -67,8 +72,31 @@ fn deadline(wait: Option<Wait>) -> Deadline {
     }
 }
 
-/// Claims a list of the pool for this process, and returns the list's name.
+/// Claims a list of the pool for this process, and returns the list's name. Waits for a daemon that is away, too: a pod
+/// that is replaced takes the mount along, and the next one mounts again.
 fn claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error> {
+    loop {
+        let before = device(dir.path());
+        let error = match try_claim(dir, pool, deadline) {
+            Ok(list) => return Ok(list),
+            Err(error) => error,
+        };
+        let status = mountpoint::status(dir.path());
+        let is_away = matches!(status, Ok(Status::Stale | Status::Marked | Status::Absent));
+        if deadline.has_passed() || !is_away && before == device(dir.path()) {
+            return Err(error);
+        }
+        log::debug!("{error:#}; waiting for the next daemon");
+        std::thread::sleep(AWAY_INTERVAL);
+    }
+}
+
+/// The device number of the filesystem at a path. Each mount has another one.
+fn device(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|file| file.dev())
+}
+
+fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error> {
     let file = dir.pool(pool).join("tasks");
     // For reading too, because poll(2) reports changes since the last read of this open file.
     let mut tasks = OpenOptions::new()

@@ -56,6 +56,11 @@ pub(super) fn online(root: &Path) -> Result<CpuSet, Error> {
     required(&root.join("sys/devices/system/cpu/online"))
 }
 
+/// Reads the CPUs that are isolated from the scheduler's domains; `None` if the kernel does not tell (before 4.2).
+pub(super) fn isolated(root: &Path) -> Option<CpuSet> {
+    read_set(&root.join("sys/devices/system/cpu/isolated"), parse_list).ok().flatten()
+}
+
 /// Sets of CPUs, numbered in the order in which they first occur.
 #[derive(Default)]
 struct Groups(Vec<CpuSet>);
@@ -116,7 +121,8 @@ fn required(file: &Path) -> Result<CpuSet, Error> {
 fn read_set(file: &Path, parse: fn(&str) -> Option<CpuSet>) -> Result<Option<CpuSet>, Error> {
     match fs::read_to_string(file) {
         Ok(text) => {
-            let set = parse(text.trim());
+            // Some kernels end the text with a NUL byte.
+            let set = parse(text.trim_matches(|c: char| c.is_whitespace() || c == '\0'));
             set.map(Some).ok_or_else(|| anyhow!("{}: does not contain a set of CPUs", file.display()))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -159,6 +165,9 @@ mod tests {
         ] {
             assert_eq!(parse_mask(text).unwrap().to_string(), list, "{text}");
         }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "0-31\n\0").unwrap();
+        assert_eq!(read_set(file.path(), parse_list).unwrap().unwrap().to_string(), "0-31");
         for text in ["", "x", "1,", "100000000", "-1"] {
             assert!(parse_mask(text).is_none(), "{text}");
         }

@@ -2,7 +2,7 @@
 //! list. No end leaves a claim. It needs only itself, /proc and the directory.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -82,6 +82,34 @@ fn wait_waits_for_a_list_that_suits() {
     // The free list does not suit, and no other one is taken: there is nothing to wait for.
     mount.sh("rmdir $C/pools/dataplane/1");
     assert_eq!(start("--wait=20").child().wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn wait_waits_for_the_next_daemon() {
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("p", "0"), holder.pid().to_string()).unwrap();
+    let start = |wait: &[&str]| {
+        let words = [&["isolate", "--pool=p"], wait, &["--", "echo", "claimed"]].concat();
+        let mut command = mount.kcm(&words);
+        Sleeper::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+    };
+    let (mut patient, mut impatient) = (start(&["--wait"]), start(&["--wait=2"]));
+    for kcm in [&patient, &impatient] {
+        until("it waits", || in_kernel(kcm.pid(), "poll"));
+    }
+    mount.stop();
+    assert_eq!(impatient.child().wait().unwrap().code(), Some(1), "its time is over");
+    let mut error = String::new();
+    impatient.child().stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    mount.start();
+    until("it waits again", || in_kernel(patient.pid(), "poll"));
+    holder.end();
+    let mut line = String::new();
+    patient.child().stdout.take().unwrap().read_to_string(&mut line).unwrap();
+    assert_eq!((line.as_str(), patient.child().wait().unwrap().code()), ("claimed\n", Some(0)));
 }
 
 #[test]
