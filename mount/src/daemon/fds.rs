@@ -122,6 +122,9 @@ pub(super) struct HandoffState {
     pub(super) import: Option<PathBuf>,
     /// The kernel's INIT request, once it has been answered. Every later worker replays it.
     pub(super) init: Option<Vec<u8>>,
+    /// The CPUs on which the daemon was started. Earlier programs do not know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cpus: Option<String>,
 }
 
 impl HandoffState {
@@ -280,7 +283,7 @@ mod tests {
     use crate::model::topology::Cpu;
 
     fn state() -> HandoffState {
-        HandoffState { mount_id: 7, topology: Topology::default(), import: None, init: None }
+        HandoffState { mount_id: 7, topology: Topology::default(), import: None, init: None, cpus: None }
     }
 
     #[test]
@@ -325,6 +328,7 @@ mod tests {
             topology: Topology::new(vec![cpu, offline]),
             import: Some("/etc/kcm.old".into()),
             init: Some(vec![104, 0, 0, 0, 26, 0, 0, 0]),
+            cpus: None,
         };
         let memfd = HandoffMemfd::new(&state()).unwrap();
         nix::sys::uio::pwrite(&memfd, old.as_bytes(), 0).unwrap();

@@ -40,7 +40,7 @@ use crate::model::topology::Topology;
 use crate::mountpoint;
 use crate::process::{self, PidFd};
 use error::io_error;
-use fds::{ControlSocket, InheritedFds};
+use fds::{ControlSocket, HandoffState, InheritedFds};
 use paths::THIS_PROGRAM;
 use supervisor::{Exit, Supervisor};
 use takeover::Found;
@@ -166,6 +166,10 @@ fn supervise(
         Found::Mount(fds) => (fds, false),
         Found::Directory { lock, layout } => (takeover::mount_new(&paths, topology, lock, layout)?, true),
     };
+    // This process has not changed its own affinity yet.
+    let cpus = process::mask_of(std::process::id()).ok().flatten().map(|cpus| cpus.to_string());
+    let noted = fds.handoff.read().and_then(|state| fds.handoff.write(&HandoffState { cpus, ..state }));
+    noted.map_err(|source| io_error(&paths.conf_dir, "no handoff state", source))?;
     let in_background = setup::is_in_background();
     if in_background {
         // Before a worker is started, which stays in this session.

@@ -124,7 +124,7 @@ pub(super) fn mount_new(
             conf_dir.display()
         );
     }
-    let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None };
+    let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None, cpus: None };
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
     let (spare, kept) = (new_spare(conf_dir)?, new_kept(conf_dir)?);

@@ -22,7 +22,7 @@ use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::setup;
 use crate::clock;
-use crate::engine::Engine;
+use crate::engine::{Engine, OwnProcesses};
 use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
 use crate::import;
@@ -118,7 +118,8 @@ fn start(
         StateDir::open(lock, &paths.state_dir, &clock::boot_id(), state.mount_id, Some(spare))?;
     let polls = recovered.polls.clone();
     let truncated = recovered.truncated.clone();
-    let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), supervisor, kept)
+    let own = OwnProcesses { supervisor, cpus: state.cpus.as_ref().and_then(|cpus| cpus.parse().ok()) };
+    let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), own, kept)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);
     if let Some(layout) = &state.import {

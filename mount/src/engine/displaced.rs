@@ -93,6 +93,7 @@ impl<P: Ports> Engine<P> {
                 std::thread::sleep(SETTLING);
                 if cpus.is_some_and(|(_, have_changed)| have_changed()) {
                     look = Look::AllThreads;
+                    self.update_daemon_affinity();
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ports::{Clock, Journal, Masks, Ports, Process, Processes, Watch};
-use super::{Engine, StartError};
+use super::{Engine, OwnProcesses, StartError};
 use crate::clock;
 use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
 use crate::model::command::{CgroupId, Ending, SavedMask};
@@ -41,7 +41,7 @@ impl Engine {
         state: StateDir,
         recovered: Recovered,
         topology: Topology,
-        supervisor: Option<u32>,
+        own: OwnProcesses,
         kept: KeptPidfds,
     ) -> Result<(Self, u32), StartError> {
         let recorded: BTreeSet<TaskId> = recovered.claims.iter().map(|claim| claim.task).collect();
@@ -49,7 +49,7 @@ impl Engine {
             process::Watch::new(kept, |task| recorded.contains(task)).map_err(StartError::Processes)?;
         let processes = process::Processes::new().map_err(StartError::Processes)?;
         let machine = Machine { processes, watch };
-        Self::with_ports((machine, state, SystemClock), recovered, topology, supervisor)
+        Self::with_ports((machine, state, SystemClock), recovered, topology, own)
     }
 }
 

@@ -75,6 +75,7 @@ use crate::journal::{EventLine, Record, Recovered};
 use crate::metrics::{Counter, Metrics};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Effects, SavedMask, TaskInfo};
+use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::{Access, User};
@@ -140,7 +141,18 @@ pub(crate) struct Engine<P: Ports = Live> {
     own_pid: Pid,
     /// The supervisor, which is never claimed; 0 if there is none at the moment.
     supervisor: AtomicU32,
+    /// The CPUs on which the daemon was started.
+    own_cpus: Option<CpuSet>,
     in_flight_timeout: Duration,
+}
+
+/// The processes of the daemon.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OwnProcesses {
+    /// The supervisor, if there is one at the moment.
+    pub(crate) supervisor: Option<u32>,
+    /// The CPUs on which the daemon was started. An administrator may have chosen them.
+    pub(crate) cpus: Option<CpuSet>,
 }
 
 /// Why the engine could not start.
@@ -159,7 +171,7 @@ impl<P: Ports> Engine<P> {
         (processes, journal, clock): (P::Processes, P::Journal, P::Clock),
         recovered: Recovered,
         topology: Topology,
-        supervisor: Option<u32>,
+        own: OwnProcesses,
     ) -> Result<(Self, u32), StartError> {
         let handles = recovered.next_handle;
         let mut refusals = Refusals::default();
@@ -193,7 +205,8 @@ impl<P: Ports> Engine<P> {
             metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
             topology,
             own_pid: own_pid.ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
-            supervisor: AtomicU32::new(supervisor.unwrap_or(0)),
+            supervisor: AtomicU32::new(own.supervisor.unwrap_or(0)),
+            own_cpus: own.cpus,
             in_flight_timeout: IN_FLIGHT_TIMEOUT,
             processes,
             journal,
@@ -376,13 +389,17 @@ impl<P: Ports> Engine<P> {
         self.update_daemon_affinity();
     }
 
-    /// Moves the daemon off the exclusive lists, if there are other CPUs.
+    /// Moves the daemon off the exclusive lists and the isolated CPUs, within the CPUs on which it was started, as far as
+    /// there are others.
     fn update_daemon_affinity(&self) {
         // This thread belongs to the daemon and makes no other thread meanwhile.
         let waiting = BlockedWriter::thread(nix::unistd::gettid().as_raw() as u32);
         let exclusive = self.configuration().exclusive_cpus();
         let elsewhere = self.topology.online().difference(&exclusive);
-        let mask = if elsewhere.is_empty() { SavedMask::All } else { SavedMask::Cpus(elsewhere) };
+        let own =
+            self.own_cpus.as_ref().map_or_else(|| elsewhere.clone(), |own| own.intersection(&elsewhere));
+        let choices = [own.difference(&self.topology.isolated()), own, elsewhere];
+        let mask = choices.into_iter().find(|cpus| !cpus.is_empty()).map_or(SavedMask::All, SavedMask::Cpus);
         let supervisor = Pid::new(self.supervisor.load(Ordering::Relaxed));
         for pid in [Some(self.own_pid), supervisor].into_iter().flatten() {
             match self.processes.open(pid) {

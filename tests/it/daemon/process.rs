@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use crate::harness::{Mount, masks, run, stat, until, write};
+use crate::harness::{Machine, Mount, masks, run, stat, until, write};
 
 #[test]
 fn it_keeps_nothing_of_its_starter() {
@@ -77,6 +78,43 @@ fn it_stays_off_exclusive_lists() {
     assert_eq!(its_masks(&mount), ["0"]);
     write(&mount.pool("excl").join("exclusive"), "0").unwrap();
     assert_eq!(its_masks(&mount), ["0-1"]);
+}
+
+#[test]
+fn it_stays_on_the_cpus_on_which_it_was_started() {
+    let mount = Mount::not_mounted();
+    let start_on = |cpus: &str| {
+        let kcm = mount.mount_command();
+        let mut command = Command::new("taskset");
+        command.args(["-c", cpus]).arg(kcm.get_program()).args(kcm.get_args());
+        let (_, err, status) = run(&mut command);
+        assert_eq!(status, Some(0), "{err}");
+    };
+    start_on("1");
+    mount.make_pool("excl", true, &["0"]);
+    assert_eq!(its_masks(&mount), ["1"]);
+    fs::remove_dir(mount.pool("excl").join("0")).unwrap();
+    assert_eq!(its_masks(&mount), ["1"]);
+    mount.replace_worker();
+    until("the next worker has come", || its_masks(&mount) == ["1"]);
+    // Its CPU is taken.
+    fs::create_dir(mount.pool("excl").join("1")).unwrap();
+    assert_eq!(its_masks(&mount), ["0"]);
+    fs::remove_dir(mount.pool("excl").join("1")).unwrap();
+    assert_eq!(its_masks(&mount), ["1"]);
+    // Another one is started elsewhere.
+    mount.kill_daemon();
+    start_on("0");
+    assert_eq!(its_masks(&mount), ["0"]);
+}
+
+#[test]
+fn it_stays_off_isolated_cpus() {
+    let mount = Mount::not_mounted();
+    let mut machine = Machine::new(1, 2, 1);
+    machine.cmdline = "isolcpus=1";
+    mount.start_on(&machine);
+    assert_eq!(its_masks(&mount), ["0"]);
 }
 
 #[test]

@@ -178,7 +178,8 @@ fn a_recorded_claim_that_is_dropped_is_reported() {
     let mut recovered = world.snapshot().recovered();
     // A part of the records may be missing, so the mask decides.
     recovered.suspect = true;
-    let (engine, _) = Engine::with_ports(world.ports(), recovered, topology(), None).unwrap();
+    let (engine, _) =
+        Engine::with_ports(world.ports(), recovered, topology(), OwnProcesses::default()).unwrap();
     let next = Bed { world, engine: Arc::new(engine) };
     assert_eq!(next.claims(), [(101, EXCL_23)]);
     let reclaimed = next.engine.show_reclaimed();

@@ -19,7 +19,7 @@ use std::sync::{Arc, Weak};
 
 use fakes::{Fake, ONLINE, Snapshot, Step, World, cpus, task};
 
-use super::{Caller, Engine, Refused};
+use super::{Caller, Engine, OwnProcesses, Refused};
 use crate::model::command::Target;
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::{ListId, PoolId};
@@ -65,7 +65,8 @@ impl Bed {
 
     fn start(world: Arc<World>) -> Self {
         let recovered = world.snapshot().recovered();
-        let (engine, _) = Engine::with_ports(world.ports(), recovered, topology(), None).unwrap();
+        let (engine, _) =
+            Engine::with_ports(world.ports(), recovered, topology(), OwnProcesses::default()).unwrap();
         let bed = Self { world, engine: Arc::new(engine) };
         bed.check_locks_at_each_step();
         bed
