@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, bail};
 use k8s_openapi::api::core::v1::Node;
+use kcm_mount::model::cpuset::CpuSet;
 
 use super::common::cluster::connected;
 use super::common::node::node_name;
 use super::common::{interval, output};
 use crate::backoff::Backoff;
 use crate::cli::{self, Repeat, ResourceName};
-use crate::confdir::{ConfDir, Pools};
+use crate::confdir::{self, ConfDir, Pool, Pools};
+use crate::host::Host;
 use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::node::{self, Change, Slots};
 
@@ -35,7 +37,7 @@ pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
     let mut cluster = None;
     interval::run(args.interval, || {
         let pools = ConfDir::open(&args.dir.conf_dir)?.find()?.warned();
-        let slots = slots(&pools, args.resource_name)?;
+        let slots = slots(&pools, args.resource_name, &offline()?)?;
         let cluster = connected(&mut cluster, retry_timeout)?;
         let steps: [&Step<'_>; 2] =
             [&|node| node::capacity(node, &slots), &|node| node::label_and_taint(node, true)];
@@ -63,16 +65,26 @@ pub(super) fn unadvertise(node: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the slots that these pools offer.
-fn slots(pools: &Pools, name: ResourceName) -> Result<Slots, Error> {
+/// Returns the CPUs of this machine that are offline.
+fn offline() -> Result<CpuSet, Error> {
+    let machine = Host::from_env().topology()?;
+    Ok(machine.cpus().difference(&machine.online()))
+}
+
+/// Returns the slots that these pools offer: the lists that can be claimed, which have no offline CPU.
+fn slots(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Result<Slots, Error> {
+    let can_serve = |list: &String| {
+        confdir::parse_cpu_list(list).is_none_or(|cpus| cpus.intersection(offline).is_empty())
+    };
+    let count = |pool: &Pool| pool.lists.keys().filter(|list| can_serve(list)).count();
     let slots: Slots = match name {
         ResourceName::Opaque => {
             let dataplane = pools.get(DATAPLANE).into_iter();
-            dataplane.map(|pool| (node::OPAQUE.to_owned(), pool.lists.len())).collect()
+            dataplane.map(|pool| (node::OPAQUE.to_owned(), count(pool))).collect()
         }
         ResourceName::Extended => {
             let exclusive = pools.iter().filter(|(_, pool)| pool.exclusive);
-            exclusive.map(|(name, pool)| (node::extended(name), pool.lists.len())).collect()
+            exclusive.map(|(name, pool)| (node::extended(name), count(pool))).collect()
         }
     };
     if slots.values().all(|&count| count == 0) {
@@ -155,19 +167,25 @@ mod tests {
         let all =
             pools(&[("dataplane", true, 4), ("fast", true, 2), ("empty", true, 0), ("infra", false, 1)]);
         assert_eq!(
-            listed(&slots(&all, ResourceName::Opaque).unwrap()),
+            listed(&slots(&all, ResourceName::Opaque, &CpuSet::new()).unwrap()),
             "4 pod.alpha.kubernetes.io/opaque-int-resource-kcm"
         );
         assert_eq!(
-            listed(&slots(&all, ResourceName::Extended).unwrap()),
+            listed(&slots(&all, ResourceName::Extended, &CpuSet::new()).unwrap()),
             "4 kcm.intel.com/dataplane, 2 kcm.intel.com/fast"
+        );
+        let offline = "1,9".parse().unwrap();
+        assert_eq!(
+            listed(&slots(&all, ResourceName::Extended, &offline).unwrap()),
+            "3 kcm.intel.com/dataplane, 1 kcm.intel.com/fast",
+            "a list with an offline CPU cannot be claimed"
         );
     }
 
     #[test]
     fn without_cpu_lists_there_are_no_slots() {
         for name in [ResourceName::Opaque, ResourceName::Extended] {
-            let error = |all: &Pools| slots(all, name).unwrap_err().to_string();
+            let error = |all: &Pools| slots(all, name, &CpuSet::new()).unwrap_err().to_string();
             assert!(error(&pools(&[("infra", false, 1)])).starts_with("Dataplane pool does not exist"));
             assert!(error(&pools(&[("dataplane", true, 0)])).starts_with("No CPU list in dataplane pool"));
         }

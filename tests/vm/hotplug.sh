@@ -20,6 +20,17 @@ is "and gets a whole core" "$(mask "$free")" 0,8
 is "describe names the offline CPU" "$(kcm describe --format=table | grep -c 'offline: 9')" 1
 is "node-report names the list" "$(kcm node-report | grep -c 'dataplane:1,9')" 1
 
+shared=$(lists controlplane)
+odd=$(echo "$shared" | numbers | tail -1)
+rest=$(echo "$shared" | numbers | grep -vx "$odd")
+echo 0 >"$CPU/cpu$odd/online"
+sleeper
+claim "$C/pools/controlplane/$shared/tasks" "$job"
+is "a shared list serves with its CPUs that are online" "$(mask "$job" | numbers)" "$rest"
+echo 1 >"$CPU/cpu$odd/online"
+until_is "and with the others when they come online" "$shared" mask "$job"
+kill "$job"
+
 echo 0 >$CPU/cpu15/online
 fails "a task with an offline CPU in its mask is refused that list, too" "nvalid argument" sh -c "echo $pinned >$D/1,9/tasks"
 echo 1 >$CPU/cpu15/online

@@ -73,6 +73,7 @@ impl<P: Ports> Engine<P> {
     pub(crate) fn watch_masks_forever(&self, cpus: Option<(BorrowedFd<'_>, &dyn Fn() -> bool)>) {
         use std::os::fd::AsFd as _;
         let mut look = Look::AllThreads;
+        let mut offline = self.processes.offline();
         loop {
             self.displaced.is_idle.store(true, Ordering::Release);
             let has_claims = self.configuration().claims().next().is_some();
@@ -94,8 +95,40 @@ impl<P: Ports> Engine<P> {
                 if cpus.is_some_and(|(_, have_changed)| have_changed()) {
                     look = Look::AllThreads;
                     self.update_daemon_affinity();
+                    let was_offline = std::mem::replace(&mut offline, self.processes.offline());
+                    self.widen_shared(&was_offline.difference(&offline));
                 }
             }
+        }
+    }
+
+    /// Lets the tasks of shared lists run on CPUs of their lists that have come online.
+    pub(super) fn widen_shared(&self, came: &CpuSet) {
+        if came.is_empty() {
+            return;
+        }
+        let tasks: Vec<TaskId> = {
+            let claims = self.claims.lock();
+            let has_it =
+                |list| claims.list(list).is_some_and(|list| !list.cpus().intersection(came).is_empty());
+            claims.claims().filter(|claim| has_it(claim.list)).map(|claim| claim.task).collect()
+        };
+        for task in tasks {
+            let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { continue };
+            let process = self.processes.watched(&task);
+            if let (Some(placement), Some(process)) = (plan.placements.first(), process) {
+                let cpus = self.usable(placement);
+                let before = cpus.difference(came);
+                // A task that is pinned to a part of its list stays there.
+                if self.processes.leader_mask(task.pid).is_ok_and(|mask| mask == before) {
+                    let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), WORK, PATIENCE));
+                    if let Err(error) = self.processes.set_mask(&process, &cpus, &cpus, Threads::All, waiting)
+                    {
+                        log::debug!("{} stays on {before}: {error}", task.pid);
+                    }
+                }
+            }
+            self.settle(CompletedPlan::unchanged(&plan));
         }
     }
 
@@ -125,7 +158,7 @@ impl<P: Ports> Engine<P> {
         // A write that has the task in flight sets its masks, and its list may be another one by now.
         let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { return };
         if let Some(placement) = plan.placements.first() {
-            self.move_back(&process, &placement.cpus, before.as_ref());
+            self.move_back(&process, &self.usable(placement), before.as_ref());
         }
         self.settle(CompletedPlan::unchanged(&plan));
     }

@@ -172,6 +172,10 @@ impl Masks for Machine {
         self.processes.leader_mask(pid)
     }
 
+    fn offline(&self) -> CpuSet {
+        self.processes.offline()
+    }
+
     fn are_within(&self, process: &process::Process, cpus: &CpuSet, look: Look) -> Result<bool, MaskError> {
         self.processes.are_within(process, cpus, look)
     }

@@ -114,6 +114,9 @@ pub(crate) trait Masks: Processes {
     /// Returns the mask of the task's leader, or of the thread with this number.
     fn leader_mask(&self, pid: Pid) -> Result<CpuSet, MaskError>;
 
+    /// Returns the CPUs that are offline.
+    fn offline(&self) -> CpuSet;
+
     /// Returns whether threads of a task are within these CPUs.
     fn are_within(&self, process: &Self::Process, cpus: &CpuSet, look: Look) -> Result<bool, MaskError>;
 

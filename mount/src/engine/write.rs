@@ -28,7 +28,8 @@ use crate::journal::{AppendError, Record};
 use crate::model::command::{
     Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target,
 };
-use crate::model::pool::ListId;
+use crate::model::cpuset::CpuSet;
+use crate::model::pool::{Exclusivity, ListId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
@@ -333,7 +334,7 @@ impl<P: Ports> Engine<P> {
         draft: Arc<Claim>,
         waiting: BlockedWriter,
     ) -> Result<(Arc<Claim>, <P::Processes as Masks>::SavedMasks), MaskError> {
-        let cpus = &placement.cpus;
+        let cpus = &self.usable(placement);
         let (claim, previous) = match placement.kind {
             ClaimKind::New(_) => {
                 let (saved, previous) =
@@ -350,6 +351,18 @@ impl<P: Ports> Engine<P> {
             }
         };
         Ok((claim, previous))
+    }
+
+    /// Returns the CPUs of a list for a mask: a shared list serves with those that are online, if there are any.
+    pub(super) fn usable(&self, placement: &Placement) -> CpuSet {
+        let cpus = &placement.cpus;
+        let is_shared = {
+            let claims = self.configuration();
+            let pool = claims.list(placement.list).and_then(|list| claims.pool(list.pool()));
+            pool.is_some_and(|pool| pool.exclusivity() == Exclusivity::Shared)
+        };
+        let online = if is_shared { cpus.difference(&self.processes.offline()) } else { CpuSet::new() };
+        if online.is_empty() { cpus.clone() } else { online }
     }
 
     /// Records the claims and the releases of a plan, together with the fact that the request is carried out: if the

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use super::passes::{BlockedWriter, Pass, PassesEnd, Purpose};
-use super::{Process, Processes, sys};
+use super::{OFFLINE, Process, Processes, sys};
 use crate::model::command::SavedMask;
 use crate::model::cpuset::CpuSet;
 use crate::model::task::Pid;
@@ -463,6 +463,15 @@ impl Processes {
             return mask_of(tid);
         }
         Ok(self.proc.status(tid)?.and_then(|status| status.allowed_cpus()))
+    }
+
+    /// Returns the CPUs that are offline.
+    pub(crate) fn offline(&self) -> CpuSet {
+        if self.all_are_online() {
+            return CpuSet::new();
+        }
+        let read = std::fs::read_to_string(OFFLINE);
+        read.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
     }
 
     fn all_are_online(&self) -> bool {

@@ -56,6 +56,8 @@ use stacks::Stacks;
 pub(crate) use sys::{keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 
+/// The list of offline CPUs.
+const OFFLINE: &str = "/sys/devices/system/cpu/offline";
 /// Marks a [`TaskId::ino`] that is a start time instead of an inode number.
 const IS_START_TIME: u64 = 1 << 63;
 
@@ -157,7 +159,7 @@ impl Processes {
         let cgroup_v1 = String::from_utf8_lossy(&cgroups).lines().any(has_controllers);
         let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
         let possible = possible.trim().parse().map_err(io::Error::other)?;
-        let offline = File::open("/sys/devices/system/cpu/offline").ok();
+        let offline = File::open(OFFLINE).ok();
         let user_namespace = proc.link("self/ns/user");
         Ok(Self {
             proc,

@@ -67,6 +67,30 @@ fn a_task_without_its_claim_is_left_alone() {
 }
 
 #[test]
+fn a_shared_list_serves_with_the_cpus_that_are_online() {
+    let bed = bed();
+    for (pid, mask) in [(101, ONLINE), (102, "4")] {
+        bed.world.spawn(pid, mask, |_| ());
+    }
+    bed.world.set_offline(&cpus("2,5"));
+    bed.write(Target::List(SHARED_45), 101, "0").unwrap();
+    bed.write(Target::List(SHARED_45), 102, "0").unwrap();
+    assert_eq!(bed.world.masks(101), ["4"]);
+    bed.write(Target::List(EXCL_23), 101, "0").unwrap_err();
+    assert_eq!(bed.world.masks(101), ["4"], "an exclusive list does not");
+    bed.world.set_offline(&cpus("2"));
+    bed.world.change(102, |task| task.masks = vec![cpus("5")]);
+    bed.engine.widen_shared(&cpus("5"));
+    assert_eq!(bed.world.masks(101), ["4-5"]);
+    assert_eq!(bed.world.masks(102), ["5"], "its program has pinned it");
+    bed.world.set_offline(&cpus("4-5"));
+    bed.world.spawn(103, ONLINE, |_| ());
+    bed.write(Target::List(SHARED_45), 103, "0").unwrap_err();
+    bed.world.set_offline(&CpuSet::new());
+    bed.check_consistency();
+}
+
+#[test]
 fn a_mask_that_the_program_has_chosen_stays() {
     let bed = bed();
     set_mask(&bed, "6", ONLINE);

@@ -113,6 +113,7 @@ struct State {
     now: u64,
     spent: u64,
     looks: usize,
+    offline: CpuSet,
 }
 
 /// A machine and a state directory in memory.
@@ -183,6 +184,10 @@ impl World {
 
     pub(crate) fn task(&self, pid: u32) -> FakeTask {
         self.state.lock().tasks[&pid].clone()
+    }
+
+    pub(crate) fn set_offline(&self, cpus: &CpuSet) {
+        self.state.lock().offline.clone_from(cpus);
     }
 
     pub(crate) fn is_alive(&self, pid: u32) -> bool {
@@ -484,6 +489,10 @@ impl Masks for FakeProcesses {
         mask.flatten().ok_or(MaskError::Gone)
     }
 
+    fn offline(&self) -> CpuSet {
+        self.world.state.lock().offline.clone()
+    }
+
     fn are_within(&self, process: &FakeProcess, cpus: &CpuSet, look: Look) -> Result<bool, MaskError> {
         let task = self.alive(process, FakeTask::clone).ok_or(MaskError::Gone)?;
         let seen = if look == Look::AllThreads { &task.masks[..] } else { &task.masks[..1] };
@@ -535,8 +544,9 @@ impl Masks for FakeProcesses {
     ) -> Result<Vec<CpuSet>, MaskError> {
         self.world.step(Step::SetMask(process.id, cpus.clone()));
         let mut state = self.world.state.lock();
+        let offline = state.offline.clone();
         let task = state.alive(process.id)?;
-        let got = cpus.intersection(&task.allowed);
+        let got = cpus.intersection(&task.allowed).difference(&offline);
         if got.is_empty() {
             return Err(MaskError::Refused);
         }
