@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Error, anyhow};
 use kcm_mount::model::cpuset::CpuSet;
@@ -26,6 +26,29 @@ pub(crate) struct Host {
     /// The system root that contains `sys`, if it is not `/`.
     system: Option<PathBuf>,
 }
+
+/// As [`Host::topology`] of [`Host::from_env`], but read again only if CPUs have come or gone.
+///
+/// # Errors
+/// As for [`Host::topology`].
+pub(crate) fn current_topology() -> Result<Topology, Error> {
+    static LAST: Mutex<Option<(Lists, Topology)>> = Mutex::new(None);
+    let host = Host::from_env();
+    let cpus = host.system_root().join("sys/devices/system/cpu");
+    let lists = ["present", "online", "isolated"].map(|name| fs::read(cpus.join(name)).ok());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some((then, topology)) if *then == lists => Ok(topology.clone()),
+        _ => {
+            let topology = host.topology()?;
+            *last = Some((lists, topology.clone()));
+            Ok(topology)
+        }
+    }
+}
+
+/// The lists that change when CPUs come or go.
+type Lists = [Option<Vec<u8>>; 3];
 
 impl Host {
     /// The machine that `KCM_PROC_FS` and `KCM_DEV_LSCPU_SYSFS` name, or this one.

@@ -23,7 +23,8 @@ fn main() -> ExitCode {
     // The daemon's own processes have a command line that is not for users; clap does not know it.
     let result = match Invocation::parse(std::env::args_os().skip(1)) {
         Some(invocation) => {
-            invocation.and_then(Invocation::run).map_err(Into::into).map(|()| ExitCode::SUCCESS)
+            let read = || Ok(host::current_topology()?);
+            invocation.and_then(|it| it.run(read)).map_err(Into::into).map(|()| ExitCode::SUCCESS)
         }
         None => commands::run(cli::Cli::parse()),
     };

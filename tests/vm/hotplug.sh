@@ -17,6 +17,7 @@ fails "a list with an offline CPU cannot be claimed" "nvalid argument" sh -c "ec
 is "the error says why" "$(grep -c '1,9' $C/self/last_error)" 1
 holds "a claim of the pool passes it over" sh -c "echo $free >$D/tasks"
 is "and gets a whole core" "$(mask "$free")" 0,8
+is "info/topology names it" "$(grep -o '"offline":"[^"]*"' $C/info/topology)" '"offline":"9"'
 is "describe names the offline CPU" "$(kcm describe --format=table | grep -c 'offline: 9')" 1
 is "node-report names the list" "$(kcm node-report | grep -c 'dataplane:1,9')" 1
 

@@ -116,7 +116,7 @@ pub(super) struct HandoffState {
     /// Identifies the mount: the kernel numbers the requests of each mount separately.
     #[serde(rename = "mount")]
     pub(super) mount_id: u64,
-    /// The machine as it was when the directory was mounted.
+    /// The machine as it was when the directory was mounted; used if it cannot be read.
     pub(super) topology: Topology,
     /// A legacy layout that has been moved aside and that the first worker imports.
     pub(super) import: Option<PathBuf>,

@@ -36,6 +36,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
+pub use crate::engine::ReadTopology;
 use crate::model::topology::Topology;
 use crate::mountpoint;
 use crate::process::{self, PidFd};
@@ -116,11 +117,12 @@ pub fn serve(paths: &MountPaths, topology: Topology, import: bool) -> Result<(),
 }
 
 impl Invocation {
-    /// Does what the role of this process is, and returns when that is done.
+    /// Does what the role of this process is, and returns when that is done. `read_topology` reads the CPUs of the machine
+    /// whenever they are needed.
     ///
     /// # Errors
     /// The role cannot be fulfilled.
-    pub fn run(self) -> Result<(), MountError> {
+    pub fn run(self, read_topology: ReadTopology) -> Result<(), MountError> {
         let Self { role, paths } = self;
         if matches!(role, Role::Preflight | Role::Probe) {
             // A process that only asks must not hold the device: when all others have died, it would keep the connection
@@ -129,7 +131,7 @@ impl Invocation {
         }
         init_daemon(&paths.conf_dir)?;
         match role {
-            Role::Worker => worker::serve(&paths),
+            Role::Worker => worker::serve(&paths, read_topology),
             Role::Supervisor { replace_worker } => resume(&paths, replace_worker),
             Role::Preflight => upgrade::check_state(&paths.state_dir),
             // Waits behind no other request (`fuse::adapter`), and the kernel caches no answer.

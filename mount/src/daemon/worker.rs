@@ -22,7 +22,7 @@ use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::setup;
 use crate::clock;
-use crate::engine::{Engine, OwnProcesses};
+use crate::engine::{Engine, OwnProcesses, ReadTopology};
 use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
 use crate::import;
@@ -38,7 +38,7 @@ const ORPHAN_GRACE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// [`MountError::Background`]: the supervisor has been sent the reason.
-pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
+pub(super) fn serve(paths: &MountPaths, read_topology: ReadTopology) -> Result<(), MountError> {
     process::keep_heap_small();
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
     let InheritedFds { device, handoff, lock, spare, kept } = InheritedFds::take().map_err(failed)?;
@@ -52,14 +52,14 @@ pub(super) fn serve(paths: &MountPaths) -> Result<(), MountError> {
     // If the supervisor has died already, the parent is another process.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);
-    let Serving { engine, ended, resends } =
-        match start(paths, &device, &handoff, (lock, spare, kept), supervisor) {
-            Ok(serving) => serving,
-            Err(error) => {
-                control.send(&Message::Failed(error.to_string()));
-                return Err(MountError::Background);
-            }
-        };
+    let own = OwnProcesses { supervisor, cpus: None, read_topology: Some(read_topology) };
+    let Serving { engine, ended, resends } = match start(paths, &device, &handoff, (lock, spare, kept), own) {
+        Ok(serving) => serving,
+        Err(error) => {
+            control.send(&Message::Failed(error.to_string()));
+            return Err(MountError::Background);
+        }
+    };
     control.send(&Message::Ready { resends });
     loop {
         let mut fds = [
@@ -109,7 +109,7 @@ fn start(
     device: &OwnedFd,
     handoff: &HandoffMemfd,
     (lock, spare, kept): (StateLock, OwnedFd, KeptPidfds),
-    supervisor: Option<u32>,
+    own: OwnProcesses,
 ) -> Result<Serving, MountError> {
     let conf_dir = &paths.conf_dir;
     let handoff_failed = |source| io_error(conf_dir, "the supervisor's handoff state", source);
@@ -118,7 +118,7 @@ fn start(
         StateDir::open(lock, &paths.state_dir, &clock::boot_id(), state.mount_id, Some(spare))?;
     let polls = recovered.polls.clone();
     let truncated = recovered.truncated.clone();
-    let own = OwnProcesses { supervisor, cpus: state.cpus.as_ref().and_then(|cpus| cpus.parse().ok()) };
+    let own = OwnProcesses { cpus: state.cpus.as_ref().and_then(|cpus| cpus.parse().ok()), ..own };
     let (engine, first_handle) = Engine::start(journal, recovered, state.topology.clone(), own, kept)
         .map_err(|error| MountError::Start(error.to_string()))?;
     let engine = Arc::new(engine);

@@ -119,7 +119,7 @@ impl<P: Ports> Engine<P> {
     pub(crate) fn add_list(&self, caller: Caller, pool: PoolId, name: &str) -> Result<ListId, Refusal> {
         self.require_admin(caller)?;
         let cpus = CpuSet::from_name(name).map_err(Refusal::BadCpuList)?;
-        let known = self.topology.cpus();
+        let known = self.topology.get().cpus();
         let unknown = cpus.difference(&known);
         if !unknown.is_empty() {
             return Err(Refusal::UnknownCpus { unknown, known });

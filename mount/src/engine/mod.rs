@@ -34,6 +34,7 @@ mod intruders;
 mod last_error;
 mod live;
 mod lookup;
+mod machine;
 mod ports;
 mod reap;
 mod recover;
@@ -65,6 +66,8 @@ use intruders::Intruders;
 use last_error::Refusals;
 pub(crate) use last_error::Refused;
 pub(crate) use live::Live;
+use machine::CurrentTopology;
+pub use machine::ReadTopology;
 pub(crate) use ports::Ports;
 use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
 pub(crate) use replay::{Admission, RequestId};
@@ -136,7 +139,7 @@ pub(crate) struct Engine<P: Ports = Live> {
     recorded_refusals: Mutex<Budget>,
     pub(crate) changes: Changes,
     pub(crate) metrics: Metrics,
-    topology: Topology,
+    topology: CurrentTopology,
     /// This process, which is never claimed.
     own_pid: Pid,
     /// The supervisor, which is never claimed; 0 if there is none at the moment.
@@ -146,13 +149,15 @@ pub(crate) struct Engine<P: Ports = Live> {
     in_flight_timeout: Duration,
 }
 
-/// The processes of the daemon.
+/// The daemon, as far as the engine needs to know it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OwnProcesses {
     /// The supervisor, if there is one at the moment.
     pub(crate) supervisor: Option<u32>,
     /// The CPUs on which the daemon was started. An administrator may have chosen them.
     pub(crate) cpus: Option<CpuSet>,
+    /// Reads the CPUs of the machine.
+    pub(crate) read_topology: Option<ReadTopology>,
 }
 
 /// Why the engine could not start.
@@ -203,7 +208,7 @@ impl<P: Ports> Engine<P> {
             recorded_refusals: Mutex::new(budget::of_recorded_refusals()),
             changes: Changes::new().map_err(StartError::Eventfd)?,
             metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
-            topology,
+            topology: CurrentTopology::new(topology, own.read_topology),
             own_pid: own_pid.ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
             supervisor: AtomicU32::new(own.supervisor.unwrap_or(0)),
             own_cpus: own.cpus,
@@ -229,9 +234,9 @@ impl<P: Ports> Engine<P> {
         Ok((engine, handles))
     }
 
-    /// The CPUs of the machine when the daemon started.
-    pub(crate) fn topology(&self) -> &Topology {
-        &self.topology
+    /// The CPUs of the machine.
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        self.topology.get()
     }
 
     /// Locks the claims, with the dead tasks reaped. For everything that shows or decides who holds what.
@@ -395,10 +400,11 @@ impl<P: Ports> Engine<P> {
         // This thread belongs to the daemon and makes no other thread meanwhile.
         let waiting = BlockedWriter::thread(nix::unistd::gettid().as_raw() as u32);
         let exclusive = self.configuration().exclusive_cpus();
-        let elsewhere = self.topology.online().difference(&exclusive);
+        let topology = self.topology.get();
+        let elsewhere = topology.online().difference(&exclusive);
         let own =
             self.own_cpus.as_ref().map_or_else(|| elsewhere.clone(), |own| own.intersection(&elsewhere));
-        let choices = [own.difference(&self.topology.isolated()), own, elsewhere];
+        let choices = [own.difference(&topology.isolated()), own, elsewhere];
         let mask = choices.into_iter().find(|cpus| !cpus.is_empty()).map_or(SavedMask::All, SavedMask::Cpus);
         let supervisor = Pid::new(self.supervisor.load(Ordering::Relaxed));
         for pid in [Some(self.own_pid), supervisor].into_iter().flatten() {

@@ -264,7 +264,7 @@ impl<P: Ports> Engine<P> {
     }
 
     fn look_over_processes(&self, dead: &[Arc<DeadClaim>], released: &BTreeSet<ListId>) -> Findings {
-        let online = &self.topology.online();
+        let online = &self.topology.get().online();
         let released: Vec<(ListId, CpuSet)> = {
             let claims = self.claims.lock();
             released.iter().filter_map(|id| Some((*id, claims.list(*id)?.cpus().clone()))).collect()

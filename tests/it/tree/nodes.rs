@@ -203,6 +203,29 @@ fn topology_has_sockets_cores_cpus_and_nodes() {
 }
 
 #[test]
+fn the_topology_is_that_of_now() {
+    let mut machine = Machine::new(1, 2, 1);
+    let mount = Mount::on_machine(&machine);
+    let lists = || -> (Value, Value) {
+        let text = mount.read("info/topology");
+        let value: Value = serde_json::from_str(&text).unwrap();
+        (value["online"].clone(), value["offline"].clone())
+    };
+    assert_eq!(lists(), (json!("0-1"), json!("")));
+    mount.make_pool("p", false, &[]);
+    let list = mount.pool("p").join("3");
+    assert_eq!(errno(fs::create_dir(&list)), Errno::EINVAL);
+    machine.offline = vec![1];
+    machine.write(&mount.home().join("machine"));
+    assert_eq!(lists(), (json!("0"), json!("1")));
+    // CPUs are added.
+    Machine::new(1, 4, 1).write(&mount.home().join("machine"));
+    fs::create_dir(&list).expect("a list of a CPU that was added");
+    mount.replace_worker();
+    assert_eq!(lists(), (json!("0-3"), json!("")));
+}
+
+#[test]
 fn a_list_with_an_old_name_is_a_new_node() {
     let mount = Mount::with_dataplane();
     let list = mount.pool("dataplane").join("0");
