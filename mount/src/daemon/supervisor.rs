@@ -31,7 +31,7 @@ use super::backoff::RestartBackoff;
 use super::error::{MountError, io_error};
 use super::fds::{self, ControlSocket, HandoffState, InheritedFds, Message};
 use super::identity;
-use super::mount::{self, mount_device, new_mount_id};
+use super::mount::{self, new_mount_id};
 use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::systemd;
@@ -415,9 +415,19 @@ impl Supervisor {
         let failed = |source| io_error(&self.paths.conf_dir, "cannot be mounted again", source);
         let state = self.fds.handoff.read().map_err(failed)?;
         // The connection is aborted, because another process may have its device open too, such as the service manager.
-        self.unmount(MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
-        let device = mount_device(&self.paths.conf_dir)?;
-        self.mounted = mountpoint::topmost(&self.paths.conf_dir).map_err(failed)?;
+        let end = MntFlags::MNT_FORCE | MntFlags::MNT_DETACH;
+        let conf_dir = &self.paths.conf_dir;
+        let device = if mountpoint::topmost(conf_dir).map_err(failed)? == self.mounted {
+            mount::replace_mount(conf_dir, || {
+                // It may have been unmounted meanwhile.
+                let _ = umount2(conf_dir, end);
+            })?
+        } else {
+            self.unmount(end);
+            mount::mount_device(conf_dir)?
+        };
+        let connection = identity::connection_of(&device);
+        self.mounted = mountpoint::at(&self.paths.conf_dir, connection).map_err(failed)?;
         process::replace_fd(device.as_fd(), self.fds.device.as_fd()).map_err(failed)?;
         self.notify_ready();
         let state = HandoffState { mount_id: new_mount_id(), init: None, ..state };

@@ -34,9 +34,17 @@ pub(crate) fn offers_resend(init: &[u8]) -> bool {
     flags2.is_some_and(|flags2| flags2 & HAS_RESEND != 0)
 }
 
-/// The options of mount(2) for the connection that `device` opened (Documentation/filesystems/fuse.rst).
-pub(crate) fn mount_options(device: RawFd) -> String {
-    format!("fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions")
+/// The options of a mount for the connection that `device` opened (Documentation/filesystems/fuse.rst). Those without a value
+/// are flags.
+pub(crate) fn mount_options(device: RawFd) -> [(&'static str, Option<String>); 6] {
+    [
+        ("fd", Some(device.to_string())),
+        ("rootmode", Some("40000".into())),
+        ("user_id", Some("0".into())),
+        ("group_id", Some("0".into())),
+        ("allow_other", None),
+        ("default_permissions", None),
+    ]
 }
 
 #[cfg(test)]

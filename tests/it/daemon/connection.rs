@@ -1,11 +1,15 @@
 //! The FUSE connection: processes that only ask do not hold it, and one that was aborted is replaced.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::harness::dir::{Dir as _, pinned};
-use crate::harness::{Mount, Sleeper, signal, until, write};
+use crate::harness::{Mount, Sleeper, kernel, signal, until, write};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 #[test]
@@ -47,10 +51,30 @@ fn an_aborted_connection_is_replaced_once() {
     let task = pinned("0-1");
     write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
     let supervisor = mount.supervisor();
-    abort(&mount);
-    until("it is mounted again", || {
-        mount.log().contains("mounting again") && fs::read(mount.conf().join("info/version")).is_ok()
+    let conf = mount.conf();
+    let ended = AtomicBool::new(false);
+    let errors = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut errors = BTreeSet::new();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !ended.load(Ordering::Relaxed) && Instant::now() < deadline {
+                errors
+                    .extend(fs::metadata(conf.join("info/version")).err().map(|error| error.raw_os_error()));
+            }
+            errors
+        });
+        abort(&mount);
+        until("it is mounted again", || {
+            mount.log().contains("mounting again") && fs::read(mount.conf().join("info/version")).is_ok()
+        });
+        ended.store(true, Ordering::Relaxed);
+        client.join().unwrap()
     });
+    // On older kernels the directory below is visible for a moment.
+    if kernel() >= (6, 5) {
+        let known = [Errno::ENOTCONN, Errno::ECONNABORTED].map(|errno| Some(errno as i32));
+        assert!(errors.iter().all(|errno| known.contains(errno)), "{errors:?}");
+    }
     assert_eq!(mount.tasks_of("dataplane", "0"), task.pid().to_string(), "claims are kept");
     assert_eq!((mount.supervisor(), mount.mounted()), (supervisor, 1));
     assert!(mount.log().contains("the FUSE connection was aborted"), "{}", mount.log());
