@@ -212,6 +212,12 @@ fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 3], Error> 
     };
     let dataplane = take(&mut reserved, DATAPLANE, counts.dataplane)?;
     let controlplane = take(&mut reserved, CONTROLPLANE, counts.controlplane)?;
+    for cpus in dataplane.iter().filter(|cpus| topology.may_be_a_part_of_a_core(cpus)) {
+        log::warn!(
+            "CPU list {cpus} of {DATAPLANE} may be a part of a core, because CPU {} is offline; bring it online before kcm init",
+            topology.cpus().difference(&topology.online())
+        );
+    }
     let infra = rest.get_or_insert(reserved);
     if infra.is_empty() {
         bail!("No more free cores left to assign for {INFRA}");

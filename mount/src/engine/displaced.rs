@@ -68,8 +68,8 @@ impl Displaced {
 
 impl<P: Ports> Engine<P> {
     /// Looks for displaced tasks whenever CPUs come or go and every now and then; for a thread of its own. Sleeps while
-    /// nothing is claimed. `cpus_changed`: a descriptor that is readable when CPUs have come or gone, and a function that
-    /// says whether they have.
+    /// nothing is claimed. `cpus`: a descriptor that is readable when CPUs may have come or gone, and a function that says
+    /// whether they have.
     pub(crate) fn watch_masks_forever(&self, cpus: Option<(BorrowedFd<'_>, &dyn Fn() -> bool)>) {
         use std::os::fd::AsFd as _;
         let mut look = Look::AllThreads;

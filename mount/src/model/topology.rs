@@ -75,6 +75,14 @@ impl Topology {
         self.cpus.iter().filter(|cpu| cpu.isolated).map(|cpu| cpu.id).collect()
     }
 
+    /// Returns whether a core with these online CPUs may have offline ones, too: it has fewer CPUs than other cores. The kernel
+    /// does not tell to which core an offline CPU belongs.
+    #[must_use]
+    pub fn may_be_a_part_of_a_core(&self, cpus: &CpuSet) -> bool {
+        let most = self.cores().iter().map(|core| core.cpus.iter().count()).max().unwrap_or(0);
+        cpus.iter().count() < most && self.online() != self.cpus()
+    }
+
     /// Returns the cores that have online CPUs, by socket, then by number.
     #[must_use]
     pub fn cores(&self) -> Vec<Core> {
@@ -125,5 +133,29 @@ impl Topology {
         };
         let sockets: serde_json::Map<String, Value> = self.sockets().into_iter().map(socket).collect();
         json!({ "sockets": sockets })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_with_fewer_cpus_may_be_half_of_one_if_a_cpu_is_offline() {
+        let cpu = |id: u32, core: Option<u32>| Cpu {
+            id: CpuId::new(id).unwrap(),
+            core,
+            socket: core.map(|_| 0),
+            node: None,
+            online: core.is_some(),
+            isolated: false,
+        };
+        let mut cpus = vec![cpu(0, Some(0)), cpu(1, Some(1)), cpu(2, Some(0))];
+        let is_part = |cpus: &[Cpu], list: &str| {
+            Topology::new(cpus.to_vec()).may_be_a_part_of_a_core(&list.parse().unwrap())
+        };
+        assert!(!is_part(&cpus, "1"), "a core of a hybrid processor");
+        cpus.push(cpu(3, None));
+        assert!(is_part(&cpus, "1") && !is_part(&cpus, "0,2"));
     }
 }
