@@ -72,28 +72,33 @@ impl<P: Ports> Engine<P> {
     /// whether they have.
     pub(crate) fn watch_masks_forever(&self, cpus: Option<(BorrowedFd<'_>, &dyn Fn() -> bool)>) {
         use std::os::fd::AsFd as _;
-        let mut look = Look::AllThreads;
         let mut offline = self.processes.offline();
+        let mut look = Some(Look::AllThreads);
+        // Whether there was a claim a short time ago: many are short, and the thread is not woken for each.
+        let mut was_woken = false;
         loop {
-            self.displaced.is_idle.store(true, Ordering::Release);
-            let has_claims = self.configuration().claims().next().is_some();
-            if has_claims {
-                self.displaced.is_idle.store(false, Ordering::Release);
+            if let Some(look) = look {
                 self.check_masks(look);
             }
+            // A claim after this wakes the thread.
+            self.displaced.is_idle.store(true, Ordering::Release);
+            let has_claims = was_woken || self.configuration().claims().next().is_some();
+            self.displaced.is_idle.store(!has_claims, Ordering::Release);
             let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
             let mut fds = vec![PollFd::new(self.displaced.bell.as_fd(), PollFlags::POLLIN)];
             fds.extend(cpus.map(|(fd, _)| PollFd::new(fd, PollFlags::POLLIN)));
             let _ = poll(&mut fds, if has_claims { timeout } else { PollTimeout::NONE });
             let [bell, changed] = [0, 1].map(|n| fds.get(n).and_then(PollFd::any).unwrap_or(false));
+            // The masks of a new claim are right: they are looked at after the next interval.
+            look = (!bell).then_some(Look::FirstThread);
+            was_woken = bell;
             if bell {
                 let _ = self.displaced.bell.read();
             }
-            look = Look::FirstThread;
             if changed {
                 std::thread::sleep(SETTLING);
                 if cpus.is_some_and(|(_, have_changed)| have_changed()) {
-                    look = Look::AllThreads;
+                    look = Some(Look::AllThreads);
                     self.update_daemon_affinity();
                     let was_offline = std::mem::replace(&mut offline, self.processes.offline());
                     self.widen_shared(&was_offline.difference(&offline));

@@ -53,7 +53,7 @@ pub(crate) use passes::{BlockedWriter, TimeLimit, waited};
 pub(crate) use priority::raise_low_priority;
 pub(crate) use scan::ScannedProcess;
 use stacks::Stacks;
-pub(crate) use sys::{keep_heap_small, trim_heap};
+pub(crate) use sys::{FilterStep, attach_filter, keep_heap_small, trim_heap};
 pub(crate) use watch::Watch;
 
 /// The list of offline CPUs.
@@ -304,14 +304,17 @@ impl Processes {
     /// Returns how a dead process ended.
     pub(crate) fn ended(&self, process: &Process) -> Ending {
         // The pidfd knows once the parent has collected the process; until then it is a zombie in /proc.
-        let info = sys::pidfd_info(process.pidfd(), sys::INFO_EXIT).ok();
-        let collected = info.filter(|info| info.mask & sys::INFO_EXIT != 0).map(|info| info.exit_code);
+        let collected = || {
+            let info = sys::pidfd_info(process.pidfd(), sys::INFO_EXIT).ok();
+            info.filter(|info| info.mask & sys::INFO_EXIT != 0).map(|info| info.exit_code)
+        };
         let zombie = || {
             let stat = self.proc.stat(process.id.pid.get()).ok().flatten()?;
             let same = self.features.pidfs || process.id.ino == stat.started | IS_START_TIME;
             (same && stat.has_exited()).then_some(stat.exit_code)
         };
-        match collected.or_else(zombie) {
+        // It may be collected between the first two questions.
+        match collected().or_else(zombie).or_else(collected) {
             Some(code) if code & 0x7f == 0 => Ending::Exited(code >> 8),
             Some(code) => Ending::Killed(code & 0x7f),
             None => Ending::Unknown,

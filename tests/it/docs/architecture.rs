@@ -38,6 +38,7 @@ const MOUNT: &[(&str, &[&str])] = &[
     ("child", &["process"]),
     ("mountpoint", &["process"]),
     ("state", &["clock", "journal", "model"]),
+    ("uevents", &["process"]),
 ];
 
 /// The top-level modules of kcm, each with the ones that it may import: `commands -> {confdir, host, kubernetes}`, which
