@@ -438,9 +438,7 @@ fn legacy_clients_do_not_notice_a_worker_death() {
     for step in ["reread", "opened", "written", "pinned", "reread again", "opened again"] {
         let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
         client.at(step);
-        let worker = mount.daemons().into_iter().max().unwrap();
-        let worker = nix::unistd::Pid::from_raw(worker as i32);
-        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+        mount.signal_worker(nix::sys::signal::Signal::SIGKILL);
         assert_done(client);
         assert_eq!(read(&tasks), "", "{step}");
     }
