@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Mount, Sleeper, proc_number, write};
+use crate::harness::{Mount, Sleeper, proc_number, until, write};
 
 const RESTARTS: usize = 1000;
 
@@ -25,9 +25,16 @@ fn size(mount: &Mount) -> Size {
     let mut state: Vec<String> =
         fs::read_dir(mount.state()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     state.sort();
+    // A worker answers before all of its threads have started.
+    let threads = || both.map(|pid| proc_number(&format!("/proc/{pid}/status"), "Threads"));
+    until("all threads have started", || {
+        let before = threads();
+        std::thread::sleep(Duration::from_millis(50));
+        threads() == before
+    });
     Size {
         descriptors: both.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()),
-        threads: both.map(|pid| proc_number(&format!("/proc/{pid}/status"), "Threads")),
+        threads: threads(),
         memory: both.map(|pid| {
             // Pages of the program are private or shared, depending on the other processes that run it, so they do
             // not count.
