@@ -5,8 +5,8 @@
 //! goes offline. Nobody tells the task, and it then runs on the lists of others.
 //!
 //! Owns when masks are looked at, and which displaced tasks are reported already. Does not know how CPUs that come and go
-//! are noticed, or how a mask is set. A thread that the program has pinned elsewhere is the program's own choice: it is
-//! left alone.
+//! are noticed, or how a mask is set. A thread that the program has pinned elsewhere is the program's own choice, and
+//! stays there.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -25,7 +25,7 @@ use crate::metrics::Counter;
 use crate::model::command::{Command, CompletedPlan, Effects};
 use crate::model::cpuset::CpuSet;
 use crate::model::task::TaskId;
-use crate::process::{BlockedWriter, Look, Seen, Threads, TimeLimit};
+use crate::process::{BlockedWriter, Look, MaskError, Seen, Threads, TimeLimit};
 
 /// How often the masks of claimed tasks are looked at, because nothing tells of a change of a cpuset. Nothing is looked at
 /// while there are no claims.
@@ -119,22 +119,38 @@ impl<P: Ports> Engine<P> {
             claims.claims().filter(|claim| has_it(claim.list)).map(|claim| claim.task).collect()
         };
         for task in tasks {
-            let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { continue };
-            let process = self.processes.watched(&task);
-            if let (Some(placement), Some(process)) = (plan.placements.first(), process) {
-                let cpus = self.usable(placement);
+            let Some(process) = self.processes.watched(&task) else { continue };
+            self.while_reserved(task, |cpus| {
                 let before = cpus.difference(came);
                 // A task that is pinned to a part of its list stays there.
-                if self.processes.leader_mask(task.pid).is_ok_and(|mask| mask == before) {
-                    let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), WORK, PATIENCE));
-                    if let Err(error) = self.processes.set_mask(&process, &cpus, &cpus, Threads::All, waiting)
-                    {
-                        log::debug!("{} stays on {before}: {error}", task.pid);
-                    }
+                if self.processes.leader_mask(task.pid).is_ok_and(|mask| mask == before)
+                    && let Err(error) = self.set_mask_soon(&process, cpus, Threads::All)
+                {
+                    log::debug!("{} stays on {before}: {error}", task.pid);
                 }
-            }
-            self.settle(CompletedPlan::unchanged(&plan));
+            });
         }
+    }
+
+    /// Calls `act` with the CPUs that a claimed task can use, while nobody else sets its masks. Does nothing if it has no claim
+    /// any more, or if a write has the task in flight.
+    fn while_reserved(&self, task: TaskId, act: impl FnOnce(&CpuSet)) {
+        let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { return };
+        if let Some(placement) = plan.placements.first() {
+            act(&self.usable(placement));
+        }
+        self.settle(CompletedPlan::unchanged(&plan));
+    }
+
+    /// Sets the mask of a claimed task, and does not let others wait for it.
+    fn set_mask_soon(
+        &self,
+        process: &ProcessOf<P>,
+        cpus: &CpuSet,
+        threads: Threads,
+    ) -> Result<(), MaskError> {
+        let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), WORK, PATIENCE));
+        self.processes.set_mask(process, cpus, cpus, threads, waiting).map(drop)
     }
 
     /// Looks whether claimed tasks are displaced, reports them and moves them back.
@@ -160,12 +176,8 @@ impl<P: Ports> Engine<P> {
             self.displaced.elsewhere.lock().remove(&task);
             return;
         }
-        // A write that has the task in flight sets its masks, and its list may be another one by now.
-        let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { return };
-        if let Some(placement) = plan.placements.first() {
-            self.move_back(&process, &self.usable(placement), before.as_ref());
-        }
-        self.settle(CompletedPlan::unchanged(&plan));
+        // Its list may be another one by now.
+        self.while_reserved(task, |cpus| self.move_back(&process, cpus, before.as_ref()));
     }
 
     /// Moves a displaced task back on its list, while nobody else sets its masks.
@@ -177,8 +189,7 @@ impl<P: Ports> Engine<P> {
             Err(error) => return log::debug!("the masks of {} cannot be looked at: {error}", task.pid),
         };
         if let Some(Seen::Displaced(mask)) = &now {
-            let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), WORK, PATIENCE));
-            let moved = self.processes.set_mask(process, cpus, cpus, Threads::OnlyStrays, waiting);
+            let moved = self.set_mask_soon(process, cpus, Threads::OnlyStrays);
             if !matches!(before, Some(Seen::Displaced(_))) {
                 let outcome = match &moved {
                     Ok(_) => "it is on its list again".to_owned(),
