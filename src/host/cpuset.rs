@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kcm_mount::model::cpuset::CpuSet;
 
-/// Where a hierarchy with cpusets is mounted, and which of its cgroups is visible there as the root.
+/// A mounted hierarchy that has cpusets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     mount_point: PathBuf,

@@ -25,7 +25,7 @@ until_is "and its mask" 1,9 mask "$job"
 echo -cpuset >$G/cgroup.subtree_control
 echo +cpuset >$G/cgroup.subtree_control
 until_is "the cpuset controller is switched on beside a daemon: the mask is restored" 1,9 mask "$job"
-newer 6.2 || is "and the event tells of it" "$(grep -c displaced $C/info/events | sed 's/[1-9]/some/')" some
+newer 6.2 || is "and an event reports it" "$(grep -c displaced $C/info/events | sed 's/[1-9]/some/')" some
 is "the claim stays" "$(cat $D/1,9/tasks)" "$job"
 kill "$job"
 

@@ -19,7 +19,7 @@ claim $T "$job"
 kill -9 "$job"
 until_is "a task that is killed leaves a free list" "" cat $T
 is "and its event is a reclaim while it is not collected" "$(kinds)" reclaimed
-is "info/reclaimed has the kill alone" "$(wc -l <$C/info/reclaimed)" 1
+is "info/reclaimed has only the kill" "$(wc -l <$C/info/reclaimed)" 1
 is "the metrics agree" "$(grep -E '^kcm_(ended|reclaimed|died)_total' $C/info/metrics | sort | tr '\n' ' ')" \
     "$(newer 6.15 && echo 'kcm_died_total 0 kcm_ended_total 1 ' || echo 'kcm_died_total 1 kcm_ended_total 0 ')kcm_reclaimed_total 1 "
 finish

@@ -35,7 +35,7 @@ quiet() {
         [ -n "$ended" ] && break
         sleep 0.1
     done
-    is "$1: no client waits for ever" "$ended" yes
+    is "$1: no client hangs" "$ended" yes
     if newer 6.9; then
         is "$1: no client sees an error" "$(cat /tmp/errors.* | grep -v 'busy$\|Stale file handle' | sort | uniq -c | head -3)" ""
     else
@@ -99,7 +99,7 @@ systemctl set-property --runtime kcm MemoryMax=infinity
 is "a process is killed for memory" "$([ "$(killed)" -gt 0 ] && echo yes)" yes
 until_up "none"
 quiet "an out-of-memory kill"
-is "and the service goes on" "$(state ActiveState)" active
+is "and the service continues" "$(state ActiveState)" active
 
 load
 main=$(state MainPID)

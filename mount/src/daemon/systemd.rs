@@ -14,7 +14,7 @@ use crate::process::{self, KeptPidfds};
 /// for the first two under these names.
 const STORED: [&str; 3] = ["kcm-device", "kcm-letter", "kcm-pidfds"];
 
-/// What an earlier supervisor has stored.
+/// The descriptors that an earlier supervisor has stored.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) device: OwnedFd,

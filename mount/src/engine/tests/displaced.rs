@@ -4,7 +4,7 @@ use super::fakes::cpus;
 use super::*;
 use crate::process::Look;
 
-/// 100 has the list 1, and may run on it alone.
+/// 100 has the exclusive list 1.
 fn bed() -> Bed {
     let bed = Bed::new();
     bed.world.spawn(100, ONLINE, |_| ());
