@@ -67,7 +67,8 @@ impl State {
         line(0, "configuration".to_owned());
         for pool in &config.pools {
             let kind = exclusivity(pool.exclusivity);
-            line(1, format!("pool {} ({kind}, node {})", pool.name, pool.node));
+            let partial = if pool.partial { ", partial" } else { "" };
+            line(1, format!("pool {} ({kind}{partial}, node {})", pool.name, pool.node));
             for list in &pool.lists {
                 line(2, format!("list {} (node {})", list.name, list.id.0));
             }
@@ -134,6 +135,7 @@ impl State {
             json!({
                 "name": pool.name.as_str(),
                 "exclusive": pool.exclusivity == Exclusivity::Exclusive,
+                "partial": pool.partial,
                 "node": pool.node,
                 "lists": lists.collect::<Vec<Value>>(),
             })

@@ -2,8 +2,8 @@
 //!
 //! Owns names, node ids and default modes. Does not know FUSE's messages, or what a claim is.
 //!
-//! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has three consecutive nodes (directory,
-//! `exclusive`, `tasks`) and a CPU list two (directory, `tasks`), starting at a multiple of four. They are stored
+//! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has four consecutive nodes (directory,
+//! `exclusive`, `tasks`, `partial`) and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four. They are stored
 //! with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
 //!
 //! Longer than 400 lines because the table of files and the functions that it names are read together.
@@ -109,6 +109,11 @@ impl<P: Ports> Node<P> {
     /// Returns whether its content changes without a request of the kernel.
     pub(crate) fn is_volatile(self) -> bool {
         self.entry.volatile != Volatile::No
+    }
+
+    /// Returns whether poll(2) reports its changes.
+    pub(crate) fn notifies(self) -> bool {
+        self.is_volatile() && (self.is_writable() || matches!(self.entry.location, Location::List { .. }))
     }
 
     /// Returns whether it can be written.

@@ -71,12 +71,15 @@ fn offline() -> Result<CpuSet, Error> {
     Ok(machine.cpus().difference(&machine.online()))
 }
 
-/// Returns the slots that these pools offer: the lists that can be claimed, which have no offline CPU.
+/// Returns the slots that these pools offer: the lists that can be claimed. Unless the pool is partial, these have no
+/// offline CPU.
 fn slots(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Result<Slots, Error> {
-    let can_serve = |list: &String| {
-        confdir::parse_cpu_list(list).is_none_or(|cpus| cpus.intersection(offline).is_empty())
+    let can_serve = |pool: &Pool, list: &String| {
+        confdir::parse_cpu_list(list).is_none_or(|cpus| {
+            if pool.partial { !cpus.is_subset(offline) } else { cpus.is_disjoint(offline) }
+        })
     };
-    let count = |pool: &Pool| pool.lists.keys().filter(|list| can_serve(list)).count();
+    let count = |pool: &Pool| pool.lists.keys().filter(|list| can_serve(pool, list)).count();
     let slots: Slots = match name {
         ResourceName::Opaque => {
             let dataplane = pools.get(DATAPLANE).into_iter();
@@ -157,7 +160,7 @@ mod tests {
     fn pools(pools: &[(&str, bool, usize)]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, usize)| {
             let lists = (0..lists).map(|list| (list.to_string(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, lists })
+            (name.to_owned(), Pool { exclusive, partial: false, lists })
         };
         pools.iter().map(pool).collect()
     }
@@ -180,6 +183,14 @@ mod tests {
             "3 kcm.intel.com/dataplane, 1 kcm.intel.com/fast",
             "a list with an offline CPU cannot be claimed"
         );
+        let mut partial = pools(&[("dataplane", true, 1)]);
+        let pool = partial.get_mut("dataplane").unwrap();
+        pool.partial = true;
+        pool.lists.insert("8-9".into(), Vec::new());
+        for (offline, count) in [("8", 2), ("8-9", 1)] {
+            let slots = slots(&partial, ResourceName::Extended, &offline.parse().unwrap()).unwrap();
+            assert_eq!(listed(&slots), format!("{count} kcm.intel.com/dataplane"));
+        }
     }
 
     #[test]

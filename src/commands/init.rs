@@ -353,7 +353,11 @@ mod tests {
     }
 
     fn pool(exclusive: bool, lists: &[&str]) -> Pool {
-        Pool { exclusive, lists: lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect() }
+        Pool {
+            exclusive,
+            partial: false,
+            lists: lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect(),
+        }
     }
 
     fn pools(pools: &[(&str, Pool)]) -> Pools {

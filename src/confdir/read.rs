@@ -24,6 +24,8 @@ use super::{ConfDir, file_error, is_daemon_gone};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pool {
     pub(crate) exclusive: bool,
+    /// Whether exclusive lists with offline CPUs can be claimed.
+    pub(crate) partial: bool,
     pub(crate) lists: BTreeMap<String, Vec<u32>>,
 }
 
@@ -131,7 +133,10 @@ impl ConfDir {
                 lists.insert(list.to_string_lossy().into_owned(), tasks);
             }
         }
-        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), lists }))
+        // A plain directory has no such file.
+        let partial =
+            self.mounted && self.read(&[name, "partial"]).is_ok_and(|flag| flag.first() == Some(&b'1'));
+        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, lists }))
     }
 
     /// Returns `None` if the list has been removed since its name was read.
@@ -259,7 +264,7 @@ mod tests {
     #[test]
     fn lists_are_ordered_by_their_first_cpu() {
         let lists = ["10", "2,0", "x", "1"].map(|list| (list.to_owned(), Vec::new()));
-        let pool = Pool { exclusive: true, lists: lists.into() };
+        let pool = Pool { exclusive: true, partial: false, lists: lists.into() };
         let names: Vec<&str> = pool.lists_by_cpu().into_iter().map(|(list, _)| list).collect();
         assert_eq!(names, ["2,0", "1", "10", "x"]);
     }
@@ -277,7 +282,7 @@ mod tests {
     #[test]
     fn a_plain_directory_is_read_as_it_is() {
         let (_home, dir) = plain();
-        let pool = Pool { exclusive: true, lists: [("0".to_owned(), vec![7])].into() };
+        let pool = Pool { exclusive: true, partial: false, lists: [("0".to_owned(), vec![7])].into() };
         assert_eq!(dir.pools().unwrap(), Pools::from([("p".to_owned(), pool)]));
     }
 

@@ -26,7 +26,7 @@ use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::before_nul;
 
-/// The distance of node ids: a pool has three nodes, a list two.
+/// The distance of node ids: a pool has four nodes, a list three.
 pub(crate) const NODES_EACH: u64 = 4;
 /// How long a change waits for another change to be stored before it is refused. A store takes a few fsyncs, each
 /// of which may take a second on a busy disk; longer means that the disk does not answer.
@@ -141,7 +141,7 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
-        self.forget(&[id.0, id.exclusive_node(), id.tasks_node()]);
+        self.forget(&[id.0, id.exclusive_node(), id.tasks_node(), id.partial_node()]);
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -156,7 +156,7 @@ impl<P: Ports> Engine<P> {
         self.live_claims().apply(Command::CloseList { id, now: self.clock.since_boot() })?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemoveList(id)])
             .inspect_err(|_| self.apply_stored(&[Command::OpenList(id)]))?;
-        self.forget(&[id.0, id.tasks_node()]);
+        self.forget(&[id.0, id.tasks_node(), id.state_node()]);
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(())
@@ -176,11 +176,7 @@ impl<P: Ports> Engine<P> {
     ) -> Result<(), Refusal> {
         self.require_admin(caller)?;
         opener.require_admin()?;
-        let exclusivity = match before_nul(data).trim_ascii() {
-            b"0" => Exclusivity::Shared,
-            b"1" => Exclusivity::Exclusive,
-            _ => return Err(Refusal::NotAFlag),
-        };
+        let exclusivity = if flag(data)? { Exclusivity::Exclusive } else { Exclusivity::Shared };
         let mut next = self.configuring.lock(&self.clock)?;
         {
             let mut claims = self.live_claims();
@@ -193,6 +189,29 @@ impl<P: Ports> Engine<P> {
             .inspect_err(|_| self.apply_stored(&[Command::CancelExclusivity(pool)]))?;
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
+        Ok(())
+    }
+
+    /// Carries out one write to `partial`. `opener` is the user who opened the file.
+    ///
+    /// # Errors
+    /// `EPERM` if caller or opener lacks the capability; `EINVAL` for anything but 0 and 1; or the change cannot be
+    /// stored.
+    pub(crate) fn set_partial(
+        &self,
+        caller: Caller,
+        opener: User,
+        pool: PoolId,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
+        self.require_admin(caller)?;
+        opener.require_admin()?;
+        let partial = flag(data)?;
+        let mut next = self.configuring.lock(&self.clock)?;
+        if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_partial() != partial {
+            self.store_and_apply(&mut next, 0, caller, &[Command::SetPartial { pool, partial }])?;
+            reached(Step::ConfigApplied);
+        }
         Ok(())
     }
 
@@ -284,6 +303,15 @@ impl<P: Ports> Engine<P> {
     }
 }
 
+/// Reads a flag: 0 or 1.
+fn flag(data: &[u8]) -> Result<bool, Refusal> {
+    match before_nul(data).trim_ascii() {
+        b"0" => Ok(false),
+        b"1" => Ok(true),
+        _ => Err(Refusal::NotAFlag),
+    }
+}
+
 /// Returns the pools and lists as they are stored.
 fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
     let list = |id: ListId| {
@@ -293,6 +321,7 @@ fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
     let pool = |(id, pool): (PoolId, &Pool)| PoolConfig {
         name: pool.name().clone(),
         exclusivity: pool.exclusivity(),
+        partial: pool.is_partial(),
         node: id.0,
         lists: pool.lists().filter_map(list).collect(),
     };

@@ -24,6 +24,7 @@ use super::{Engine, ProcessOf, list_event};
 use crate::metrics::Counter;
 use crate::model::command::{Command, CompletedPlan, Effects};
 use crate::model::cpuset::CpuSet;
+use crate::model::pool::ListId;
 use crate::model::task::TaskId;
 use crate::process::{BlockedWriter, Look, MaskError, Seen, Threads, TimeLimit};
 
@@ -101,14 +102,25 @@ impl<P: Ports> Engine<P> {
                     look = Some(Look::AllThreads);
                     self.update_daemon_affinity();
                     let was_offline = std::mem::replace(&mut offline, self.processes.offline());
-                    self.widen_shared(&was_offline.difference(&offline));
+                    self.note_states(&was_offline, &offline);
+                    self.widen(&was_offline.difference(&offline));
                 }
             }
         }
     }
 
-    /// Lets the tasks of shared lists run on CPUs of their lists that have come online.
-    pub(super) fn widen_shared(&self, came: &CpuSet) {
+    /// The states of lists change whose CPUs have come or gone.
+    fn note_states(&self, was_offline: &CpuSet, offline: &CpuSet) {
+        let changed = was_offline.difference(offline).union(&offline.difference(was_offline));
+        let claims = self.claims.lock();
+        let lists = claims.pools().flat_map(|(_, pool)| pool.lists());
+        let lists =
+            lists.filter(|id| claims.list(*id).is_some_and(|list| !list.cpus().is_disjoint(&changed)));
+        self.changes.changed(lists.map(ListId::state_node));
+    }
+
+    /// Lets tasks run on CPUs of their lists that have come online.
+    pub(super) fn widen(&self, came: &CpuSet) {
         if came.is_empty() {
             return;
         }

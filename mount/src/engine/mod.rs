@@ -349,7 +349,7 @@ impl<P: Ports> Engine<P> {
 
     fn list_changed(&self, claims: &Claims, id: ListId) {
         if let Some(list) = claims.list(id) {
-            self.changes.changed([id.tasks_node(), list.pool().tasks_node()]);
+            self.changes.changed([id.tasks_node(), id.state_node(), list.pool().tasks_node()]);
         }
     }
 
@@ -439,6 +439,11 @@ impl ListId {
     pub(crate) fn tasks_node(self) -> u64 {
         self.0 + 1
     }
+
+    /// Returns the node of the list's `state` file.
+    pub(crate) fn state_node(self) -> u64 {
+        self.0 + 2
+    }
 }
 
 impl PoolId {
@@ -450,5 +455,10 @@ impl PoolId {
     /// Returns the node of the pool's `tasks` file.
     pub(crate) fn tasks_node(self) -> u64 {
         self.0 + 2
+    }
+
+    /// Returns the node of the pool's `partial` file.
+    pub(crate) fn partial_node(self) -> u64 {
+        self.0 + 3
     }
 }

@@ -153,6 +153,9 @@ impl<P: Ports> Engine<P> {
 fn restore_pool(claims: &mut Claims, pool: PoolConfig) -> Result<(), Rejected> {
     let id = PoolId(pool.node);
     claims.apply(Command::AddPool { id, name: pool.name, exclusivity: pool.exclusivity })?;
+    if pool.partial {
+        claims.apply(Command::SetPartial { pool: id, partial: true })?;
+    }
     for list in pool.lists {
         claims.apply(Command::AddList { pool: id, id: list.id, name: list.name, cpus: list.cpus })?;
         claims.apply(Command::OpenList(list.id))?;

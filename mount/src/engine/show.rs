@@ -67,6 +67,27 @@ impl<P: Ports> Engine<P> {
         text
     }
 
+    /// Returns the `state` file of a list: a word, and its offline CPUs if there are any; empty if the list has been
+    /// removed.
+    pub(crate) fn show_state(&self, id: ListId) -> String {
+        self.reap_for(Concern::List(id), LIMIT);
+        let (cpus, is_free) = {
+            let claims = self.claims.lock();
+            let Some(list) = claims.list(id) else { return String::new() };
+            (list.cpus().clone(), list.tasks().is_empty())
+        };
+        let topology = self.topology.get();
+        let word = if is_free {
+            "free"
+        } else if cpus.is_subset(&topology.isolated()) {
+            "boot"
+        } else {
+            "affinity"
+        };
+        let offline = cpus.difference(&topology.online());
+        if offline.is_empty() { format!("{word}\n") } else { format!("{word} offline={offline}\n") }
+    }
+
     /// Returns `info/events`, and the size that the file would have if no line had been dropped. `since`: only the lines
     /// that were added since the file had this size.
     pub(crate) fn show_events(&self, since: Option<u64>) -> (String, u64) {

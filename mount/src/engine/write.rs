@@ -29,7 +29,7 @@ use crate::model::command::{
     Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target,
 };
 use crate::model::cpuset::CpuSet;
-use crate::model::pool::{Exclusivity, ListId};
+use crate::model::pool::ListId;
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
@@ -268,7 +268,9 @@ impl<P: Ports> Engine<P> {
             // The placements have the order of the tasks.
             let found = tasks.find(|one| one.info.task == placement.task);
             let process = &found.ok_or(Setback::Died(placement.task))?.process;
-            match self.draft_claim(placement, process, requester) {
+            let draft =
+                self.check_online(placement).and_then(|()| self.draft_claim(placement, process, requester));
+            match draft {
                 Ok(draft) => parts.push((placement, process, draft)),
                 Err(failure) => add_setbacks(&mut setbacks, failure)?,
             }
@@ -353,16 +355,30 @@ impl<P: Ports> Engine<P> {
         Ok((claim, previous))
     }
 
-    /// Returns the CPUs of a list for a mask: a shared list serves with those that are online, if there are any.
+    /// Returns the CPUs of a list for a mask: those that are online, if there are any and if its pool allows a part.
     pub(super) fn usable(&self, placement: &Placement) -> CpuSet {
         let cpus = &placement.cpus;
-        let is_shared = {
-            let claims = self.configuration();
-            let pool = claims.list(placement.list).and_then(|list| claims.pool(list.pool()));
-            pool.is_some_and(|pool| pool.exclusivity() == Exclusivity::Shared)
-        };
-        let online = if is_shared { cpus.difference(&self.processes.offline()) } else { CpuSet::new() };
-        if online.is_empty() { cpus.clone() } else { online }
+        let online = cpus.difference(&self.processes.offline());
+        let whole = online.is_empty() || online == *cpus || !self.serves_partly(placement.list);
+        if whole { cpus.clone() } else { online }
+    }
+
+    fn serves_partly(&self, list: ListId) -> bool {
+        let claims = self.configuration();
+        let pool = claims.list(list).and_then(|list| claims.pool(list.pool()));
+        pool.is_some_and(|pool| pool.serves_partly())
+    }
+
+    /// Checks that a list has the CPUs for a new task. The kernel would tell, too, but only after the task was touched, and
+    /// before Linux 6.2 the mask that it had could not be restored.
+    fn check_online(&self, placement: &Placement) -> Result<(), Failure> {
+        let offline = placement.cpus.intersection(&self.processes.offline());
+        if offline.is_empty() || !placement.is_change() || self.serves_partly(placement.list) {
+            return Ok(());
+        }
+        let name = self.configuration().list(placement.list).map(|list| list.name().clone());
+        let refusal = name.map_or(Refusal::Removed, |list| Refusal::Offline { list, offline });
+        Err(Setback::Unsuitable(placement.task, placement.list, refusal).into())
     }
 
     /// Records the claims and the releases of a plan, together with the fact that the request is carried out: if the

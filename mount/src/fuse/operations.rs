@@ -268,7 +268,7 @@ impl<P: Ports> Operations<P> {
     ) -> Result<bool, Errno> {
         self.run(request, "poll", Object::Node(node), || {
             let Ok(file) = self.opened(node) else { return Ok(true) };
-            if !(file.is_volatile() && file.is_writable()) {
+            if !file.notifies() {
                 return Ok(false);
             }
             if notify.is_some() {

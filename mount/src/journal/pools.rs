@@ -10,6 +10,8 @@ use crate::model::pool::{Exclusivity, ListId, PoolName};
 pub(crate) struct PoolConfig {
     pub(crate) name: PoolName,
     pub(crate) exclusivity: Exclusivity,
+    /// Whether exclusive lists with offline CPUs can be claimed.
+    pub(crate) partial: bool,
     /// The id of its directory.
     pub(crate) node: u64,
     pub(crate) lists: Vec<ListConfig>,

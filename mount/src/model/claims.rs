@@ -187,6 +187,7 @@ impl Claims {
             Command::PrepareExclusivity { pool, exclusivity } => self.prepare_exclusivity(pool, exclusivity),
             Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
+            Command::SetPartial { pool, partial } => self.set_partial(pool, partial),
             Command::Write(_)
             | Command::Reserve(_)
             | Command::Settle(_)

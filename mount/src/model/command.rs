@@ -250,6 +250,13 @@ pub enum Command {
         /// The new value.
         exclusivity: Exclusivity,
     },
+    /// Allow claims on exclusive lists with offline CPUs, or not.
+    SetPartial {
+        /// The pool.
+        pool: PoolId,
+        /// The new value.
+        partial: bool,
+    },
 }
 
 /// Why a command was not applied. Nothing has changed.

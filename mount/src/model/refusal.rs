@@ -2,6 +2,8 @@
 //!
 //! Owns the errno and the sentence of every refusal, each in one exhaustive match. Does not know how a refusal
 //! reaches the user, or the names of processes: a caller passes a name if the reader may know it.
+//!
+//! Longer than 400 lines because each refusal has its line in three places that are read together.
 
 use nix::errno::Errno;
 
@@ -92,6 +94,13 @@ pub enum Refusal {
         list: ListName,
         /// The narrowed mask; `None` if the kernel refused it.
         got: Option<CpuSet>,
+    },
+    /// The list is exclusive and has offline CPUs.
+    Offline {
+        /// The list.
+        list: ListName,
+        /// Its CPUs that are offline.
+        offline: CpuSet,
     },
     /// The task widens its threads' masks as fast as they are set.
     KeepsChanging,
@@ -206,6 +215,7 @@ impl Refusal {
             | Self::OwnProcess
             | Self::NoneSuits { .. }
             | Self::MaskRefused { .. }
+            | Self::Offline { .. }
             | Self::Deadline
             | Self::BadPoolName(_)
             | Self::BadCpuList(_)
@@ -311,6 +321,11 @@ impl Refusal {
                     "the kernel narrowed {list} to {got}; look at the task's cpuset cgroup and at offline CPUs"
                 )
             }
+            Self::Offline { list, offline } => {
+                format!(
+                    "{list} has offline CPUs: {offline}; bring them online, or write 1 to partial in its pool"
+                )
+            }
             Self::KeepsChanging => {
                 "the task keeps changing its threads' masks; stop that and write again".into()
             }
@@ -376,7 +391,7 @@ impl Refusal {
                 "not the number of an event; write the seq of the last event that you have read".into()
             }
             Self::NotWritable => {
-                "this file is read-only; commands go to tasks, exclusive and info/reclaimed".into()
+                "this file is read-only; commands go to tasks, exclusive, partial and info/reclaimed".into()
             }
             Self::FixedDirectory => {
                 "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()

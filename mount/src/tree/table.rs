@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Content, EVENTS, Node, POOLS, ROOT, WriteRequest};
 use crate::engine::{Attributes, Caller, Engine, Ports, Refused};
+use crate::model::claims::Pool;
 use crate::model::command::Target;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 
@@ -86,8 +87,10 @@ impl<P: Ports> Entry<P> {
         Self::dir (Location::Pool { offset: 0 }, ""),
         Self::file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), Volatile::No),
         Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), Volatile::Yes),
+        Self::file(Location::Pool { offset: 3 }, "partial",   0o644, show_partial,    Some(store_partial),   Volatile::No),
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
+        Self::file(Location::List { offset: 2 }, "state",     0o444, show_state,      None,                 Volatile::Yes),
         Self::dir (at(SELF, ROOT),           "self"),
         Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 Volatile::Yes),
         Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 Volatile::Yes),
@@ -106,13 +109,20 @@ fn show_nothing<P: Ports>(_: &Engine<P>, _: Context) -> Content {
 }
 
 fn show_exclusive<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
-    let pool = PoolId(context.base);
-    let exclusivity = engine.configuration().pool(pool).map(|pool| pool.exclusivity());
-    match exclusivity {
-        Some(Exclusivity::Exclusive) => Arc::from(*b"1\n"),
-        Some(Exclusivity::Shared) => Arc::from(*b"0\n"),
-        None => Arc::default(),
-    }
+    show_flag(engine, context, |pool| pool.exclusivity() == Exclusivity::Exclusive)
+}
+
+fn show_partial<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
+    show_flag(engine, context, Pool::is_partial)
+}
+
+fn show_flag<P: Ports>(engine: &Engine<P>, context: Context, is_set: fn(&Pool) -> bool) -> Content {
+    let flag = engine.configuration().pool(PoolId(context.base)).map(is_set);
+    line(flag.map(|is_set| if is_set { "1" } else { "0" }.to_owned()))
+}
+
+fn show_state<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
+    engine.show_state(ListId(context.base)).into_bytes().into()
 }
 
 fn show_pool_tasks<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
@@ -163,6 +173,14 @@ fn store_exclusive<P: Ports>(
     request: &WriteRequest<'_>,
 ) -> Result<(), Refused> {
     Ok(engine.set_exclusive(context.caller, request.opener, PoolId(context.base), request.data)?)
+}
+
+fn store_partial<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    Ok(engine.set_partial(context.caller, request.opener, PoolId(context.base), request.data)?)
 }
 
 fn store_pool_tasks<P: Ports>(

@@ -62,15 +62,20 @@ d755 cacheable /info
 d755 cacheable /pools
 d755 cacheable /pools/excl
 d755 cacheable /pools/excl/1
+-444 volatile /pools/excl/1/state
 -644 volatile /pools/excl/1/tasks
 d755 cacheable /pools/excl/2-3
+-444 volatile /pools/excl/2-3/state
 -644 volatile /pools/excl/2-3/tasks
 -644 cacheable /pools/excl/exclusive
+-644 cacheable /pools/excl/partial
 -644 volatile /pools/excl/tasks
 d755 cacheable /pools/shared
 d755 cacheable /pools/shared/4-5
+-444 volatile /pools/shared/4-5/state
 -644 volatile /pools/shared/4-5/tasks
 -644 cacheable /pools/shared/exclusive
+-644 cacheable /pools/shared/partial
 -644 volatile /pools/shared/tasks
 d755 cacheable /self
 -444 volatile /self/claim
@@ -95,7 +100,9 @@ fn node_ids_are_unique_and_lead_to_their_nodes_and_parents() {
     assert_eq!(node(&bed, "pools/excl/tasks").id(), EXCL.tasks_node());
     assert_eq!(node(&bed, "pools/excl/exclusive").id(), EXCL.exclusive_node());
     assert_eq!(node(&bed, "pools/excl/1/tasks").id(), EXCL_1.tasks_node());
-    for unknown in [0, 14, 63, EXCL.0 + 3, EXCL_1.0 + 2, 1 << 40] {
+    assert_eq!(node(&bed, "pools/excl/partial").id(), EXCL.partial_node());
+    assert_eq!(node(&bed, "pools/excl/1/state").id(), EXCL_1.state_node());
+    for unknown in [0, 14, 63, EXCL_1.0 + 3, 1 << 40] {
         assert!(Node::of(&bed.engine, unknown).is_none(), "{unknown}");
     }
 }
@@ -118,6 +125,10 @@ fn size_and_links_are_those_of_content_and_directories() {
     assert_eq!(
         (read("pools/excl/exclusive").as_str(), read("pools/shared/exclusive").as_str()),
         ("1\n", "0\n")
+    );
+    assert_eq!(
+        (read("pools/excl/1/state").as_str(), read("pools/excl/2-3/state").as_str()),
+        ("affinity\n", "free\n")
     );
     assert_eq!((read("self/claim").as_str(), read("self/cpus").as_str()), ("excl 1\n", "1\n"));
     assert_eq!((read("lock").as_str(), read("pools/excl/2-3/tasks").as_str()), ("", ""));

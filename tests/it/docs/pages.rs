@@ -188,6 +188,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::DaemonLacks { capability: "CAP_SYS_NICE" },
         Refusal::OutOfTime { uid: 1000 },
         Refusal::TooManyRequests { uid: 1000 },
+        Refusal::Offline { list: list("0-1"), offline: cpus("1") },
     ]
 }
 
@@ -233,6 +234,7 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::DaemonLacks { .. } => 36,
         Refusal::OutOfTime { .. } => 37,
         Refusal::TooManyRequests { .. } => 38,
+        Refusal::Offline { .. } => 39,
     }
 }
 
@@ -249,7 +251,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=38).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=39).collect::<Vec<_>>());
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_pool_name_is_valid_in_kubernetes() {
         fs::create_dir(mount.pool(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
         assert_eq!(mount.read(&format!("pools/{good}/exclusive")), "0\n");
         assert_eq!(mount.read(&format!("pools/{good}/tasks")), "");
-        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 3);
         assert_eq!(errno(fs::create_dir(mount.pool(good))), Errno::EEXIST);
     }
     for bad in ["-", "-a", "a-", "A", "a_b", "a.b", "a b", "ä", "a\n", "...", &"x".repeat(64)] {
@@ -49,13 +49,13 @@ fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     for name in ["1,0", "3", "4-4", "005", "7,6"] {
         fs::create_dir(mount.pool("pool").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(mount.read(&format!("pools/pool/{name}/tasks")), "");
-        assert_eq!(fs::read_dir(mount.pool("pool").join(name)).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(mount.pool("pool").join(name)).unwrap().count(), 2);
     }
     let entries = fs::read_dir(mount.pool("pool")).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<OsString> = entries.collect();
     names.sort();
-    assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6", "exclusive", "tasks"]);
-    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 7);
+    assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6", "exclusive", "partial", "tasks"]);
+    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 8);
     assert_eq!(
         errno(fs::metadata(mount.pool("pool").join("0-1"))),
         Errno::ENOENT,
@@ -150,19 +150,22 @@ fn lists_with_tasks_and_pools_with_lists_stay() {
 }
 
 #[test]
-fn exclusive_takes_only_0_or_1() {
+fn exclusive_and_partial_take_only_0_or_1() {
     let mount = Mount::with_shared();
-    let flag = mount.pool("shared").join("exclusive");
-    for good in ["1", "0", "1\n", "0\n", " 1 \n"] {
-        write(&flag, good).unwrap();
-        assert_eq!(fs::read_to_string(&flag).unwrap().trim(), good.trim(), "{good:?}");
+    for name in ["exclusive", "partial"] {
+        let flag = mount.pool("shared").join(name);
+        assert_eq!(fs::read_to_string(&flag).unwrap(), "0\n");
+        for good in ["1", "0", "1\n", "0\n", " 1 \n"] {
+            write(&flag, good).unwrap();
+            assert_eq!(fs::read_to_string(&flag).unwrap().trim(), good.trim(), "{good:?}");
+        }
+        let long = "1".repeat(5000);
+        for bad in ["2", "-1", "01", "1 1", "10", "yes", "true", "\n", " ", "\0", &long] {
+            assert_eq!(errno(write(&flag, bad)), Errno::EINVAL, "{bad:?}");
+            assert_eq!(reason(&mount), "EINVAL: not 0 or 1; write one of them", "{bad:?}");
+        }
+        assert_eq!(fs::read_to_string(&flag).unwrap(), "1\n");
     }
-    let long = "1".repeat(5000);
-    for bad in ["2", "-1", "01", "1 1", "10", "yes", "true", "\n", " ", "\0", &long] {
-        assert_eq!(errno(write(&flag, bad)), Errno::EINVAL, "{bad:?}");
-        assert_eq!(reason(&mount), "EINVAL: not 0 or 1; write one of them", "{bad:?}");
-    }
-    assert_eq!(mount.read("pools/shared/exclusive"), "1\n");
 }
 
 #[test]
@@ -187,14 +190,15 @@ fn a_list_with_two_tasks_prevents_exclusive() {
 fn only_root_configures_whatever_the_modes() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
-    let (pools, pool, flag) =
-        (mount.conf().join("pools"), mount.pool("dataplane"), mount.pool("dataplane").join("exclusive"));
+    let (pools, pool) = (mount.conf().join("pools"), mount.pool("dataplane"));
+    let (flag, partial) = (pool.join("exclusive"), pool.join("partial"));
     as_nobody(|| {
         assert_eq!(errno(fs::create_dir(mount.pool("new"))), Errno::EACCES);
         assert_eq!(errno(fs::remove_dir(pool.join("0"))), Errno::EACCES);
         assert_eq!(errno(write(&flag, "0")), Errno::EACCES);
+        assert_eq!(errno(write(&partial, "1")), Errno::EACCES);
     });
-    for path in [&pools, &pool, &pool.join("0"), &flag] {
+    for path in [&pools, &pool, &pool.join("0"), &flag, &partial] {
         std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
         set_mode(path, 0o777);
     }
@@ -204,6 +208,7 @@ fn only_root_configures_whatever_the_modes() {
         assert_eq!(errno(fs::remove_dir(pool.join("0"))), Errno::EPERM);
         assert_eq!(errno(fs::remove_dir(&pool)), Errno::EPERM);
         assert_eq!(errno(write(&flag, "0")), Errno::EPERM);
+        assert_eq!(errno(write(&partial, "1")), Errno::EPERM);
         let expected = "EPERM: this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node";
         assert_eq!(reason(&mount), expected);
     });
@@ -211,22 +216,29 @@ fn only_root_configures_whatever_the_modes() {
 }
 
 #[test]
-fn exclusive_needs_root_at_open_and_at_write() {
+fn exclusive_and_partial_need_root_at_open_and_at_write() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
-    let flag = mount.pool("dataplane").join("exclusive");
-    set_mode(&flag, 0o666);
-    let open = || File::options().write(true).open(&flag).unwrap();
-    let (by_nobody, by_root) = (as_nobody(open), open());
-    assert_eq!(errno((&by_nobody).write(b"0")), Errno::EPERM, "opened by nobody, written by root");
-    assert_eq!(
-        errno(as_nobody(|| (&by_root).write(b"0"))),
-        Errno::EPERM,
-        "opened by root, written by nobody"
-    );
-    assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
-    assert_eq!((&by_root).write(b"0").unwrap(), 1);
-    assert_eq!(mount.read("pools/dataplane/exclusive"), "0\n");
+    for (name, before, new) in [("exclusive", "1\n", "0\n"), ("partial", "0\n", "1\n")] {
+        let flag = mount.pool("dataplane").join(name);
+        set_mode(&flag, 0o666);
+        let open = || File::options().write(true).open(&flag).unwrap();
+        let (by_nobody, by_root) = (as_nobody(open), open());
+        let new_bytes = new.as_bytes();
+        assert_eq!(
+            errno((&by_nobody).write(new_bytes)),
+            Errno::EPERM,
+            "{name}: opened by nobody, written by root"
+        );
+        assert_eq!(
+            errno(as_nobody(|| (&by_root).write(new_bytes))),
+            Errno::EPERM,
+            "{name}: opened by root, written by nobody"
+        );
+        assert_eq!(fs::read_to_string(&flag).unwrap(), before);
+        assert_eq!((&by_root).write(new_bytes).unwrap(), 2);
+        assert_eq!(fs::read_to_string(&flag).unwrap(), new);
+    }
 }
 
 #[test]
@@ -238,17 +250,20 @@ fn the_configuration_survives_a_stop_and_a_kill() {
     mount.make_pool("empty", true, &[]);
     fs::remove_dir(mount.pool("gone").join("6")).unwrap();
     fs::remove_dir(mount.pool("gone")).unwrap();
+    write(&mount.pool("b").join("partial"), "1").unwrap();
     let before = configuration(&mount);
-    let flags =
-        |mount: &Mount| ["a", "b", "empty"].map(|pool| mount.read(&format!("pools/{pool}/exclusive")));
-    assert_eq!(flags(&mount), ["0\n", "1\n", "1\n"]);
+    let flags = |mount: &Mount| {
+        let read = |pool, flag| mount.read(&format!("pools/{pool}/{flag}")).trim_end().to_owned();
+        ["a", "b", "empty"].map(|pool| read(pool, "exclusive") + &read(pool, "partial"))
+    };
+    assert_eq!(flags(&mount), ["00", "11", "10"]);
     mount.stop();
     mount.start_on(&Machine::new(1, 8, 1));
     assert_eq!(configuration(&mount), before);
     mount.kill_daemon();
     mount.start_on(&Machine::new(1, 8, 1));
     assert_eq!(configuration(&mount), before);
-    assert_eq!(flags(&mount), ["0\n", "1\n", "1\n"]);
+    assert_eq!(flags(&mount), ["00", "11", "10"]);
     fs::create_dir(mount.pool("new")).unwrap();
     let number = fs::metadata(mount.pool("new")).unwrap().ino();
     assert!(before.iter().all(|(_, other, ..)| *other < number), "no number is reused");

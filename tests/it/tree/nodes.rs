@@ -48,13 +48,17 @@ fn every_node_has_its_name_mode_and_owner() {
         directory 0755 0:0 pools
         directory 0755 0:0 pools/dataplane
         directory 0755 0:0 pools/dataplane/0
+        file 0444 0:0 pools/dataplane/0/state
         file 0644 0:0 pools/dataplane/0/tasks
         directory 0755 0:0 pools/dataplane/1
+        file 0444 0:0 pools/dataplane/1/state
         file 0644 0:0 pools/dataplane/1/tasks
         file 0644 0:0 pools/dataplane/exclusive
+        file 0644 0:0 pools/dataplane/partial
         file 0644 0:0 pools/dataplane/tasks
         directory 0755 0:0 pools/empty
         file 0644 0:0 pools/empty/exclusive
+        file 0644 0:0 pools/empty/partial
         file 0644 0:0 pools/empty/tasks
         directory 0755 0:0 self
         file 0444 0:0 self/claim
@@ -151,6 +155,22 @@ fn exclusive_reads_as_0_or_1_with_a_newline() {
         assert_eq!(fs::metadata(&file).unwrap().len(), 2, "{line}");
         assert_eq!(fs::read_to_string(&file).unwrap(), content, "{line}");
     }
+}
+
+#[test]
+fn state_says_what_keeps_others_off_a_list_and_which_cpus_are_offline() {
+    let mount =
+        Mount::on_machine(&Machine { offline: vec![3], cmdline: "isolcpus=1", ..Machine::new(1, 4, 1) });
+    mount.make_pool("shared", false, &["0", "1", "2-3"]);
+    let state = |list: &str| mount.read(&format!("pools/shared/{list}/state"));
+    assert_eq!(["0", "1", "2-3"].map(state), ["free\n", "free\n", "free offline=3\n"]);
+    let (task, other) = (Sleeper::new(), Sleeper::new());
+    claim(&mount, "0", &task);
+    claim(&mount, "1", &other);
+    assert_eq!(["0", "1"].map(state), ["affinity\n", "boot\n"]);
+    task.end();
+    assert_eq!(state("0"), "free\n");
+    assert_eq!(errno(write(&mount.pool("shared").join("1/state"), "free")), Errno::EINVAL);
 }
 
 #[test]

@@ -98,6 +98,19 @@ fn a_file_is_ready_after_a_change_until_it_is_read() {
 }
 
 #[test]
+fn a_change_of_the_state_is_reported() {
+    let mount = Mount::with_shared();
+    let task = Sleeper::new();
+    let mut file = open(&mount.pool("shared").join("0/state"));
+    assert_eq!(read(&mut file), "free\n");
+    assert!(!has_changed(&file));
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    assert!(has_changed(&file));
+    assert_eq!(read(&mut file), "affinity\n");
+    assert!(!has_changed(&file));
+}
+
+#[test]
 fn only_changes_of_the_list_are_reported() {
     let mount = Mount::with_shared();
     let (a, b) = (Sleeper::new(), Sleeper::new());

@@ -26,10 +26,11 @@ const TARGETS: [Target; 6] = [
 
 type Change = fn(&Engine<Fake>, Caller) -> Result<(), Refusal>;
 
-const CHANGES: [(&str, Change); 7] = [
+const CHANGES: [(&str, Change); 8] = [
     ("echo 0 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), EXCL, b"0")),
     ("echo 1 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), SHARED, b"1")),
     ("mkdir of a pool", |engine, root| engine.add_pool(root, "new").map(|_| ())),
+    ("echo 1 > partial", |engine, root| engine.set_partial(root, 0.into(), EXCL, b"1")),
     ("mkdir of a list", |engine, root| engine.add_list(root, SHARED, "6").map(|_| ())),
     ("rmdir of a pool", |engine, root| engine.remove_pool(root, EMPTY)),
     ("rmdir of a list", |engine, root| engine.remove_list(root, EXCL_23)),
@@ -57,7 +58,7 @@ fn seen(engine: &Engine<Fake>) -> Vec<String> {
     let pool = |(_, pool): (PoolId, &crate::model::claims::Pool)| {
         let lists: Vec<String> =
             pool.lists().filter_map(|id| claims.list(id)).map(|list| list.name().to_string()).collect();
-        format!("{} {:?}: {lists:?}", pool.name(), pool.exclusivity())
+        format!("{} {:?} {}: {lists:?}", pool.name(), pool.exclusivity(), pool.is_partial())
     };
     let mut all: Vec<String> = claims.pools().map(pool).collect();
     drop(claims);
@@ -158,6 +159,7 @@ fn a_change_that_was_stored_is_in_effect() {
     for ((name, change), expected) in CHANGES.into_iter().zip([
         vec![EXCL_1, EXCL_23, SHARED_45, EXCL_23, SHARED_45],
         vec![EXCL_23],
+        vec![EXCL_23, SHARED_45, SHARED_45],
         vec![EXCL_23, SHARED_45, SHARED_45],
         vec![EXCL_23, SHARED_45, ListId(88), ListId(88)],
         vec![EXCL_23, SHARED_45, SHARED_45],

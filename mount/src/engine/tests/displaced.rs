@@ -2,7 +2,11 @@
 
 use super::fakes::cpus;
 use super::*;
+use crate::model::refusal::Refusal;
 use crate::process::Look;
+
+/// A shell of root.
+const SHELL: u32 = 900;
 
 /// 100 has the exclusive list 1.
 fn bed() -> Bed {
@@ -80,13 +84,32 @@ fn a_shared_list_serves_with_the_cpus_that_are_online() {
     assert_eq!(bed.world.masks(101), ["4"], "an exclusive list does not");
     bed.world.set_offline(&cpus("2"));
     bed.world.change(102, |task| task.masks = vec![cpus("5")]);
-    bed.engine.widen_shared(&cpus("5"));
+    bed.engine.widen(&cpus("5"));
     assert_eq!(bed.world.masks(101), ["4-5"]);
     assert_eq!(bed.world.masks(102), ["5"], "its program has pinned it");
     bed.world.set_offline(&cpus("4-5"));
     bed.world.spawn(103, ONLINE, |_| ());
     bed.write(Target::List(SHARED_45), 103, "0").unwrap_err();
     bed.world.set_offline(&CpuSet::new());
+    bed.check_consistency();
+}
+
+#[test]
+fn an_exclusive_list_of_a_partial_pool_serves_with_the_cpus_that_are_online() {
+    let bed = bed();
+    bed.world.spawn(101, ONLINE, |_| ());
+    bed.world.set_offline(&cpus("2"));
+    bed.world.take_steps();
+    let refused = bed.write(Target::List(EXCL_23), 101, "0").unwrap_err().refusal;
+    assert!(matches!(&refused, Refusal::Offline { offline, .. } if *offline == cpus("2")), "{refused:?}");
+    let is_touched = bed.world.take_steps().iter().any(|step| matches!(step, Step::SetMask(..)));
+    assert!(!is_touched, "a task that is refused stays as it is");
+    bed.engine.set_partial(caller(SHELL, 0), 0.into(), EXCL, b"1").unwrap();
+    bed.write(Target::List(EXCL_23), 101, "0").unwrap();
+    assert_eq!(bed.world.masks(101), ["3"]);
+    bed.world.set_offline(&CpuSet::new());
+    bed.engine.widen(&cpus("2"));
+    assert_eq!(bed.world.masks(101), ["2-3"]);
     bed.check_consistency();
 }
 

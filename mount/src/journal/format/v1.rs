@@ -201,6 +201,9 @@ pub(in crate::journal) struct Request {
 pub(in crate::journal) struct Pool {
     name: String,
     exclusivity: Exclusivity,
+    /// An earlier version has no such field, and passes over it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
     node: u64,
 }
 
@@ -459,6 +462,7 @@ impl From<&pools::PoolConfig> for Pool {
                 pool::Exclusivity::Exclusive => Exclusivity::Exclusive,
                 pool::Exclusivity::Shared => Exclusivity::Shared,
             },
+            partial: pool.partial,
             node: pool.node,
         }
     }
@@ -475,6 +479,7 @@ impl TryFrom<Pool> for pools::PoolConfig {
                 Exclusivity::Exclusive => pool::Exclusivity::Exclusive,
                 Exclusivity::Shared => pool::Exclusivity::Shared,
             },
+            partial: pool.partial,
             node: pool.node,
             lists: Vec::new(),
         })

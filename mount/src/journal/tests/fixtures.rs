@@ -91,6 +91,7 @@ pub(super) fn config() -> Config {
     let pool = |name: &str, exclusivity, node, lists| PoolConfig {
         name: name.parse().unwrap(),
         exclusivity,
+        partial: false,
         node,
         lists,
     };

@@ -23,7 +23,14 @@ impl Claims {
         }
         self.pools.insert(
             id,
-            Pool { name, exclusivity, coming: None, lists: BTreeMap::new(), taken: BTreeSet::new() },
+            Pool {
+                name,
+                exclusivity,
+                coming: None,
+                partial: false,
+                lists: BTreeMap::new(),
+                taken: BTreeSet::new(),
+            },
         );
         Ok(Effects::default())
     }
@@ -117,6 +124,11 @@ impl Claims {
         let pool = self.pools.get_mut(&id).ok_or(Refusal::Removed)?;
         pool.exclusivity = exclusivity;
         pool.coming = None;
+        Ok(Effects::default())
+    }
+
+    pub(super) fn set_partial(&mut self, id: PoolId, partial: bool) -> Result<Effects, Refusal> {
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.partial = partial;
         Ok(Effects::default())
     }
 

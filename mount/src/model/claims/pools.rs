@@ -96,6 +96,8 @@ pub struct Pool {
     pub(super) exclusivity: Exclusivity,
     /// The exclusivity that is being stored. Until it is in effect, a task is let in only if both allow it.
     pub(super) coming: Option<Exclusivity>,
+    /// Whether an exclusive list with offline CPUs can be claimed.
+    pub(super) partial: bool,
     /// Keyed by their first CPU: lists are disjoint, so no two have the same.
     pub(super) lists: BTreeMap<CpuId, ListId>,
     /// The lists that have tasks.
@@ -113,6 +115,18 @@ impl Pool {
     #[must_use]
     pub fn exclusivity(&self) -> Exclusivity {
         self.exclusivity
+    }
+
+    /// Returns whether an exclusive list with offline CPUs can be claimed. A shared one can in any case.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// Returns whether its lists serve with those of their CPUs that are online.
+    #[must_use]
+    pub fn serves_partly(&self) -> bool {
+        self.partial || self.exclusivity == Exclusivity::Shared
     }
 
     /// Returns whether each of its lists takes one task only: now, or after a change that is being stored.
