@@ -398,6 +398,15 @@ pub(crate) struct Install {
     #[arg(long, value_name = "dir", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "/etc/systemd/system")]
     pub(crate) systemd: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) man: ManDirArg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ManDirArg {
+    /// Directory of the man page that belongs to the systemd unit
+    #[arg(long, value_name = "dir", default_value = "/usr/local/share/man")]
+    pub(crate) man_dir: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -425,6 +434,8 @@ pub(crate) struct Uninstall {
     /// Directory of the systemd unit
     #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
     pub(crate) systemd: PathBuf,
+    #[command(flatten)]
+    pub(crate) man: ManDirArg,
     /// Release live claims instead of refusing
     #[arg(long)]
     pub(crate) force: bool,

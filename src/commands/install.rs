@@ -1,7 +1,7 @@
 //! `kcm install` and `kcm uninstall`.
 //!
-//! Owns the files that are installed on a node, the systemd unit among them, and their removal. Does not know how
-//! pools are created.
+//! Owns the files that are installed on a node, the systemd unit and its man page among them, and their removal. Does not
+//! know how pools are created.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Error, bail};
 
 use super::common::node::node_name_if_any;
-use super::discover;
+use super::{discover, manual};
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 use crate::host::Host;
@@ -20,13 +20,15 @@ use crate::service::UNIT;
 
 /// The file name of the program.
 const PROGRAM: &str = "kcm";
+/// The man page that the unit names, below the directory of man pages.
+const MAN_PAGE: &str = "man1/kcm.1";
 /// The systemd target that starts the unit.
 const TARGET: &str = "multi-user.target";
 
 /// The number of PIDs in one write: with 12 bytes each they are far below the limit of a command, 64 KiB.
 const RELEASES_PER_WRITE: usize = 1000;
 
-/// Installs this program and, with `--systemd`, its unit.
+/// Installs this program and, with `--systemd`, its unit and the man page that the unit names.
 pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     let program = args.target.install_dir.join(PROGRAM);
     let own = File::open("/proc/self/exe").context("/proc/self/exe: cannot be read; mount /proc")?;
@@ -35,7 +37,14 @@ pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
     if let Some(directory) = &args.systemd {
         let program = std::path::absolute(&program)?;
         let unit = directory.join(UNIT);
-        install_file(&unit, unit_text(&program)?.as_bytes(), 0o644)?;
+        let text = unit_text(&program)?;
+        let page = args.man.man_dir.join(MAN_PAGE);
+        match install_file(&page, manual::page()?.as_slice(), 0o644) {
+            Ok(()) => log::info!("Installed {}.", page.display()),
+            // A system whose /usr cannot be written runs the daemon all the same.
+            Err(error) => log::warn!("{error:#}; the man page is not installed"),
+        }
+        install_file(&unit, text.as_bytes(), 0o644)?;
         log::info!(
             "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
             unit.display()
@@ -63,7 +72,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
     let unit = args.systemd.join(UNIT);
     // The link that `systemctl enable` creates.
     let wanted = args.systemd.join(format!("{TARGET}.wants")).join(UNIT);
-    for file in [args.target.install_dir.join(PROGRAM), wanted, unit] {
+    for file in [args.target.install_dir.join(PROGRAM), wanted, unit, args.man.man_dir.join(MAN_PAGE)] {
         match fs::remove_file(&file) {
             Ok(()) => log::info!("Removed {}.", file.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

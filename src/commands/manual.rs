@@ -29,8 +29,19 @@ pub(super) fn man(args: &cli::Man) -> Result<ExitCode, Error> {
         };
         command = found.clone();
     }
+    print(&String::from_utf8_lossy(&page_of(command)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the man page of kcm(1).
+pub(super) fn page() -> Result<Vec<u8>, Error> {
+    let mut command = cli::Cli::command();
+    command.build();
+    page_of(command)
+}
+
+fn page_of(command: clap::Command) -> Result<Vec<u8>, Error> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
-    print(&String::from_utf8_lossy(&page))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(page)
 }

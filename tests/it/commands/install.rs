@@ -134,14 +134,19 @@ fn systemd_accepts_the_unit() {
     let (home, program) = place();
     let units = home.path().join("units");
     let unit = units.join("kcm.service");
+    let page = home.path().join("man/man1/kcm.1");
     let expected = [
         format!("Installed {}.", program.display()),
+        format!("Installed {}.", page.display()),
         format!(
             "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
             unit.display()
         ),
     ];
-    logs(kcm(&["install"], home.path()).arg(flag("--systemd", &units)), &expected);
+    let man = flag("--man-dir", &home.path().join("man"));
+    logs(kcm(&["install", &man], home.path()).arg(flag("--systemd", &units)), &expected);
+    let shown = Command::new(KCM).arg("man").output().unwrap().stdout;
+    assert_eq!(fs::read(&page).unwrap(), shown, "the page that the unit names");
     assert_eq!(fs::metadata(&unit).unwrap().permissions().mode() & 0o7777, 0o644);
     let text = fs::read_to_string(&unit).unwrap();
     for line in [
@@ -172,10 +177,23 @@ fn systemd_accepts_the_unit() {
         }
     }
     // Without systemd there is no verifier; the lines above are what it would read.
+    // The page is not where systemd looks for it.
     if let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() {
         assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
         assert_eq!(crate::harness::text(&output.stderr), "");
     }
+}
+
+#[test]
+fn a_man_page_that_cannot_be_written_is_left_out() {
+    let (home, program) = place();
+    fs::write(home.path().join("file"), "").unwrap();
+    let man = flag("--man-dir", &home.path().join("file"));
+    let units = home.path().join("units");
+    let (_, err, code) = run(kcm(&["install", &man], home.path()).arg(flag("--systemd", &units)));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("; the man page is not installed"), "{err}");
+    assert!(program.exists() && units.join("kcm.service").exists());
 }
 
 #[test]
@@ -188,7 +206,8 @@ fn a_failed_install_is_one_line() {
     let below = home.path().join("file/bin");
     let mut command = Command::new(KCM);
     fails(command.args(["install", &flag("--install-dir", &below)]), &below.display().to_string(), "");
-    let mut command = kcm(&["install"], &home.path().join("a$b"));
+    let man = flag("--man-dir", &home.path().join("man"));
+    let mut command = kcm(&["install", &man], &home.path().join("a$b"));
     let begin = format!("{}: systemd does not accept such a name", home.path().join("a$b/bin/kcm").display());
     fails(
         command.arg(flag("--systemd", &home.path().join("units"))).env("KCM_LOG_LEVEL", "ERROR"),
@@ -207,7 +226,8 @@ impl Node {
     fn new(conf: PathBuf) -> Self {
         let home = tempfile::tempdir().unwrap();
         let units = home.path().join("units");
-        run(kcm(&["install"], home.path()).arg(flag("--systemd", &units)));
+        let man = flag("--man-dir", &home.path().join("man"));
+        run(kcm(&["install", &man], home.path()).arg(flag("--systemd", &units)));
         // As `systemctl enable` does it.
         fs::create_dir(units.join("multi-user.target.wants")).unwrap();
         let wanted = units.join("multi-user.target.wants/kcm.service");
@@ -219,13 +239,15 @@ impl Node {
         let mut command = kcm(&["uninstall"], self.home.path());
         command.args(words).arg("--conf-dir").arg(&self.conf);
         command.arg(flag("--systemd", &self.home.path().join("units")));
+        command.arg(flag("--man-dir", &self.home.path().join("man")));
         command
     }
 
     fn is_installed(&self) -> bool {
-        let files = ["bin/kcm", "units/kcm.service", "units/multi-user.target.wants/kcm.service"];
+        let files =
+            ["bin/kcm", "units/kcm.service", "units/multi-user.target.wants/kcm.service", "man/man1/kcm.1"];
         let there = files.map(|file| fs::symlink_metadata(self.home.path().join(file)).is_ok());
-        assert!(there == [true; 3] || there == [false; 3], "{there:?}");
+        assert!(there == [true; 4] || there == [false; 4], "{there:?}");
         there[0]
     }
 
@@ -236,6 +258,7 @@ impl Node {
             file("bin/kcm"),
             file("units/multi-user.target.wants/kcm.service"),
             file("units/kcm.service"),
+            file("man/man1/kcm.1"),
             format!("Removed the pools of {}.", self.conf.display()),
         ]
     }
@@ -250,7 +273,7 @@ fn a_mount_without_tasks_is_uninstalled() {
     let begin = format!("dataplane 1 is held by {}", task.pid());
     fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
     assert!(node.is_installed(), "a refused uninstall changes nothing");
-    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\ntasks\n");
+    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\npartial\ntasks\n");
 
     task.end();
     let conf = mount.conf().display().to_string();
@@ -260,7 +283,7 @@ fn a_mount_without_tasks_is_uninstalled() {
     assert!(!node.is_installed());
     assert_eq!(mount.sh("ls $C/pools"), "");
     // The second time there is nothing to do.
-    logs(&mut node.uninstall(&[]), &expected[3..]);
+    logs(&mut node.uninstall(&[]), &expected[4..]);
 }
 
 #[test]
