@@ -100,7 +100,8 @@ fn a_command_that_handles_ctrl_c_keeps_running() {
         dir.make_pool("p", true, &["0"]);
         let mut terminal = Terminal::start(dir);
         terminal.see("$ ");
-        let script = r#"trap "echo hand''led; exit 5" INT; echo sta""rted; while :; do sleep 0.01; done"#;
+        // Without children: if one ends at that moment, bash takes the signal for handled.
+        let script = r#"trap "echo hand''led; exit 5" INT; echo sta""rted; while :; do read -t 1 x; done"#;
         std::fs::write(dir.conf().with_file_name("script"), script).unwrap();
         terminal.press("\"$KCM\" isolate --conf-dir=\"$C\" --pool=p -- bash \"$C/../script\"\n");
         terminal.see("started");
