@@ -14,7 +14,7 @@ busy=$!
 
 echo 0 >$CPU/cpu9/online
 fails "a list with an offline CPU cannot be claimed" "nvalid argument" sh -c "echo $free >$D/1,9/tasks"
-is "the error says why" "$(grep -c '1,9' $C/self/last_error)" 1
+is "the error says why" "$(grep -c 'dataplane 1,9 has offline CPUs: 9; bring them online' $C/self/last_error)" 1
 holds "a claim of the pool passes it over" sh -c "echo $free >$D/tasks"
 is "and gets a whole core" "$(mask "$free")" 0,8
 is "info/topology names it" "$(grep -o '"offline":"[^"]*"' $C/info/topology)" '"offline":"9"'
@@ -35,13 +35,20 @@ kill "$job"
 echo 0 >$CPU/cpu15/online
 fails "a task with an offline CPU in its mask is refused that list, too" "nvalid argument" sh -c "echo $pinned >$D/1,9/tasks"
 echo 1 >$CPU/cpu15/online
-if newer 6.2; then
-    is "a refused task has its whole mask when its CPU is back" "$(mask "$pinned")" 7,15
-else
-    # The kernel does not remember the CPU that was offline while the mask was set.
-    known "a refused task has its whole mask when its CPU is back" "$(mask "$pinned")" 7,15
-    taskset -pc 7,15 "$pinned" >/dev/null
-fi
+is "a refused task has its whole mask when its CPU is back" "$(mask "$pinned")" 7,15
+
+echo 1 >$D/partial
+is "state names the offline CPU" "$(cat $D/1,9/state)" "free offline=9"
+holds "a partial pool: the list serves with the CPU that is online" sh -c "echo $pinned >$D/1,9/tasks"
+is "and only with that" "$(mask "$pinned")" 1
+is "state names the offline CPU" "$(cat $D/1,9/state)" "affinity offline=9"
+echo 1 >$CPU/cpu9/online
+until_is "the task gets the CPU when it comes online" 1,9 mask "$pinned"
+is "and state does not name it any more" "$(cat $D/1,9/state)" affinity
+claim $D/tasks "-$pinned"
+is "a release restores the earlier mask" "$(mask "$pinned")" 7,15
+echo 0 >$D/partial
+echo 0 >$CPU/cpu9/online
 
 echo 1 >$CPU/cpu9/online
 claim $D/1,9/tasks "$pinned"

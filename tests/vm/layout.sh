@@ -34,5 +34,18 @@ if [ -n "$isolated" ]; then
         done)" ""
     done
 fi
+lists=$(ls -d $C/pools/*/*/ | wc -l)
+is "describe has each list as JSON" "$(kcm describe | grep -c '"cpus": "')" "$lists"
+is "and in a table" "$(kcm describe --format=table | tail -n +2 | wc -l)" "$lists"
+kcm node-report >/tmp/report
+is "node-report finds nothing wrong" "$(grep -B4 '"ok": false' /tmp/report | tr -d '\n')" ""
+numbers <$CPU/online | tr '\n' ' ' >/tmp/online
+is "and has the CPUs that are online" \
+    "$(awk '/"id":/ { id = $2 } /"isolated":/ { print id }' /tmp/report | tr -d , | sort -n | tr '\n' ' ')" "$(cat /tmp/online)"
+list=$(lists dataplane | head -1)
+claim "$C/pools/dataplane/$list/tasks" "$job"
+taskset -pc "$(cat $CPU/online)" "$job" >/dev/null
+kcm reconcile --repair >/dev/null
+is "reconcile --repair moves a task back that left its list" "$(mask "$job" | numbers)" "$(echo "$list" | numbers)"
 holds "kcm unmount" kcm unmount --conf-dir=$C
 finish

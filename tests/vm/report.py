@@ -42,15 +42,31 @@ for row in open(results):
     if kernel not in kernels:
         kernels.append(kernel)
 
+def holds(verdict):
+    return "yes" if verdict == "ok" else "**not yet**"
+
+
 text = [HEAD]
+command_lines = []
 for row in open(scenarios):
     words = row.split()
     if not words or words[0].startswith("#") or words[0] not in seen:
         continue
-    name, _, _, _, *shape = words
+    name, _, _, script, *shape = words
+    if script == "isolcpus.sh":
+        line = " ".join(word for word in shape[5:] if word != "kcm.corrected")
+        command_lines.append((machine(shape[:5]), line, seen[name]))
+        continue
     text.append(f"## {name}\n\n{machine(shape)}.\n")
     text.append("| what was checked | Linux | holds |\n| --- | --- | --- |")
     for (verdict, what), kernels in seen[name].items():
-        text.append(f"| {what} | {', '.join(kernels)} | {'yes' if verdict == 'ok' else '**not yet**'} |")
+        text.append(f"| {what} | {', '.join(kernels)} | {holds(verdict)} |")
+    text.append("")
+if command_lines:
+    text.append(f"## isolcpus\n\n{command_lines[0][0]}; one machine for each command line and kernel.\n")
+    text.append("| command line | what was checked | Linux | holds |\n| --- | --- | --- | --- |")
+    for _, line, checks in command_lines:
+        for (verdict, what), kernels in checks.items():
+            text.append(f"| `{line}` | {what} | {', '.join(kernels)} | {holds(verdict)} |")
     text.append("")
 open(output, "w").write("\n".join(text))
