@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::events::Event;
-use super::ports::{Masks as _, Ports};
+use super::ports::{Masks as _, Ports, Process as _, Processes as _};
 use super::{Engine, list_event_of};
 use crate::metrics::Counter;
 use crate::model::command::{Command, Request, Target};
@@ -89,8 +89,12 @@ impl<P: Ports> Engine<P> {
         for (list, cpus) in lists {
             let mut pinned = self.intruders.known.lock().get(&list).cloned().unwrap_or_default();
             let is_there = |it: &Pinned| {
+                // A task that has died keeps its mask until it is collected.
+                let process = self.processes.open(it.task.pid).ok().flatten();
+                let is_alive = process.is_some_and(|process| process.id() == it.task && process.is_alive());
                 let mask = Pid::new(it.tid).and_then(|tid| self.processes.leader_mask(tid).ok());
-                mask.is_some_and(|mask| !mask.is_empty() && mask.is_subset(&cpus))
+                is_alive
+                    && mask.is_some_and(|mask| !mask.is_empty() && mask.is_subset(&cpus))
                     && !request.claim.iter().any(|info| info.task == it.task)
             };
             pinned.retain(is_there);
