@@ -153,7 +153,7 @@ fn a_list_claimed_without_the_lock_is_not_shared() {
         assert!(messages.contains("Device or resource busy"), "{step}: {messages}");
         assert!(!ran.exists(), "{step}: its command was started");
         assert_eq!(read(&tasks), shown(&[claimer.pid()]), "{step}");
-        claimer.end();
+        claimer.collect();
         assert_eq!(read(&tasks), "");
     }
     // In the opposite order.
@@ -205,7 +205,7 @@ fn a_dead_pid_in_its_list_is_skipped() {
     write(&tasks, other.pid().to_string()).unwrap();
     let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
     client.at("reread");
-    other.end();
+    other.collect();
     client.go();
     client.at("pinned");
     assert_eq!(read(&tasks), shown(&[client.pid()]));
@@ -239,7 +239,7 @@ fn a_reused_pid_in_its_list_is_not_pinned() {
         write(&tasks, pid.to_string()).unwrap();
         let mut client = Client::start(&mut isolate(&mount, "shared", "0"));
         client.at(step);
-        other.end();
+        other.collect();
         let stranger = reborn(pid);
         let before = masks(stranger.pid());
         assert_ne!(before, ["0"]);
@@ -308,7 +308,7 @@ fn a_kill_after_any_step_leaves_nothing() {
         let next = Sleeper::new();
         write(&tasks, next.pid().to_string()).unwrap_or_else(|error| panic!("{step}: {error}"));
         assert_eq!(masks(next.pid()), ["0"], "{step}");
-        next.end();
+        next.collect();
         assert_eq!(mount.read("pools/dataplane/tasks"), "", "{step}");
     }
 }
@@ -379,7 +379,7 @@ fn reconcile_finds_no_dead_task() {
     let mut client = Client::start(&mut legacy_client(&mount.conf(), "reconcile"));
     client.at("read");
     let (dead, newcomer) = (dies.pid(), Sleeper::new());
-    dies.end();
+    dies.collect();
     write(&tasks, newcomer.pid().to_string()).unwrap();
     client.go();
     client.at("written");

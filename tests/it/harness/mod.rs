@@ -27,8 +27,8 @@ pub use mount::Mount;
 pub use outputs::{data, events, fails, pids_in, report, run, says, text};
 pub use plain::{Plain, kcm_for};
 pub use processes::{
-    Sleeper, Stray, as_nobody, children, free, has_died, killed_on, let_a_tick_pass, masks, pids, pin,
-    proc_number, signal, sleeper_of_nobody, sleeps, stat, threads,
+    Sleeper, Stray, as_nobody, children, free, has_died, if_collected, killed_on, let_a_tick_pass, masks,
+    pids, pin, proc_number, signal, sleeper_of_nobody, sleeps, stat, threads,
 };
 pub use shell::Shell;
 

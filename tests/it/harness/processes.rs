@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{NOBODY, until, write};
+use super::{NOBODY, kernel, until, write};
 
 /// Resets the signals that a shell makes background processes ignore (or nohup), so that processes of the test handle
 /// them.
@@ -40,11 +40,32 @@ impl Sleeper {
         &mut self.0
     }
 
-    /// Kills it and reaps it.
+    /// Kills it, and collects it if the kernel tells how it ended all the same. Otherwise it is collected when the tests end:
+    /// most are about tasks whose ending is known.
     pub fn end(mut self) {
+        if tells_how_collected_tasks_ended() {
+            return self.collect();
+        }
+        let _ = self.0.kill();
+        until("it has died", || has_died(self.pid()));
+        std::mem::forget(self);
+    }
+
+    /// Kills and collects it.
+    pub fn collect(mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Whether the kernel tells how a task ended that its parent has collected already.
+fn tells_how_collected_tasks_ended() -> bool {
+    kernel() >= (6, 15)
+}
+
+/// The event of a task that was collected before the daemon looks, where it would be `event` otherwise.
+pub fn if_collected(event: &'static str) -> &'static str {
+    if tells_how_collected_tasks_ended() { event } else { "died" }
 }
 
 impl Drop for Sleeper {
