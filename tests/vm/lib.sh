@@ -1,6 +1,5 @@
 # Sourced by each scenario, in busybox's shell: the daemon, the CPUs, and checks. A check prints `ok: what holds`, or what
-# was found instead. `known` is for a promise that is not kept yet: it is reported, and does not fail the scenario; once
-# it holds, the scenario fails until the word is removed.
+# was found instead.
 CPU=/sys/devices/system/cpu
 C=/etc/kcm
 STATE=/var/lib/kcm
@@ -13,16 +12,6 @@ is() {
     else
         failed=1
         echo "not ok: $1: '$2' instead of '$3'"
-    fi
-}
-
-# known WHAT GOT WANTED
-known() {
-    if [ "$2" = "$3" ]; then
-        failed=1
-        echo "not ok: $1: it holds now; make it an ordinary check"
-    else
-        echo "known: $1: '$2' instead of '$3'"
     fi
 }
 

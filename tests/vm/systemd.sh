@@ -117,6 +117,19 @@ mv /tmp/kcm.good /opt/bin/kcm
 is "the journal has priorities" "$(journalctl -u kcm -p warning -o cat --no-pager | grep -c '^WARNING:root:' | head -1 | sed 's/[1-9][0-9]*/some/')" some
 is "and no information among the warnings" "$(journalctl -u kcm -p warning -o cat --no-pager | grep -c '^INFO:root:')" 0
 
+kill -STOP "$(worker)" "$(state MainPID)"
+holds "systemctl restart replaces a daemon that is stopped" systemctl restart kcm
+is "with its claims" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
+mkdir -p /etc/systemd/system/kcm.service.d
+printf '[Service]\nEnvironment=KCM_LOG_LEVEL=DEBUG\n' >/etc/systemd/system/kcm.service.d/log.conf
+systemctl daemon-reload
+systemctl restart kcm
+cat $D/0/tasks >/dev/null
+until_is "a drop-in sets the level of messages" some \
+    sh -c "journalctl -u kcm -o cat --no-pager | grep -c '^DEBUG:root:' | sed 's/^[1-9][0-9]*$/some/'"
+rm -r /etc/systemd/system/kcm.service.d
+systemctl daemon-reload
+
 holds "systemctl stop" systemctl stop kcm
 is "it unmounts" "$(mounted)" ""
 is "and it has not failed" "$(state ActiveState) $(state Result)" "inactive success"
