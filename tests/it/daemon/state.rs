@@ -83,7 +83,7 @@ fn a_task_that_died_without_a_daemon_holds_nothing() {
         let pid = dying.pid();
         // It dies in between: the next daemon finds it dead.
         mount.kill_daemon();
-        dying.end();
+        dying.collect();
         mount.start();
         restart(&mount);
         assert_eq!(mount.tasks_of("dataplane", "0"), "");
@@ -211,7 +211,7 @@ fn node_ids_are_never_reused() {
     for round in 0..6 {
         mount.make_pool("gone", false, &["1"]);
         let now = look(round);
-        assert_eq!(now, nodes + 5, "a pool has three nodes, a list two");
+        assert_eq!(now, nodes + 7, "a pool has four nodes, a list three");
         nodes = now;
         fs::remove_dir(mount.pool("gone").join("1")).unwrap();
         fs::remove_dir(mount.pool("gone")).unwrap();

@@ -6,9 +6,9 @@ use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Machine, Mount, NOBODY, Sleeper, TIMEOUT, as_nobody, errno, set_mode, write};
+use crate::harness::{Machine, Mount, NOBODY, Sleeper, as_nobody, errno, set_mode, write};
 use nix::errno::Errno;
 
 /// The message of the last refusal, without time and PID.
@@ -323,7 +323,7 @@ fn ten_thousand_invalid_names_are_refused_quickly() {
     for list in ["0-4294967295", "4294967295", "18446744073709551616", "0-8191", "8191"] {
         refused(&mount.pool("dataplane"), OsStr::from_bytes(list.as_bytes()), Errno::EINVAL);
     }
-    assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(configuration(&mount), before);
     assert_eq!(mount.daemons(), daemons);
 }

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use crate::harness::{
-    Mount, Shell, Sleeper, Stray, as_nobody, errno, killed_on, set_mode, sleeper_of_nobody, until, write,
+    Mount, Shell, Sleeper, Stray, as_nobody, errno, if_collected, killed_on, set_mode, sleeper_of_nobody,
+    until, write,
 };
 use nix::errno::Errno;
 use serde_json::{Value, json};
@@ -76,7 +77,8 @@ fn events_report_each_claim_in_order() {
         refused,
         on("reclaimed", "1", pid),
         on("claimed", "1", ended),
-        on("ended", "1", ended),
+        // Its parent has collected it.
+        on(if_collected("ended"), "1", ended),
         on("claimed", "1", shell),
         inherited,
     ];
