@@ -17,6 +17,9 @@ pub struct Beside {
     /// In milliseconds; infinite for an operation that hung.
     pub claims: Samples,
     pub reads: Samples,
+    /// How long the victims themselves waited for a CPU in one claim and in one read at worst, in milliseconds. The figures
+    /// are without it.
+    pub waited: (f64, f64),
     /// How many operations of the attacker were successful and refused, if it could still say it.
     pub attacker: Option<(u64, u64)>,
 }
@@ -125,7 +128,11 @@ pub fn table(rows: &[Row]) -> String {
 pub fn notes(rows: &[Row]) -> String {
     let mut out = String::new();
     let did = |beside: &Beside| {
-        beside.attacker.map_or("unknown".into(), |(done, refused)| format!("{done} done, {refused} refused"))
+        let did = beside
+            .attacker
+            .map_or("unknown".into(), |(done, refused)| format!("{done} done, {refused} refused"));
+        let (claims, reads) = beside.waited;
+        format!("{did}; waited for a CPU: {}, {}", number(claims), number(reads))
     };
     for row in rows {
         let _ = writeln!(

@@ -14,7 +14,7 @@ use crate::report::Beside;
 use crate::victim::{Measured, Victim};
 
 /// How long the attacker may take to start all its processes.
-const TO_START: Duration = Duration::from_secs(8);
+const TO_START: Duration = Duration::from_secs(30);
 /// How long it may take to count what it has done.
 const TO_COUNT: Duration = Duration::from_secs(1);
 /// A process that has not ended this long after SIGKILL waits in the kernel for an answer.
@@ -61,7 +61,12 @@ impl Trial {
 
 impl From<Trial> for Beside {
     fn from(trial: Trial) -> Self {
-        Self { claims: trial.claims.samples, reads: trial.reads.samples, attacker: trial.attacker }
+        Self {
+            waited: (trial.claims.waited, trial.reads.waited),
+            claims: trial.claims.samples,
+            reads: trial.reads.samples,
+            attacker: trial.attacker,
+        }
     }
 }
 
