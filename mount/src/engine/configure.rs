@@ -174,9 +174,8 @@ impl<P: Ports> Engine<P> {
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        self.require_admin(caller)?;
-        opener.require_admin()?;
-        let exclusivity = if flag(data)? { Exclusivity::Exclusive } else { Exclusivity::Shared };
+        let exclusivity =
+            if self.new_flag(caller, opener, data)? { Exclusivity::Exclusive } else { Exclusivity::Shared };
         let mut next = self.configuring.lock(&self.clock)?;
         {
             let mut claims = self.live_claims();
@@ -204,15 +203,24 @@ impl<P: Ports> Engine<P> {
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        self.require_admin(caller)?;
-        opener.require_admin()?;
-        let partial = flag(data)?;
+        let partial = self.new_flag(caller, opener, data)?;
         let mut next = self.configuring.lock(&self.clock)?;
         if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_partial() != partial {
             self.store_and_apply(&mut next, 0, caller, &[Command::SetPartial { pool, partial }])?;
             reached(Step::ConfigApplied);
         }
         Ok(())
+    }
+
+    /// Returns the value that a write to a flag of a pool sets: 0 or 1.
+    fn new_flag(&self, caller: Caller, opener: User, data: &[u8]) -> Result<bool, Refusal> {
+        self.require_admin(caller)?;
+        opener.require_admin()?;
+        match before_nul(data).trim_ascii() {
+            b"0" => Ok(false),
+            b"1" => Ok(true),
+            _ => Err(Refusal::NotAFlag),
+        }
     }
 
     /// Returns owner and mode of a node, if they were changed.
@@ -300,15 +308,6 @@ impl<P: Ports> Engine<P> {
             self.append_if_possible(&answered);
         }
         Ok(())
-    }
-}
-
-/// Reads a flag: 0 or 1.
-fn flag(data: &[u8]) -> Result<bool, Refusal> {
-    match before_nul(data).trim_ascii() {
-        b"0" => Ok(false),
-        b"1" => Ok(true),
-        _ => Err(Refusal::NotAFlag),
     }
 }
 

@@ -149,7 +149,7 @@ impl<P: Ports> Engine<P> {
     fn while_reserved(&self, task: TaskId, act: impl FnOnce(&CpuSet)) {
         let Ok(Effects { plan, .. }) = self.claims.lock().apply(Command::Reserve(task)) else { return };
         if let Some(placement) = plan.placements.first() {
-            act(&self.usable(placement));
+            act(&self.usable(placement, &self.processes.offline()));
         }
         self.settle(CompletedPlan::unchanged(&plan));
     }

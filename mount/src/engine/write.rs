@@ -30,7 +30,7 @@ use crate::model::command::{
 };
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::ListId;
-use crate::model::refusal::Refusal;
+use crate::model::refusal::{ListName, Refusal};
 use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
 use crate::process::{self, BlockedWriter, MaskError, Threads};
@@ -263,13 +263,15 @@ impl<P: Ports> Engine<P> {
         let mut parts = Vec::with_capacity(plan.placements.len());
         let mut setbacks = Vec::new();
         let mut tasks = tasks.iter();
+        let offline = self.processes.offline();
         for placement in &plan.placements {
             requester.check_time()?;
             // The placements have the order of the tasks.
             let found = tasks.find(|one| one.info.task == placement.task);
             let process = &found.ok_or(Setback::Died(placement.task))?.process;
-            let draft =
-                self.check_online(placement).and_then(|()| self.draft_claim(placement, process, requester));
+            let draft = self
+                .check_online(placement, &offline)
+                .and_then(|()| self.draft_claim(placement, process, requester));
             match draft {
                 Ok(draft) => parts.push((placement, process, draft)),
                 Err(failure) => add_setbacks(&mut setbacks, failure)?,
@@ -290,7 +292,13 @@ impl<P: Ports> Engine<P> {
             if undo.masks.len() + setbacks.len() > 0 {
                 requester.check_time()?;
             }
-            match self.set_masks(placement, process, draft, requester.waiting) {
+            match self.set_masks(
+                placement,
+                process,
+                draft,
+                &self.usable(placement, &offline),
+                requester.waiting,
+            ) {
                 Ok((claim, previous)) => {
                     undo.masks.push((placement.task, previous));
                     completed.placements.push(placement.complete(claim));
@@ -334,9 +342,9 @@ impl<P: Ports> Engine<P> {
         placement: &Placement,
         process: &ProcessOf<P>,
         draft: Arc<Claim>,
+        cpus: &CpuSet,
         waiting: BlockedWriter,
     ) -> Result<(Arc<Claim>, <P::Processes as Masks>::SavedMasks), MaskError> {
-        let cpus = &self.usable(placement);
         let (claim, previous) = match placement.kind {
             ClaimKind::New(_) => {
                 let (saved, previous) =
@@ -356,9 +364,9 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Returns the CPUs of a list for a mask: those that are online, if there are any and if its pool allows a part.
-    pub(super) fn usable(&self, placement: &Placement) -> CpuSet {
+    pub(super) fn usable(&self, placement: &Placement, offline: &CpuSet) -> CpuSet {
         let cpus = &placement.cpus;
-        let online = cpus.difference(&self.processes.offline());
+        let online = cpus.difference(offline);
         let whole = online.is_empty() || online == *cpus || !self.serves_partly(placement.list);
         if whole { cpus.clone() } else { online }
     }
@@ -371,14 +379,18 @@ impl<P: Ports> Engine<P> {
 
     /// Checks that a list has the CPUs for a new task. The kernel would tell, too, but only after the task was touched, and
     /// before Linux 6.2 the mask that it had could not be restored.
-    fn check_online(&self, placement: &Placement) -> Result<(), Failure> {
-        let offline = placement.cpus.intersection(&self.processes.offline());
+    fn check_online(&self, placement: &Placement, offline: &CpuSet) -> Result<(), Failure> {
+        let offline = placement.cpus.intersection(offline);
         if offline.is_empty() || !placement.is_change() || self.serves_partly(placement.list) {
             return Ok(());
         }
+        Err(self.unsuitable(placement, |list| Refusal::Offline { list, offline }))
+    }
+
+    /// Returns that the list of a placement does not suit its task.
+    fn unsuitable(&self, placement: &Placement, why: impl FnOnce(ListName) -> Refusal) -> Failure {
         let name = self.configuration().list(placement.list).map(|list| list.name().clone());
-        let refusal = name.map_or(Refusal::Removed, |list| Refusal::Offline { list, offline });
-        Err(Setback::Unsuitable(placement.task, placement.list, refusal).into())
+        Setback::Unsuitable(placement.task, placement.list, name.map_or(Refusal::Removed, why)).into()
     }
 
     /// Records the claims and the releases of a plan, together with the fact that the request is carried out: if the
@@ -465,9 +477,7 @@ impl<P: Ports> Engine<P> {
                 });
             }
         };
-        let name = self.configuration().list(placement.list).map(|list| list.name().clone());
-        let refusal = name.map_or(Refusal::Removed, |list| Refusal::MaskRefused { list, got });
-        Setback::Unsuitable(placement.task, placement.list, refusal).into()
+        self.unsuitable(placement, |list| Refusal::MaskRefused { list, got })
     }
 }
 
