@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 use super::table::may_read_tasks;
 use super::*;
 use crate::engine::tests::fakes::{Fake, ONLINE};
-use crate::engine::tests::{Bed, EXCL, EXCL_1, SHARED, caller};
+use crate::engine::tests::{Bed, EXCL, EXCL_1, SHARED, SHELL, caller};
 use crate::model::command::Target;
 use crate::model::pool::Exclusivity;
-
-const SHELL: u32 = 900;
 
 fn bed() -> Bed {
     let bed = Bed::new();

@@ -11,7 +11,6 @@ use crate::engine::Attributes;
 use crate::journal::{AppendError, Record};
 use crate::model::refusal::Refusal;
 
-const SHELL: u32 = 900;
 /// A pool without lists.
 const EMPTY: PoolId = PoolId(84);
 /// Everything that takes claims; the last one is the list that a test adds.

@@ -12,7 +12,6 @@ use super::fakes::{Snapshot, cpus};
 use super::*;
 use crate::model::command::Ending;
 
-const SHELL: u32 = 900;
 /// The tasks, with the masks that they have before their first claim. No mask lies within a list, so none is an heir.
 const TASKS: [(u32, &str); 4] = [(100, ONLINE), (101, "0,6-7"), (102, "0"), (103, ONLINE)];
 const TARGETS: [Target; 5] = [

@@ -5,9 +5,6 @@ use super::*;
 use crate::model::refusal::Refusal;
 use crate::process::Look;
 
-/// A shell of root.
-const SHELL: u32 = 900;
-
 /// 100 has the exclusive list 1.
 fn bed() -> Bed {
     let bed = Bed::new();

@@ -10,8 +10,6 @@ use crate::journal::AppendError;
 use crate::model::command::Ending;
 use crate::model::refusal::Refusal;
 
-const SHELL: u32 = 900;
-
 fn full() -> AppendError {
     std::io::Error::from(std::io::ErrorKind::StorageFull).into()
 }

@@ -8,7 +8,6 @@ use super::*;
 use crate::clock;
 use crate::model::command::Ending;
 
-const SHELL: u32 = 900;
 const USER: u32 = 1000;
 
 /// The holder 100 of a user is on the list 1, and 101 of root on the list 2-3; 102 and 103 are free.

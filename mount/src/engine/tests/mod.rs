@@ -157,6 +157,9 @@ fn check_locks(engine: &Weak<Engine<Fake>>, step: &Step) {
     }
 }
 
+/// The PID of a process of root that writes.
+pub(crate) const SHELL: u32 = 900;
+
 pub(crate) fn list_cpus(list: ListId) -> CpuSet {
     LISTS.iter().find(|(id, _)| *id == list).map(|(_, text)| cpus(text)).unwrap()
 }

@@ -5,8 +5,6 @@ use super::*;
 use crate::journal::Record;
 use crate::model::command::Ending;
 
-const SHELL: u32 = 900;
-
 fn bed() -> Bed {
     let bed = Bed::new();
     bed.world.spawn(SHELL, ONLINE, |_| ());

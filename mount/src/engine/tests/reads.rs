@@ -8,8 +8,6 @@ use crate::journal::{AppendError, Record};
 use crate::model::command::Ending;
 use crate::model::refusal::Refusal;
 
-const SHELL: u32 = 900;
-
 fn bed() -> Bed {
     let bed = Bed::new();
     bed.world.spawn(SHELL, ONLINE, |_| ());

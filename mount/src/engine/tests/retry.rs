@@ -11,8 +11,6 @@ use super::*;
 use crate::journal::AppendError;
 use crate::model::refusal::Refusal;
 
-const SHELL: u32 = 900;
-
 /// A bed whose engine waits this long.
 fn bed_with_timeout(timeout: Duration) -> Bed {
     let Bed { world, engine } = Bed::new();

@@ -7,7 +7,6 @@ use crate::model::refusal::Refusal;
 
 const NOISY: u32 = 1000;
 const WRITER: u32 = 300;
-const SHELL: u32 = 900;
 
 /// A bed with a refusal of root and one of another user.
 fn bed() -> Bed {

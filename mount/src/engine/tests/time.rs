@@ -11,7 +11,6 @@ use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 
 const USER: u32 = 1000;
-const SHELL: u32 = 900;
 /// Processes of the user.
 const FIRST: u32 = 100;
 
