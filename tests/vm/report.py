@@ -2,8 +2,8 @@
 
 usage: report.py SCENARIOS RESULTS OUTPUT
 
-SCENARIOS is the table of scripts/vm. RESULTS has a line for each check that holds: the scenario, `ok`, the kernel and what
-was checked, separated by tabs. A scenario that has no results gets no row.
+SCENARIOS is the table of scripts/vm. RESULTS has a line for each check that holds: the scenario, the kernel and what was
+checked, separated by tabs. A scenario that has no results gets no row.
 """
 
 import sys
@@ -35,7 +35,7 @@ def machine(words):
 
 seen = {}
 for row in open(results):
-    name, _, kernel, what = row.rstrip("\n").split("\t")
+    name, kernel, what = row.rstrip("\n").split("\t")
     # The machines run at the same time, so the rows have no order.
     seen.setdefault(name, {}).setdefault(what, set()).add(kernel)
 
