@@ -363,9 +363,15 @@ impl Filesystem for Fs {
             }
             match served.operations.open(request, ino.into(), writable) {
                 Ok(handle) => {
-                    // Bypasses the page cache: the content changes without a write, and a write is a command.
-                    let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                    reply.opened(FileHandle(handle), flags);
+                    // Bypasses the page cache: the content changes without a write, and a write is a command. There is
+                    // nothing to flush; without that flag, close(2) takes the lock of the inode on Linux 6.12, which a
+                    // write of another process may hold.
+                    let flags = [
+                        FopenFlags::FOPEN_DIRECT_IO,
+                        FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+                        FopenFlags::FOPEN_NOFLUSH,
+                    ];
+                    reply.opened(FileHandle(handle), flags.into_iter().collect());
                 }
                 Err(errno) => reply.error(encode(errno)),
             }
