@@ -11,7 +11,8 @@
 //!
 //! Older kernels do not show the number. There the descriptor must be a FUSE device, and [`fds::LOCK`] a file that the
 //! process has locked exclusively. Only root can do that in a state directory. The command line then only chooses among such
-//! processes: it never makes a process a daemon.
+//! processes: it never makes a process a daemon. If daemons of several mount namespaces have the same path, those of this
+//! one are meant.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -30,6 +31,8 @@ use crate::process::PidFd;
 pub(super) struct Server {
     pub(super) pid: u32,
     pub(super) pidfd: PidFd,
+    /// Whether the kernel says that it serves this connection.
+    is_certain: bool,
 }
 
 /// What the kernel says about a descriptor of a FUSE device.
@@ -49,7 +52,12 @@ pub(super) fn servers(connection: Connection, conf_dir: &Path) -> Vec<Server> {
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let others = pids.filter(|pid| *pid != std::process::id());
-    others.filter_map(|pid| server(pid, connection, conf_dir)).collect()
+    let mut found: Vec<Server> = others.filter_map(|pid| server(pid, connection, conf_dir)).collect();
+    let is_here = |server: &Server| !server.is_certain && is_in_this_mount_namespace(server.pid);
+    if found.iter().any(is_here) {
+        found.retain(is_here);
+    }
+    found
 }
 
 /// The connection to which a device belongs, if the kernel tells.
@@ -69,14 +77,14 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         paths::serves(&cmdline, conf_dir)
     };
-    let serves = is_root(pid)
-        && match device(pid) {
-            Some(Device::Connected(other)) => other == connection,
-            Some(Device::Unknown) => says_so() && holds_lock(pid),
-            Some(Device::Unconnected) | None => false,
-        };
+    let device = device(pid).filter(|_| is_root(pid));
+    let serves = match device {
+        Some(Device::Connected(other)) => other == connection,
+        Some(Device::Unknown) => says_so() && holds_lock(pid),
+        Some(Device::Unconnected) | None => false,
+    };
     if serves && pidfd.is_of_process() {
-        return Some(Server { pid, pidfd });
+        return Some(Server { pid, pidfd, is_certain: device != Some(Device::Unknown) });
     }
     // The command line is read last. A probe of another mount has the command line and the device of its supervisor until
     // it executes, and neither of them after it. A process that exits loses its command line before its descriptors.
@@ -94,6 +102,12 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
 /// impostor.
 fn is_known_elsewhere(pid: u32) -> bool {
     is_root(pid) && matches!(device(pid), Some(Device::Connected(_)))
+}
+
+fn is_in_this_mount_namespace(pid: u32) -> bool {
+    let namespace =
+        |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|it| (it.dev(), it.ino())).ok();
+    namespace("self").is_some_and(|own| namespace(&pid.to_string()) == Some(own))
 }
 
 /// Whether all user ids of the process are root's, in the user namespace of this process.

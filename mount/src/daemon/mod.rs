@@ -270,7 +270,7 @@ pub fn unmount(conf_dir: &Path) -> Result<(), MountError> {
         }
     }
     // The supervisor notices the unmount, unless the mount of its own mount namespace is still there.
-    for identity::Server { pid, pidfd } in servers {
+    for identity::Server { pid, pidfd, .. } in servers {
         let conf = conf_dir.to_path_buf();
         if mountpoint::is_elsewhere(pid, mounted.connection) && !pidfd.wait(Duration::ZERO) {
             return Err(MountError::ServedElsewhere { conf, pid });

@@ -168,7 +168,7 @@ fn the_same_path_in_another_mount_namespace_is_another_mount() {
     let supervisor: u32 = lock.trim().parse().unwrap();
     // A mount there that does not answer is taken over; the daemon here is not touched.
     let line = there.ask(&format!(
-        "kill -STOP {supervisor} $(pgrep -P {supervisor}); {mount_there}; echo status $?; cat \"$C/info/version\""
+        "kill -STOP {supervisor} $(pgrep -P {supervisor}); {mount_there}; echo status $?; timeout 20 cat \"$C/info/version\""
     ));
     assert!(line.contains("status 0\n"), "{line}");
     assert!(!line.contains("is ignored"), "the daemon here is no impostor: {line}");
