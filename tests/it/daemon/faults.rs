@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use crate::harness::dir::pinned;
-use crate::harness::{Machine, Mount, Sleeper, masks, run, write};
+use crate::harness::{Machine, Mount, Sleeper, has_died, masks, run, write};
 use kcm_mount::failpoint::Step;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -123,7 +123,7 @@ impl World {
     }
 
     fn is_alive(&self, name: &str) -> bool {
-        fs::read_to_string(format!("/proc/{}/comm", self.pid(name))).is_ok_and(|comm| comm.trim() != "")
+        !has_died(self.pid(name))
     }
 
     /// Everything that can be observed, with names instead of PIDs.
