@@ -83,6 +83,8 @@ pub fn run(name: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let attack = ATTACKS.iter().find(|attack| attack.name == name).ok_or("no such attack")?;
     // Its cgroup has been set when it is asked to begin.
     hear()?;
+    // This thread starts the others, and still has to say so when thousands of them run.
+    sys::run_before_others()?;
     crew::become_attacker()?;
     let tally = Tally::new()?;
     (attack.start)(&Place::new(root), &tally)?;

@@ -14,6 +14,21 @@ pub fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
+/// Lets the calling thread run before all ordinary ones. Its children and the threads that it creates are ordinary again.
+/// Only root may.
+pub fn run_before_others() -> io::Result<()> {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the parameter, which lives until the call returns.
+    let flagged = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, &raw const none)
+    };
+    // SAFETY: plain numbers.
+    if flagged != 0 || unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Lets the calling thread run only when its CPU would otherwise be idle: the lowest priority, which everybody may take.
 pub fn run_when_idle() -> io::Result<()> {
     let none = libc::sched_param { sched_priority: 0 };

@@ -11,6 +11,9 @@ use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::crew;
 use crate::lines::Talker;
 use crate::place::{Place, VICTIM};
@@ -33,6 +36,9 @@ pub fn run(kind: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
     crew::become_user(VICTIM)?;
     let files = [place.victims(), place.file("self/claim")];
     let own = std::process::id().to_string();
+    // The mask that a claim gives, and the one before it: an empty filesystem sets none, and the CPU of the list is busy.
+    let (all, mut list) = (sched_getaffinity(Pid::from_raw(0))?, CpuSet::new());
+    list.set(1)?;
     let schedstat = File::open("/proc/thread-self/schedstat")?;
     let started = Instant::now();
     let mut turn = 0;
@@ -41,7 +47,10 @@ pub fn run(kind: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
         let (begin, before) = (Instant::now(), waited(&schedstat)?);
         // A claim is measured with its release: open, write, close, twice.
         let result = match kind {
-            "claim" => put(&files[0], &own).and_then(|()| put(&files[0], "-0")),
+            "claim" => put(&files[0], &own)
+                .and_then(|()| pin(&list))
+                .and_then(|()| put(&files[0], "-0"))
+                .and_then(|()| pin(&all)),
             _ => fs::read(&files[turn % 2]).map(|_| ()),
         };
         let took = begin.elapsed();
@@ -60,6 +69,11 @@ fn waited(schedstat: &File) -> io::Result<Duration> {
     let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned();
     let nanoseconds = text.split(' ').nth(1).and_then(|number| number.parse().ok());
     nanoseconds.map(Duration::from_nanos).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Sets the mask of this thread.
+fn pin(cpus: &CpuSet) -> io::Result<()> {
+    Ok(sched_setaffinity(Pid::from_raw(0), cpus)?)
 }
 
 fn put(file: &Path, text: &str) -> io::Result<()> {
