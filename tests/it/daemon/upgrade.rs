@@ -385,7 +385,14 @@ fn stored_descriptors_keep_the_mount() {
     assert_eq!(fs::metadata(mount.conf()).unwrap().dev(), device);
     // A clean stop removes the stored descriptors, so that no later client waits for a connection without a daemon.
     let file = File::open(mount.tasks("shared", "0")).unwrap();
-    mount.stop();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| mount.stop());
+        // Its socket has room for ten messages.
+        until("the daemon has stopped", || {
+            manager.listen();
+            stop.is_finished()
+        });
+    });
     service.child().wait().unwrap();
     manager.listen();
     assert!(manager.names().is_empty(), "{:?}", manager.names());
@@ -401,5 +408,5 @@ fn stored_descriptors_of_an_old_mount_are_harmless() {
     mount.kill_daemon();
     nix::mount::umount2(&mount.conf(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     let _service = manager.start(&mount);
-    assert_eq!(mount.sh("ls $C/pools/shared"), "0\nexclusive\npartial\ntasks\n");
+    assert_eq!(mount.sh("ls $C/pools/shared"), "0\nexclusive\nmode\npartial\ntasks\n");
 }
