@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, anyhow, bail};
 use kcm_mount::model::cpuset::CpuSet;
@@ -32,6 +32,9 @@ const NOT_EXECUTABLE: u8 = 126;
 /// The status of a shell if a program does not exist.
 const NOT_FOUND: u8 = 127;
 
+/// How long a daemon that answers EAGAIN is tried again, and how often.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a directory whose daemon is away is tried again.
 const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -104,6 +107,7 @@ fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Er
         .write(true)
         .open(&file)
         .map_err(|error| confdir::file_error(&file, error))?;
+    let begun = Instant::now();
     loop {
         // The newline makes this a command. Through a file that is open for reading and writing, a list without
         // white space is a rewrite, as legacy clients make it; there "0" would not stand for the writer.
@@ -115,6 +119,13 @@ fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Er
                 }
                 log::debug!("{}: EBUSY; waiting for a change", file.display());
                 wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;
+            }
+            // The daemon is busy with other requests of this user.
+            Err(error)
+                if error.raw_os_error() == Some(Errno::EAGAIN as i32) && begun.elapsed() < PATIENCE =>
+            {
+                log::debug!("{}: EAGAIN; trying again", file.display());
+                std::thread::sleep(BUSY_INTERVAL);
             }
             // No free list suits this process. Another one may, once it is free.
             Err(error)
