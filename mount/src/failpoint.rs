@@ -18,6 +18,12 @@ macro_rules! steps {
             pub const fn name(self) -> &'static str {
                 match self { $(Step::$step => $name,)* }
             }
+
+            /// Returns whether it is reached only on a machine that can isolate CPUs.
+            #[must_use]
+            pub fn is_of_partitions(self) -> bool {
+                self.name().starts_with("partition-")
+            }
         }
     };
 }
@@ -29,6 +35,22 @@ steps! {
     IntentRecorded = "intent-recorded",
     /// All masks are set and read back.
     MasksSet = "masks-set",
+    /// What is going to be written for a partition is in the claims log.
+    PartitionRecorded = "partition-recorded",
+    /// The partition's cgroup is made, and the cpuset controller is on above it.
+    PartitionEnabled = "partition-enabled",
+    /// The partition has its CPUs, and so have the cgroups above it.
+    PartitionExclusive = "partition-exclusive",
+    /// The kernel has isolated the CPUs. The task is not on them.
+    PartitionIsolated = "partition-isolated",
+    /// The task is in its partition, or the partition could not be made.
+    PartitionMade = "partition-made",
+    /// Nobody is in the partition any more.
+    PartitionEmpty = "partition-empty",
+    /// The partition's cgroup is removed.
+    PartitionRemoved = "partition-removed",
+    /// The cgroups above the partition are as before. That may not be recorded yet.
+    PartitionTakenBack = "partition-taken-back",
     /// The claims, and the releases to be made, are in the claims log.
     WriteRecorded = "write-recorded",
     /// The masks of released tasks are restored.

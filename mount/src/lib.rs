@@ -33,6 +33,7 @@ mod journal;
 mod metrics;
 pub mod model;
 pub mod mountpoint;
+mod partitions;
 pub mod plain;
 mod process;
 pub mod procfs;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::journal::{Found, StateLock, inspect};
 use crate::model::command::{Claim, SavedMask};
-use crate::model::pool::Exclusivity;
+use crate::model::pool::{Exclusivity, Mode};
 
 pub use crate::journal::Problem;
 
@@ -68,7 +68,8 @@ impl State {
         for pool in &config.pools {
             let kind = exclusivity(pool.exclusivity);
             let partial = if pool.partial { ", partial" } else { "" };
-            line(1, format!("pool {} ({kind}{partial}, node {})", pool.name, pool.node));
+            let mode = if pool.mode == Mode::Isolated { ", isolated" } else { "" };
+            line(1, format!("pool {} ({kind}{partial}{mode}, node {})", pool.name, pool.node));
             for list in &pool.lists {
                 line(2, format!("list {} (node {})", list.name, list.id.0));
             }
@@ -136,6 +137,7 @@ impl State {
                 "name": pool.name.as_str(),
                 "exclusive": pool.exclusivity == Exclusivity::Exclusive,
                 "partial": pool.partial,
+                "isolated": pool.mode == Mode::Isolated,
                 "node": pool.node,
                 "lists": lists.collect::<Vec<Value>>(),
             })

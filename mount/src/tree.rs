@@ -3,7 +3,7 @@
 //! Owns names, node ids and default modes. Does not know FUSE's messages, or what a claim is.
 //!
 //! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has four consecutive nodes (directory,
-//! `exclusive`, `tasks`, `partial`) and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
+//! `exclusive`, `tasks`, `partial`) and one far away (`mode`), and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
 //! They are stored with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
 //!
 //! Longer than 400 lines because the table of files and the functions that it names are read together.
@@ -15,7 +15,7 @@ mod tests;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::engine::{Attributes, Caller, Engine, Live, NODES_EACH, Ports, Refused};
+use crate::engine::{Attributes, Caller, Engine, Live, MODE_OFFSET, NODES_EACH, Ports, Refused};
 use crate::model::claims::Claims;
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
@@ -89,7 +89,8 @@ impl<P: Ports> Node<P> {
             let is = |entry: &&Entry<P>| matches!(entry.location, Location::Fixed { node, .. } if node == id);
             return Entry::TABLE.iter().find(is).map(|entry| Self { base: id, entry });
         }
-        let (base, offset) = (id - id % NODES_EACH, id % NODES_EACH);
+        let far = id & MODE_OFFSET;
+        let (base, offset) = (id - far - id % NODES_EACH, far + id % NODES_EACH);
         let location = location(&engine.configuration(), base, offset)?;
         Entry::TABLE.iter().find(|entry| entry.location == location).map(|entry| Self { base, entry })
     }

@@ -174,6 +174,10 @@ fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -
         let have_changed = || uevents.as_ref().is_some_and(Uevents::have_cpus_changed);
         looker.watch_masks_forever(uevents.as_ref().map(|uevents| (uevents.as_fd(), &have_changed as _)));
     })?;
+    let keeper = Arc::clone(engine);
+    std::thread::Builder::new()
+        .name("kcm-partitions".into())
+        .spawn(move || keeper.keep_partitions_forever())?;
     let flusher = Arc::clone(engine);
     std::thread::Builder::new().name("kcm-flush".into()).spawn(move || flusher.flush_forever())?;
     let ended = Arc::clone(ended);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::ports::{Clock, Journal as _, Ports};
+use super::ports::{Clock, Journal as _, Partitions as _, Ports};
 use super::replay::answered;
 use super::{Caller, Engine};
 use crate::failpoint::{Step, reached};
@@ -21,13 +21,15 @@ use crate::journal::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig
 use crate::model::claims::{Claims, Pool};
 use crate::model::command::Command;
 use crate::model::cpuset::CpuSet;
-use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolId, PoolName};
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::before_nul;
 
 /// The distance of node ids: a pool has four nodes, a list three.
 pub(crate) const NODES_EACH: u64 = 4;
+/// The distance of a pool's fifth node. No node of another pool or list is as far away.
+pub(crate) const MODE_OFFSET: u64 = 1 << 62;
 /// How long a change waits for another change to be stored before it is refused. A store takes a few fsyncs, each
 /// of which may take a second on a busy disk; longer means that the disk does not answer.
 const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,7 +143,7 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
-        self.forget(&[id.0, id.exclusive_node(), id.tasks_node(), id.partial_node()]);
+        self.forget(&[id.0, id.exclusive_node(), id.tasks_node(), id.partial_node(), id.mode_node()]);
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -209,6 +211,43 @@ impl<P: Ports> Engine<P> {
             self.store_and_apply(&mut next, 0, caller, &[Command::SetPartial { pool, partial }])?;
             reached(Step::ConfigApplied);
         }
+        Ok(())
+    }
+
+    /// Carries out one write to `mode`. `opener` is the user who opened the file.
+    ///
+    /// # Errors
+    /// `EPERM` if caller or opener lacks the capability; `EINVAL` for another word, or if a shared pool is to be isolated;
+    /// `EOPNOTSUPP` if this machine cannot isolate CPUs; `EBUSY` if the pool has tasks; or the change cannot be stored.
+    pub(crate) fn set_mode(
+        &self,
+        caller: Caller,
+        opener: User,
+        pool: PoolId,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
+        self.require_admin(caller)?;
+        opener.require_admin()?;
+        let mode = match before_nul(data).trim_ascii() {
+            b"affinity" => Mode::Affinity,
+            b"isolated" => Mode::Isolated,
+            _ => return Err(Refusal::NotAMode),
+        };
+        let mut next = self.configuring.lock(&self.clock)?;
+        if self.configuration().pool(pool).ok_or(Refusal::Removed)?.mode() == mode {
+            return Ok(());
+        }
+        let now = self.clock.since_boot();
+        self.live_claims().apply(Command::PrepareMode { pool, mode, now })?;
+        let missing = if mode == Mode::Isolated { self.partitions.missing() } else { None };
+        let stored = missing
+            .map_or(Ok(()), |missing| Err(Refusal::CannotIsolate { missing }))
+            .and_then(|()| self.store_and_apply(&mut next, 0, caller, &[Command::SetMode { pool, mode }]))
+            .inspect_err(|_| self.apply_stored(&[Command::CancelMode(pool)]));
+        // Claims wait for it.
+        self.plan_finished.notify_all();
+        stored?;
+        reached(Step::ConfigApplied);
         Ok(())
     }
 
@@ -321,6 +360,7 @@ fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
         name: pool.name().clone(),
         exclusivity: pool.exclusivity(),
         partial: pool.is_partial(),
+        mode: pool.mode(),
         node: id.0,
         lists: pool.lists().filter_map(list).collect(),
     };

@@ -3,21 +3,25 @@
 //! Owns nothing but the delegation. Does not know what the engine does with it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ports::{Clock, Journal, Masks, Ports, Process, Processes, Watch};
+use super::ports::{Clock, Journal, Masks, Partitions, Ports, Process, Processes, Watch};
 use super::{Engine, OwnProcesses, StartError};
 use crate::clock;
 use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
 use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
+use crate::model::partition::{Missing, Partition};
+use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
 use crate::model::topology::Topology;
+use crate::partitions::{Found, PartitionError, Tree};
 use crate::process::{
     self, BlockedWriter, Facts, KeptPidfds, Look, MaskError, SavedMasks, ScannedProcess, Seen, Threads,
 };
@@ -30,6 +34,7 @@ impl Ports for Live {
     type Processes = Machine;
     type Journal = StateDir;
     type Clock = SystemClock;
+    type Partitions = Cgroups;
 }
 
 impl Engine {
@@ -49,7 +54,7 @@ impl Engine {
             process::Watch::new(kept, |task| recorded.contains(task)).map_err(StartError::Processes)?;
         let processes = process::Processes::new().map_err(StartError::Processes)?;
         let machine = Machine { processes, watch };
-        Self::with_ports((machine, state, SystemClock), recovered, topology, own)
+        Self::with_ports((machine, state, SystemClock, Cgroups), recovered, topology, own)
     }
 }
 
@@ -310,6 +315,48 @@ impl Journal for StateDir {
 
     fn retries(&self, request: u64) -> usize {
         self.with_requests(|requests| requests.retries(request))
+    }
+}
+
+/// The cgroups of this machine.
+#[derive(Debug)]
+pub(crate) struct Cgroups;
+
+impl Partitions for Cgroups {
+    fn missing(&self) -> Option<Missing> {
+        Tree::find().err()
+    }
+
+    fn plan(
+        &self,
+        pid: Pid,
+        list: ListId,
+        cpus: &CpuSet,
+        is_partition: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Partition, PartitionError> {
+        Tree::find()?.plan(pid.get(), list, cpus, is_partition)
+    }
+
+    fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {
+        Tree::find()?.make(partition, pid.get())
+    }
+
+    fn look(&self, partition: &Partition, pid: Pid) -> Found {
+        Tree::find()
+            .map_or_else(|missing| Found::Broken(missing.to_string()), |tree| tree.look(partition, pid.get()))
+    }
+
+    fn members(&self, partition: &Partition) -> Vec<Pid> {
+        let members = Tree::find().map(|tree| tree.members(partition)).unwrap_or_default();
+        members.into_iter().filter_map(Pid::new).collect()
+    }
+
+    fn watch(&self, partition: &Partition) -> Vec<File> {
+        Tree::find().map(|tree| tree.watch(partition)).unwrap_or_default()
+    }
+
+    fn take_back(&self, partition: &Partition, others: &[Partition]) -> io::Result<Vec<Partition>> {
+        Tree::find().map_err(|missing| io::Error::other(missing.to_string()))?.take_back(partition, others)
     }
 }
 

@@ -24,6 +24,12 @@ impl CurrentTopology {
         Self { read, last: RwLock::new(Arc::new(first)) }
     }
 
+    /// Sets the picture of a machine that cannot be read.
+    #[cfg(test)]
+    pub(super) fn set(&self, topology: Topology) {
+        *self.last.write() = Arc::new(topology);
+    }
+
     /// Returns the machine as it is now.
     pub(super) fn get(&self) -> Arc<Topology> {
         match self.read.map(|read| read()) {

@@ -6,8 +6,8 @@
 //!
 //! # Locks
 //!
-//! Locks are taken in this order, never in the opposite one: `configuring`, the lock of a running search, `reaping`,
-//! `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
+//! Locks are taken in this order, never in the opposite one: `configuring`, the lock that is held while cgroups are written,
+//! the lock of a running search, `reaping`, `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
 //! the internal locks of `search`, of `changes`, of `displaced` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, the lock of a running search, or a lock after them. Under these
@@ -31,6 +31,7 @@ mod configure;
 mod displaced;
 mod events;
 mod intruders;
+mod isolate;
 mod last_error;
 mod live;
 mod lookup;
@@ -59,10 +60,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use budget::Budget;
 pub(crate) use changes::{Changes, Notify};
 use configure::Configuring;
-pub(crate) use configure::{Attributes, NODES_EACH};
+pub(crate) use configure::{Attributes, MODE_OFFSET, NODES_EACH};
 use displaced::Displaced;
 use events::{Event, Events};
 use intruders::Intruders;
+use isolate::Isolation;
 use last_error::Refusals;
 pub(crate) use last_error::Refused;
 pub(crate) use live::Live;
@@ -129,6 +131,8 @@ pub(crate) struct Engine<P: Ports = Live> {
     processes: P::Processes,
     journal: P::Journal,
     clock: P::Clock,
+    partitions: P::Partitions,
+    isolation: Isolation,
     events: Mutex<Events>,
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
@@ -173,8 +177,8 @@ impl<P: Ports> Engine<P> {
     /// Restores what an earlier daemon has left: pools, lists, the claims of tasks that are still alive. Also
     /// returns the number of the first open file.
     pub(crate) fn with_ports(
-        (processes, journal, clock): (P::Processes, P::Journal, P::Clock),
-        recovered: Recovered,
+        (processes, journal, clock, partitions): (P::Processes, P::Journal, P::Clock, P::Partitions),
+        mut recovered: Recovered,
         topology: Topology,
         own: OwnProcesses,
     ) -> Result<(Self, u32), StartError> {
@@ -216,6 +220,9 @@ impl<P: Ports> Engine<P> {
             processes,
             journal,
             clock,
+            isolation: Isolation::new(std::mem::take(&mut recovered.partitions))
+                .map_err(StartError::Eventfd)?,
+            partitions,
         };
         for damage in &recovered.damage {
             log::warn!("{damage}");
@@ -455,6 +462,11 @@ impl PoolId {
     /// Returns the node of the pool's `tasks` file.
     pub(crate) fn tasks_node(self) -> u64 {
         self.0 + 2
+    }
+
+    /// Returns the node of the pool's `mode` file, which is far from the others: earlier versions gave a pool four nodes.
+    pub(crate) fn mode_node(self) -> u64 {
+        self.0 + MODE_OFFSET
     }
 
     /// Returns the node of the pool's `partial` file.

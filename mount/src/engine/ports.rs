@@ -4,6 +4,7 @@
 //! without a mount; `live` implements the traits with the kernel and the state directory. Does not know the engine.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -13,8 +14,11 @@ use std::time::Duration;
 use crate::journal::{AppendError, Config, Record};
 use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
+use crate::model::partition::{Missing, Partition};
+use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
+use crate::partitions::{Found, PartitionError};
 use crate::process::{BlockedWriter, Facts, Look, MaskError, ScannedProcess, Seen, Threads};
 
 /// One implementation of each port.
@@ -22,6 +26,7 @@ pub(crate) trait Ports: Copy + Debug + 'static {
     type Processes: Processes + Masks + Watch;
     type Journal: Journal;
     type Clock: Clock;
+    type Partitions: Partitions;
 }
 
 /// A process that stays the same even if its PID is reused.
@@ -227,6 +232,37 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
 
     /// Returns how often a request was carried out again after a worker died.
     fn retries(&self, request: u64) -> usize;
+}
+
+/// Makes isolated partitions of the machine's CPUs, and takes them back. Keeps nothing in memory.
+pub(crate) trait Partitions: Debug + Send + Sync + 'static {
+    /// Returns what this machine lacks for partitions.
+    fn missing(&self) -> Option<Missing>;
+
+    /// Returns the partition that would be made for a process. `is_partition` says whether a cgroup is one already.
+    fn plan(
+        &self,
+        pid: Pid,
+        list: ListId,
+        cpus: &CpuSet,
+        is_partition: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Partition, PartitionError>;
+
+    /// Makes a partition, moves the process into it, and reads back that it is in force. On an error it has to be taken back.
+    fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError>;
+
+    /// Looks whether a partition is in force and has the process.
+    fn look(&self, partition: &Partition, pid: Pid) -> Found;
+
+    /// Returns the threads in a partition.
+    fn members(&self, partition: &Partition) -> Vec<Pid>;
+
+    /// Opens files that poll(2) reports when the partition changes after this, or has no process any more.
+    fn watch(&self, partition: &Partition) -> Vec<File>;
+
+    /// Takes everything back, or as much as was made. A controller that one of the others needs stays on, and that one has to
+    /// take it back later. Returns the others that changed.
+    fn take_back(&self, partition: &Partition, others: &[Partition]) -> io::Result<Vec<Partition>>;
 }
 
 /// The clocks.

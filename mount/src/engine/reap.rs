@@ -133,6 +133,9 @@ impl<P: Ports> Engine<P> {
         };
         self.journal.defer(record);
         drop(claims);
+        if self.isolation.has(claim.list) {
+            self.isolation.wake();
+        }
         log::debug!("reaped: {:?}", effects.changes.pop());
     }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ports::{Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
-use super::{Attributes, Engine, ProcessOf};
+use super::{Attributes, Engine, MODE_OFFSET, ProcessOf};
 use crate::journal::{PoolConfig, Record, Recovered};
 use crate::model::claims::Claims;
 use crate::model::command::{Claim, Command, Ending, Kin, Rejected, SavedMask};
-use crate::model::pool::PoolId;
+use crate::model::pool::{Mode, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::task::TaskId;
 use crate::process::{BlockedWriter, TimeLimit};
@@ -34,7 +34,7 @@ impl<P: Ports> Engine<P> {
                 log::warn!("a part of pool {name} is dropped: {why}");
             }
         }
-        let is_known = |node: u64| node < config.next_node;
+        let is_known = |node: u64| node & !MODE_OFFSET < config.next_node;
         self.attributes.write().extend(
             config
                 .attributes
@@ -51,6 +51,8 @@ impl<P: Ports> Engine<P> {
                 None => {}
             }
         }
+        // A task that gets back its mask must be out of its partition.
+        self.check_partitions();
         let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), ROLL_BACK_WORK, PATIENCE));
         for claim in releasing {
             self.roll_back(&claim, &claim.saved.clone(), waiting);
@@ -155,6 +157,9 @@ fn restore_pool(claims: &mut Claims, pool: PoolConfig) -> Result<(), Rejected> {
     claims.apply(Command::AddPool { id, name: pool.name, exclusivity: pool.exclusivity })?;
     if pool.partial {
         claims.apply(Command::SetPartial { pool: id, partial: true })?;
+    }
+    if pool.mode == Mode::Isolated {
+        claims.apply(Command::SetMode { pool: id, mode: pool.mode })?;
     }
     for list in pool.lists {
         claims.apply(Command::AddList { pool: id, id: list.id, name: list.name, cpus: list.cpus })?;

@@ -238,7 +238,15 @@ impl<P: Ports> Engine<P> {
         if dead.is_empty() && released.is_empty() {
             return;
         }
-        let mut findings = self.look_over_processes(&dead, &released);
+        let (in_partitions, elsewhere): (Vec<_>, Vec<_>) =
+            dead.iter().cloned().partition(|dead| self.isolation.is_written(dead.claim.list));
+        let mut findings = Findings::default();
+        if !elsewhere.is_empty() || !released.is_empty() {
+            findings = self.look_over_processes(&elsewhere, &released);
+        }
+        for dead in in_partitions {
+            findings.heirs.extend(self.heir_in_partition(&dead).map(|heir| (dead.claim.task, heir)));
+        }
         for dead in &dead {
             let heir = findings.heirs.remove(&dead.claim.task);
             if heir.is_none() {

@@ -11,6 +11,7 @@ use super::ports::{Journal as _, Ports};
 use super::search::{Concern, LIMIT};
 use crate::metrics::PoolGauge;
 use crate::model::claims::Claims;
+use crate::model::partition::PartitionState;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::task::Pid;
 
@@ -77,8 +78,15 @@ impl<P: Ports> Engine<P> {
             (list.cpus().clone(), list.tasks().is_empty())
         };
         let topology = self.topology.get();
+        let partition = self.isolation.state(id).filter(|_| !is_free);
+        let invalid;
         let word = if is_free {
             "free"
+        } else if partition == Some(PartitionState::Isolated) {
+            "isolated"
+        } else if let Some(PartitionState::Invalid(why)) = partition {
+            invalid = format!("invalid: {why}");
+            &invalid
         } else if cpus.is_subset(&topology.isolated()) {
             "boot"
         } else {

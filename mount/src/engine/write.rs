@@ -7,6 +7,9 @@
 //! decide -> watch -> record the intent -> set and read back the masks -> record the claim -> settle
 //! ```
 //!
+//! In an isolated pool the partition is made after the masks are set, and taken back before they are restored: the kernel
+//! lets a task in a partition run nowhere else.
+//!
 //! Until the claim is recorded, every step can be undone; from then on the write has happened.
 //!
 //! Longer than 400 lines because the steps of a claim and their undoing are read together.
@@ -18,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::isolate::NotIsolated;
 use super::ports::{Clock as _, Journal as _, Masks, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::answered;
 use super::requester::{Allowance, Requester};
@@ -33,6 +37,7 @@ use crate::model::pool::ListId;
 use crate::model::refusal::{ListName, Refusal};
 use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
+use crate::partitions::PartitionError;
 use crate::process::{self, BlockedWriter, MaskError, Threads};
 
 /// A command for more tasks than this uses so much memory that it is worth returning to the system.
@@ -73,6 +78,10 @@ struct UndoLog<P: Ports> {
     /// The tasks whose intent is recorded.
     intents: Vec<TaskId>,
     masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
+    /// The lists that have a partition now.
+    isolated: Vec<ListId>,
+    /// The lists whose partition was taken back. Their tasks may stay there.
+    left: Vec<ListId>,
 }
 
 impl<P: Ports> Engine<P> {
@@ -222,7 +231,8 @@ impl<P: Ports> Engine<P> {
     fn carry_out(&self, plan: Plan, tasks: &[ResolvedTask<P>], requester: &Requester) -> Result<(), Failure> {
         let waiting = requester.waiting;
         let is_single = plan.placements.len() == 1;
-        let mut undo = UndoLog { intents: Vec::new(), masks: Vec::new() };
+        let mut undo =
+            UndoLog { intents: Vec::new(), masks: Vec::new(), isolated: Vec::new(), left: Vec::new() };
         let completed = match self.try_carry_out(&plan, tasks, requester, &mut undo) {
             Ok(completed) => completed,
             Err(failure) => {
@@ -232,6 +242,9 @@ impl<P: Ports> Engine<P> {
         };
         reached(Step::WriteRecorded);
         for claim in &completed.releases {
+            if let Err(error) = self.end_partition(claim.list) {
+                log::warn!("the partition of {} is not removed yet: {error}", claim.task.pid);
+            }
             if let Some(process) = self.processes.watched(&claim.task) {
                 self.processes.restore_mask(&process, &claim.saved, waiting);
             }
@@ -292,6 +305,12 @@ impl<P: Ports> Engine<P> {
             if undo.masks.len() + setbacks.len() > 0 {
                 requester.check_time()?;
             }
+            if let ClaimKind::Move { from, .. } = placement.kind
+                && self.isolation.has(from)
+            {
+                undo.left.push(from);
+                self.end_partition(from).map_err(self.fault("removing the partition of the task"))?;
+            }
             match self.set_masks(
                 placement,
                 process,
@@ -302,6 +321,11 @@ impl<P: Ports> Engine<P> {
                 Ok((claim, previous)) => {
                     undo.masks.push((placement.task, previous));
                     completed.placements.push(placement.complete(claim));
+                    match self.isolate_placement(placement, process) {
+                        Ok(false) => {}
+                        Ok(true) => undo.isolated.push(placement.list),
+                        Err(failure) => add_setbacks(&mut setbacks, failure)?,
+                    }
                 }
                 Err(error) => {
                     add_setbacks(&mut setbacks, self.mask_failure(error, placement, requester))?;
@@ -363,6 +387,25 @@ impl<P: Ports> Engine<P> {
         Ok((claim, previous))
     }
 
+    /// Isolates the list of a task that was not on it before, if its pool is isolated. Returns whether it is.
+    fn isolate_placement(&self, placement: &Placement, process: &Arc<ProcessOf<P>>) -> Result<bool, Failure> {
+        if !placement.is_change() || !self.configuration().is_isolated(placement.list) {
+            return Ok(false);
+        }
+        match self.isolate(placement.list, &placement.cpus, process) {
+            Ok(()) => Ok(true),
+            Err(NotIsolated::Journal(error)) => Err(not_recorded(error).into()),
+            Err(NotIsolated::Partition(error)) => Err(match error {
+                PartitionError::Gone => Setback::Died(placement.task).into(),
+                PartitionError::Missing(missing) => Refusal::CannotIsolate { missing }.into(),
+                PartitionError::Unsuitable { path, why } => Refusal::UnsuitableCgroup { path, why }.into(),
+                PartitionError::Refused(why) => {
+                    self.unsuitable(placement, |list| Refusal::PartitionRefused { list, why })
+                }
+            }),
+        }
+    }
+
     /// Returns the CPUs of a list for a mask: those that are online, if there are any and if its pool allows a part.
     pub(super) fn usable(&self, placement: &Placement, offline: &CpuSet) -> CpuSet {
         let cpus = &placement.cpus;
@@ -415,6 +458,11 @@ impl<P: Ports> Engine<P> {
 
     /// Undoes what was done for a plan, the last step first.
     fn undo(&self, plan: Plan, undo: UndoLog<P>, waiting: BlockedWriter) {
+        for list in undo.isolated {
+            if let Err(error) = self.end_partition(list) {
+                log::warn!("a partition is not removed yet: {error}");
+            }
+        }
         for (task, previous) in undo.masks.into_iter().rev() {
             if let Some(process) = self.processes.watched(&task) {
                 self.processes.undo(&process, previous, waiting);
@@ -432,6 +480,10 @@ impl<P: Ports> Engine<P> {
         }
         drop(claims);
         self.plan_finished.notify_all();
+        if !undo.left.is_empty() {
+            // The tasks stay on their lists, which have to be isolated again.
+            self.isolation.wake();
+        }
     }
 
     /// Puts a plan into effect. Returns the tasks that have died meanwhile.

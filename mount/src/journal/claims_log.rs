@@ -14,6 +14,8 @@ use super::records::{Reclaimed, RefusalRecord, owner};
 use super::{RECLAIMED_KEPT, REFUSALS_KEPT};
 use crate::fair::FairRing;
 use crate::model::command::Claim;
+use crate::model::partition::Partition;
+use crate::model::pool::ListId;
 use crate::model::task::TaskId;
 
 /// The state of claims, requests and open files after all records.
@@ -25,6 +27,7 @@ pub(crate) struct LogState {
     pub(crate) claims: BTreeMap<TaskId, (u64, Arc<Claim>)>,
     pub(crate) intents: BTreeMap<TaskId, Arc<Claim>>,
     pub(crate) releasing: BTreeMap<TaskId, Arc<Claim>>,
+    pub(crate) partitions: BTreeMap<ListId, Partition>,
     pub(crate) reclaimed: FairRing<Reclaimed, RECLAIMED_KEPT>,
     pub(crate) dropped: u64,
     pub(crate) events: u64,
@@ -197,15 +200,22 @@ impl LogState {
                     self.handles = handles;
                 }
             }
+            Record::Partition(partition) => {
+                self.partitions.insert(partition.list, partition);
+            }
+            Record::Unpartitioned { list } => {
+                self.partitions.remove(&list);
+            }
             Record::Batch(records) => records.into_iter().for_each(|record| self.apply(number, record)),
         }
     }
 
-    /// Forgets the claims, which end with the boot.
+    /// Forgets the claims and partitions, which end with the boot.
     pub(super) fn end_of_boot(&mut self) {
         self.claims.clear();
         self.intents.clear();
         self.releasing.clear();
+        self.partitions.clear();
     }
 
     /// Returns the log as a file has it, and the number of the record that would follow. `boot` is the id of this boot.
@@ -245,6 +255,7 @@ impl LogState {
         claims.sort_by_key(|(number, _)| *number);
         records.extend(claims.into_iter().map(|(_, claim)| Record::Claimed(claim.clone())));
         records.extend(self.intents.values().cloned().map(Record::Intent));
+        records.extend(self.partitions.into_values().map(Record::Partition));
         records
     }
 

@@ -3,7 +3,7 @@
 //! Owns these types. Does not know how they are stored ([`super::format`]), or when ([`super::config`]).
 
 use crate::model::cpuset::CpuSet;
-use crate::model::pool::{Exclusivity, ListId, PoolName};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolName};
 
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,7 @@ pub(crate) struct PoolConfig {
     pub(crate) exclusivity: Exclusivity,
     /// Whether exclusive lists with offline CPUs can be claimed.
     pub(crate) partial: bool,
+    pub(crate) mode: Mode,
     /// The id of its directory.
     pub(crate) node: u64,
     pub(crate) lists: Vec<ListConfig>,

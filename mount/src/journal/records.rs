@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use crate::model::command::Claim;
+use crate::model::partition::Partition;
+use crate::model::pool::ListId;
 use crate::model::refusal::Holder;
 use crate::model::task::TaskId;
 
@@ -88,6 +90,10 @@ pub(crate) enum Record {
     Closed { fh: u64 },
     /// Numbers below these may have been given out. 0 for no change.
     Reserved { events: u64, handles: u32 },
+    /// This is going to be written to cgroups for the partition of a list, or has been. Replaces an earlier one of the list.
+    Partition(Partition),
+    /// The partition of the list is taken back.
+    Unpartitioned { list: ListId },
     /// All of these or none.
     Batch(Vec<Record>),
 }

@@ -23,6 +23,7 @@ use super::records::{Reclaimed, RefusalRecord};
 use super::{StateError, failed, trust};
 use crate::clock;
 use crate::model::command::Claim;
+use crate::model::partition::Partition;
 
 /// How to handle a file that cannot be written.
 const CURE: &str = "look at the state directory and its disk";
@@ -38,6 +39,8 @@ pub(crate) struct Recovered {
     pub(crate) intents: Vec<Arc<Claim>>,
     /// Claims that are over, and whose masks may not have been restored.
     pub(crate) releasing: Vec<Arc<Claim>>,
+    /// What was written to cgroups, or was going to be.
+    pub(crate) partitions: Vec<Partition>,
     pub(crate) reclaimed: VecDeque<Reclaimed>,
     pub(crate) reclaimed_dropped: u64,
     /// The newest events.
@@ -79,6 +82,7 @@ impl Recovered {
             claims: claims.into_iter().map(|(_, claim)| claim.clone()).collect(),
             intents: log.intents.values().cloned().collect(),
             releasing: log.releasing.values().cloned().collect(),
+            partitions: log.partitions.values().cloned().collect(),
             reclaimed: log.reclaimed.iter().cloned().collect(),
             reclaimed_dropped: log.dropped,
             events,

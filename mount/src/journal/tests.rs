@@ -27,7 +27,7 @@ use super::claims_log::LogState;
 use super::recovery::Damage;
 use super::*;
 use crate::model::command::{Claim, SavedMask};
-use crate::model::pool::{Exclusivity, ListId};
+use crate::model::pool::{Exclusivity, ListId, Mode};
 use crate::model::refusal::Holder;
 use crate::model::task::{Pid, TaskId};
 

@@ -22,7 +22,7 @@ use super::command::{
     Placement, Plan, Rejected, Request,
 };
 use super::cpuset::CpuSet;
-use super::pool::{Exclusivity, ListId, PoolId};
+use super::pool::{Exclusivity, ListId, Mode, PoolId};
 use super::refusal::{Holder, Refusal};
 use super::task::TaskId;
 
@@ -117,6 +117,13 @@ impl Claims {
             && !self.is_known(heir)
     }
 
+    /// Returns whether claims on the list get a partition.
+    #[must_use]
+    pub fn is_isolated(&self, list: ListId) -> bool {
+        let pool = self.lists.get(&list).and_then(|list| self.pools.get(&list.pool));
+        pool.is_some_and(|pool| pool.mode == Mode::Isolated)
+    }
+
     /// Whether the task has a claim or is about to get one.
     fn is_known(&self, task: &TaskId) -> bool {
         self.tasks.contains_key(task) || self.is_in_flight(task)
@@ -188,6 +195,9 @@ impl Claims {
             Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
             Command::SetPartial { pool, partial } => self.set_partial(pool, partial),
+            Command::PrepareMode { pool, mode, now } => self.prepare_mode(pool, mode, now),
+            Command::CancelMode(pool) => self.cancel_mode(pool),
+            Command::SetMode { pool, mode } => self.set_mode(pool, mode),
             Command::Write(_)
             | Command::Reserve(_)
             | Command::Settle(_)

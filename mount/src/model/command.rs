@@ -11,7 +11,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::cgroup::Cgroups;
 use super::cpuset::CpuSet;
-use super::pool::{Exclusivity, ListId, PoolId, PoolName};
+use super::pool::{Exclusivity, ListId, Mode, PoolId, PoolName};
 use super::refusal::Refusal;
 pub use super::rights::Uids;
 use super::rights::{Access, User};
@@ -256,6 +256,24 @@ pub enum Command {
         pool: PoolId,
         /// The new value.
         partial: bool,
+    },
+    /// A new mode of the pool, which must have no tasks, is going to be stored: let nobody in.
+    PrepareMode {
+        /// The pool.
+        pool: PoolId,
+        /// The new value.
+        mode: Mode,
+        /// Nanoseconds since boot.
+        now: u64,
+    },
+    /// The new mode of the pool was not stored.
+    CancelMode(PoolId),
+    /// Set what keeps others off the lists of the pool.
+    SetMode {
+        /// The pool.
+        pool: PoolId,
+        /// The new value.
+        mode: Mode,
     },
 }
 

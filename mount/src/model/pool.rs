@@ -54,6 +54,16 @@ pub enum Exclusivity {
     Shared,
 }
 
+/// What keeps others off the CPUs of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The masks of the tasks that have claims: other programs may run there.
+    #[default]
+    Affinity,
+    /// A partition of the kernel's: nothing else runs there while a task has the list.
+    Isolated,
+}
+
 /// Identifies a pool: the node id of its directory, which is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub u64);

@@ -8,6 +8,7 @@
 use nix::errno::Errno;
 
 use super::cpuset::{CpuSet, ParseCpuSetError};
+use super::partition::Missing;
 use super::pool::{InvalidPoolName, ListId, PoolName};
 use super::task::TaskId;
 
@@ -182,6 +183,37 @@ pub enum Refusal {
         /// How many.
         tasks: usize,
     },
+    /// This machine can make no partitions.
+    CannotIsolate {
+        /// What it lacks.
+        missing: Missing,
+    },
+    /// A shared pool cannot be isolated.
+    NotExclusive {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// An isolated pool cannot become shared.
+    IsolatedPool {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// The cgroup of the task can have no partition below it.
+    UnsuitableCgroup {
+        /// The path of the cgroup, printable.
+        path: String,
+        /// The reason.
+        why: String,
+    },
+    /// The kernel makes no partition of the list.
+    PartitionRefused {
+        /// The list.
+        list: ListName,
+        /// The reason that the kernel gives.
+        why: String,
+    },
+    /// The data is not `affinity` or `isolated`.
+    NotAMode,
     /// The data is not `0` or `1`.
     NotAFlag,
     /// The data is not the number of an event.
@@ -220,6 +252,9 @@ impl Refusal {
             | Self::BadPoolName(_)
             | Self::BadCpuList(_)
             | Self::UnknownCpus { .. }
+            | Self::NotExclusive { .. }
+            | Self::PartitionRefused { .. }
+            | Self::NotAMode
             | Self::NotAFlag
             | Self::NotASeq
             | Self::NotWritable => Errno::EINVAL,
@@ -233,7 +268,9 @@ impl Refusal {
             | Self::NoneFree { .. }
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
-            | Self::SharedByMany { .. } => Errno::EBUSY,
+            | Self::SharedByMany { .. }
+            | Self::IsolatedPool { .. } => Errno::EBUSY,
+            Self::CannotIsolate { .. } | Self::UnsuitableCgroup { .. } => Errno::EOPNOTSUPP,
             Self::KeepsChanging
             | Self::Unsettled
             | Self::OutOfTime { .. }
@@ -386,12 +423,26 @@ impl Refusal {
             Self::SharedByMany { list, tasks } => {
                 format!("{list} has {tasks} tasks, an exclusive list takes one; release the others first")
             }
+            Self::CannotIsolate { missing } => format!("this machine cannot isolate CPUs: {missing}"),
+            Self::NotExclusive { pool } => {
+                format!("{pool} is shared, and only exclusive lists can be isolated; write 1 to its file exclusive first")
+            }
+            Self::IsolatedPool { pool } => {
+                format!("{pool} is isolated, so it stays exclusive; write affinity to its file mode first")
+            }
+            Self::UnsuitableCgroup { path, why } => {
+                format!("no partition can be made below the task's cgroup {path}: {why}; start the task in a cgroup of its own")
+            }
+            Self::PartitionRefused { list, why } => {
+                format!("the kernel does not isolate {list}: {why}; free these CPUs from other cpuset settings")
+            }
+            Self::NotAMode => "not affinity or isolated; write one of them".into(),
             Self::NotAFlag => "not 0 or 1; write one of them".into(),
             Self::NotASeq => {
                 "not the number of an event; write the seq of the last event that you have read".into()
             }
             Self::NotWritable => {
-                "this file is read-only; commands go to tasks, exclusive, partial and info/reclaimed".into()
+                "this file is read-only; commands go to tasks, exclusive, partial, mode and info/reclaimed".into()
             }
             Self::FixedDirectory => {
                 "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()

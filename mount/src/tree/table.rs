@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use super::{Content, EVENTS, Node, POOLS, ROOT, WriteRequest};
-use crate::engine::{Attributes, Caller, Engine, Ports, Refused};
+use crate::engine::{Attributes, Caller, Engine, MODE_OFFSET, Ports, Refused};
 use crate::model::claims::Pool;
 use crate::model::command::Target;
-use crate::model::pool::{Exclusivity, ListId, PoolId};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolId};
 
 const SELF: u64 = 4;
 const INFO: u64 = 5;
@@ -88,6 +88,7 @@ impl<P: Ports> Entry<P> {
         Self::file(Location::Pool { offset: 1 }, "exclusive", 0o644, show_exclusive,  Some(store_exclusive), Volatile::No),
         Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), Volatile::Yes),
         Self::file(Location::Pool { offset: 3 }, "partial",   0o644, show_partial,    Some(store_partial),   Volatile::No),
+        Self::file(Location::Pool { offset: MODE_OFFSET }, "mode", 0o644, show_mode,   Some(store_mode),      Volatile::No),
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
         Self::file(Location::List { offset: 2 }, "state",     0o444, show_state,      None,                 Volatile::Yes),
@@ -114,6 +115,17 @@ fn show_exclusive<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
 
 fn show_partial<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
     show_flag(engine, context, Pool::is_partial)
+}
+
+fn show_mode<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
+    let mode = engine.configuration().pool(PoolId(context.base)).map(Pool::mode);
+    line(mode.map(|mode| {
+        match mode {
+            Mode::Affinity => "affinity",
+            Mode::Isolated => "isolated",
+        }
+        .to_owned()
+    }))
 }
 
 fn show_flag<P: Ports>(engine: &Engine<P>, context: Context, is_set: fn(&Pool) -> bool) -> Content {
@@ -181,6 +193,14 @@ fn store_partial<P: Ports>(
     request: &WriteRequest<'_>,
 ) -> Result<(), Refused> {
     Ok(engine.set_partial(context.caller, request.opener, PoolId(context.base), request.data)?)
+}
+
+fn store_mode<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    Ok(engine.set_mode(context.caller, request.opener, PoolId(context.base), request.data)?)
 }
 
 fn store_pool_tasks<P: Ports>(

@@ -66,6 +66,7 @@ d755 cacheable /pools/excl/2-3
 -444 volatile /pools/excl/2-3/state
 -644 volatile /pools/excl/2-3/tasks
 -644 cacheable /pools/excl/exclusive
+-644 cacheable /pools/excl/mode
 -644 cacheable /pools/excl/partial
 -644 volatile /pools/excl/tasks
 d755 cacheable /pools/shared
@@ -73,6 +74,7 @@ d755 cacheable /pools/shared/4-5
 -444 volatile /pools/shared/4-5/state
 -644 volatile /pools/shared/4-5/tasks
 -644 cacheable /pools/shared/exclusive
+-644 cacheable /pools/shared/mode
 -644 cacheable /pools/shared/partial
 -644 volatile /pools/shared/tasks
 d755 cacheable /self
@@ -99,6 +101,7 @@ fn node_ids_are_unique_and_lead_to_their_nodes_and_parents() {
     assert_eq!(node(&bed, "pools/excl/exclusive").id(), EXCL.exclusive_node());
     assert_eq!(node(&bed, "pools/excl/1/tasks").id(), EXCL_1.tasks_node());
     assert_eq!(node(&bed, "pools/excl/partial").id(), EXCL.partial_node());
+    assert_eq!(node(&bed, "pools/excl/mode").id(), EXCL.mode_node());
     assert_eq!(node(&bed, "pools/excl/1/state").id(), EXCL_1.state_node());
     for unknown in [0, 14, 63, EXCL_1.0 + 3, 1 << 40] {
         assert!(Node::of(&bed.engine, unknown).is_none(), "{unknown}");

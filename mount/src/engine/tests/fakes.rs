@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,13 +18,16 @@ use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 use crate::engine::Ports;
-use crate::engine::ports::{Clock, Journal, Masks, Process, Processes, Watch};
+use crate::engine::ports::{Clock, Journal, Masks, Partitions, Process, Processes, Watch};
 use crate::journal::{AppendError, Config, Record, Recovered};
 use crate::model::cgroup::Cgroups;
 use crate::model::command::{CgroupId, Ending, SavedMask, Uids};
 use crate::model::cpuset::CpuSet;
+use crate::model::partition::{Missing, Partition};
+use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
+use crate::partitions::{Found, PartitionError};
 use crate::process::{BlockedWriter, Facts, Look, MaskError, ScannedProcess, Seen, Threads};
 
 /// The CPUs of every fake machine.
@@ -47,6 +51,7 @@ impl Ports for Fake {
     type Processes = FakeProcesses;
     type Journal = FakeJournal;
     type Clock = FakeClock;
+    type Partitions = FakePartitions;
 }
 
 /// A process of the fake machine.
@@ -75,6 +80,10 @@ pub(crate) enum Step {
     SetMask(TaskId, CpuSet),
     UndoMask(TaskId),
     RestoreMask(TaskId),
+    MakePartition(ListId),
+    /// The task enters the partition.
+    EnterPartition(ListId),
+    TakeBackPartition(ListId),
     Append(Record),
     Flush,
     Store,
@@ -86,6 +95,8 @@ pub(crate) struct Snapshot {
     pub(crate) tasks: BTreeMap<u32, FakeTask>,
     pub(crate) file: Vec<Record>,
     pub(crate) config: Config,
+    /// The partitions that the kernel has, with the processes in them.
+    pub(crate) partitions: BTreeMap<ListId, Vec<u32>>,
 }
 
 impl Snapshot {
@@ -114,6 +125,11 @@ struct State {
     spent: u64,
     looks: usize,
     offline: CpuSet,
+    partitions: BTreeMap<ListId, Vec<u32>>,
+    /// What the machine lacks for partitions.
+    missing: Option<Missing>,
+    /// Why the kernel makes no partitions.
+    refusing: Option<PartitionError>,
 }
 
 /// A machine and a state directory in memory.
@@ -145,13 +161,15 @@ impl World {
             state.tasks.clone_from(&snapshot.tasks);
             state.file.clone_from(&snapshot.file);
             state.config = snapshot.config.clone();
+            state.partitions.clone_from(&snapshot.partitions);
         }
         world
     }
 
-    pub(crate) fn ports(self: &Arc<Self>) -> (FakeProcesses, FakeJournal, FakeClock) {
+    pub(crate) fn ports(self: &Arc<Self>) -> (FakeProcesses, FakeJournal, FakeClock, FakePartitions) {
         let processes = FakeProcesses { world: Arc::clone(self), readiness: EventFd::new().unwrap() };
-        (processes, FakeJournal(Arc::clone(self)), FakeClock(Arc::clone(self)))
+        let partitions = FakePartitions(Arc::clone(self));
+        (processes, FakeJournal(Arc::clone(self)), FakeClock(Arc::clone(self)), partitions)
     }
 
     /// Adds a process of root with one thread.
@@ -248,6 +266,26 @@ impl World {
         self.state.lock().looks
     }
 
+    /// The partitions that the kernel has, with the processes in them.
+    pub(crate) fn partitions(&self) -> BTreeMap<ListId, Vec<u32>> {
+        self.state.lock().partitions.clone()
+    }
+
+    /// Somebody else changes the partitions.
+    pub(crate) fn change_partitions(&self, change: impl FnOnce(&mut BTreeMap<ListId, Vec<u32>>)) {
+        change(&mut self.state.lock().partitions);
+    }
+
+    /// From now on the machine lacks this for partitions, or nothing.
+    pub(crate) fn lack(&self, missing: Option<Missing>) {
+        self.state.lock().missing = missing;
+    }
+
+    /// From now on the kernel makes no partitions for this reason, or makes them.
+    pub(crate) fn refuse_partitions(&self, why: Option<PartitionError>) {
+        self.state.lock().refusing = why;
+    }
+
     /// Lets time pass.
     pub(crate) fn pass(&self, time: Duration) {
         self.state.lock().now += time.as_nanos() as u64;
@@ -280,7 +318,12 @@ impl World {
 
 impl State {
     fn snapshot(&self) -> Snapshot {
-        Snapshot { tasks: self.tasks.clone(), file: self.file.clone(), config: self.config.clone() }
+        Snapshot {
+            tasks: self.tasks.clone(),
+            file: self.file.clone(),
+            config: self.config.clone(),
+            partitions: self.partitions.clone(),
+        }
     }
 
     fn write_queue(&mut self) {
@@ -707,6 +750,70 @@ impl Journal for FakeJournal {
     fn retries(&self, request: u64) -> usize {
         let retried = Record::Retried { request };
         self.0.state.lock().file.iter().filter(|record| **record == retried).count()
+    }
+}
+
+/// A partition is there or not, with the processes in it.
+#[derive(Debug)]
+pub(crate) struct FakePartitions(Arc<World>);
+
+impl Partitions for FakePartitions {
+    fn missing(&self) -> Option<Missing> {
+        self.0.state.lock().missing
+    }
+
+    fn plan(
+        &self,
+        pid: Pid,
+        list: ListId,
+        cpus: &CpuSet,
+        _: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Partition, PartitionError> {
+        let state = self.0.state.lock();
+        if let Some(missing) = state.missing {
+            return Err(missing.into());
+        }
+        let parent = state.tasks.get(&pid.get()).ok_or(PartitionError::Gone)?.cgroup;
+        let parent = parent.trim_end_matches('/').to_owned();
+        Ok(Partition { list, cpus: cpus.clone(), parent, levels: Vec::new() })
+    }
+
+    fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {
+        self.0.step(Step::MakePartition(partition.list));
+        let mut state = self.0.state.lock();
+        assert!(!state.partitions.contains_key(&partition.list), "two partitions of one list");
+        state.partitions.insert(partition.list, Vec::new());
+        if let Some(error) = &state.refusing {
+            return Err(error.clone());
+        }
+        drop(state);
+        self.0.step(Step::EnterPartition(partition.list));
+        self.0.state.lock().partitions.insert(partition.list, vec![pid.get()]);
+        Ok(())
+    }
+
+    fn look(&self, partition: &Partition, pid: Pid) -> Found {
+        match self.0.state.lock().partitions.get(&partition.list) {
+            Some(members) if members.contains(&pid.get()) => Found::Isolated,
+            Some(_) => Found::Broken("its task was moved to another cgroup".to_owned()),
+            None => Found::Broken("its cgroup was removed".to_owned()),
+        }
+    }
+
+    fn members(&self, partition: &Partition) -> Vec<Pid> {
+        let state = self.0.state.lock();
+        let members = state.partitions.get(&partition.list).cloned().unwrap_or_default();
+        members.into_iter().filter_map(Pid::new).collect()
+    }
+
+    fn watch(&self, _: &Partition) -> Vec<File> {
+        Vec::new()
+    }
+
+    fn take_back(&self, partition: &Partition, _: &[Partition]) -> io::Result<Vec<Partition>> {
+        self.0.step(Step::TakeBackPartition(partition.list));
+        self.0.state.lock().partitions.remove(&partition.list);
+        Ok(Vec::new())
     }
 }
 

@@ -9,6 +9,7 @@ mod displaced;
 pub(crate) mod fakes;
 mod faults;
 mod heirs;
+mod isolate;
 mod order;
 mod reads;
 mod retry;
@@ -145,7 +146,9 @@ fn check_locks(engine: &Weak<Engine<Fake>>, step: &Step) {
     let Some(engine) = engine.upgrade() else { return };
     let is_io = matches!(step, Step::Append(_) | Step::Flush | Step::Store);
     let on_process = matches!(step, Step::SetMask(..) | Step::UndoMask(_) | Step::RestoreMask(_));
-    if is_io || on_process || *step == Step::Scan {
+    let on_cgroups =
+        matches!(step, Step::MakePartition(_) | Step::EnterPartition(_) | Step::TakeBackPartition(_));
+    if is_io || on_process || on_cgroups || *step == Step::Scan {
         assert!(!engine.claims.is_locked(), "{step:?} under the lock of the claims");
     }
     if is_io || *step == Step::Scan {

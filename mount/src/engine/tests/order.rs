@@ -26,6 +26,8 @@ fn describe(step: &Step) -> String {
         Record::Intent(claim) => format!("intent {}", claim.task.pid),
         Record::Claimed(claim) => format!("claimed {}", claim.task.pid),
         Record::Answered { request, .. } => format!("answered {request}"),
+        Record::Partition(partition) => format!("partition {}", partition.list.0),
+        Record::Unpartitioned { list } => format!("no partition {}", list.0),
         other => format!("{other:?}"),
     };
     match step {
@@ -34,6 +36,9 @@ fn describe(step: &Step) -> String {
         Step::SetMask(task, cpus) => format!("set {} to {cpus}", task.pid),
         Step::UndoMask(task) => format!("undo {}", task.pid),
         Step::RestoreMask(task) => format!("restore {}", task.pid),
+        Step::MakePartition(list) => format!("make the partition of {}", list.0),
+        Step::EnterPartition(list) => format!("enter the partition of {}", list.0),
+        Step::TakeBackPartition(list) => format!("take back the partition of {}", list.0),
         Step::Append(record) => format!("append {}", flat(record).map(name).collect::<Vec<_>>().join(", ")),
         Step::Flush => "flush".into(),
         Step::Store => "store".into(),

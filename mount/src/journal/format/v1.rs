@@ -14,6 +14,7 @@ use super::super::{pools, records};
 use crate::model::cgroup::Cgroups;
 use crate::model::command;
 use crate::model::cpuset::ParseCpuSetError;
+use crate::model::partition;
 use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
 use crate::model::refusal;
 use crate::model::task::{Pid, TaskId};
@@ -107,7 +108,29 @@ pub(in crate::journal) enum Record {
         events: u64,
         handles: u32,
     },
+    /// Not known to early programs, which made no partitions.
+    Partition(Partition),
+    Unpartitioned {
+        list: u64,
+    },
     Batch(Vec<Record>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Partition {
+    list: u64,
+    cpus: String,
+    parent: String,
+    levels: Vec<Level>,
+}
+
+/// A field that has its default is left out.
+#[derive(Debug, Serialize, Deserialize)]
+struct Level {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    enabled: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    exclusive: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -204,6 +227,9 @@ pub(in crate::journal) struct Pool {
     /// An earlier version has no such field, and passes over it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
+    /// The same holds for this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    isolated: bool,
     node: u64,
 }
 
@@ -257,6 +283,8 @@ impl From<&records::Record> for Record {
             &R::Truncated { fh } => Self::Rest { fh },
             &R::Closed { fh } => Self::Closed { fh },
             &R::Reserved { events, handles } => Self::Reserved { events, handles },
+            R::Partition(partition) => Self::Partition(partition.into()),
+            &R::Unpartitioned { list } => Self::Unpartitioned { list: list.0 },
             R::Batch(records) => Self::Batch(records.iter().map(Into::into).collect()),
         }
     }
@@ -310,6 +338,8 @@ impl Record {
             Self::Rest { fh } => R::Truncated { fh },
             Self::Closed { fh } => R::Closed { fh },
             Self::Reserved { events, handles } => R::Reserved { events, handles },
+            Self::Partition(partition) => R::Partition(partition.try_into()?),
+            Self::Unpartitioned { list } => R::Unpartitioned { list: ListId(list) },
             Self::Batch(records) => {
                 R::Batch(records.into_iter().map(|it| it.decoded(cgroups)).collect::<Result<_, _>>()?)
             }
@@ -442,6 +472,33 @@ impl TryFrom<Refusal> for records::RefusalRecord {
     }
 }
 
+impl From<&partition::Partition> for Partition {
+    fn from(partition: &partition::Partition) -> Self {
+        let level =
+            |&partition::Level { enabled, exclusive }: &partition::Level| Level { enabled, exclusive };
+        Self {
+            list: partition.list.0,
+            cpus: partition.cpus.to_string(),
+            parent: partition.parent.clone(),
+            levels: partition.levels.iter().map(level).collect(),
+        }
+    }
+}
+
+impl TryFrom<Partition> for partition::Partition {
+    type Error = Invalid;
+
+    fn try_from(partition: Partition) -> Result<Self, Invalid> {
+        let level = |Level { enabled, exclusive }| partition::Level { enabled, exclusive };
+        Ok(Self {
+            list: ListId(partition.list),
+            cpus: partition.cpus.parse()?,
+            parent: partition.parent,
+            levels: partition.levels.into_iter().map(level).collect(),
+        })
+    }
+}
+
 impl From<pools::LastRequest> for Request {
     fn from(last: pools::LastRequest) -> Self {
         Self { mount: last.mount, request: last.request }
@@ -463,6 +520,7 @@ impl From<&pools::PoolConfig> for Pool {
                 pool::Exclusivity::Shared => Exclusivity::Shared,
             },
             partial: pool.partial,
+            isolated: pool.mode == pool::Mode::Isolated,
             node: pool.node,
         }
     }
@@ -480,6 +538,7 @@ impl TryFrom<Pool> for pools::PoolConfig {
                 Exclusivity::Shared => pool::Exclusivity::Shared,
             },
             partial: pool.partial,
+            mode: if pool.isolated { pool::Mode::Isolated } else { pool::Mode::Affinity },
             node: pool.node,
             lists: Vec::new(),
         })

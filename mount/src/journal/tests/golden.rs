@@ -7,10 +7,12 @@
 use super::*;
 use crate::model::cgroup::Cgroups;
 use crate::model::command::Kin;
+use crate::model::partition::{Level, Partition};
 
 const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
 const CLAIMS: &[u8] = include_bytes!("../testdata/v1/claims");
 const COMPACTED: &[u8] = include_bytes!("../testdata/v1/claims.compacted");
+const PARTITIONS: &[u8] = include_bytes!("../testdata/v1/claims.partitions");
 const OWNERS: &[u8] = include_bytes!("../testdata/v1/claims.owners");
 /// From the first program that recorded the kin of a claim.
 const CLAIMS_WITH_KIN: &[u8] = include_bytes!("../testdata/v1/claims.kin");
@@ -191,6 +193,40 @@ fn owned_records() -> Vec<Record> {
     ]
 }
 
+/// Records of partitions, which version 1 got later.
+fn partition_records() -> Vec<Record> {
+    let level = |enabled, exclusive| Level { enabled, exclusive };
+    let partition = |list, cpus: &str| {
+        Record::Partition(Partition {
+            list: ListId(list),
+            cpus: cpus.parse().unwrap(),
+            parent: "/system.slice/a \u{e4}.service".to_owned(),
+            levels: vec![level(true, false), level(false, true), level(true, true), level(false, false)],
+        })
+    };
+    vec![partition(72, "2-3"), partition(76, "5"), Record::Unpartitioned { list: ListId(72) }]
+}
+
+#[test]
+fn partitions_are_recorded_in_version_1() {
+    let directory = directory();
+    fs::write(directory.path().join("claims"), PARTITIONS).unwrap();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    assert!(recovered.damage.is_empty());
+    assert_eq!(
+        recovered.partitions.into_iter().map(Record::Partition).collect::<Vec<_>>(),
+        partition_records()[1..2]
+    );
+    drop(state);
+    let directory = super::directory();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    partition_records().iter().for_each(|record| state.append(record).unwrap());
+    let written = fs::read_to_string(directory.path().join("claims")).unwrap();
+    assert_eq!(written, str::from_utf8(PARTITIONS).unwrap());
+}
+
 #[test]
 fn records_have_owners_in_version_1() {
     let directory = directory();
@@ -232,14 +268,16 @@ fn every_kind_of_record_is_in_the_golden_files() {
             Record::Truncated { .. } => "rest",
             Record::Closed { .. } => "closed",
             Record::Reserved { .. } => "reserved",
+            Record::Partition(_) => "partition",
+            Record::Unpartitioned { .. } => "unpartitioned",
             Record::Batch(_) => "batch",
         }
     }
-    let text = str::from_utf8(CLAIMS).unwrap();
-    let mut kinds: Vec<&str> = golden_records().iter().map(kind).collect();
+    let text = [CLAIMS, PARTITIONS].map(|file| str::from_utf8(file).unwrap()).concat();
+    let mut kinds: Vec<&str> = golden_records().iter().chain(&partition_records()).map(kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds.len(), 19);
+    assert_eq!(kinds.len(), 21);
     for kind in kinds {
         assert!(text.contains(&format!("{{\"{kind}\":")), "{kind}");
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Claims, List, Pool, Stage};
 use crate::model::command::Effects;
 use crate::model::cpuset::{CpuSet, ParseCpuSetError};
-use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolId, PoolName};
 use crate::model::refusal::{ListName, Refusal};
 
 impl Claims {
@@ -28,6 +28,8 @@ impl Claims {
                 exclusivity,
                 coming: None,
                 partial: false,
+                mode: Mode::Affinity,
+                changes_mode: false,
                 lists: BTreeMap::new(),
                 taken: BTreeSet::new(),
             },
@@ -132,8 +134,38 @@ impl Claims {
         Ok(Effects::default())
     }
 
+    pub(super) fn prepare_mode(&mut self, id: PoolId, mode: Mode, now: u64) -> Result<Effects, Refusal> {
+        let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if mode == Mode::Isolated && pool.exclusivity == Exclusivity::Shared {
+            return Err(Refusal::NotExclusive { pool: pool.name.clone() });
+        }
+        let tasks = pool.lists().filter_map(|id| Some((id, self.lists.get(&id)?)));
+        let in_use =
+            tasks.filter_map(|(id, list)| Some((id, list, list.other_task(&BTreeSet::new())?))).next();
+        if let Some((id, list, task)) = in_use {
+            return Err(Refusal::ListInUse { list: list.name.clone(), holder: self.holder(task, id, now) });
+        }
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.changes_mode = true;
+        Ok(Effects::default())
+    }
+
+    pub(super) fn cancel_mode(&mut self, id: PoolId) -> Result<Effects, Refusal> {
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.changes_mode = false;
+        Ok(Effects::default())
+    }
+
+    pub(super) fn set_mode(&mut self, id: PoolId, mode: Mode) -> Result<Effects, Refusal> {
+        let pool = self.pools.get_mut(&id).ok_or(Refusal::Removed)?;
+        pool.mode = mode;
+        pool.changes_mode = false;
+        Ok(Effects::default())
+    }
+
     fn check_exclusivity(&self, id: PoolId, exclusivity: Exclusivity) -> Result<(), Refusal> {
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
+        if exclusivity == Exclusivity::Shared && pool.mode == Mode::Isolated {
+            return Err(Refusal::IsolatedPool { pool: pool.name.clone() });
+        }
         if exclusivity == Exclusivity::Exclusive {
             let lists = pool.lists().filter_map(|id| self.lists.get(&id));
             if let Some((list, tasks)) =

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Claims, List, Stage, new_not_by_root};
+use super::{Claims, List, Pool, Stage, new_not_by_root};
 use crate::model::command::{
     Claim, ClaimKind, PendingClaim, Placement, Plan, Rejected, Request, Target, TaskInfo,
 };
@@ -65,18 +65,28 @@ impl Claims {
         Ok(plan)
     }
 
-    fn check_target(&self, request: &Request) -> Result<(), Refusal> {
+    fn check_target(&self, request: &Request) -> Result<(), Rejected> {
+        if !request.claim.is_empty() && self.pool_of(request.target).is_some_and(|pool| pool.changes_mode) {
+            return Err(Rejected::Busy);
+        }
         match request.target {
             Target::List(id) => {
                 let list =
                     self.lists.get(&id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
                 if request.claim.len() > 1 && self.admits_one(list) {
-                    return Err(Refusal::TwoNamed { list: list.name.clone() });
+                    return Err(Refusal::TwoNamed { list: list.name.clone() }.into());
                 }
                 Ok(())
             }
-            Target::Pool(pool) => self.pools.get(&pool).map(|_| ()).ok_or(Refusal::Removed),
+            Target::Pool(pool) => self.pools.get(&pool).map(|_| ()).ok_or(Refusal::Removed.into()),
         }
+    }
+
+    fn pool_of(&self, target: Target) -> Option<&Pool> {
+        self.pools.get(&match target {
+            Target::List(id) => self.lists.get(&id)?.pool,
+            Target::Pool(pool) => pool,
+        })
     }
 
     fn is_on(&self, claim: &Claim, target: Target) -> bool {

@@ -52,6 +52,12 @@ impl ListToPassOn<'_> {
             .then(|| Heir { info: candidate.info.clone(), kin: self.kin_with(candidate) })
     }
 
+    /// Returns the process as the heir if it is in the partition of the list: nobody else can be there.
+    #[must_use]
+    pub fn heir_in_partition(&self, member: &HeirCandidate) -> Heir {
+        Heir { info: member.info.clone(), kin: self.kin_with(member) }
+    }
+
     fn may_pass_to(&self, candidate: &HeirCandidate) -> bool {
         let HeirCandidate { info, started, masks, .. } = candidate;
         let (of_user, in_cgroup) = (self.is_of_user(candidate), self.is_in_cgroup(candidate));

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::cpuset::{CpuId, CpuSet};
-use crate::model::pool::{Exclusivity, ListId, PoolId, PoolName};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolId, PoolName};
 use crate::model::refusal::ListName;
 use crate::model::task::TaskId;
 
@@ -70,6 +70,12 @@ impl List {
         self.stage == Stage::Open && self.tasks.is_empty() && self.reserved.is_empty()
     }
 
+    /// Returns whether somebody is on it or on the way to it.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        !self.tasks.is_empty() || !self.reserved.is_empty()
+    }
+
     /// Returns whether its removal is being stored.
     #[must_use]
     pub fn is_being_removed(&self) -> bool {
@@ -98,6 +104,9 @@ pub struct Pool {
     pub(super) coming: Option<Exclusivity>,
     /// Whether an exclusive list with offline CPUs can be claimed.
     pub(super) partial: bool,
+    pub(super) mode: Mode,
+    /// Whether another mode is being stored. Until then nobody is let in.
+    pub(super) changes_mode: bool,
     /// Keyed by their first CPU: lists are disjoint, so no two have the same.
     pub(super) lists: BTreeMap<CpuId, ListId>,
     /// The lists that have tasks.
@@ -121,6 +130,12 @@ impl Pool {
     #[must_use]
     pub fn is_partial(&self) -> bool {
         self.partial
+    }
+
+    /// Returns what keeps others off its lists.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// Returns whether its lists serve with those of their CPUs that are online.

@@ -1,0 +1,132 @@
+//! Partitions: the cgroups in which tasks have their CPUs for themselves, and what is changed in the tree of cgroups for
+//! each.
+//!
+//! Owns these types and the reasons why there is no partition. Does not know how cgroups are written.
+
+use std::fmt;
+
+use super::cpuset::CpuSet;
+use super::pool::ListId;
+
+/// A partition of cgroup v2, for the task that has the claim on a list. It is a threaded cgroup below the cgroup
+/// of the task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// The list.
+    pub list: ListId,
+    /// Its CPUs.
+    pub cpus: CpuSet,
+    /// The path of the task's cgroup from the root of the tree; empty for the root.
+    pub parent: String,
+    /// What is changed in the cgroups on that path, from the root to the cgroup of the task.
+    pub levels: Vec<Level>,
+}
+
+/// What is changed in one cgroup above a partition, and has to be taken back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// The cpuset controller is switched on for its children.
+    pub enabled: bool,
+    /// The CPUs are added to its `cpuset.cpus.exclusive`.
+    pub exclusive: bool,
+}
+
+impl Partition {
+    /// Returns the name of its cgroup.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("kcm-{}", self.cpus)
+    }
+
+    /// Returns its kind, as `cpuset.cpus.partition` names it. In an isolated partition the kernel does not balance: two busy
+    /// threads may share a CPU while another one is idle. So a list of several CPUs gets a partition that is balanced.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        if self.cpus.len() > 1 { "root" } else { "isolated" }
+    }
+
+    /// Returns the path of its cgroup from the root of the tree.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.parent, self.name())
+    }
+
+    /// Returns the paths that belong to [`Partition::levels`].
+    pub fn ancestors(&self) -> impl DoubleEndedIterator<Item = &str> {
+        ancestors(&self.parent)
+    }
+}
+
+/// Returns the paths from the root, which is empty, down to this cgroup.
+pub fn ancestors(path: &str) -> impl DoubleEndedIterator<Item = &str> {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let ends: Vec<usize> = if path.is_empty() { vec![0] } else { ends.collect() };
+    ends.into_iter().map(|end| path.get(..end).unwrap_or_default())
+}
+
+/// Why a machine can make no partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// There is no cgroup v2, or it is not where the daemon looks.
+    Mount,
+    /// The daemon sees a part of the tree only.
+    Root,
+    /// cgroup v2 does not have the cpuset controller; cgroup v1 may have it.
+    Controller,
+    /// The kernel has no partitions below cgroups that others manage.
+    Kernel,
+    /// The tree is mounted read-only.
+    Writable,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mount => {
+                "cgroup v2 is not mounted at /sys/fs/cgroup; boot with systemd.unified_cgroup_hierarchy=1"
+            }
+            Self::Root => {
+                "the daemon sees a part of the cgroup tree only; let it share the PID namespace of the node"
+            }
+            Self::Controller => {
+                "cgroup v2 has no cpuset controller, cgroup v1 has it; boot with cgroup_no_v1=cpuset"
+            }
+            Self::Kernel => "the kernel has no cpuset.cpus.exclusive; use Linux 6.8 or newer",
+            Self::Writable => "cgroup v2 is mounted read-only; mount it for writing",
+        })
+    }
+}
+
+/// The state of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartitionState {
+    /// Nobody else runs on its CPUs.
+    Isolated,
+    /// The kernel has isolated the CPUs at boot (`isolcpus=`) and makes no partition of them.
+    Boot,
+    /// It is not in force, for this reason.
+    Invalid(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_kinds() {
+        let partition = |parent: &str| Partition {
+            list: ListId(64),
+            cpus: "2-3".parse().unwrap(),
+            parent: parent.to_owned(),
+            levels: Vec::new(),
+        };
+        let ancestors = |parent| partition(parent).ancestors().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(ancestors(""), [""]);
+        assert_eq!(ancestors("/a"), ["", "/a"]);
+        assert_eq!(ancestors("/a/b.scope"), ["", "/a", "/a/b.scope"]);
+        assert_eq!(partition("").kind(), "root");
+        assert_eq!(Partition { cpus: "2".parse().unwrap(), ..partition("") }.kind(), "isolated");
+        assert_eq!(partition("").path(), "/kcm-2-3");
+        assert_eq!(partition("/a").path(), "/a/kcm-2-3");
+    }
+}
