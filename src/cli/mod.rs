@@ -116,6 +116,9 @@ pub(crate) struct Init {
     /// Number of control plane cores
     #[arg(long, value_name = "num", default_value_t = 1)]
     pub(crate) num_cp_cores: usize,
+    /// Let nothing else run on the data plane cores while they are claimed (needs kcm mount and cgroup v2)
+    #[arg(long)]
+    pub(crate) isolated: bool,
 }
 
 /// Prepare Kubernetes nodes: create pods that mount, create pools, install, discover and report

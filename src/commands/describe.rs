@@ -142,9 +142,14 @@ mod tests {
         let lists = |lists: &[(&str, &[u32])]| {
             lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec())).collect()
         };
-        let dataplane = Pool { exclusive: true, partial: false, lists: lists(&[("8", &[]), ("0-1", &[7])]) };
-        let empty = Pool { exclusive: false, partial: false, lists: lists(&[]) };
-        let wrong = Pool { exclusive: false, partial: false, lists: lists(&[("x", &[])]) };
+        let dataplane = Pool {
+            exclusive: true,
+            partial: false,
+            isolated: false,
+            lists: lists(&[("8", &[]), ("0-1", &[7])]),
+        };
+        let empty = Pool { exclusive: false, partial: false, isolated: false, lists: lists(&[]) };
+        let wrong = Pool { exclusive: false, partial: false, isolated: false, lists: lists(&[("x", &[])]) };
         [("dataplane", dataplane), ("empty", empty), ("wrong", wrong)].map(|(n, p)| (n.to_owned(), p)).into()
     }
 

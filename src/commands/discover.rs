@@ -160,7 +160,7 @@ mod tests {
     fn pools(pools: &[(&str, bool, usize)]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, usize)| {
             let lists = (0..lists).map(|list| (list.to_string(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, partial: false, lists })
+            (name.to_owned(), Pool { exclusive, partial: false, isolated: false, lists })
         };
         pools.iter().map(pool).collect()
     }

@@ -69,6 +69,7 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
     let checks = json!({
         "configDirectory": check([damaged, overlaps(&pools)].concat()),
         "cpus": check(offline(&pools, &online)),
+        "isolation": check(isolation(&pools, &dir)),
         "intruders": check(intruders(&pools, &online, host)),
         "kubelet": check(kubelet(&pools, kubelet_dir)),
         "masks": check(masks(&pools, &online, host)),
@@ -121,6 +122,19 @@ fn overlaps(pools: &Pools) -> Vec<String> {
         }
     }
     errors
+}
+
+/// Returns an error for each claimed list that should be isolated and is not.
+fn isolation(pools: &Pools, dir: &ConfDir) -> Vec<String> {
+    let isolated = pools.iter().filter(|(_, pool)| pool.isolated);
+    let lists = isolated.flat_map(|(name, pool)| pool.lists.keys().map(move |list| (name, list)));
+    let broken = lists.filter_map(|(pool, list)| {
+        let state = dir.state(pool, list)?;
+        let why = state.strip_prefix("invalid: ")?;
+        let name = format!("{}:{}", describe::shown(pool), describe::shown(list));
+        Some(format!("CPU list {name} is not isolated: {why}"))
+    });
+    broken.collect()
 }
 
 /// Returns an error for each list with offline CPUs.
@@ -301,7 +315,7 @@ mod tests {
     fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, &[&str])| {
             let lists = lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, partial: false, lists })
+            (name.to_owned(), Pool { exclusive, partial: false, isolated: false, lists })
         };
         pools.iter().map(pool).collect()
     }

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use anyhow::Error;
+use anyhow::{Error, bail};
 
 use super::read::subdirectories;
 use super::{ConfDir, file_error};
@@ -45,6 +45,19 @@ impl ConfDir {
         let content = if exclusive { "1" } else { "0" };
         log::debug!("{}: writing {content}", flag.display());
         self.with_reason(&flag, || fs::write(&flag, content))
+    }
+
+    /// Gives the exclusive lists of a pool partitions.
+    ///
+    /// # Errors
+    /// The daemon refuses, or there is none.
+    pub(crate) fn isolate(&self, pool: &str) -> Result<(), Error> {
+        if !self.mounted {
+            bail!("{}: only a mount has isolated pools; run kcm mount first", self.path.display());
+        }
+        let mode = self.pool(pool).join("mode");
+        log::debug!("{}: writing isolated", mode.display());
+        self.with_reason(&mode, || fs::write(&mode, "isolated"))
     }
 
     /// Creates a CPU list without tasks.

@@ -26,6 +26,8 @@ pub(crate) struct Pool {
     pub(crate) exclusive: bool,
     /// Whether exclusive lists with offline CPUs can be claimed.
     pub(crate) partial: bool,
+    /// Whether claims on its lists get partitions.
+    pub(crate) isolated: bool,
     pub(crate) lists: BTreeMap<String, Vec<u32>>,
 }
 
@@ -133,10 +135,18 @@ impl ConfDir {
                 lists.insert(list.to_string_lossy().into_owned(), tasks);
             }
         }
-        // A plain directory has no such file.
-        let partial =
-            self.mounted && self.read(&[name, "partial"]).is_ok_and(|flag| flag.first() == Some(&b'1'));
-        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, lists }))
+        // A plain directory has no such files.
+        let is = |file: &str, text: &[u8]| {
+            self.mounted && self.read(&[name, file]).is_ok_and(|found| found.trim_ascii() == text)
+        };
+        let (partial, isolated) = (is("partial", b"1"), is("mode", b"isolated"));
+        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, isolated, lists }))
+    }
+
+    /// Returns what the file `state` of a list says; `None` if there is none.
+    pub(crate) fn state(&self, pool: &str, list: &str) -> Option<String> {
+        let state = self.mounted.then(|| self.read(&[pool, list, "state"]).ok()).flatten()?;
+        Some(String::from_utf8_lossy(&state).trim().to_owned())
     }
 
     /// Returns `None` if the list has been removed since its name was read.
@@ -264,7 +274,7 @@ mod tests {
     #[test]
     fn lists_are_ordered_by_their_first_cpu() {
         let lists = ["10", "2,0", "x", "1"].map(|list| (list.to_owned(), Vec::new()));
-        let pool = Pool { exclusive: true, partial: false, lists: lists.into() };
+        let pool = Pool { exclusive: true, partial: false, isolated: false, lists: lists.into() };
         let names: Vec<&str> = pool.lists_by_cpu().into_iter().map(|(list, _)| list).collect();
         assert_eq!(names, ["2,0", "1", "10", "x"]);
     }
@@ -282,7 +292,12 @@ mod tests {
     #[test]
     fn a_plain_directory_is_read_as_it_is() {
         let (_home, dir) = plain();
-        let pool = Pool { exclusive: true, partial: false, lists: [("0".to_owned(), vec![7])].into() };
+        let pool = Pool {
+            exclusive: true,
+            partial: false,
+            isolated: false,
+            lists: [("0".to_owned(), vec![7])].into(),
+        };
         assert_eq!(dir.pools().unwrap(), Pools::from([("p".to_owned(), pool)]));
     }
 

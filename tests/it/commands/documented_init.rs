@@ -182,6 +182,13 @@ fn init_creates_the_documented_pools() {
             ];
             let expected: Vec<&str> =
                 begin.iter().map(String::as_str).chain(messages.iter().copied()).collect();
+            // Nothing else may run on the CPUs that are isolated at boot.
+            let advice = "INFO:root:Other programs may run on the CPUs of dataplane: only claims are kept off. --isolated keeps off everything.";
+            let is_advised = place.mount.is_some()
+                && messages.iter().any(|line| line.starts_with("INFO:root:No isolated physical cores"))
+                && messages.iter().any(|line| line.ends_with("to dataplane pool."))
+                && *status == 0;
+            let expected: Vec<&str> = expected.into_iter().chain(is_advised.then_some(advice)).collect();
             assert_eq!(err.lines().collect::<Vec<_>>(), expected, "{what}");
             assert_eq!(place.pools(), *pools, "{what}");
             if *status != 0 && place.mount.is_none() {
