@@ -13,8 +13,10 @@ use super::masks::program;
 use crate::harness::dir::pinned;
 use crate::harness::{Machine, Mount, Sleeper, as_nobody, errno, pids, set_mode, until, write};
 
+const ISOLATED: &str =
+    "not every machine can isolate CPUs; the scenario isolated of scripts/vm reads what a user reads";
 /// Rows that nobody can cause through a mount, with the reason. Unit tests cause them.
-const UNREACHABLE: [(&str, &str); 10] = [
+const UNREACHABLE: [(&str, &str); 14] = [
     (
         "another operation on the same task has not finished",
         "a write would have to set masks for 0.2 seconds; engine::tests::retry",
@@ -36,6 +38,10 @@ const UNREACHABLE: [(&str, &str); 10] = [
         "bring them online",
         "a CPU would have to go offline; the scenario hotplug of scripts/vm reads what a user reads",
     ),
+    ("cannot isolate CPUs", "tree::configuring compares what a user reads on this machine"),
+    ("is isolated, so it stays exclusive", ISOLATED),
+    ("the kernel does not isolate", ISOLATED),
+    ("no partition can be made", ISOLATED),
     ("setting or reading the mask:", "sched_setaffinity(2) has no other errors; docs::pages"),
 ];
 
@@ -181,6 +187,7 @@ fn configuration(table: &mut Table) {
     write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
     table.check(&mount, fs::remove_dir(pool.join("0")));
     table.check(&mount, write(&pool.join("exclusive"), "2"));
+    table.check(&mount, write(&pool.join("mode"), "1"));
     table.check(&mount, write(&mount.conf().join("info/reclaimed"), "x"));
     table.check(&mount, fs::create_dir(mount.conf().join("info/other")));
     table.check(&mount, fs::remove_dir(mount.conf().join("info")));
@@ -192,6 +199,7 @@ fn configuration(table: &mut Table) {
     let tasks = [Sleeper::new(), Sleeper::new()].map(|task| (task.pid(), task));
     write(&mount.tasks("infra", "1"), tasks.each_ref().map(|(pid, _)| pid.to_string()).join(" ")).unwrap();
     table.check(&mount, write(&mount.pool("infra").join("exclusive"), "1"));
+    table.check(&mount, write(&mount.pool("infra").join("mode"), "isolated"));
 }
 
 /// A daemon that may open only a few files.

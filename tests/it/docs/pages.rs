@@ -10,6 +10,7 @@ use std::process::Command;
 use crate::harness::dir::Dir as _;
 use crate::harness::{KCM, Machine, Plain, Shell, kcm_for, run};
 use kcm_mount::model::cpuset::ParseCpuSetError;
+use kcm_mount::model::partition::Missing;
 use kcm_mount::model::pool::{InvalidPoolName, ListId};
 use kcm_mount::model::refusal::{Holder, ListName, Refusal};
 use kcm_mount::model::task::{Pid, TaskId};
@@ -189,6 +190,19 @@ fn refusals() -> Vec<Refusal> {
         Refusal::OutOfTime { uid: 1000 },
         Refusal::TooManyRequests { uid: 1000 },
         Refusal::Offline { list: list("0-1"), offline: cpus("1") },
+        Refusal::CannotIsolate { missing: Missing::Controller },
+        Refusal::CannotIsolate { missing: Missing::Mount },
+        Refusal::CannotIsolate { missing: Missing::Root },
+        Refusal::CannotIsolate { missing: Missing::Kernel },
+        Refusal::CannotIsolate { missing: Missing::Writable },
+        Refusal::NotExclusive { pool: "infra".parse().unwrap() },
+        Refusal::IsolatedPool { pool: pool() },
+        Refusal::UnsuitableCgroup {
+            path: "/pod".into(),
+            why: "it has controllers or cgroups that allow no threaded cgroup: EOPNOTSUPP".into(),
+        },
+        Refusal::PartitionRefused { list: list("0"), why: "Cpu list in cpuset.cpus not exclusive".into() },
+        Refusal::NotAMode,
     ]
 }
 
@@ -235,6 +249,12 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::OutOfTime { .. } => 37,
         Refusal::TooManyRequests { .. } => 38,
         Refusal::Offline { .. } => 39,
+        Refusal::CannotIsolate { .. } => 40,
+        Refusal::NotExclusive { .. } => 41,
+        Refusal::IsolatedPool { .. } => 42,
+        Refusal::UnsuitableCgroup { .. } => 43,
+        Refusal::PartitionRefused { .. } => 44,
+        Refusal::NotAMode => 45,
     }
 }
 
@@ -251,7 +271,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=39).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=45).collect::<Vec<_>>());
 }
 
 #[test]

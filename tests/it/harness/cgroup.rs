@@ -256,3 +256,20 @@ impl Cpuset {
 fn read(file: &Path) -> String {
     fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
+
+/// The reason why this machine cannot isolate CPUs; `None` if it can.
+pub fn missing_for_isolation() -> Option<&'static str> {
+    let root = Path::new("/sys/fs/cgroup");
+    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+        let is_hybrid = root.join("unified/cgroup.controllers").exists();
+        return Some(if is_hybrid {
+            "cgroup v2 has no cpuset controller"
+        } else {
+            "cgroup v2 is not mounted"
+        });
+    };
+    if !controllers.split_whitespace().any(|it| it == "cpuset") {
+        return Some("cgroup v2 has no cpuset controller");
+    }
+    (!root.join("cpuset.cpus.isolated").exists()).then_some("the kernel has no cpuset.cpus.exclusive")
+}

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub use cgroup::{Cgroup, Cpuset};
+pub use cgroup::{Cgroup, Cpuset, missing_for_isolation};
 pub use machine::Machine;
 pub use mount::Mount;
 pub use outputs::{data, events, fails, pids_in, report, run, says, text};

@@ -8,7 +8,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Machine, Mount, NOBODY, Sleeper, as_nobody, errno, set_mode, write};
+use crate::harness::{
+    Machine, Mount, NOBODY, Sleeper, as_nobody, errno, missing_for_isolation, set_mode, write,
+};
 use nix::errno::Errno;
 
 /// The message of the last refusal, without time and PID.
@@ -30,7 +32,7 @@ fn a_pool_name_is_valid_in_kubernetes() {
         fs::create_dir(mount.pool(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
         assert_eq!(mount.read(&format!("pools/{good}/exclusive")), "0\n");
         assert_eq!(mount.read(&format!("pools/{good}/tasks")), "");
-        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 4);
         assert_eq!(errno(fs::create_dir(mount.pool(good))), Errno::EEXIST);
     }
     for bad in ["-", "-a", "a-", "A", "a_b", "a.b", "a b", "ä", "a\n", "...", &"x".repeat(64)] {
@@ -54,8 +56,8 @@ fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     let entries = fs::read_dir(mount.pool("pool")).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<OsString> = entries.collect();
     names.sort();
-    assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6", "exclusive", "partial", "tasks"]);
-    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 8);
+    assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6", "exclusive", "mode", "partial", "tasks"]);
+    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 9);
     assert_eq!(
         errno(fs::metadata(mount.pool("pool").join("0-1"))),
         Errno::ENOENT,
@@ -169,6 +171,37 @@ fn exclusive_and_partial_take_only_0_or_1() {
 }
 
 #[test]
+fn a_machine_that_cannot_isolate_says_why() {
+    let mount = Mount::new();
+    mount.make_pool("pool", true, &["0"]);
+    let pool = mount.pool("pool");
+    let mode = pool.join("mode");
+    assert_eq!(fs::read_to_string(&mode).unwrap(), "affinity\n");
+    for good in ["affinity", " affinity\n"] {
+        write(&mode, good).unwrap();
+    }
+    for bad in ["isolate", "1", " ", "affinity isolated", "\0"] {
+        let written = write(&mode, bad);
+        assert_eq!(errno(written), Errno::EINVAL, "{bad:?}");
+        assert_eq!(reason(&mount), "EINVAL: not affinity or isolated; write one of them", "{bad:?}");
+    }
+    let isolated = write(&mode, "isolated");
+    match missing_for_isolation() {
+        Some(why) => {
+            assert_eq!(errno(isolated), Errno::EOPNOTSUPP);
+            let expected = format!("EOPNOTSUPP: this machine cannot isolate CPUs: {why}");
+            assert!(reason(&mount).starts_with(&expected), "{}", reason(&mount));
+            assert_eq!(fs::read_to_string(&mode).unwrap(), "affinity\n");
+        }
+        None => {
+            isolated.unwrap();
+            assert_eq!(fs::read_to_string(&mode).unwrap(), "isolated\n");
+            assert_eq!(errno(write(&pool.join("exclusive"), "0")), Errno::EBUSY);
+        }
+    }
+}
+
+#[test]
 fn a_list_with_two_tasks_prevents_exclusive() {
     let mount = Mount::with_shared();
     let flag = mount.pool("shared").join("exclusive");
@@ -191,14 +224,15 @@ fn only_root_configures_whatever_the_modes() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
     let (pools, pool) = (mount.conf().join("pools"), mount.pool("dataplane"));
-    let (flag, partial) = (pool.join("exclusive"), pool.join("partial"));
+    let [flag, partial, mode] = ["exclusive", "partial", "mode"].map(|name| pool.join(name));
     as_nobody(|| {
         assert_eq!(errno(fs::create_dir(mount.pool("new"))), Errno::EACCES);
         assert_eq!(errno(fs::remove_dir(pool.join("0"))), Errno::EACCES);
         assert_eq!(errno(write(&flag, "0")), Errno::EACCES);
         assert_eq!(errno(write(&partial, "1")), Errno::EACCES);
+        assert_eq!(errno(write(&mode, "affinity")), Errno::EACCES);
     });
-    for path in [&pools, &pool, &pool.join("0"), &flag, &partial] {
+    for path in [&pools, &pool, &pool.join("0"), &flag, &partial, &mode] {
         std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
         set_mode(path, 0o777);
     }
@@ -209,6 +243,7 @@ fn only_root_configures_whatever_the_modes() {
         assert_eq!(errno(fs::remove_dir(&pool)), Errno::EPERM);
         assert_eq!(errno(write(&flag, "0")), Errno::EPERM);
         assert_eq!(errno(write(&partial, "1")), Errno::EPERM);
+        assert_eq!(errno(write(&mode, "affinity")), Errno::EPERM);
         let expected = "EPERM: this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node";
         assert_eq!(reason(&mount), expected);
     });
@@ -265,8 +300,10 @@ fn the_configuration_survives_a_stop_and_a_kill() {
     assert_eq!(configuration(&mount), before);
     assert_eq!(flags(&mount), ["00", "11", "10"]);
     fs::create_dir(mount.pool("new")).unwrap();
-    let number = fs::metadata(mount.pool("new")).unwrap().ino();
-    assert!(before.iter().all(|(_, other, ..)| *other < number), "no number is reused");
+    let numbers = configuration(&mount).into_iter().filter(|(path, ..)| path.starts_with("pools/new"));
+    let numbers: Vec<u64> = numbers.map(|(_, number, ..)| number).collect();
+    assert_eq!(numbers.len(), 5);
+    assert!(before.iter().all(|(_, other, ..)| !numbers.contains(other)), "no number is reused");
 }
 
 #[test]

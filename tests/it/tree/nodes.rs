@@ -54,10 +54,12 @@ fn every_node_has_its_name_mode_and_owner() {
         file 0444 0:0 pools/dataplane/1/state
         file 0644 0:0 pools/dataplane/1/tasks
         file 0644 0:0 pools/dataplane/exclusive
+        file 0644 0:0 pools/dataplane/mode
         file 0644 0:0 pools/dataplane/partial
         file 0644 0:0 pools/dataplane/tasks
         directory 0755 0:0 pools/empty
         file 0644 0:0 pools/empty/exclusive
+        file 0644 0:0 pools/empty/mode
         file 0644 0:0 pools/empty/partial
         file 0644 0:0 pools/empty/tasks
         directory 0755 0:0 self
