@@ -1,0 +1,68 @@
+# Isolated pools below systemd, which writes to the same cgroups: what it takes away is made again, what it insists on is
+# named, and a scope or a unit that is delegated is left alone. Wants 4 CPUs.
+. /t/lib.sh
+D=$C/pools/dp
+G=/sys/fs/cgroup
+state() { cat "$D/$1/state"; }
+cgroup() { sed -n 's/^0:://p' "/proc/$1/cgroup"; }
+tree() {
+    find $G \( -name 'cpuset.cpus*' -o -name cgroup.subtree_control -o -name cgroup.type \) | grep -v 'kcm.service' | sort | while read -r file; do
+        echo "$file $(cat "$file" 2>/dev/null)"
+    done
+}
+
+holds "kcm install --systemd" kcm install --systemd
+systemctl daemon-reload
+holds "systemctl enable --now" systemctl enable --now kcm
+mkdir $D $D/2 $D/3
+echo 1 >$D/exclusive
+holds "the service can isolate" sh -c "echo isolated >$D/mode"
+
+# A unit without Delegate=.
+mkdir -p /run/systemd/system
+printf '[Service]\nExecStart=%s 99999\n' "$(command -v sleep)" >/run/systemd/system/plain.service
+printf '[Service]\nExecStart=%s 99999\nDelegate=yes\n' "$(command -v sleep)" >/run/systemd/system/delegated.service
+systemctl daemon-reload
+holds "a service starts" systemctl start plain delegated
+systemctl daemon-reload
+tree >/tmp/before
+task=$(systemctl show --value -p MainPID plain)
+echo "task $task"; systemctl status plain | head -12; journalctl -u plain | tail -5
+holds "a claim for the service" claim $D/3/tasks "$task"
+is "it is isolated" "$(state 3) $(cgroup "$task")" "isolated /system.slice/plain.service/kcm-3"
+holds "systemctl daemon-reload" systemctl daemon-reload
+until_is "it is isolated again" isolated cat $G/system.slice/plain.service/kcm-3/cpuset.cpus.partition
+until_is "and says so" isolated state 3
+is "the task is there" "$(cgroup "$task") $(mask "$task")" "/system.slice/plain.service/kcm-3 3"
+holds "somebody gives the CPU to another service" systemctl set-property --runtime delegated.service AllowedCPUs=3
+until_is "the state names it, or it is isolated still" yes sh -c "grep -q '^invalid: \|^isolated' $D/3/state && echo yes"
+holds "and takes that back" systemctl set-property --runtime delegated.service AllowedCPUs=
+until_is "it is isolated again" isolated state 3
+holds "a restart of the daemon" systemctl restart kcm
+until_is "keeps it" isolated state 3
+holds "the service is stopped" systemctl stop plain
+until_is "the list is free" free state 3
+
+# A unit with Delegate=yes.
+task=$(systemctl show --value -p MainPID delegated)
+holds "a claim for a delegated service" claim $D/3/tasks "$task"
+before=$(grep -c '"event":"invalid"' $C/info/events)
+holds "systemctl daemon-reload" systemctl daemon-reload
+sleep 2
+is "nothing has to be made again" "$(state 3) $(grep -c '"event":"invalid"' $C/info/events)" "isolated $before"
+holds "a release" claim $D/3/tasks "-$task"
+is "the task is in the cgroup of its service" "$(cgroup "$task")" /system.slice/delegated.service
+holds "the service is stopped" systemctl stop delegated
+
+# A scope of its own.
+systemd-run --quiet --scope -p Delegate=yes sh -c "echo 0 >$D/2/tasks; exec sleep 99999" &
+until_is "a scope claims for itself" isolated state 2
+task=$(cat $D/2/tasks)
+systemctl daemon-reload
+sleep 2
+is "a reload leaves it alone" "$(state 2) $(mask "$task")" "isolated 2"
+kill "$task"
+until_is "the list is free" free state 2
+systemctl reset-failed 2>/dev/null
+rm /run/systemd/system/plain.service /run/systemd/system/delegated.service
+finish

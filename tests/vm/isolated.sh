@@ -1,0 +1,258 @@
+# Isolated pools, on a machine with cgroup v2 alone: nobody else runs on the CPUs of a claimed list, what others change is
+# set right or named, and nothing is left of it. Wants 4 CPUs.
+. /t/lib.sh
+G=/sys/fs/cgroup
+start
+D=$C/pools/dp
+mkdir $D $D/2 $D/3
+echo 1 >$D/exclusive
+is "a pool is in affinity mode at first" "$(cat $D/mode)" affinity
+if ! newer 6.8; then
+    fails "this kernel cannot isolate" "ot supported" sh -c "echo isolated >$D/mode"
+    is "and the error says why" "$(grep -c 'EOPNOTSUPP: .*the kernel has no cpuset.cpus.exclusive' $C/self/last_error)" 1
+    is "the pool keeps its mode" "$(cat $D/mode)" affinity
+    finish
+fi
+
+# Everything that kcm could leave behind in the tree.
+tree() {
+    find $G \( -name 'cpuset.cpus*' -o -name cgroup.subtree_control -o -name cgroup.type \) | sort | while read -r file; do
+        echo "$file $(cat "$file" 2>/dev/null)"
+    done
+}
+same_tree() { tree >/tmp/now && diff /tmp/before /tmp/now >/tmp/difference && echo same || head -c 300 /tmp/difference; }
+
+# in_cgroup NAME COMMAND: starts a command of the shell in a cgroup; its PID is in $job.
+in_cgroup() {
+    sh -c "echo \$\$ >$G/$1/cgroup.procs; $2" &
+    job=$!
+}
+cgroup() { cut -d: -f3 "/proc/$1/cgroup"; }
+state() { cat "$D/$1/state"; }
+
+mkdir -p $G/pod/container $G/other
+echo +memory +pids >$G/cgroup.subtree_control
+tree >/tmp/before
+holds "the mode is set" sh -c "echo isolated >$D/mode"
+is "nothing is written for that" "$(same_tree)" same
+
+sleeper
+pinned=$job
+taskset -p 8 "$pinned" >/dev/null
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+task=$job
+holds "a claim" claim $D/3/tasks "$task"
+is "it says so" "$(state 3) $(state 2)" "isolated free"
+is "the task stays within its cgroup" "$(cgroup "$task")" /pod/container/kcm-3
+is "with the mask of the list" "$(mask "$task")" 3
+is "the kernel has isolated the CPU" "$(cat $G/cpuset.cpus.isolated)" 3
+fails "root cannot put anything else there" "nvalid argument" taskset -p 8 $$
+is "who was pinned there is elsewhere" "$(mask "$pinned")" 0-2
+
+# The threads of others that may run there, without those of the kernel whose CPUs nobody may set: those that are bound to a
+# CPU, and the rescuers of workqueues, which run only when memory is short.
+others() {
+    local status list
+    for status in /proc/[0-9]*/task/[0-9]*/status; do
+        [ "${status#/proc/$task/}" = "$status" ] || continue
+        list=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "$status" 2>/dev/null)
+        flags=$(sed 's/.*) //' "${status%us}" | cut -d' ' -f7)
+        [ $((flags & 0x04000000)) = 0 ] || continue
+        echo "$list" | numbers | grep -qx 3 && echo "$(head -1 "$status" | cut -f2) $list"
+    done | tr '\n' ','
+}
+is "no thread of another may run there" "$(others)" ""
+
+holds "a release" claim $D/3/tasks "-$task"
+is "it is free" "$(state 3)" free
+is "everything is as before" "$(same_tree)" same
+is "the task is in its cgroup again" "$(cgroup "$task") $(mask "$task")" "/pod/container 0-3"
+is "who was pinned there is there again" "$(mask "$pinned")" 3
+kill "$pinned" "$task"
+
+# How much of the CPU a busy holder gets beside eight busy loops of others, and how often it is interrupted.
+measure() {
+    local holder others='' begun before after ended
+    in_cgroup pod/container "echo 0 >$D/3/tasks; while :; do :; done"
+    holder=$job
+    until [ "$(cat $D/3/tasks)" = "$holder" ]; do sleep 0.2; done
+    for _ in 1 2 3 4 5 6 7 8; do
+        sh -c 'while :; do :; done' &
+        others="$others $!"
+    done
+    sleep 1
+    switches=$(sed -n 's/^nonvoluntary_ctxt_switches:[[:space:]]*//p' "/proc/$holder/status")
+    # In this order, the share is never too high.
+    read -r begun _ </proc/uptime
+    read -r before _ <"/proc/$holder/schedstat"
+    sleep 8
+    read -r after _ <"/proc/$holder/schedstat"
+    read -r ended _ </proc/uptime
+    begun=$(echo "$begun" | tr -d .) ended=$(echo "$ended" | tr -d .)
+    share=$(((after - before) / 10000 / (ended - begun)))
+    switches=$(($(sed -n 's/^nonvoluntary_ctxt_switches:[[:space:]]*//p' "/proc/$holder/status") - switches))
+    kill $others $holder
+    echo "$1: a share of $share in 1000, $switches involuntary switches in 8 s"
+}
+echo affinity >$D/mode
+measure affinity
+until_is "the list comes free" "" cat $D/3/tasks
+echo isolated >$D/mode
+measure isolated
+is "a busy holder has its CPU" "$([ $share -ge 990 ] && echo whole)" whole
+is "and is hardly interrupted" "$([ $switches -le 10 ] && echo hardly)" hardly
+until_is "the list comes free when the holder is killed" "" cat $D/3/tasks
+until_is "and nothing is left of the partition" same same_tree
+
+# A claim and a release, beside what the kernel has to be told for them.
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+bare() {
+    local k=$G/pod/container/bare
+    mkdir $k
+    echo threaded >$k/cgroup.type
+    for above in $G $G/pod $G/pod/container; do echo +cpuset >$above/cgroup.subtree_control; done
+    for above in $G/pod $G/pod/container $k; do echo 3 >$above/cpuset.cpus.exclusive; done
+    echo isolated >$k/cpuset.cpus.partition
+    echo "$job" >$k/cgroup.procs
+    echo member >$k/cpuset.cpus.partition
+    echo "$job" >$G/pod/container/cgroup.procs
+    rmdir $k
+    for above in $G/pod/container $G/pod; do echo >$above/cpuset.cpus.exclusive; done
+    for above in $G/pod/container $G/pod $G; do echo -cpuset >$above/cgroup.subtree_control; done
+}
+claimed() {
+    echo "$job" >$D/3/tasks
+    echo "-$job" >$D/3/tasks
+}
+# Centiseconds for 20 times.
+twenty() {
+    local begun ended
+    read -r begun _ </proc/uptime
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$1"; done
+    read -r ended _ </proc/uptime
+    echo $(($(echo "$ended" | tr -d .) - $(echo "$begun" | tr -d .)))
+}
+bare_took=$(twenty bare)
+kcm_took=$(twenty claimed)
+echo "20 claims and releases: ${kcm_took}0 ms, the bare writes: ${bare_took}0 ms"
+is "a claim takes at most 1.5 times as long as the bare writes" "$([ $((kcm_took * 10)) -le $((bare_took * 15)) ] && echo yes)" yes
+kill "$job"
+is "nothing is left" "$(same_tree)" same
+
+# A list of several CPUs is balanced within.
+rmdir $D/2 $D/3
+mkdir $D/2-3
+in_cgroup pod/container "echo 0 >$D/2-3/tasks; (while :; do :; done) & while :; do :; done"
+until_is "a claim of two CPUs" isolated state 2-3
+fails "root cannot put anything else there" "nvalid argument" taskset -p 8 $$
+sleep 2
+ran() { for it in $(cat $G/pod/container/kcm-2-3/cgroup.threads); do sed 's/.*) //' "/proc/$it/stat" | cut -d' ' -f37; done | sort | tr '\n' ' '; }
+until_is "two busy processes share its two CPUs" "2 3 " ran
+kill $(cat $G/pod/container/kcm-2-3/cgroup.threads)
+until_is "nothing is left of it" same same_tree
+rmdir $D/2-3
+mkdir $D/2 $D/3
+
+# What others change.
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+task=$job
+holds "another claim" claim $D/tasks "$task"
+is "of the first list" "$(cat $D/2/tasks) $(state 2)" "$task isolated"
+P=$G/pod/container/kcm-2
+echo member >$P/cpuset.cpus.partition
+until_is "somebody makes it an ordinary cgroup: it is isolated again" isolated cat $P/cpuset.cpus.partition
+echo "$task" >$G/other/cgroup.procs
+until_is "somebody moves the task: it is isolated in its new cgroup" /other/kcm-2 cgroup "$task"
+until_is "and says so" isolated state 2
+is "nothing is left in the old one" "$(ls -d $G/pod/container/kcm* 2>/dev/null)" ""
+echo -cpuset >$G/cgroup.subtree_control 2>/dev/null
+echo -cpuset >$G/other/cgroup.subtree_control
+until_is "somebody switches the controller off: it is isolated again" 2 cat $G/cpuset.cpus.isolated
+until_is "the state is isolated" isolated state 2
+echo 0 >$CPU/cpu2/online
+until_is "the CPU goes offline: the state says so" invalid sh -c "cut -d: -f1 $D/2/state"
+echo 1 >$CPU/cpu2/online
+until_is "it comes back: isolated again" isolated state 2
+is "events tell of it" "$(grep -c '"event":"invalid"' $C/info/events | sed 's/[1-9][0-9]*/some/')" some
+
+kill -9 "$(worker)"
+until_is "the worker dies: the task keeps its list" "$task" cat $D/2/tasks
+is "and its partition" "$(state 2) $(cgroup "$task")" "isolated /other/kcm-2"
+kill -9 "$(supervisor)" "$(worker)"
+until_is "all of the daemon dies: nothing changes for the task" "$(mask "$task")" echo 2
+kcm mount --conf-dir=$C --state-dir=$STATE
+is "a new daemon knows the partition" "$(cat $D/2/tasks) $(state 2)" "$task isolated"
+holds "the task moves to another list" claim $D/3/tasks "$task"
+is "with its partition" "$(state 2) $(state 3) $(cgroup "$task")" "free isolated /other/kcm-3"
+holds "a release" claim $D/3/tasks "-$task"
+kill "$task"
+until_is "nothing is left" same same_tree
+
+# What the holder leaves behind inherits, whoever its user is, and nobody else does.
+in_cgroup pod/container "echo 0 >$D/3/tasks; setsid chpst -u nobody sleep 7777 2>/dev/null & setsid sleep 8888 & sleep 0.5; exec true"
+until_is "a process in the partition inherits" "sleep" sh -c "cat /proc/\$(cat $D/3/tasks)/comm"
+is "in the partition" "$(cgroup "$(cat $D/3/tasks)") $(state 3)" "/pod/container/kcm-3 isolated"
+fails "nobody else gets the list" "busy" sh -c "echo $$ >$D/3/tasks"
+killall sleep
+until_is "the last one ends: the list is free" "free" state 3
+until_is "the cgroup of a container can be removed at once" "" sh -c "rmdir $G/pod/container && echo"
+mkdir $G/pod/container
+until_is "nothing is left" same same_tree
+
+# Refusals leave nothing.
+mkdir -p $G/pod/inner/child
+in_cgroup pod/inner/child "exec sleep 99999"
+below=$job
+in_cgroup pod/inner "exec sleep 99999"
+until_named sleep "$job"
+fails "a cgroup that can have no threaded one below it" "ot supported" sh -c "echo $job >$D/3/tasks"
+is "the error names it" "$(grep -c 'EOPNOTSUPP: .*/pod/inner: ' $C/self/last_error)" 1
+is "the task keeps its mask" "$(mask "$job") $(cgroup "$job") $(state 3)" "0-3 /pod/inner free"
+kill "$job" "$below"
+until_is "the cgroups can be removed" "" sh -c "rmdir $G/pod/inner/child $G/pod/inner && echo"
+mkdir $G/taken
+echo +cpuset >$G/cgroup.subtree_control
+echo 3 >$G/taken/cpuset.cpus
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+fails "a CPU that another cgroup needs" "nvalid argument" sh -c "echo $job >$D/3/tasks"
+is "the error says so" "$(grep -c 'EINVAL: the kernel does not isolate dp 3: ' $C/self/last_error)" 1
+is "the task keeps its mask" "$(mask "$job") $(cgroup "$job") $(state 3)" "0-3 /pod/container free"
+holds "another list can be claimed" claim $D/tasks "$job"
+is "it is isolated" "$(state 2)" isolated
+holds "and released" claim $D/tasks "-$job"
+is "a controller that somebody else uses stays on" "$(grep -c cpuset $G/cgroup.subtree_control)" 1
+rmdir $G/taken
+echo -cpuset >$G/cgroup.subtree_control
+kill "$job"
+is "nothing is left" "$(same_tree)" same
+
+# Kills at any moment.
+for n in $(seq 30); do
+    in_cgroup pod/container "exec sleep 99999"
+    until_named sleep "$job"
+    claim $D/3/tasks "$job" &
+    usleep $((n * 1500 % 40000))
+    if [ $((n % 3)) = 0 ]; then kill -9 "$(supervisor)"; else kill -9 "$(worker)"; fi
+    wait $!
+    held=$(cat $D/3/tasks)
+    until [ "$(cgroup "$job")" = "/pod/container${held:+/kcm-3}" ]; do
+        sleep 0.1
+        held=$(cat $D/3/tasks)
+        waited=$((waited + 1))
+        [ "$waited" -le 100 ] || break
+    done
+    waited=0
+    is "kill $n: the claim has its partition, or there is neither" "$(cgroup "$job")" "/pod/container${held:+/kcm-3}"
+    claim $D/tasks "-$job" &
+    usleep $((n * 1300 % 30000))
+    kill -9 "$(worker)"
+    wait $!
+    kill "$job"
+    until_is "kill $n: nothing is left" free state 3
+done
+until_is "nothing is left of all" same same_tree
+finish
