@@ -255,4 +255,25 @@ for n in $(seq 30); do
     until_is "kill $n: nothing is left" free state 3
 done
 until_is "nothing is left of all" same same_tree
+
+# A daemon in a container that shares the PID namespace of the node: it sees its own part of the tree only, read-only.
+kcm unmount --conf-dir=$C
+mount --bind $C $C
+mount --make-shared $C
+mkdir $G/pod/daemon
+tree >/tmp/before
+cat >/tmp/in-container <<'SCRIPT'
+mount -t cgroup2 -o ro cgroup /sys/fs/cgroup || exit 1
+[ -e /sys/fs/cgroup/cgroup.type ] || exit 1
+exec kcm mount --conf-dir=/etc/kcm --state-dir=/var/lib/kcm
+SCRIPT
+holds "a daemon in a container" sh -c "echo \$\$ >$G/pod/daemon/cgroup.procs; exec unshare --cgroup --mount --propagation unchanged sh /tmp/in-container"
+is "it knows the pool" "$(cat $D/mode)" isolated
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+holds "a claim" claim $D/3/tasks "$job"
+is "it is isolated in the cgroup of the task" "$(state 3) $(cgroup "$job")" "isolated /pod/container/kcm-3"
+holds "a release" claim $D/3/tasks "-$job"
+is "nothing is left" "$(same_tree)" same
+kill "$job"
 finish
