@@ -24,8 +24,14 @@ use crate::model::partition::{Level, Missing, Partition, ancestors};
 use crate::model::pool::ListId;
 use crate::text::escaped;
 
-/// Where the tree is looked for. In a container that shares the PID namespace of the node, the first one is the node's.
-const ROOTS: [&str; 2] = ["/proc/1/root/sys/fs/cgroup", "/sys/fs/cgroup"];
+/// Where the tree is looked for. In a container that shares the PID namespace of the node, the first ones are the node's.
+/// Beside cgroup v1, systemd mounts cgroup v2 in `unified`.
+const ROOTS: [&str; 4] = [
+    "/proc/1/root/sys/fs/cgroup",
+    "/proc/1/root/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/unified",
+];
 /// How long it may take until a partition has no process. A process that is being created may appear late.
 const EMPTYING: Duration = Duration::from_secs(2);
 
@@ -69,11 +75,8 @@ impl Tree {
     /// # Errors
     /// What is missing for that.
     pub(crate) fn find() -> Result<Self, Missing> {
-        let is_v2 = |root: &str| statfs(root).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        let Some(root) = ROOTS.into_iter().find(|root| is_v2(root)) else {
-            // Beside cgroup v1, systemd mounts cgroup v2 here.
-            return Err(if is_v2("/sys/fs/cgroup/unified") { Missing::Controller } else { Missing::Mount });
-        };
+        let is_v2 = |root: &&str| statfs(*root).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        let root = ROOTS.into_iter().find(is_v2).ok_or(Missing::Mount)?;
         let tree = Self { root: PathBuf::from(root) };
         tree.check().map(|()| tree)
     }

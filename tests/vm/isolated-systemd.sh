@@ -22,8 +22,9 @@ holds "the service can isolate" sh -c "echo isolated >$D/mode"
 mkdir -p /run/systemd/system
 printf '[Service]\nExecStart=/usr/busybox/sleep 99999\n' >/run/systemd/system/plain.service
 printf '[Service]\nExecStart=/usr/busybox/sleep 99999\nDelegate=yes\n' >/run/systemd/system/delegated.service
+printf '[Service]\nExecStart=/usr/busybox/sleep 99999\n' >/run/systemd/system/greedy.service
 systemctl daemon-reload
-holds "a service starts" systemctl start plain delegated
+holds "services start" systemctl start plain delegated greedy
 systemctl daemon-reload
 tree >/tmp/before
 task=$(systemctl show --value -p MainPID plain)
@@ -33,9 +34,9 @@ holds "systemctl daemon-reload" systemctl daemon-reload
 until_is "it is isolated again" isolated cat $G/system.slice/plain.service/kcm-3/cpuset.cpus.partition
 until_is "and says so" isolated state 3
 is "the task is there" "$(cgroup "$task") $(mask "$task")" "/system.slice/plain.service/kcm-3 3"
-holds "somebody gives the CPU to another service" systemctl set-property --runtime delegated.service AllowedCPUs=3
+holds "somebody gives the CPU to another service" systemctl set-property --runtime greedy.service AllowedCPUs=3
 until_is "the state names it, or it is isolated still" yes sh -c "grep -q '^invalid: \|^isolated' $D/3/state && echo yes"
-holds "and takes that back" systemctl set-property --runtime delegated.service AllowedCPUs=
+holds "the other service is stopped" systemctl stop greedy
 until_is "it is isolated again" isolated state 3
 holds "a restart of the daemon" systemctl restart kcm
 until_is "keeps it" isolated state 3
@@ -63,5 +64,5 @@ is "a reload leaves it alone" "$(state 2) $(mask "$task")" "isolated 2"
 kill "$task"
 until_is "the list is free" free state 2
 systemctl reset-failed 2>/dev/null
-rm /run/systemd/system/plain.service /run/systemd/system/delegated.service
+rm /run/systemd/system/plain.service /run/systemd/system/delegated.service /run/systemd/system/greedy.service
 finish

@@ -211,13 +211,17 @@ impl<P: Ports> Engine<P> {
     /// Keeps the partitions as the claims need them; for a thread of its own.
     pub(crate) fn keep_partitions_forever(&self) {
         loop {
-            // Not set after a timeout.
-            let _ = self.isolation.bell.read();
+            // Not set after a timeout, or if the kernel has reported something.
+            let is_called = self.isolation.bell.read().is_ok();
             // Before the look: a change after this is reported.
             let watched: Vec<File> =
                 self.isolation.written().iter().flat_map(|it| self.partitions.watch(it)).collect();
             self.reap();
-            self.check_partitions();
+            self.end_unused_partitions();
+            // Those that requests have made are right: they are looked at after the next interval.
+            if !is_called {
+                self.check_partitions();
+            }
             self.journal.flush_deferred();
             let timeout = if self.isolation.made.lock().is_empty() {
                 PollTimeout::NONE
@@ -230,8 +234,8 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    /// Takes back the partitions that belong to no claim, and makes those anew that are not in force.
-    pub(super) fn check_partitions(&self) {
+    /// Takes back the partitions that belong to no claim.
+    fn end_unused_partitions(&self) {
         let _writing = self.isolation.writing.lock();
         let lists: Vec<ListId> = self.isolation.made.lock().keys().copied().collect();
         for list in lists {
@@ -243,6 +247,12 @@ impl<P: Ports> Engine<P> {
                 );
             }
         }
+    }
+
+    /// Takes back the partitions that belong to no claim, and makes those anew that are not in force.
+    pub(super) fn check_partitions(&self) {
+        self.end_unused_partitions();
+        let _writing = self.isolation.writing.lock();
         let wanted: Vec<(ListId, CpuSet, TaskId)> = {
             let claims = self.claims.lock();
             let isolated = claims.claims().filter(|claim| claims.is_isolated(claim.list));

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::ports::{Clock, Journal, Masks, Partitions, Ports, Process, Processes, Watch};
@@ -54,7 +54,7 @@ impl Engine {
             process::Watch::new(kept, |task| recorded.contains(task)).map_err(StartError::Processes)?;
         let processes = process::Processes::new().map_err(StartError::Processes)?;
         let machine = Machine { processes, watch };
-        Self::with_ports((machine, state, SystemClock, Cgroups), recovered, topology, own)
+        Self::with_ports((machine, state, SystemClock, Cgroups::default()), recovered, topology, own)
     }
 }
 
@@ -319,12 +319,24 @@ impl Journal for StateDir {
 }
 
 /// The cgroups of this machine.
-#[derive(Debug)]
-pub(crate) struct Cgroups;
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    /// The tree, once it was found to be suitable.
+    tree: OnceLock<Tree>,
+}
+
+impl Cgroups {
+    fn tree(&self) -> Result<&Tree, Missing> {
+        match self.tree.get() {
+            Some(tree) => Ok(tree),
+            None => Tree::find().map(|tree| self.tree.get_or_init(|| tree)),
+        }
+    }
+}
 
 impl Partitions for Cgroups {
     fn missing(&self) -> Option<Missing> {
-        Tree::find().err()
+        self.tree().err()
     }
 
     fn plan(
@@ -334,29 +346,29 @@ impl Partitions for Cgroups {
         cpus: &CpuSet,
         is_partition: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<Partition, PartitionError> {
-        Tree::find()?.plan(pid.get(), list, cpus, is_partition)
+        self.tree()?.plan(pid.get(), list, cpus, is_partition)
     }
 
     fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {
-        Tree::find()?.make(partition, pid.get())
+        self.tree()?.make(partition, pid.get())
     }
 
     fn look(&self, partition: &Partition, pid: Pid) -> Found {
-        Tree::find()
+        self.tree()
             .map_or_else(|missing| Found::Broken(missing.to_string()), |tree| tree.look(partition, pid.get()))
     }
 
     fn members(&self, partition: &Partition) -> Vec<Pid> {
-        let members = Tree::find().map(|tree| tree.members(partition)).unwrap_or_default();
+        let members = self.tree().map(|tree| tree.members(partition)).unwrap_or_default();
         members.into_iter().filter_map(Pid::new).collect()
     }
 
     fn watch(&self, partition: &Partition) -> Vec<File> {
-        Tree::find().map(|tree| tree.watch(partition)).unwrap_or_default()
+        self.tree().map(|tree| tree.watch(partition)).unwrap_or_default()
     }
 
     fn take_back(&self, partition: &Partition, others: &[Partition]) -> io::Result<Vec<Partition>> {
-        Tree::find().map_err(|missing| io::Error::other(missing.to_string()))?.take_back(partition, others)
+        self.tree().map_err(|missing| io::Error::other(missing.to_string()))?.take_back(partition, others)
     }
 }
 

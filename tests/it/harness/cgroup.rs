@@ -259,16 +259,12 @@ fn read(file: &Path) -> String {
 
 /// The reason why this machine cannot isolate CPUs; `None` if it can.
 pub fn missing_for_isolation() -> Option<&'static str> {
-    let root = Path::new("/sys/fs/cgroup");
-    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
-        let is_hybrid = root.join("unified/cgroup.controllers").exists();
-        return Some(if is_hybrid {
-            "cgroup v2 has no cpuset controller"
-        } else {
-            "cgroup v2 is not mounted"
-        });
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+    let read = |root: &&Path| fs::read_to_string(root.join("cgroup.controllers")).ok();
+    let Some(root) = roots.into_iter().find(|root| read(root).is_some()) else {
+        return Some("cgroup v2 is not mounted");
     };
-    if !controllers.split_whitespace().any(|it| it == "cpuset") {
+    if !read(&root).is_some_and(|controllers| controllers.split_whitespace().any(|it| it == "cpuset")) {
         return Some("cgroup v2 has no cpuset controller");
     }
     (!root.join("cpuset.cpus.isolated").exists()).then_some("the kernel has no cpuset.cpus.exclusive")
