@@ -1,4 +1,4 @@
-//! Isolated partitions of cgroup v2: finds the tree, makes partitions, looks at them and takes them back.
+//! Partitions of cgroup v2: finds the tree, makes partitions, looks at them and takes them back.
 //!
 //! Owns every access to files of the tree, and the order in which they are written. Does not know claims, or when a partition
 //! has to be made. Keeps nothing in memory: what is to be taken back is in [`Partition`], which the caller records first.
@@ -32,6 +32,10 @@ const ROOTS: [&str; 4] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/unified",
 ];
+/// What is written to `cpuset.cpus.partition`. Not `isolated`: with that, Linux 6.12 creates a worker thread while it holds a
+/// lock that a process which moves a task to another cgroup waits for, and that one keeps new threads from being created.
+/// The whole machine hung when both happened at the same time.
+const KIND: &str = "root";
 /// How long it may take until a partition has no process. A process that is being created may appear late.
 const EMPTYING: Duration = Duration::from_secs(2);
 
@@ -187,7 +191,7 @@ impl Tree {
         if self.is_in_force(partition).is_err() {
             // An invalid partition that is made anew is looked at by the kernel only after it was an ordinary cgroup.
             let _ = self.write(&path, "cpuset.cpus.partition", "member");
-            self.write(&path, "cpuset.cpus.partition", partition.kind())
+            self.write(&path, "cpuset.cpus.partition", KIND)
                 .map_err(|error| refused(&path, "cpuset.cpus.partition", &error))?;
             self.is_in_force(partition).map_err(PartitionError::Refused)?;
         }
@@ -223,7 +227,7 @@ impl Tree {
     fn is_in_force(&self, partition: &Partition) -> Result<(), String> {
         let path = &partition.path();
         match self.read(path, "cpuset.cpus.partition") {
-            Ok(state) if state == partition.kind() => Ok(()),
+            Ok(state) if state == KIND => Ok(()),
             Ok(state) => {
                 let why = state.split_once('(').map_or(state.as_str(), |(_, why)| why.trim_end_matches(')'));
                 Err(escaped(why.as_bytes()))

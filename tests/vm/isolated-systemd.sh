@@ -31,7 +31,7 @@ task=$(systemctl show --value -p MainPID plain)
 holds "a claim for the service" claim $D/3/tasks "$task"
 is "it is isolated" "$(state 3) $(cgroup "$task")" "isolated /system.slice/plain.service/kcm-3"
 holds "systemctl daemon-reload" systemctl daemon-reload
-until_is "it is isolated again" isolated cat $G/system.slice/plain.service/kcm-3/cpuset.cpus.partition
+until_is "it is isolated again" root cat $G/system.slice/plain.service/kcm-3/cpuset.cpus.partition
 until_is "and says so" isolated state 3
 is "the task is there" "$(cgroup "$task") $(mask "$task")" "/system.slice/plain.service/kcm-3 3"
 holds "somebody gives the CPU to another service" systemctl set-property --runtime greedy.service AllowedCPUs=3

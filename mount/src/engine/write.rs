@@ -482,7 +482,7 @@ impl<P: Ports> Engine<P> {
         self.plan_finished.notify_all();
         if !undo.left.is_empty() {
             // The tasks stay on their lists, which have to be isolated again.
-            self.isolation.wake();
+            self.check_partitions();
         }
     }
 

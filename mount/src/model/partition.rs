@@ -38,13 +38,6 @@ impl Partition {
         format!("kcm-{}", self.cpus)
     }
 
-    /// Returns its kind, as `cpuset.cpus.partition` names it. In an isolated partition the kernel does not balance: two busy
-    /// threads may share a CPU while another one is idle. So a list of several CPUs gets a partition that is balanced.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        if self.cpus.len() > 1 { "root" } else { "isolated" }
-    }
-
     /// Returns the path of its cgroup from the root of the tree.
     #[must_use]
     pub fn path(&self) -> String {
@@ -113,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_kinds() {
+    fn paths() {
         let partition = |parent: &str| Partition {
             list: ListId(64),
             cpus: "2-3".parse().unwrap(),
@@ -124,8 +117,6 @@ mod tests {
         assert_eq!(ancestors(""), [""]);
         assert_eq!(ancestors("/a"), ["", "/a"]);
         assert_eq!(ancestors("/a/b.scope"), ["", "/a", "/a/b.scope"]);
-        assert_eq!(partition("").kind(), "root");
-        assert_eq!(Partition { cpus: "2".parse().unwrap(), ..partition("") }.kind(), "isolated");
         assert_eq!(partition("").path(), "/kcm-2-3");
         assert_eq!(partition("/a").path(), "/a/kcm-2-3");
     }
