@@ -227,7 +227,11 @@ impl Tree {
     fn is_in_force(&self, partition: &Partition) -> Result<(), String> {
         let path = &partition.path();
         match self.read(path, "cpuset.cpus.partition") {
-            Ok(state) if state == KIND => Ok(()),
+            // If its last CPU goes offline, the kernel lets its tasks run elsewhere, and may call it valid still.
+            Ok(state) if state == KIND => match self.cpus(path, "cpuset.cpus.effective") {
+                cpus if !cpus.is_empty() && cpus.is_subset(&partition.cpus) => Ok(()),
+                cpus => Err(format!("its tasks run on CPU {cpus}")),
+            },
             Ok(state) => {
                 let why = state.split_once('(').map_or(state.as_str(), |(_, why)| why.trim_end_matches(')'));
                 Err(escaped(why.as_bytes()))

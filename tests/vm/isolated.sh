@@ -278,6 +278,7 @@ mount --make-shared $C
 mkdir $G/pod/daemon
 tree >/tmp/before
 cat >/tmp/in-container <<'SCRIPT'
+umount /sys/fs/cgroup
 mount -t cgroup2 -o ro cgroup /sys/fs/cgroup || exit 1
 [ -e /sys/fs/cgroup/cgroup.type ] || exit 1
 exec kcm mount --conf-dir=/etc/kcm --state-dir=/var/lib/kcm
