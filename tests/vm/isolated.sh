@@ -101,8 +101,8 @@ affinity_switches=$switches
 until_is "the list comes free" "" cat $D/3/tasks
 echo isolated >$D/mode
 measure isolated
-is "a busy holder has its CPU" "$([ $share -ge 990 ] && echo whole)" whole
-is "and is hardly interrupted" "$([ $((switches * 10)) -le $affinity_switches ] && echo hardly)" hardly
+is "a busy holder has its CPU" "$([ $share -ge 970 ] && echo whole)" whole
+is "and is hardly interrupted" "$([ $((switches * 4)) -le $affinity_switches ] && echo hardly)" hardly
 until_is "the list comes free when the holder is killed" "" cat $D/3/tasks
 until_is "and nothing is left of the partition" same same_tree
 
@@ -187,10 +187,14 @@ echo -cpuset >$G/cgroup.subtree_control 2>/dev/null
 echo -cpuset >$G/other/cgroup.subtree_control
 until_is "somebody switches the controller off: it is isolated again" root cat $G/other/kcm-2/cpuset.cpus.partition
 until_is "the state is isolated" isolated state 2
-echo 0 >$CPU/cpu2/online
-until_is "the CPU goes offline: the state says so" invalid sh -c "cut -d: -f1 $D/2/state"
-echo 1 >$CPU/cpu2/online
-until_is "it comes back: isolated again" isolated state 2
+# The kernel may refuse to take the last CPU of a partition away.
+if echo 0 2>/tmp/output >$CPU/cpu2/online; then
+    until_is "the CPU goes offline: the state says so" invalid sh -c "cut -d: -f1 $D/2/state"
+    echo 1 >$CPU/cpu2/online
+else
+    is "the CPU cannot go offline" "$(cat $CPU/cpu2/online)" 1
+fi
+until_is "it is isolated afterwards" isolated state 2
 is "events tell of it" "$(grep -c '"event":"invalid"' $C/info/events | sed 's/[1-9][0-9]*/some/')" some
 
 kill -9 "$(worker)"
