@@ -11,8 +11,8 @@
 //!
 //! Older kernels do not show the number. There the descriptor must be a FUSE device, and [`fds::LOCK`] a file that the
 //! process has locked exclusively. Only root can do that in a state directory. The command line then only chooses among such
-//! processes: it never makes a process a daemon. If daemons of several mount namespaces have the same path, those of this
-//! one are meant.
+//! processes: it never makes a process a daemon. If daemons of several mount namespaces have the same path, the search
+//! returns only the ones in the namespace of this process.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -77,7 +77,7 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         paths::serves(&cmdline, conf_dir)
     };
-    let device = device(pid).filter(|_| is_root(pid));
+    let device = is_root(pid).then(|| device(pid)).flatten();
     let serves = match device {
         Some(Device::Connected(other)) => other == connection,
         Some(Device::Unknown) => says_so() && holds_lock(pid),
@@ -88,6 +88,7 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
     }
     // The command line is read last. A probe of another mount has the command line and the device of its supervisor until
     // it executes, and neither of them after it. A process that exits loses its command line before its descriptors.
+    // So the device is looked at again.
     if !is_known_elsewhere(pid) && says_so() && pidfd.is_of_process() {
         let owner = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |process| process.uid());
         log::warn!(
