@@ -1,7 +1,7 @@
 //! Partitions of cgroup v2: finds the tree, makes partitions, looks at them and takes them back.
 //!
 //! Owns every access to files of the tree, and the order in which they are written. Does not know claims, or when a partition
-//! has to be made. Keeps nothing in memory: what is to be taken back is in [`Partition`], which the caller records first.
+//! has to be made. Keeps nothing in memory: [`Partition`] has everything that has to be taken back, and the caller records it first.
 //!
 //! A partition is a threaded cgroup below the cgroup of the task (a *remote* partition in the words of the kernel's
 //! `cgroup-v2.rst`), so that the task stays in its container or service: limits, freezing and killing reach it as before.
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use members::{are_in, as_seen_from_the_root, is_alive, path_of};
+use members::{are_in, cgroup_of};
 
 use crate::failpoint::{Step, reached};
 use crate::model::cpuset::CpuSet;
@@ -32,7 +32,7 @@ const ROOTS: [&str; 4] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/unified",
 ];
-/// What is written to `cpuset.cpus.partition`. Not `isolated`: with that, Linux 6.12 creates a worker thread while it holds a
+/// The kind of partition, for `cpuset.cpus.partition`. Not `isolated`: with that, Linux 6.12 creates a worker thread while it holds a
 /// lock that a process which moves a task to another cgroup waits for, and that one keeps new threads from being created.
 /// The whole machine hung when both happened at the same time.
 const KIND: &str = "root";
@@ -58,7 +58,7 @@ impl From<Missing> for PartitionError {
     }
 }
 
-/// What a partition is found to be.
+/// The result of a look at a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The kernel has isolated its CPUs, and the task is in it.
@@ -77,7 +77,7 @@ impl Tree {
     /// Finds the tree, and checks that partitions can be made in it. Writes nothing.
     ///
     /// # Errors
-    /// What is missing for that.
+    /// The lack that prevents them.
     pub(crate) fn find() -> Result<Self, Missing> {
         let is_v2 = |root: &&str| statfs(*root).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let root = ROOTS.into_iter().find(is_v2).ok_or(Missing::Mount)?;
@@ -110,19 +110,9 @@ impl Tree {
         pid: u32,
         list: ListId,
         cpus: &CpuSet,
-        is_partition: &(dyn Fn(&str) -> bool + Sync),
+        is_partition: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError> {
-        as_seen_from_the_root(|| self.plan_below(pid, list, cpus, is_partition))
-    }
-
-    fn plan_below(
-        &self,
-        pid: u32,
-        list: ListId,
-        cpus: &CpuSet,
-        is_partition: &(dyn Fn(&str) -> bool + Sync),
-    ) -> Result<Partition, PartitionError> {
-        let mut parent = path_of(&format!("/proc/{pid}/cgroup"))?;
+        let mut parent = cgroup_of(pid)?;
         if is_partition(&parent) {
             parent.truncate(parent.rfind('/').unwrap_or(0));
         }
@@ -189,7 +179,7 @@ impl Tree {
         exclusive(&path)?;
         reached(Step::PartitionExclusive);
         if self.is_in_force(partition).is_err() {
-            // An invalid partition that is made anew is looked at by the kernel only after it was an ordinary cgroup.
+            // The kernel looks at an invalid partition again only after it was an ordinary cgroup.
             let _ = self.write(&path, "cpuset.cpus.partition", "member");
             self.write(&path, "cpuset.cpus.partition", KIND)
                 .map_err(|error| refused(&path, "cpuset.cpus.partition", &error))?;
@@ -203,7 +193,6 @@ impl Tree {
         }
         match self.look(partition, pid) {
             Found::Isolated => Ok(()),
-            Found::Broken(_) if !is_alive(pid) => Err(PartitionError::Gone),
             Found::Broken(why) => Err(PartitionError::Refused(why)),
         }
     }
@@ -217,7 +206,7 @@ impl Tree {
         if let Err(why) = self.is_in_force(partition) {
             return Found::Broken(why);
         }
-        if as_seen_from_the_root(|| are_in(pid, &path)) {
+        if are_in(pid, &path) {
             Found::Isolated
         } else {
             Found::Broken("its task was moved to another cgroup".to_owned())
@@ -237,8 +226,8 @@ impl Tree {
                 Err(escaped(why.as_bytes()))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let off = ancestors(parent_of(path))
-                    .find(|it| !self.has_word(it, "cgroup.subtree_control", "cpuset"));
+                let off =
+                    partition.ancestors().find(|it| !self.has_word(it, "cgroup.subtree_control", "cpuset"));
                 Err(off.map_or_else(
                     || "its cpuset files are missing".to_owned(),
                     |off| format!("cpuset was switched off in {}", shown(off)),
@@ -392,8 +381,4 @@ fn refused(path: &str, name: &str, error: &io::Error) -> PartitionError {
 /// Returns the path of a cgroup for people.
 fn shown(path: &str) -> String {
     if path.is_empty() { "/".to_owned() } else { escaped(path.as_bytes()) }
-}
-
-fn parent_of(path: &str) -> &str {
-    path.rfind('/').and_then(|at| path.get(..at)).unwrap_or_default()
 }

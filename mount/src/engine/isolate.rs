@@ -4,7 +4,7 @@
 //! partition is an effect of a claim, like a mask: the claim machine does not know it. Does not know how cgroups are written.
 //!
 //! A claim makes its partition before it is recorded, and a release takes it back before the mask is restored. Everything
-//! else is done by [`Engine::keep_partitions_forever`]: it takes back what belongs to no claim any more, and makes anew what
+//! else is done by [`Engine::keep_partitions_forever`]: it takes back what belongs to no claim, and makes again what
 //! somebody has taken away. It sleeps while there is no partition.
 
 use std::collections::BTreeMap;
@@ -47,10 +47,10 @@ pub(super) struct Isolation {
     bell: EventFd,
 }
 
-/// What was made for a list, or is going to be.
+/// The partition of a list, and its state.
 #[derive(Clone, Debug)]
 struct Made {
-    /// What is written for it; `None` if it could not be made.
+    /// `None` if it could not be made.
     partition: Option<Partition>,
     state: PartitionState,
     /// When it is tried again, and after which pause, if it could not be made.
@@ -146,15 +146,12 @@ impl<P: Ports> Engine<P> {
         self.isolation.made.lock().insert(list, Made::new(Some(partition.clone()), unfinished));
         let result = self.partitions.make(&partition, pid);
         // The number of a process that dies meanwhile may be that of another one by now.
-        let result = result.and_then(|()| process.is_alive().then_some(()).ok_or(PartitionError::Gone));
+        let result = if process.is_alive() { result } else { Err(PartitionError::Gone) };
         reached(Step::PartitionMade);
         match result {
             Ok(()) => self.set_partition_state(list, PartitionState::Isolated),
             Err(error) => {
-                if let Err(left) = self.end_partition_locked(list) {
-                    log::warn!("{}: not taken back yet: {left}", partition.path());
-                    self.isolation.wake();
-                }
+                let _ = self.end_partition_locked(list).inspect_err(|left| self.end_later(list, left));
                 let boot = cpus.is_subset(&self.topology.get().isolated());
                 if !(boot && matches!(error, PartitionError::Refused(_))) {
                     return Err(error.into());
@@ -176,7 +173,14 @@ impl<P: Ports> Engine<P> {
             return Ok(());
         }
         let _writing = self.isolation.writing.lock();
-        self.end_partition_locked(list).inspect_err(|_| self.isolation.wake())
+        self.end_partition_locked(list).inspect_err(|error| self.end_later(list, error))
+    }
+
+    /// Leaves a partition that cannot be taken back now to the thread.
+    fn end_later(&self, list: ListId, error: &io::Error) {
+        let list = self.configuration().list(list).map_or_else(String::new, |list| list.name().to_string());
+        log::warn!("the partition of {list} is not removed yet: {error}");
+        self.isolation.wake();
     }
 
     fn end_partition_locked(&self, list: ListId) -> io::Result<()> {
@@ -249,7 +253,7 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    /// Takes back the partitions that belong to no claim, and makes those anew that are not in force.
+    /// Takes back the partitions that belong to no claim, and makes the broken ones again.
     pub(super) fn check_partitions(&self) {
         self.end_unused_partitions();
         let _writing = self.isolation.writing.lock();

@@ -344,7 +344,7 @@ impl Partitions for Cgroups {
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
-        is_partition: &(dyn Fn(&str) -> bool + Sync),
+        is_partition: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError> {
         self.tree()?.plan(pid.get(), list, cpus, is_partition)
     }

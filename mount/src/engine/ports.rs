@@ -245,7 +245,7 @@ pub(crate) trait Partitions: Debug + Send + Sync + 'static {
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
-        is_partition: &(dyn Fn(&str) -> bool + Sync),
+        is_partition: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError>;
 
     /// Makes a partition, moves the process into it, and reads back that it is in force. On an error it has to be taken back.

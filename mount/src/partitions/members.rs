@@ -12,7 +12,7 @@ use crate::text::escaped;
 
 /// Does work that reads the cgroups of processes with their paths from the root of the tree. In a container, `/proc` shows
 /// them from the root of the container's cgroup namespace, so a thread that has joined the node's namespace does it.
-pub(super) fn as_seen_from_the_root<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+fn as_seen_from_the_root<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let namespace =
         |process: &str| fs::metadata(format!("/proc/{process}/ns/cgroup")).map(|it| it.ino()).ok();
     if namespace("1").is_none_or(|root| namespace("self") == Some(root)) {
@@ -32,7 +32,7 @@ pub(super) fn as_seen_from_the_root<T: Send>(work: impl FnOnce() -> T + Send) ->
 }
 
 /// Returns the path in a file of `/proc`: empty for the root.
-pub(super) fn path_of(file: &str) -> Result<String, PartitionError> {
+fn path_of(file: &str) -> Result<String, PartitionError> {
     let text = fs::read(file).map_err(|_| PartitionError::Gone)?;
     let unsuitable =
         |path: &[u8], why: &str| PartitionError::Unsuitable { path: escaped(path), why: why.to_owned() };
@@ -45,8 +45,17 @@ pub(super) fn path_of(file: &str) -> Result<String, PartitionError> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
+/// Returns the cgroup of a process, empty for the root.
+pub(super) fn cgroup_of(pid: u32) -> Result<String, PartitionError> {
+    as_seen_from_the_root(|| path_of(&format!("/proc/{pid}/cgroup")))
+}
+
 /// Whether all threads of a process are in this cgroup.
 pub(super) fn are_in(pid: u32, path: &str) -> bool {
+    as_seen_from_the_root(|| are_all_in(pid, path))
+}
+
+fn are_all_in(pid: u32, path: &str) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
     let mut any = false;
     for thread in threads {
@@ -59,12 +68,4 @@ pub(super) fn are_in(pid: u32, path: &str) -> bool {
         }
     }
     any
-}
-
-pub(super) fn is_alive(pid: u32) -> bool {
-    // A dead process that its parent has not collected has no cgroup of its own any more: it is shown in the root, or as
-    // before.
-    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = state.rsplit(") ").next().and_then(|rest| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
 }

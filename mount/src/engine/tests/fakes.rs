@@ -767,7 +767,7 @@ impl Partitions for FakePartitions {
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
-        _: &(dyn Fn(&str) -> bool + Sync),
+        _: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError> {
         let state = self.0.state.lock();
         if let Some(missing) = state.missing {
