@@ -226,8 +226,7 @@ impl<P: Ports> Engine<P> {
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        self.require_admin(caller)?;
-        opener.require_admin()?;
+        self.require_admins(caller, opener)?;
         let mode = match before_nul(data).trim_ascii() {
             b"affinity" => Mode::Affinity,
             b"isolated" => Mode::Isolated,
@@ -253,8 +252,7 @@ impl<P: Ports> Engine<P> {
 
     /// Returns the value that a write to a flag of a pool sets: 0 or 1.
     fn new_flag(&self, caller: Caller, opener: User, data: &[u8]) -> Result<bool, Refusal> {
-        self.require_admin(caller)?;
-        opener.require_admin()?;
+        self.require_admins(caller, opener)?;
         match before_nul(data).trim_ascii() {
             b"0" => Ok(false),
             b"1" => Ok(true),

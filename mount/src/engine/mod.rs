@@ -262,8 +262,7 @@ impl<P: Ports> Engine<P> {
     /// # Errors
     /// The data is not a number, or it cannot be recorded.
     pub(crate) fn acknowledge(&self, caller: Caller, opener: User, data: &[u8]) -> Result<(), Refusal> {
-        opener.require_admin()?;
-        self.require_admin(caller)?;
+        self.require_admins(caller, opener)?;
         let text = std::str::from_utf8(before_nul(data)).map_err(|_| Refusal::NotASeq)?.trim();
         if text.is_empty() {
             return Ok(());

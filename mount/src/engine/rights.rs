@@ -19,6 +19,15 @@ impl<P: Ports> Engine<P> {
         self.user(caller).require_admin()
     }
 
+    /// Checks that the caller and the user who opened the file may configure.
+    ///
+    /// # Errors
+    /// `EPERM` unless both have the capability.
+    pub(super) fn require_admins(&self, caller: Caller, opener: User) -> Result<(), Refusal> {
+        self.require_admin(caller)?;
+        opener.require_admin()
+    }
+
     /// Returns whether the caller may know everything about other users' processes.
     pub(crate) fn is_admin(&self, caller: Caller) -> bool {
         self.require_admin(caller).is_ok()
