@@ -35,7 +35,7 @@ steps! {
     IntentRecorded = "intent-recorded",
     /// All masks are set and read back.
     MasksSet = "masks-set",
-    /// What is going to be written for a partition is in the claims log.
+    /// The claims log has everything that is going to be written for a partition.
     PartitionRecorded = "partition-recorded",
     /// The partition's cgroup is made, and the cpuset controller is on above it.
     PartitionEnabled = "partition-enabled",
@@ -45,7 +45,7 @@ steps! {
     PartitionIsolated = "partition-isolated",
     /// The task is in its partition, or the partition could not be made.
     PartitionMade = "partition-made",
-    /// Nobody is in the partition any more.
+    /// The partition has no process.
     PartitionEmpty = "partition-empty",
     /// The partition's cgroup is removed.
     PartitionRemoved = "partition-removed",

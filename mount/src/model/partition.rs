@@ -1,4 +1,4 @@
-//! Partitions: the cgroups in which tasks have their CPUs for themselves, and what is changed in the tree of cgroups for
+//! Partitions: the cgroups in which tasks have their CPUs for themselves, and the changes in the tree of cgroups for
 //! each.
 //!
 //! Owns these types and the reasons why there is no partition. Does not know how cgroups are written.
@@ -18,11 +18,11 @@ pub struct Partition {
     pub cpus: CpuSet,
     /// The path of the task's cgroup from the root of the tree; empty for the root.
     pub parent: String,
-    /// What is changed in the cgroups on that path, from the root to the cgroup of the task.
+    /// The changes in the cgroups on that path, from the root to the cgroup of the task.
     pub levels: Vec<Level>,
 }
 
-/// What is changed in one cgroup above a partition, and has to be taken back.
+/// The changes in one cgroup above a partition, which have to be taken back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
     /// The cpuset controller is switched on for its children.

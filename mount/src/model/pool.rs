@@ -54,7 +54,7 @@ pub enum Exclusivity {
     Shared,
 }
 
-/// What keeps others off the CPUs of a list.
+/// The means that keeps others off the CPUs of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// The masks of the tasks that have claims: other programs may run there.

@@ -185,7 +185,7 @@ pub enum Refusal {
     },
     /// This machine can make no partitions.
     CannotIsolate {
-        /// What it lacks.
+        /// The lack.
         missing: Missing,
     },
     /// A shared pool cannot be isolated.

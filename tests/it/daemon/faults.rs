@@ -104,6 +104,10 @@ impl World {
         write(&self.mount.tasks(pool, list), self.pid(name).to_string())
     }
 
+    fn release(&self) -> io::Result<()> {
+        write(&self.mount.tasks("excl", "0"), format!("-{}", self.pid("subject")))
+    }
+
     /// A shell on excl 0 and its child `heir`, which started after the claim.
     fn add_with_heir(&self) {
         let script = "read go; sleep 1000 & echo $!; wait";
@@ -240,7 +244,7 @@ const OPERATIONS: &[Operation] = &[
             world.add("subject", "1");
             world.claim("subject", "excl", "0").unwrap();
         },
-        act: |world| write(&world.mount.tasks("excl", "0"), format!("-{}", world.pid("subject"))),
+        act: World::release,
     },
     Operation {
         name: "release of one and claim of another in one write",
@@ -344,7 +348,7 @@ const ISOLATED: &[Operation] = &[
             world.add("subject", "1");
             world.claim("subject", "excl", "0").unwrap();
         },
-        act: |world| write(&world.mount.tasks("excl", "0"), format!("-{}", world.pid("subject"))),
+        act: World::release,
     },
     Operation {
         name: "move out of an isolated pool",
