@@ -17,9 +17,6 @@ pub struct Beside {
     /// In milliseconds; infinite for an operation that hung.
     pub claims: Samples,
     pub reads: Samples,
-    /// How long the victims themselves waited for a CPU in one claim and in one read at worst, in milliseconds. The figures
-    /// are without it.
-    pub waited: (f64, f64),
     /// How many operations of the attacker were successful and refused, if it could still say it.
     pub attacker: Option<(u64, u64)>,
 }
@@ -128,11 +125,7 @@ pub fn table(rows: &[Row]) -> String {
 pub fn notes(rows: &[Row]) -> String {
     let mut out = String::new();
     let did = |beside: &Beside| {
-        let did = beside
-            .attacker
-            .map_or("unknown".into(), |(done, refused)| format!("{done} done, {refused} refused"));
-        let (claims, reads) = beside.waited;
-        format!("{did}; waited for a CPU: {}, {}", number(claims), number(reads))
+        beside.attacker.map_or("unknown".into(), |(done, refused)| format!("{done} done, {refused} refused"))
     };
     for row in rows {
         let _ = writeln!(

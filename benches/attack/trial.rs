@@ -66,12 +66,7 @@ impl Trial {
 
 impl From<Trial> for Beside {
     fn from(trial: Trial) -> Self {
-        Self {
-            waited: (trial.claims.waited, trial.reads.waited),
-            claims: trial.claims.samples,
-            reads: trial.reads.samples,
-            attacker: trial.attacker,
-        }
+        Self { claims: trial.claims.samples, reads: trial.reads.samples, attacker: trial.attacker }
     }
 }
 

@@ -1,12 +1,9 @@
 //! The victim: a calm program of another user, which claims or reads now and then, and measures how long that takes.
 //!
-//! It reports each measurement at once, so that one that never ends is known, too. The time in which it could run and got
-//! no CPU is no part of a measurement: a claim keeps other claims off a CPU, not other threads, and how long the victim waits
-//! for the CPU of its list is up to the scheduler. That time is reported beside the figures.
+//! It reports each measurement at once, so that one that never ends is known, too.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -39,12 +36,11 @@ pub fn run(kind: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
     // The mask that a claim gives, and the one before it: an empty filesystem sets none, and the CPU of the list is busy.
     let (all, mut list) = (sched_getaffinity(Pid::from_raw(0))?, CpuSet::new());
     list.set(1)?;
-    let schedstat = File::open("/proc/thread-self/schedstat")?;
     let started = Instant::now();
     let mut turn = 0;
     while started.elapsed() < WINDOW {
         turn += 1;
-        let (begin, before) = (Instant::now(), waited(&schedstat)?);
+        let begin = Instant::now();
         // A claim is measured with its release: open, write, close, twice.
         let result = match kind {
             "claim" => put(&files[0], &own)
@@ -54,21 +50,11 @@ pub fn run(kind: &str, root: &Path) -> Result<(), Box<dyn std::error::Error>> {
             _ => fs::read(&files[turn % 2]).map(|_| ()),
         };
         let took = begin.elapsed();
-        let waited = waited(&schedstat)?.saturating_sub(before);
         let errno = result.err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
-        println!("{} {} {errno}", took.saturating_sub(waited).as_nanos(), waited.as_nanos());
+        println!("{} {errno}", took.as_nanos());
         std::thread::sleep(PACE.saturating_sub(took));
     }
     Ok(())
-}
-
-/// How long this thread has waited for a CPU, by proc_pid_schedstat(5).
-fn waited(schedstat: &File) -> io::Result<Duration> {
-    let mut bytes = [0; 80];
-    let length = schedstat.read_at(&mut bytes, 0)?;
-    let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned();
-    let nanoseconds = text.split(' ').nth(1).and_then(|number| number.parse().ok());
-    nanoseconds.map(Duration::from_nanos).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Sets the mask of this thread.
@@ -85,8 +71,6 @@ fn put(file: &Path, text: &str) -> io::Result<()> {
 pub struct Measured {
     /// Milliseconds; infinite for an operation that hung.
     pub samples: Samples,
-    /// The longest time in one operation in which the victim itself waited for a CPU, in milliseconds.
-    pub waited: f64,
     /// The first ones beyond [`SLOW`], with the time at which they ended.
     pub slow: Vec<String>,
     /// The errors, by errno.
@@ -106,15 +90,13 @@ impl Victim {
     pub fn collect(mut self, started: Instant) -> Measured {
         let deadline = started + WINDOW + GRACE;
         let (mut times, mut slow, mut errors, mut last) = (Vec::new(), Vec::new(), Vec::new(), started);
-        let mut waited: f64 = 0.0;
         loop {
             match self.0.hear(deadline) {
                 Ok((at, line)) => {
                     let numbers: Vec<f64> =
                         line.split(' ').map(|number| number.parse().expect("a number")).collect();
-                    let [took, waiting, errno] = numbers[..] else { panic!("three numbers: {line}") };
+                    let [took, errno] = numbers[..] else { panic!("two numbers: {line}") };
                     let took = took / 1e6;
-                    waited = waited.max(waiting / 1e6);
                     if took > SLOW && slow.len() < 8 {
                         slow.push(format!("{took:.0} after {:.2} s", (at - started).as_secs_f64()));
                     }
@@ -131,6 +113,6 @@ impl Victim {
             }
         }
         self.0.end();
-        Measured { samples: Samples::new(times), waited, slow, errors }
+        Measured { samples: Samples::new(times), slow, errors }
     }
 }

@@ -84,20 +84,14 @@ fn an_aim_is_held_by_claims_and_reads_at_p99_and_at_worst() {
     let samples = |slow: f64, worst: f64| Samples::new([vec![1.0; 196], vec![slow; 3], vec![worst]].concat());
     let (good, slow, worst) = (samples(50.0, 250.0), samples(51.0, 250.0), samples(50.0, 251.0));
     let held = |claims: &Samples, reads: &Samples| {
-        let kcm = report::Beside {
-            claims: claims.clone(),
-            reads: reads.clone(),
-            waited: (0.0, 0.0),
-            attacker: None,
-        };
+        let kcm = report::Beside { claims: claims.clone(), reads: reads.clone(), attacker: None };
         report::Row { kcm, ..report::Row::default() }.is_held()
     };
     assert!(held(&good, &good));
     for bad in [&slow, &worst, &Samples::default()] {
         assert!(!held(bad, &good) && !held(&good, bad), "{bad:?}");
     }
-    let kcm =
-        report::Beside { claims: good.clone(), reads: good, waited: (3.5, 0.5), attacker: Some((1, 2)) };
+    let kcm = report::Beside { claims: good.clone(), reads: good, attacker: Some((1, 2)) };
     let row =
         report::Row { name: "heirs", kcm, faults: vec!["a read hung".into()], ..report::Row::default() };
     assert!(!row.is_held(), "good figures do not make up for a fault");
@@ -109,8 +103,5 @@ fn an_aim_is_held_by_claims_and_reads_at_p99_and_at_worst() {
     assert!(report::table(&[limited]).contains("1.0, hung, hung"));
     let table = report::table(std::slice::from_ref(&row));
     assert!(table.contains("heirs") && table.contains("1.0, 50, 250") && table.contains("**no**"), "{table}");
-    assert!(
-        report::notes(&[row])
-            .contains("kcm: 1 done, 2 refused; waited for a CPU: 3.5, 0.50; empty FUSE: unknown")
-    );
+    assert!(report::notes(&[row]).contains("kcm: 1 done, 2 refused; empty FUSE: unknown"));
 }

@@ -218,6 +218,11 @@ impl<T> Queue<T> {
         self.users.values().flat_map(|user| &user.waiting).map(|one| one.deadline).min()
     }
 
+    /// Returns how many requests of this user wait.
+    pub(super) fn waiting_of(&self, uid: u32) -> usize {
+        self.users.get(&uid).map_or(0, |user| user.waiting.len())
+    }
+
     /// Returns whether a place and a part of this user's share are free.
     fn may_run(&self, uid: u32) -> bool {
         self.has_place(uid, 0)

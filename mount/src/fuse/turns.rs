@@ -29,6 +29,12 @@ const LIMITS: Limits = Limits {
     users: 1024,
 };
 
+/// If more requests of one user wait, there is a pause after each. Each answer wakes a thread of the client: if a thousand
+/// threads are answered as fast as possible, they all want to run, and everybody else waits for a CPU behind them.
+const CROWD: usize = 200;
+/// The pause. The request keeps its place meanwhile; the other places are for other users.
+const PACE: Duration = Duration::from_micros(100);
+
 /// How often requests are looked over that have waited too long, at most.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How often a thread checks whether a worker that is stuck works again.
@@ -101,9 +107,14 @@ impl<T> Turns<T> {
         turn
     }
 
-    /// A request of this user has been carried out. Returns the next one: carry it out, and call this again after it.
+    /// A request of this user has been carried out. Returns the next one: carry it out, and call this again after it. Waits
+    /// for a moment if very many of this user wait.
     pub(super) fn finish(&self, uid: u32) -> Option<Turn<T>> {
-        self.state.lock().queue.finish(uid, Instant::now)
+        let mut state = self.state.lock();
+        if state.queue.waiting_of(uid) > CROWD {
+            MutexGuard::unlocked(&mut state, || std::thread::sleep(PACE));
+        }
+        state.queue.finish(uid, Instant::now)
     }
 
     /// Calls `late` with each request that has waited too long, until the end; for a thread of its own. Sleeps while
@@ -150,6 +161,23 @@ mod tests {
         assert_eq!(turns.wait(1000, 7, Some(5), Duration::from_secs(9)), None);
         assert_eq!(turns.finish(1000), Some(Turn { uid: 1000, job: 7, is_refused: false }));
         assert_eq!(turns.finish(1000), None);
+    }
+
+    #[test]
+    fn a_crowd_of_one_user_is_served_with_pauses() {
+        let turns = Turns::new();
+        (0..2).for_each(|_| run(&turns, 1000));
+        run(&turns, 2000);
+        let requests = CROWD as u32 + 50;
+        for one in 0..requests {
+            assert_eq!(turns.wait(1000, one, Some(0), Duration::from_secs(60)), None);
+        }
+        assert_eq!(turns.state.lock().queue.waiting_of(2000), 0);
+        let begin = Instant::now();
+        for one in 0..requests {
+            assert_eq!(turns.finish(1000).map(|turn| turn.job), Some(one));
+        }
+        assert!(begin.elapsed() >= PACE * 50);
     }
 
     #[test]
