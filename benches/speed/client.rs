@@ -27,8 +27,8 @@ pub const FLAG: &str = "--client";
 /// The placeholder for the client's own PID.
 pub const OWN: &str = "{pid}";
 
-/// The work of a client. `before` is not measured. `after` is done once, at the end, because a claim that a client
-/// does not release could pass to another client as its heir.
+/// The work of a client. `before` is not measured. `after` is done after each order: a claim that a client
+/// does not release could pass to another client as its heir, and a client on a CPU is an intruder for other daemons.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Job {
     pub before: Vec<Op>,
@@ -94,10 +94,10 @@ pub fn run(job: &str) -> Result<(), Box<dyn std::error::Error>> {
         }
         let mut answer = started.elapsed().as_nanos().to_string();
         samples.iter().for_each(|sample| answer += &format!(" {}", sample.as_nanos()));
+        for op in &job.after {
+            perform(op, &mut hands)?;
+        }
         println!("{answer}");
-    }
-    for op in &job.after {
-        perform(op, &mut hands)?;
     }
     Ok(())
 }

@@ -181,6 +181,7 @@ impl<P: Ports> Engine<P> {
             release: infos(release),
             users: requester.users(),
             unsuitable: HashSet::new(),
+            offline: CpuSet::new(),
             now: 0,
         };
         loop {
@@ -188,10 +189,11 @@ impl<P: Ports> Engine<P> {
                 return Err(Refusal::NoSuchProcess);
             }
             request.now = self.clock.since_boot();
+            request.offline = self.processes.offline();
             let plan = self.decide(&request, requester, deadline)?;
             reached(Step::WriteDecided);
             log::trace!("{target:?}: {plan:?}");
-            match self.carry_out(plan, tasks, requester) {
+            match self.carry_out(plan, tasks, &request.offline, requester) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Setbacks(setbacks)) => learn(&mut request, setbacks)?,
                 Err(Failure::Refused(refusal)) => return Err(refusal),
@@ -228,12 +230,18 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    fn carry_out(&self, plan: Plan, tasks: &[ResolvedTask<P>], requester: &Requester) -> Result<(), Failure> {
+    fn carry_out(
+        &self,
+        plan: Plan,
+        tasks: &[ResolvedTask<P>],
+        offline: &CpuSet,
+        requester: &Requester,
+    ) -> Result<(), Failure> {
         let waiting = requester.waiting;
         let is_single = plan.placements.len() == 1;
         let mut undo =
             UndoLog { intents: Vec::new(), masks: Vec::new(), isolated: Vec::new(), left: Vec::new() };
-        let completed = match self.try_carry_out(&plan, tasks, requester, &mut undo) {
+        let completed = match self.try_carry_out(&plan, tasks, offline, requester, &mut undo) {
             Ok(completed) => completed,
             Err(failure) => {
                 self.undo(plan, undo, waiting);
@@ -269,20 +277,20 @@ impl<P: Ports> Engine<P> {
         &self,
         plan: &Plan,
         tasks: &[ResolvedTask<P>],
+        offline: &CpuSet,
         requester: &Requester,
         undo: &mut UndoLog<P>,
     ) -> Result<CompletedPlan, Failure> {
         let mut parts = Vec::with_capacity(plan.placements.len());
         let mut setbacks = Vec::new();
         let mut tasks = tasks.iter();
-        let offline = self.processes.offline();
         for placement in &plan.placements {
             requester.check_time()?;
             // The placements have the order of the tasks.
             let found = tasks.find(|one| one.info.task == placement.task);
             let process = &found.ok_or(Setback::Died(placement.task))?.process;
             let draft = self
-                .check_online(placement, &offline)
+                .check_online(placement, offline)
                 .and_then(|()| self.draft_claim(placement, process, requester));
             match draft {
                 Ok(draft) => parts.push((placement, process, draft)),
@@ -314,7 +322,7 @@ impl<P: Ports> Engine<P> {
                 placement,
                 process,
                 draft,
-                &self.usable(placement, &offline),
+                &self.usable(placement, offline),
                 requester.waiting,
             ) {
                 Ok((claim, previous)) => {

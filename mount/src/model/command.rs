@@ -167,6 +167,8 @@ pub struct Request {
     pub users: [User; 2],
     /// The lists that the kernel refused for a task in an earlier attempt at the same write.
     pub unsuitable: HashSet<(TaskId, ListId)>,
+    /// The CPUs that are offline. A pool offers no list that needs one of them.
+    pub offline: CpuSet,
     /// Nanoseconds since boot.
     pub now: u64,
 }

@@ -294,6 +294,17 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
 }
 
 #[test]
+fn a_pool_offers_no_list_with_offline_cpus() {
+    let mut claims = machine();
+    let without = |offline: &str| Request { offline: cpus(offline), ..request(pool(DATA), &[1], &[]) };
+    assert_eq!(places(&mut claims.clone(), without("1-2")), [(1, DATA_45, Origin::New)]);
+    assert_eq!(refusal(write(&mut claims, without("0,3,5"))), Refusal::NoneSuits { pool: name("dataplane") });
+    // A shared list serves with the others.
+    let shared = Request { offline: cpus("6"), ..request(pool(INFRA), &[1], &[]) };
+    assert_eq!(places(&mut claims, shared), [(1, INFRA_67, Origin::New)]);
+}
+
+#[test]
 fn a_list_that_the_kernel_refuses_is_not_tried_again_for_the_task_that_is_on_it() {
     let mut claims = machine();
     take(&mut claims, pool(DATA), &[1]);
@@ -782,6 +793,7 @@ fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
         release: subjects(release),
         users: [0, 0].map(User::from),
         unsuitable: HashSet::new(),
+        offline: CpuSet::new(),
         now: NOW,
     }
 }

@@ -166,6 +166,7 @@ impl Both {
                         .iter()
                         .flat_map(|&list| claim.iter().map(move |&n| (task(n), ListId(list))))
                         .collect(),
+                    offline: CpuSet::new(),
                     now: NOW,
                 };
                 let effects = self.claims.apply(Command::Write(request));
