@@ -8,6 +8,7 @@
 //! Kernels differ in what they accept, so nothing is decided by version: what was written is read back.
 
 mod members;
+mod workqueues;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -134,7 +135,8 @@ impl Tree {
             levels
                 .push(Level { enabled: !self.has_word(path, "cgroup.subtree_control", "cpuset"), exclusive });
         }
-        Ok(Partition { list, cpus: cpus.clone(), parent, levels })
+        let workqueues = workqueues::removable(cpus);
+        Ok(Partition { list, cpus: cpus.clone(), parent, levels, workqueues })
     }
 
     /// Makes the partition, moves the process into it, and reads back that it is in force. It is in the list's cgroup then
@@ -186,6 +188,7 @@ impl Tree {
             self.is_in_force(partition).map_err(PartitionError::Refused)?;
         }
         reached(Step::PartitionIsolated);
+        workqueues::keep_off(&partition.workqueues);
         match self.write(&path, "cgroup.procs", &pid.to_string()) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(PartitionError::Gone),
             Err(error) => return Err(unsuitable("the task cannot be moved", &error)),
@@ -207,6 +210,8 @@ impl Tree {
             return Found::Broken(why);
         }
         if are_in(pid, &path) {
+            // Somebody may have allowed it.
+            workqueues::keep_off(&partition.workqueues);
             Found::Isolated
         } else {
             Found::Broken("its task was moved to another cgroup".to_owned())
@@ -270,6 +275,7 @@ impl Tree {
         others: &[Partition],
     ) -> io::Result<Vec<Partition>> {
         self.remove(partition)?;
+        workqueues::allow(&partition.workqueues);
         reached(Step::PartitionRemoved);
         let mut heirs: Vec<Partition> = Vec::new();
         let levels: Vec<(&str, Level)> =

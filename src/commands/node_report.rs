@@ -126,15 +126,11 @@ fn overlaps(pools: &Pools) -> Vec<String> {
 
 /// Returns an error for each claimed list that should be isolated and is not.
 fn isolation(pools: &Pools, dir: &ConfDir) -> Vec<String> {
-    let isolated = pools.iter().filter(|(_, pool)| pool.isolated);
-    let lists = isolated.flat_map(|(name, pool)| pool.lists.keys().map(move |list| (name, list)));
-    let broken = lists.filter_map(|(pool, list)| {
-        let state = dir.state(pool, list)?;
-        let why = state.strip_prefix("invalid: ")?;
+    let errors = dir.not_isolated(pools).map(|(pool, list, reason)| {
         let name = format!("{}:{}", describe::shown(pool), describe::shown(list));
-        Some(format!("CPU list {name} is not isolated: {why}"))
+        format!("CPU list {name} is not isolated: {reason}")
     });
-    broken.collect()
+    errors.collect()
 }
 
 /// Returns an error for each list with offline CPUs.

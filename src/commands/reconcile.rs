@@ -39,7 +39,18 @@ const RECHECK_DELAY: Duration = Duration::from_millis(25);
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report {
     mismatched_cpu_masks: Vec<Mismatch>,
+    /// Not known to the legacy report, and left out if it is empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_isolated: Vec<NotIsolated>,
     reclaimed_cpu_lists: Vec<Reclaimed>,
+}
+
+/// A claimed list of an isolated pool on which others may run.
+#[derive(Debug, Serialize)]
+struct NotIsolated {
+    cpus: String,
+    pool: String,
+    reason: String,
 }
 
 /// A thread whose mask is not within the list of its task.
@@ -155,7 +166,11 @@ fn reconcile_mount(
     if dropped > 0 {
         log::warn!("{dropped} reclaims were dropped before they were reported; run reconcile more often");
     }
-    let report = print(mismatched, new)?;
+    let report = print(Report {
+        mismatched_cpu_masks: mismatched,
+        not_isolated: not_isolated(dir)?,
+        reclaimed_cpu_lists: new,
+    })?;
     if let Some(seq) = last {
         *unacknowledged = text.lines().map(str::to_owned).collect();
         log::debug!("{}: acknowledging up to {seq}", path.display());
@@ -186,7 +201,11 @@ fn parse_reclaimed(text: &str, printed: &[String]) -> Result<ReclaimedFile, Erro
 fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Outcome, Error> {
     let reclaimed = reclaim(dir, host)?;
     let (mismatched, repaired) = mismatches(dir, host, repair)?;
-    let report = print(mismatched, reclaimed.iter().map(Reclaimed::from).collect())?;
+    let report = print(Report {
+        mismatched_cpu_masks: mismatched,
+        not_isolated: Vec::new(),
+        reclaimed_cpu_lists: reclaimed.iter().map(Reclaimed::from).collect(),
+    })?;
     Ok(Outcome { report, reclaimed, repaired })
 }
 
@@ -253,6 +272,14 @@ fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>
     Ok((mismatches.collect(), repaired))
 }
 
+fn not_isolated(dir: &ConfDir) -> Result<Vec<NotIsolated>, Error> {
+    let pools = dir.find()?.pools;
+    let lists = dir.not_isolated(&pools);
+    Ok(lists
+        .map(|(pool, cpus, reason)| NotIsolated { cpus: cpus.to_owned(), pool: pool.to_owned(), reason })
+        .collect())
+}
+
 /// Returns those threads of `now` that are also in `earlier`, outside the same list.
 fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
     now.retain_mut(|now| {
@@ -310,8 +337,7 @@ fn move_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> {
 }
 
 /// Prints the report, and returns it as it was printed.
-fn print(mismatched: Vec<Mismatch>, reclaimed: Vec<Reclaimed>) -> Result<Value, Error> {
-    let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists: reclaimed };
+fn print(report: Report) -> Result<Value, Error> {
     let report = serde_json::to_value(report)?;
     output::print(&output::json_text(&report))?;
     Ok(report)

@@ -149,6 +149,19 @@ impl ConfDir {
         Some(String::from_utf8_lossy(&state).trim().to_owned())
     }
 
+    /// Returns the lists of these pools that should be isolated and are not, each with the reason.
+    pub(crate) fn not_isolated<'a>(
+        &'a self,
+        pools: &'a Pools,
+    ) -> impl Iterator<Item = (&'a str, &'a str, String)> {
+        let isolated = pools.iter().filter(|(_, pool)| pool.isolated);
+        let lists = isolated.flat_map(|(name, pool)| pool.lists.keys().map(move |list| (name, list)));
+        lists.filter_map(|(pool, list)| {
+            let reason = self.state(pool, list)?.strip_prefix("invalid: ")?.to_owned();
+            Some((pool.as_str(), list.as_str(), reason))
+        })
+    }
+
     /// Returns `None` if the list has been removed since its name was read.
     fn read_list(&self, pool: &str, list: &str) -> Result<Option<Vec<u32>>, Error> {
         let file = self.tasks(pool, list);

@@ -113,6 +113,29 @@ impl CpuSet {
         Ok(set)
     }
 
+    /// Parses the kernel's mask format (cpuset(7)): hexadecimal words of 32 bits, the highest first, separated by commas.
+    #[must_use]
+    pub fn from_mask(text: &str) -> Option<Self> {
+        let mut set = Self::new();
+        for (word, digits) in text.rsplit(',').enumerate() {
+            let bits = u32::from_str_radix(digits, 16).ok()?;
+            for bit in (0..32).filter(|bit| bits & (1 << bit) != 0) {
+                set.insert(CpuId::new(u32::try_from(word).ok()?.checked_mul(32)? + bit)?);
+            }
+        }
+        Some(set)
+    }
+
+    /// Returns the set in the kernel's mask format, without zeros at the front: the kernel refuses more words than it has.
+    #[must_use]
+    pub fn to_mask(&self) -> String {
+        let halves = self.words.iter().rev().flat_map(|word| [word >> 32, word & u64::from(u32::MAX)]);
+        let words: Vec<String> = halves.map(|half| format!("{half:08x}")).collect();
+        let mask = words.join(",");
+        let mask = mask.trim_start_matches(['0', ',']);
+        if mask.is_empty() { "0".to_owned() } else { mask.to_owned() }
+    }
+
     /// The words of the kernel CPU mask of this set, without zero words at the end.
     #[must_use]
     pub fn words(&self) -> &[u64] {
@@ -385,11 +408,31 @@ mod tests {
         set.iter().map(CpuId::get).collect()
     }
 
+    #[test]
+    fn masks_are_read_as_the_kernel_writes_them() {
+        for (text, list) in [
+            ("3", "0-1"),
+            ("0", ""),
+            ("ff", "0-7"),
+            ("00000001,00000000", "32"),
+            ("f0000000,00000001,80000000", "31-32,92-95"),
+        ] {
+            assert_eq!(CpuSet::from_mask(text).unwrap().to_string(), list, "{text}");
+        }
+        for text in ["", "x", "1,", "100000000", "-1"] {
+            assert!(CpuSet::from_mask(text).is_none(), "{text}");
+        }
+        assert_eq!(CpuSet::new().to_mask(), "0");
+        assert_eq!("0,33".parse::<CpuSet>().unwrap().to_mask(), "2,00000001");
+        assert_eq!("1-4".parse::<CpuSet>().unwrap().to_mask(), "1e");
+    }
+
     proptest! {
         #[test]
         fn text_and_words_are_read_back(a in sets()) {
             let a = set(&a);
             prop_assert_eq!(&CpuSet::from_words(a.words()), &a);
+            prop_assert_eq!(CpuSet::from_mask(&a.to_mask()).unwrap(), a.clone());
             if !a.is_empty() {
                 prop_assert_eq!(a.to_string().parse::<CpuSet>().unwrap(), a);
             }

@@ -20,6 +20,8 @@ pub struct Partition {
     pub parent: String,
     /// The changes in the cgroups on that path, from the root to the cgroup of the task.
     pub levels: Vec<Level>,
+    /// Those of its CPUs on which unbound work of the kernel is not allowed because of it.
+    pub workqueues: CpuSet,
 }
 
 /// The changes in one cgroup above a partition, which have to be taken back.
@@ -112,6 +114,7 @@ mod tests {
             cpus: "2-3".parse().unwrap(),
             parent: parent.to_owned(),
             levels: Vec::new(),
+            workqueues: CpuSet::new(),
         };
         let ancestors = |parent| partition(parent).ancestors().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(ancestors(""), [""]);

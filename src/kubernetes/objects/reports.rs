@@ -198,7 +198,16 @@ pub(crate) struct ReconcileSummary {
 #[serde(rename_all = "camelCase")]
 struct Reconciled {
     mismatched_cpu_masks: Vec<Mismatch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    not_isolated: Vec<NotIsolated>,
     reclaimed_cpu_lists: Vec<Reclaimed>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct NotIsolated {
+    cpus: String,
+    pool: String,
+    reason: String,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]

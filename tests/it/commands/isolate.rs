@@ -114,7 +114,10 @@ fn of_forty_as_many_run_as_there_are_lists() {
                 assert_eq!(run.wait().unwrap().code(), Some(1));
                 let mut printed = String::new();
                 std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut printed).unwrap();
-                assert_eq!(printed, "ERROR:root:No free cpu lists in pool p\n");
+                // On a slow machine it says who holds the lock of a plain directory.
+                let waited = |line: &&str| line.starts_with("WARNING:root:") && line.contains(" holds it");
+                let rest: Vec<&str> = printed.lines().filter(|line| !waited(line)).collect();
+                assert_eq!(rest, ["ERROR:root:No free cpu lists in pool p"]);
             }
             let pids: BTreeSet<String> = running.0.iter().map(|run| run.id().to_string()).collect();
             let held: BTreeSet<String> = ["0", "1"].map(|list| dir.tasks_of("p", list)).into();

@@ -775,7 +775,7 @@ impl Partitions for FakePartitions {
         }
         let parent = state.tasks.get(&pid.get()).ok_or(PartitionError::Gone)?.cgroup;
         let parent = parent.trim_end_matches('/').to_owned();
-        Ok(Partition { list, cpus: cpus.clone(), parent, levels: Vec::new() })
+        Ok(Partition { list, cpus: cpus.clone(), parent, levels: Vec::new(), workqueues: CpuSet::new() })
     }
 
     fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::super::{pools, records};
 use crate::model::cgroup::Cgroups;
 use crate::model::command;
-use crate::model::cpuset::ParseCpuSetError;
+use crate::model::cpuset::{CpuSet, ParseCpuSetError};
 use crate::model::partition;
 use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
 use crate::model::refusal;
@@ -122,6 +122,9 @@ pub(in crate::journal) struct Partition {
     cpus: String,
     parent: String,
     levels: Vec<Level>,
+    /// Left out if it is empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    workqueues: String,
 }
 
 /// A field that has its default is left out.
@@ -481,6 +484,7 @@ impl From<&partition::Partition> for Partition {
             cpus: partition.cpus.to_string(),
             parent: partition.parent.clone(),
             levels: partition.levels.iter().map(level).collect(),
+            workqueues: partition.workqueues.to_string(),
         }
     }
 }
@@ -495,6 +499,10 @@ impl TryFrom<Partition> for partition::Partition {
             cpus: partition.cpus.parse()?,
             parent: partition.parent,
             levels: partition.levels.into_iter().map(level).collect(),
+            workqueues: match partition.workqueues.as_str() {
+                "" => CpuSet::new(),
+                cpus => cpus.parse()?,
+            },
         })
     }
 }

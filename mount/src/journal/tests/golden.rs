@@ -7,6 +7,7 @@
 use super::*;
 use crate::model::cgroup::Cgroups;
 use crate::model::command::Kin;
+use crate::model::cpuset::CpuSet;
 use crate::model::partition::{Level, Partition};
 
 const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
@@ -196,15 +197,21 @@ fn owned_records() -> Vec<Record> {
 /// Records of partitions, which version 1 got later.
 fn partition_records() -> Vec<Record> {
     let level = |enabled, exclusive| Level { enabled, exclusive };
-    let partition = |list, cpus: &str| {
+    let partition = |list, cpus: &str, workqueues: CpuSet| {
         Record::Partition(Partition {
             list: ListId(list),
             cpus: cpus.parse().unwrap(),
             parent: "/system.slice/a \u{e4}.service".to_owned(),
             levels: vec![level(true, false), level(false, true), level(true, true), level(false, false)],
+            workqueues,
         })
     };
-    vec![partition(72, "2-3"), partition(76, "5"), Record::Unpartitioned { list: ListId(72) }]
+    let taken = "5".parse().unwrap();
+    vec![
+        partition(72, "2-3", CpuSet::new()),
+        partition(76, "5", taken),
+        Record::Unpartitioned { list: ListId(72) },
+    ]
 }
 
 #[test]
