@@ -18,11 +18,16 @@ const UNIT_DIRS: [&str; 4] = [
     "/lib/systemd/system",
 ];
 
+/// Returns whether systemd manages the machine.
+pub(crate) fn manages_machine() -> bool {
+    Path::new(BOOTED).is_dir()
+}
+
 /// Returns the unit that serves this directory, if systemd manages the machine and has one.
 pub(crate) fn unit_of(conf_dir: &Path) -> Option<PathBuf> {
     let units =
         || UNIT_DIRS.iter().map(|directory| Path::new(directory).join(UNIT)).find(|unit| unit.exists());
-    (conf_dir == Path::new(CONF_DIR) && Path::new(BOOTED).is_dir()).then(units).flatten()
+    (conf_dir == Path::new(CONF_DIR) && manages_machine()).then(units).flatten()
 }
 
 /// Returns the command that starts the daemon of this directory.

@@ -203,6 +203,9 @@ pub(crate) struct Isolate {
     #[arg(long, value_name = "seconds", num_args = 0..=1, require_equals = true, default_missing_value = "inf")]
     #[arg(value_parser = validate::wait)]
     pub(crate) wait: Option<Wait>,
+    /// Run the command in a scope of its own, which systemd leaves alone: for isolated pools
+    #[arg(long)]
+    pub(crate) scope: bool,
     /// Command line for the shell
     #[arg(value_name = "command", required_unless_present = "rest")]
     command: Option<OsString>,

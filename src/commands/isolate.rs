@@ -5,6 +5,7 @@
 
 mod plain;
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -24,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::common::deadline::Deadline;
 use crate::cli::{self, Program, Wait};
 use crate::confdir::{self, ConfDir};
+use crate::service;
 
 /// The environment variable in which the command finds its CPU list.
 const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
@@ -40,6 +42,9 @@ const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Claims a list and executes the command in this process; on a plain directory, runs it as a child.
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
+    if args.scope {
+        return Err(enter_scope());
+    }
     let dir = ConfDir::open(&args.dir.conf_dir)?;
     let Some(program) = args.program() else { bail!("no command; give one") };
     check_pool(&dir, &args.pool)?;
@@ -52,6 +57,32 @@ pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     // A release is not needed, since this process ends, but it makes the list free before the error is shown.
     let _ = fs::write(dir.pool(&args.pool).join("tasks"), "-0");
     Ok(not_started(&program, &error))
+}
+
+/// Executes this command again in this process, without `--scope`, in a scope of systemd. systemd leaves the cgroups below a
+/// scope with `Delegate=yes` alone, so that a partition there stays. Returns only if that fails.
+fn enter_scope() -> Error {
+    if !service::manages_machine() {
+        return anyhow!("--scope: systemd does not manage this machine; leave it out");
+    }
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return anyhow!("--scope: kcm cannot find itself: {error}; is /proc mounted?"),
+    };
+    let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    // The first one is the flag, because another one can only follow --.
+    if let Some(flag) = words.iter().position(|word| word == "--scope") {
+        words.remove(flag);
+    }
+    let mut command = Command::new("systemd-run");
+    command.args(["--quiet", "--scope", "--collect", "--property=Delegate=yes"]);
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--user");
+    }
+    command.arg("--").arg(program).args(words);
+    child::keep_sigpipe(&mut command);
+    let error = command.exec();
+    anyhow!("--scope: systemd-run cannot be started: {error}; install it, or leave --scope out")
 }
 
 /// Checks that the pool exists.

@@ -55,9 +55,13 @@ is "the task is in the cgroup of its service" "$(cgroup "$task")" /system.slice/
 holds "the service is stopped" systemctl stop delegated
 
 # A scope of its own.
-systemd-run --quiet --scope -p Delegate=yes sh -c "echo 0 >$D/2/tasks; exec sleep 99999" &
-until_is "a scope claims for itself" isolated state 2
+is "kcm isolate --scope runs a command" "$(kcm isolate --scope --pool=dp -- echo --scope 'a  b' 2>&1)" "--scope a  b"
+kcm isolate --scope --pool=dp -- /usr/busybox/sleep 99999 &
+started=$!
+until_is "it claims a list" isolated state 2
 task=$(cat $D/2/tasks)
+is "in the same process" "$task" "$started"
+is "in a scope" "$(cgroup "$task" | sed 's/run-[^.]*/run/')" /system.slice/run.scope/kcm-2
 systemctl daemon-reload
 sleep 2
 is "a reload leaves it alone" "$(state 2) $(mask "$task")" "isolated 2"

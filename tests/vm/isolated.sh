@@ -16,6 +16,8 @@ if ! newer 6.8; then
     finish
 fi
 
+fails "there is no scope without systemd" "systemd does not manage this machine" kcm isolate --scope --pool=dp true
+
 # Everything that kcm could leave behind in the tree.
 tree() {
     find $G \( -name 'cpuset.cpus*' -o -name cgroup.subtree_control -o -name cgroup.type \) | sort | while read -r file; do

@@ -57,20 +57,27 @@ pub(super) fn plan(topology: &Topology, counts: Counts) -> Result<[PlannedPool; 
             topology.cpus().difference(&topology.online())
         );
     }
+    let all_controlplane = union(&controlplane);
+    if rest.is_some() && all_controlplane.len() > 1 {
+        log::warn!(
+            "CPU list {all_controlplane} of {CONTROLPLANE} is isolated at boot: the kernel does not spread programs over its CPUs"
+        );
+    }
     let infra = rest.get_or_insert(reserved);
     if infra.is_empty() {
         bail!("No more free cores left to assign for {INFRA}");
     }
-    let one_list = |cores: &[CpuSet]| {
-        let all = cores.iter().fold(CpuSet::new(), |all, cpus| all.union(cpus));
-        Some(all).filter(|all| !all.is_empty()).into_iter().collect()
-    };
+    let one_list = |all: CpuSet| Some(all).filter(|all| !all.is_empty()).into_iter().collect();
     let shared = |name, lists| PlannedPool { name, exclusive: false, isolated: false, lists };
     Ok([
         PlannedPool { name: DATAPLANE, exclusive: true, isolated: counts.isolated, lists: dataplane },
-        shared(CONTROLPLANE, one_list(&controlplane)),
-        shared(INFRA, one_list(infra)),
+        shared(CONTROLPLANE, one_list(all_controlplane)),
+        shared(INFRA, one_list(union(infra))),
     ])
+}
+
+fn union(cores: &[CpuSet]) -> CpuSet {
+    cores.iter().fold(CpuSet::new(), |all, cpus| all.union(cpus))
 }
 
 /// Removes the first `count` cores from `cores` and returns them.

@@ -69,6 +69,7 @@ const INIT: &[InitRow] = &[
         &[
             "INFO:root:Isolated logical cores: 0,1,2,3,4,8,9,10,11,12",
             "INFO:root:Isolated physical cores: 0,1,2,3,4",
+            "WARNING:root:CPU list 4,12 of controlplane is isolated at boot: the kernel does not spread programs over its CPUs",
             "INFO:root:Adding dataplane pool.",
             "INFO:root:Adding cpu list 0,8 to dataplane pool.",
             "INFO:root:Adding cpu list 1,9 to dataplane pool.",
@@ -120,6 +121,7 @@ const INIT: &[InitRow] = &[
             "INFO:root:Isolated logical cores: 0,1,2,8,9,10",
             "INFO:root:Isolated physical cores: 0,1,2",
             "WARNING:root:Not all isolated cores will be used by data and control plane. 3 isolated but only 2 used",
+            "WARNING:root:CPU list 1,9 of controlplane is isolated at boot: the kernel does not spread programs over its CPUs",
             "INFO:root:Adding dataplane pool.",
             "INFO:root:Adding cpu list 0,8 to dataplane pool.",
             "INFO:root:Adding controlplane pool.",
