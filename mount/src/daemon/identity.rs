@@ -86,10 +86,9 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
     if serves && pidfd.is_of_process() {
         return Some(Server { pid, pidfd, is_certain: device != Some(Device::Unknown) });
     }
-    // The command line is read last. A probe of another mount has the command line and the device of its supervisor until
-    // it executes, and neither of them after it. A process that exits loses its command line before its descriptors.
-    // So the device is looked at again.
-    if !is_known_elsewhere(pid) && says_so() && pidfd.is_of_process() {
+    // The command line is read last. A process that exits loses its command line before its descriptors, so the device is
+    // looked at again.
+    if !is_of_a_daemon(pid) && says_so() && pidfd.is_of_process() {
         let owner = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |process| process.uid());
         log::warn!(
             "PID {pid} of user {owner} has the command line of a daemon of {}, but does not serve it; it is ignored",
@@ -99,10 +98,18 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
     None
 }
 
-/// Whether the process is root's and serves another connection, such as one of another mount namespace. It is no
+/// Whether the process is root's and serves a connection, such as one of another mount namespace, or is a child of such a
+/// process: a probe has the command line of its supervisor until it executes, and closes the device before that. It is no
 /// impostor.
-fn is_known_elsewhere(pid: u32) -> bool {
-    is_root(pid) && matches!(device(pid), Some(Device::Connected(_)))
+fn is_of_a_daemon(pid: u32) -> bool {
+    let serves = |pid: u32| is_root(pid) && matches!(device(pid), Some(Device::Connected(_)));
+    serves(pid) || is_root(pid) && parent_of(pid).is_some_and(serves)
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status).into_owned();
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn is_in_this_mount_namespace(pid: u32) -> bool {
