@@ -57,12 +57,13 @@ impl<P: Ports> Engine<P> {
         self.claims.lock()
     }
 
-    /// Returns how many lists of the pool are free and were not refused by the kernel.
+    /// Returns how many lists of the pool are free, can serve, and were not refused by the kernel.
     fn free_lists(&self, pool: PoolId, request: &Request) -> usize {
         let claims = self.claims.lock();
-        let lists = claims.pool(pool).into_iter().flat_map(|pool| pool.lists());
-        let suitable = lists.filter(|list| !request.unsuitable.iter().any(|(_, other)| other == list));
-        suitable.filter(|id| claims.list(*id).is_some_and(|list| list.is_free())).count()
+        let Some(pool) = claims.pool(pool) else { return 0 };
+        let suitable = pool.lists().filter(|list| !request.unsuitable.iter().any(|(_, other)| other == list));
+        let free = suitable.filter_map(|id| claims.list(id)).filter(|list| list.is_free());
+        free.filter(|list| pool.can_serve(list.cpus(), &request.offline)).count()
     }
 
     /// Ends the claims of dead tasks that nobody can inherit, and has the heirs of the others looked for.

@@ -149,6 +149,29 @@ fn nobody_waits_for_the_search_of_another_list() {
 }
 
 #[test]
+fn a_claim_waits_for_a_list_that_may_come_free_if_the_free_ones_cannot_serve() {
+    let bed = bed();
+    let (engine, looked) = (Arc::downgrade(&bed.engine), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&looked);
+    bed.on_step(move |step, world| {
+        if *step != Step::Scan || count.fetch_add(1, Ordering::Relaxed) > 0 {
+            return;
+        }
+        let Some(engine) = engine.upgrade() else { return };
+        engine.write_tasks(Target::List(EXCL_23), caller(SHELL, 0), 0.into(), b"-101", false).unwrap();
+        world.set_offline(&"2".parse().unwrap());
+        let begun = Instant::now();
+        let refused = engine.write_tasks(Target::Pool(EXCL), caller(SHELL, 0), 0.into(), b"102", false);
+        assert!(refused.is_err(), "list 1 is not free before the search has ended");
+        assert!(begun.elapsed() > Duration::from_millis(150), "{:?}", begun.elapsed());
+    });
+    bed.world.kill(100, Ending::Exited(0));
+    assert_eq!(bed.tasks(EXCL_1), "");
+    assert!(looked.load(Ordering::Relaxed) > 0);
+    bed.check_consistency();
+}
+
+#[test]
 fn after_a_slow_search_there_is_a_pause_in_which_the_list_stays_closed() {
     let bed = bed();
     bed.on_step(|step, _| {

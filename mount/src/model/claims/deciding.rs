@@ -149,7 +149,7 @@ impl Claims {
                 let any = free.peek().is_some();
                 // A list on which somebody else is pinned is the last choice.
                 let mut last = None;
-                let serves = |list: &List| pool.serves_partly() || list.cpus.is_disjoint(&request.offline);
+                let serves = |list: &List| pool.can_serve(&list.cpus, &request.offline);
                 let found = free.filter(|(id, list)| suits(id) && serves(list)).find(|(id, list)| {
                     if list.has_intruders {
                         last.get_or_insert(*id);

@@ -144,6 +144,12 @@ impl Pool {
         self.partial || self.exclusivity == Exclusivity::Shared
     }
 
+    /// Returns whether a list of it with these CPUs can be claimed while some are offline.
+    #[must_use]
+    pub fn can_serve(&self, cpus: &CpuSet, offline: &CpuSet) -> bool {
+        self.serves_partly() || cpus.is_disjoint(offline)
+    }
+
     /// Returns whether each of its lists takes one task only: now, or after a change that is being stored.
     pub(super) fn admits_one(&self) -> bool {
         self.strictest() == Exclusivity::Exclusive
