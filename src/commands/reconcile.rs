@@ -25,9 +25,9 @@ use super::common::{interval, output};
 use super::publish::Publisher;
 use super::reclaims::Reclaims;
 use crate::cli;
-use crate::confdir::{self, ConfDir};
+use crate::confdir::{self, ConfDir, Pools};
 use crate::host::Host;
-use crate::kubernetes::objects::reports::Reclaim;
+use crate::kubernetes::objects::reports::{NotIsolated, Reclaim};
 
 /// How often, and after which delay, strays are checked again. A claim changes the mask and the list one after the
 /// other, so that a task in the middle of it looks like a stray for a moment.
@@ -43,14 +43,6 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_isolated: Vec<NotIsolated>,
     reclaimed_cpu_lists: Vec<Reclaimed>,
-}
-
-/// A claimed list of an isolated pool on which others may run.
-#[derive(Debug, Serialize)]
-struct NotIsolated {
-    cpus: String,
-    pool: String,
-    reason: String,
 }
 
 /// A thread whose mask is not within the list of its task.
@@ -152,7 +144,8 @@ fn reconcile_mount(
     repair: bool,
     unacknowledged: &mut Vec<String>,
 ) -> Result<Outcome, Error> {
-    let (mismatched, repaired) = mismatches(dir, host, repair)?;
+    let pools = dir.find()?.pools;
+    let (mismatched, repaired) = mismatches(dir, host, &pools, repair)?;
     let path = dir.path().join("info/reclaimed");
     let opened = OpenOptions::new().read(true).write(true).open(&path);
     dir.check_mounted()?;
@@ -168,7 +161,7 @@ fn reconcile_mount(
     }
     let report = print(Report {
         mismatched_cpu_masks: mismatched,
-        not_isolated: not_isolated(dir)?,
+        not_isolated: not_isolated(dir, &pools),
         reclaimed_cpu_lists: new,
     })?;
     if let Some(seq) = last {
@@ -200,7 +193,7 @@ fn parse_reclaimed(text: &str, printed: &[String]) -> Result<ReclaimedFile, Erro
 
 fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Outcome, Error> {
     let reclaimed = reclaim(dir, host)?;
-    let (mismatched, repaired) = mismatches(dir, host, repair)?;
+    let (mismatched, repaired) = mismatches(dir, host, &dir.find()?.pools, repair)?;
     let report = print(Report {
         mismatched_cpu_masks: mismatched,
         not_isolated: Vec::new(),
@@ -243,14 +236,19 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaim>, Error> {
 
 /// Returns every thread outside the list of its task. With `repair`, moves them back; the second value is an error if
 /// that failed for any of them.
-fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>, Result<(), Error>), Error> {
-    let mut all = strays(dir, host)?;
+fn mismatches(
+    dir: &ConfDir,
+    host: &Host,
+    pools: &Pools,
+    repair: bool,
+) -> Result<(Vec<Mismatch>, Result<(), Error>), Error> {
+    let mut all = strays(dir, host, pools);
     for _ in 0..RECHECKS {
         if all.is_empty() {
             break;
         }
         thread::sleep(RECHECK_DELAY);
-        all = in_both(&all, strays(dir, host)?);
+        all = in_both(&all, strays(dir, host, &dir.find()?.pools));
     }
     let mut repaired = Ok(());
     for strays in all.iter().filter(|_| repair) {
@@ -272,12 +270,11 @@ fn mismatches(dir: &ConfDir, host: &Host, repair: bool) -> Result<(Vec<Mismatch>
     Ok((mismatches.collect(), repaired))
 }
 
-fn not_isolated(dir: &ConfDir) -> Result<Vec<NotIsolated>, Error> {
-    let pools = dir.find()?.pools;
-    let lists = dir.not_isolated(&pools);
-    Ok(lists
+fn not_isolated(dir: &ConfDir, pools: &Pools) -> Vec<NotIsolated> {
+    let lists = dir.not_isolated(pools);
+    lists
         .map(|(pool, cpus, reason)| NotIsolated { cpus: cpus.to_owned(), pool: pool.to_owned(), reason })
-        .collect())
+        .collect()
 }
 
 /// Returns those threads of `now` that are also in `earlier`, outside the same list.
@@ -291,18 +288,18 @@ fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
     now
 }
 
-/// Returns the strays at this moment.
-fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
+/// Returns the strays of these pools at this moment.
+fn strays(dir: &ConfDir, host: &Host, pools: &Pools) -> Vec<Strays> {
     let mut all = Vec::new();
     // Damaged lists were named when the reclaims were looked for.
-    for (pool, content) in dir.find()?.pools {
-        for (list, tasks) in content.lists {
-            let Some(cpus) = confdir::parse_cpu_list(&list) else { continue };
-            for pid in tasks {
+    for (pool, content) in pools {
+        for (list, tasks) in &content.lists {
+            let Some(cpus) = confdir::parse_cpu_list(list) else { continue };
+            for &pid in tasks {
                 let masks = host.thread_masks(pid).into_iter();
                 let threads: Vec<_> = masks.filter(|(_, mask)| !mask.is_subset(&cpus)).collect();
                 // The task may have moved since the list was read.
-                let is_still_listed = || dir.read_tasks(&pool, &list).is_ok_and(|now| now.contains(&pid));
+                let is_still_listed = || dir.read_tasks(pool, list).is_ok_and(|now| now.contains(&pid));
                 if !threads.is_empty() && is_still_listed() {
                     let (pool, list, cpus) = (pool.clone(), list.clone(), cpus.clone());
                     all.push(Strays { pool, list, cpus, pid, threads });
@@ -310,7 +307,7 @@ fn strays(dir: &ConfDir, host: &Host) -> Result<Vec<Strays>, Error> {
             }
         }
     }
-    Ok(all)
+    all
 }
 
 /// Moves strays back to their list. On a mount, the daemon does it: a repeated claim changes only the threads that have

@@ -102,14 +102,14 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
 /// process: a probe has the command line of its supervisor until it executes, and closes the device before that. It is no
 /// impostor.
 fn is_of_a_daemon(pid: u32) -> bool {
-    let serves = |pid: u32| is_root(pid) && matches!(device(pid), Some(Device::Connected(_)));
-    serves(pid) || is_root(pid) && parent_of(pid).is_some_and(serves)
+    let is_connected = |pid: u32| matches!(device(pid), Some(Device::Connected(_)));
+    let is_daemon = |pid: u32| is_root(pid) && is_connected(pid);
+    is_root(pid) && (is_connected(pid) || parent_of(pid).is_some_and(is_daemon))
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status).into_owned();
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    String::from_utf8_lossy(&status).lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn is_in_this_mount_namespace(pid: u32) -> bool {

@@ -203,11 +203,12 @@ struct Reconciled {
     reclaimed_cpu_lists: Vec<Reclaimed>,
 }
 
+/// A claimed list of an isolated pool on which others may run, as it is printed, too.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
-struct NotIsolated {
-    cpus: String,
-    pool: String,
-    reason: String,
+pub(crate) struct NotIsolated {
+    pub(crate) cpus: String,
+    pub(crate) pool: String,
+    pub(crate) reason: String,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
