@@ -51,6 +51,7 @@ fn a_child_that_outlives_the_shell_inherits() {
     let [list, pool] = [mount.tasks("dataplane", "0"), mount.pool("dataplane").join("tasks")];
     let other = Sleeper::new();
     write(&mount.tasks("dataplane", "1"), other.pid().to_string()).unwrap();
+    let mut expected = 0;
     for line in [
         "sleep 1000 >&- 2>&- & left=$!",
         "nohup sleep 1000 >/dev/null 2>&1 & left=$!",
@@ -73,11 +74,13 @@ fn a_child_that_outlives_the_shell_inherits() {
         let pid = heir.0;
         heir.end();
         assert_eq!(held(&list), [0_u32; 0], "{line}");
-        // The first process of the machine has collected it.
-        assert_eq!(mount.events().pop().unwrap(), (if_collected("reclaimed").to_owned(), pid), "{line}");
+        // The first process of the machine collects it, before the daemon looks or after that.
+        let (event, of) = mount.events().pop().unwrap();
+        assert!(["reclaimed", if_collected("reclaimed")].contains(&event.as_str()), "{line}: {event}");
+        assert_eq!(of, pid, "{line}");
+        expected += usize::from(event == "reclaimed");
     }
     let reclaimed = mount.read("info/reclaimed");
-    let expected = if if_collected("reclaimed") == "reclaimed" { 5 } else { 0 };
     assert_eq!(reclaimed.lines().count(), expected, "an inherited claim is not reclaimed: {reclaimed}");
 }
 

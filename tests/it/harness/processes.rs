@@ -109,9 +109,22 @@ pub fn sleeper_of_nobody() -> Sleeper {
     Sleeper::spawn(Command::new("sleep").arg("1000").uid(NOBODY).gid(NOBODY))
 }
 
-/// Sends a signal to a process that may have ended.
+/// Sends a signal to a process that may have ended. After `SIGSTOP`, waits until all threads have stopped: the kernel tells
+/// only one of them at first, which may have to wait for a processor while the others go on.
 pub fn signal(pid: u32, signal: Signal) {
-    let _ = kill(Pid::from_raw(pid as i32), signal);
+    let sent = kill(Pid::from_raw(pid as i32), signal);
+    if signal == Signal::SIGSTOP && sent.is_ok() {
+        let runs = |thread: &str| fs::read_to_string(thread).is_ok_and(|stat| !has_stopped(&stat));
+        until("all threads have stopped", || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            !threads.map(|thread| thread.path().join("stat")).any(|stat| runs(&stat.to_string_lossy()))
+        });
+    }
+}
+
+/// Whether the line of a thread (proc(5), `/proc/PID/stat`) says that it has stopped, or has died.
+fn has_stopped(stat: &str) -> bool {
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']))
 }
 
 /// The number after `key:` in a file of /proc.
