@@ -22,9 +22,11 @@ use super::spare::Spare;
 use crate::clock;
 
 /// How long a request waits for the files before it is refused. A write to the page cache takes microseconds, a slow
-/// disk may hold it up for some hundred milliseconds; longer means that the disk does not answer. Clients and the
-/// watchdog wait longer than this.
+/// disk may hold it up for some hundred milliseconds; longer means that the disk does not answer.
 pub(super) const IO_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a request waits behind others whose writes take a part of that time each, such as on a machine with too few
+/// processors. Clients and the watchdog wait as long.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The claims log is compacted when it is larger than this, in bytes, and four times as large as after the last time.
 pub(super) const COMPACTED_FROM: u64 = 64 * 1024;
 
@@ -116,8 +118,8 @@ impl StateDir {
     /// of this process (not a loss of power, which no claim survives).
     ///
     /// # Errors
-    /// Nothing of the record is in the file or in the state. [`AppendError::Stalled`] after at most [`IO_TIMEOUT`];
-    /// at once if the disk has not answered for as long already.
+    /// Nothing of the record is in the file or in the state. [`AppendError::Stalled`] when the disk has not answered another
+    /// thread for [`IO_TIMEOUT`], and after [`QUEUE_TIMEOUT`].
     pub(crate) fn append(&self, record: &Record) -> Result<(), AppendError> {
         let appended = self.files_in_time().and_then(|mut files| {
             let appended = self.append_to(&mut files.claims, record);
@@ -224,13 +226,21 @@ impl StateDir {
 
     /// Returns the files, unless the thread that has them does not come back.
     fn files_in_time(&self) -> Result<FilesGuard<'_>, AppendError> {
-        let age = match self.io_since.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            since => Duration::from_nanos(clock::since_boot().saturating_sub(since)),
-        };
-        // With a timeout of 0 the lock is only tried: requests do not queue up behind a write that is stuck.
-        let files = self.files.try_lock_for(IO_TIMEOUT.saturating_sub(age)).ok_or(AppendError::Stalled)?;
-        Ok(FilesGuard::new(files, &self.io_since))
+        let end = Instant::now() + QUEUE_TIMEOUT;
+        loop {
+            let age = match self.io_since.load(Ordering::Relaxed) {
+                0 => Duration::ZERO,
+                since => Duration::from_nanos(clock::since_boot().saturating_sub(since)),
+            };
+            // With a timeout of 0 the lock is only tried: requests do not queue up behind a write that is stuck.
+            if let Some(files) = self.files.try_lock_for(IO_TIMEOUT.saturating_sub(age)) {
+                return Ok(FilesGuard::new(files, &self.io_since));
+            }
+            // Otherwise another thread has them by now, and the disk answers.
+            if self.is_stalled() || Instant::now() >= end {
+                return Err(AppendError::Stalled);
+            }
+        }
     }
 
     fn append_to(&self, claims: &mut ClaimsFile, record: &Record) -> Result<(), AppendError> {

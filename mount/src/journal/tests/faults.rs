@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
 
@@ -26,6 +26,8 @@ struct Faults {
     at: Mutex<BTreeMap<usize, Fault>>,
     /// Whether calls wait.
     frozen: Mutex<bool>,
+    /// How long each call takes.
+    takes: Mutex<Duration>,
     thawed: Condvar,
     /// Whether a call waits.
     waits: AtomicBool,
@@ -45,6 +47,7 @@ impl FaultyDisk {
             self.0.thawed.wait(&mut frozen);
         }
         drop(frozen);
+        std::thread::sleep(*self.0.takes.lock());
         self.copy();
         let number = self.0.calls.fetch_add(1, Ordering::SeqCst);
         self.0.at.lock().get(&number).map_or(Ok(()), |fault| Err(*fault))
@@ -248,6 +251,20 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_queue_for_a_slow_disk_is_no_stalled_disk() {
+    let (directory, disk) = (directory(), FaultyDisk::default());
+    let state = open_faulty(&directory, &disk);
+    *disk.0.takes.lock() = IO_TIMEOUT / 4;
+    let records: Vec<Record> = (1..=8).map(claimed).collect();
+    std::thread::scope(|scope| {
+        let state = &state;
+        let append = |record| scope.spawn(move || state.append(record));
+        let all: Vec<_> = records.iter().map(append).collect();
+        all.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    });
 }
 
 #[test]
