@@ -5,6 +5,8 @@
 //! Any user may write any command line, and open `/dev/fuse`. So a process serves a mount only if
 //! - all its user ids are root's, in the user namespace of this process, and it may mount (CAP_SYS_ADMIN), which the root
 //!   of a container may not, and
+//! - its descriptor [`fds::HANDOFF`] is a handoff memfd, so that nobody is meant who only stores descriptors (a service
+//!   manager), and
 //! - its descriptor [`fds::DEVICE`] belongs to the connection of the mount. The mount table has the number of the
 //!   connection (the minor number of the filesystem's device), and only root mounts. Linux 6.18 shows the same number for
 //!   the descriptor (`fuse_connection` in `/proc/PID/fdinfo/FD`).
@@ -16,6 +18,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -77,7 +80,7 @@ fn server(pid: u32, connection: Connection, conf_dir: &Path) -> Option<Server> {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         paths::serves(&cmdline, conf_dir)
     };
-    let device = is_root(pid).then(|| device(pid)).flatten();
+    let device = (is_root(pid) && has_handoff(pid)).then(|| device(pid)).flatten();
     let serves = match device {
         Some(Device::Connected(other)) => other == connection,
         Some(Device::Unknown) => says_so() && holds_lock(pid),
@@ -126,6 +129,9 @@ fn is_root(pid: u32) -> bool {
     own.is_some() && namespace(&pid.to_string()) == own && is_of_root(&String::from_utf8_lossy(&status))
 }
 
+/// The beginning of the link in `/proc/PID/fd` to a handoff memfd. Its name was another one in earlier programs.
+const HANDOFF_LINK: &[u8] = b"/memfd:kcm-";
+
 /// The bit of CAP_SYS_ADMIN (linux/capability.h) in a set of capabilities.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
@@ -172,6 +178,12 @@ fn shows_connections() -> bool {
 fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= wanted
+}
+
+/// Whether the process has a handoff memfd where a daemon has it.
+fn has_handoff(pid: u32) -> bool {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{}", fds::HANDOFF));
+    link.is_ok_and(|link| link.as_os_str().as_bytes().starts_with(HANDOFF_LINK))
 }
 
 /// Whether the process has an exclusive lock on its descriptor [`fds::LOCK`].
