@@ -68,8 +68,9 @@ impl State {
         for pool in &config.pools {
             let kind = exclusivity(pool.exclusivity);
             let partial = if pool.partial { ", partial" } else { "" };
+            let transient = if pool.transient { ", transient" } else { "" };
             let mode = if pool.mode == Mode::Isolated { ", isolated" } else { "" };
-            line(1, format!("pool {} ({kind}{partial}{mode}, node {})", pool.name, pool.node));
+            line(1, format!("pool {} ({kind}{partial}{mode}{transient}, node {})", pool.name, pool.node));
             for list in &pool.lists {
                 line(2, format!("list {} (node {})", list.name, list.id.0));
             }
@@ -137,6 +138,7 @@ impl State {
                 "name": pool.name.as_str(),
                 "exclusive": pool.exclusivity == Exclusivity::Exclusive,
                 "partial": pool.partial,
+                "transient": pool.transient,
                 "isolated": pool.mode == Mode::Isolated,
                 "node": pool.node,
                 "lists": lists.collect::<Vec<Value>>(),

@@ -3,7 +3,7 @@
 //! Owns names, node ids and default modes. Does not know FUSE's messages, or what a claim is.
 //!
 //! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has four consecutive nodes (directory,
-//! `exclusive`, `tasks`, `partial`) and one far away (`mode`), and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
+//! `exclusive`, `tasks`, `partial`) and two far away (`mode`, `transient`), and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
 //! They are stored with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
 //!
 //! Longer than 400 lines because the table of files and the functions that it names are read together.

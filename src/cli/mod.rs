@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use kcm_mount::model::cpuset::CpuSet;
 
 pub(crate) use validate::{HostCommands, Repeat, Wait, is_dns_name};
 
@@ -24,6 +25,7 @@ A session:
   kcm mount                                        serve /etc/kcm
   kcm init --num-dp-cores=2 --num-cp-cores=1       create the three pools
   kcm isolate --pool=dataplane -- ./forwarder      run a program on a CPU list of its own
+  kcm shield --cpus=2-3 ./forwarder                the same without pools, alone on the CPUs
   echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
   cat /etc/kcm/self/last_error                     show why the last operation was refused
 
@@ -48,6 +50,7 @@ pub(crate) enum Command {
     Init(Init),
     ClusterInit(ClusterInit),
     Isolate(Isolate),
+    Shield(Shield),
     Describe(Describe),
     Discover(Discover),
     Reconcile(Reconcile),
@@ -88,6 +91,9 @@ pub(crate) struct Mount {
     /// Import the pools, lists and running tasks of a plain directory, and rename that directory
     #[arg(long)]
     pub(crate) import: bool,
+    /// End when there are no pools, and remove the state directory; for a machine without pools of its own
+    #[arg(long, conflicts_with = "upgrade")]
+    pub(crate) until_unused: bool,
     /// Replace the running daemon with this binary without unmounting (clients see a short pause)
     #[arg(long, conflicts_with_all = ["foreground", "import"])]
     pub(crate) upgrade: bool,
@@ -164,6 +170,9 @@ pub(crate) struct ClusterInit {
     /// Number of control plane cores
     #[arg(long, value_name = "num", default_value_t = 1)]
     pub(crate) num_cp_cores: usize,
+    /// Let nothing else run on the data plane cores while they are claimed (needs cgroup v2 on the nodes)
+    #[arg(long)]
+    pub(crate) isolated: bool,
     /// Namespace of the pods and of their reports
     #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
     pub(crate) namespace: String,
@@ -216,7 +225,40 @@ pub(crate) struct Isolate {
     rest: Vec<OsString>,
 }
 
-/// The program that `isolate` runs.
+/// Run a command alone on CPUs, for as long as it runs
+///
+/// Nothing else runs on the CPUs until the command and all processes that it has left there have ended; then everything is
+/// as it was before. No pools are needed. If no daemon runs, one is started that ends with the last command.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm shield --cpus=2-3 ./forwarder --fast
+  kcm shield --cpus=2-3 -- taskset -c 3 ./forwarder
+The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list. Needs root and cgroup v2 (Linux 6.7).")]
+#[command(override_usage = "kcm shield [OPTIONS] --cpus=<list> [--] <program> [<args>...]")]
+pub(crate) struct Shield {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// The CPUs, in the kernel's list format
+    #[arg(long, value_name = "list", value_parser = validate::cpus)]
+    pub(crate) cpus: CpuSet,
+    /// Run the command in a scope of its own, which systemd leaves alone
+    #[arg(long)]
+    pub(crate) scope: bool,
+    /// A program and its arguments, passed on unchanged
+    #[arg(value_name = "program", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+impl Shield {
+    /// Returns the program to run. `None` if no words were given, which clap refuses.
+    pub(crate) fn program(&self) -> Option<Program> {
+        let (program, args) = self.words.split_first()?;
+        Some(Program::Direct { program: program.clone(), args: args.to_vec() })
+    }
+}
+
+/// The program that `isolate` or `shield` runs.
 #[derive(Debug)]
 pub(crate) enum Program {
     /// A line for `/bin/sh`, and its `$@`.

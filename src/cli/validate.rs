@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use kcm_mount::model::cpuset::CpuSet;
+
 use crate::host_command::HostCommand;
 
 /// How long to wait; `None` means without limit.
@@ -39,6 +41,11 @@ pub(super) fn host_commands(text: &str) -> Result<HostCommands, String> {
         commands.push(command);
     }
     Ok(HostCommands(commands))
+}
+
+/// Parses `--cpus`: at least one CPU.
+pub(super) fn cpus(text: &str) -> Result<CpuSet, String> {
+    CpuSet::from_name(text).map_err(|error| error.to_string())
 }
 
 /// Parses the name of a node or of a service account.

@@ -86,6 +86,7 @@ fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
         state_dir: path("state-dir", &args.state_dir)?,
         install_dir: path("install-dir", &args.target.install_dir)?,
         dataplane: args.num_dp_cores,
+        isolated: args.isolated,
         controlplane: args.num_cp_cores,
     };
     if [&plan.conf_dir, &plan.state_dir, &plan.install_dir].iter().any(|path| path.is_empty()) {

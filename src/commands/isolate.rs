@@ -53,15 +53,20 @@ pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     }
     let cpus = claim(&dir, &args.pool, deadline(args.wait))?;
     log::debug!("claimed {} {cpus}; executing the command", args.pool);
-    let error = command(&program, &cpus).exec();
+    Ok(execute(&program, &cpus, &dir.pool(&args.pool)))
+}
+
+/// Executes the program in this process, which has claimed a list of the pool. Returns the status if that fails.
+pub(super) fn execute(program: &Program, cpus: &str, pool: &Path) -> ExitCode {
+    let error = command(program, cpus).exec();
     // A release is not needed, since this process ends, but it makes the list free before the error is shown.
-    let _ = fs::write(dir.pool(&args.pool).join("tasks"), "-0");
-    Ok(not_started(&program, &error))
+    let _ = fs::write(pool.join("tasks"), "-0");
+    not_started(program, &error)
 }
 
 /// Executes this command again in this process, without `--scope`, in a scope of systemd. systemd leaves the cgroups below a
 /// scope with `Delegate=yes` alone, so that a partition there stays. Returns only if that fails.
-fn enter_scope() -> Error {
+pub(super) fn enter_scope() -> Error {
     if !service::manages_machine() {
         return anyhow!("--scope: systemd does not manage this machine; leave it out");
     }

@@ -15,6 +15,7 @@ mod node_report;
 mod publish;
 mod reclaims;
 mod reconcile;
+mod shield;
 mod state;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::ClusterInit(args) => cluster_init::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
+        Command::Shield(args) => shield::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Error, bail};
-use kcm_mount::daemon::{self, MountPaths};
+use kcm_mount::daemon::{self, MountPaths, Options};
 
 use crate::cli;
 use crate::host::Host;
@@ -15,18 +15,19 @@ use crate::service;
 /// for the directory.
 pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
     let paths = MountPaths { conf_dir: args.dir.conf_dir.clone(), state_dir: args.state_dir.clone() };
+    let options = Options { import: args.import, until_unused: args.until_unused };
     if args.upgrade {
         daemon::upgrade(&paths)?;
     } else if args.foreground {
         // In a statement of its own, so that the host's descriptors are closed before the daemon closes all that it
         // has not opened itself.
         let topology = Host::from_env().topology()?;
-        daemon::serve(&paths, topology, args.import)?;
+        daemon::serve(&paths, topology, options)?;
     } else if let Some(unit) = service::unit_of(&paths.conf_dir) {
         // Two managers of one mount would work against each other.
         bail!("{}: mounts {}; run systemctl start kcm", unit.display(), paths.conf_dir.display());
     } else {
-        daemon::start_in_background(&paths, args.import)?;
+        daemon::start_in_background(&paths, options)?;
     }
     Ok(ExitCode::SUCCESS)
 }

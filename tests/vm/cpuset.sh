@@ -1,7 +1,6 @@
 # A machine with cgroup v2 alone: cpusets that narrow a claimed task, and a controller that is switched on later.
 # Wants siblings n and n + 8.
 . /t/lib.sh
-G=/sys/fs/cgroup
 start
 holds "kcm init" kcm init --num-dp-cores=3 --num-cp-cores=1
 D=$C/pools/dataplane

@@ -2,9 +2,7 @@
 # named, and a scope or a unit that is delegated is left alone. Wants 4 CPUs.
 . /t/lib.sh
 D=$C/pools/dp
-G=/sys/fs/cgroup
 state() { cat "$D/$1/state"; }
-cgroup() { sed -n 's/^0:://p' "/proc/$1/cgroup"; }
 tree() {
     find $G \( -name 'cpuset.cpus*' -o -name cgroup.subtree_control -o -name cgroup.type \) | grep -v 'kcm.service' | sort | while read -r file; do
         echo "$file $(cat "$file" 2>/dev/null)"

@@ -87,3 +87,20 @@ lists() { (cd "$C/pools/$1" && ls -d */ | tr -d /); }
 
 # A list of CPUs as numbers, one in each line.
 numbers() { tr ',' '\n' | awk -F- 'NF { for (n = $1; n <= $NF; n++) print n }' | sort -n; }
+
+# The tree of cgroups, and the CPUs on which unbound work of the kernel may run, as a mask.
+G=/sys/fs/cgroup
+WORK=/sys/devices/virtual/workqueue/cpumask
+
+# Everything that kcm could leave behind there.
+tree() {
+    find $G \( -name 'cpuset.cpus*' -o -name cgroup.subtree_control -o -name cgroup.type \) | sort | while read -r file; do
+        echo "$file $(cat "$file" 2>/dev/null)"
+    done
+    echo "work $(cat $WORK)"
+}
+# Compares with what `tree` has written to /tmp/before.
+same_tree() { tree >/tmp/now && diff /tmp/before /tmp/now >/tmp/difference && echo same || head -c 300 /tmp/difference; }
+
+# The cgroup of a process.
+cgroup() { cut -d: -f3 "/proc/$1/cgroup"; }

@@ -8,6 +8,8 @@
 //!
 //! The numbers, the JSON of [`HandoffState`] and the bytes of [`Message`] are an interface between versions: in an
 //! upgrade, a supervisor of one program has a worker of another.
+//!
+//! Longer than 400 lines because of the tests that show that interface byte by byte.
 
 use std::ffi::CStr;
 use std::io;
@@ -125,6 +127,9 @@ pub(super) struct HandoffState {
     /// The CPUs on which the daemon was started. Earlier programs do not know them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cpus: Option<String>,
+    /// Whether the daemon ends when there are no pools. Earlier programs do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) until_unused: bool,
 }
 
 impl HandoffState {
@@ -181,6 +186,8 @@ pub(super) enum Message {
     Failed(String),
     /// The worker was asked to stop, so the mount ends.
     Stop,
+    /// There are no pools, and the daemon was started for as long as there are.
+    Unused,
 }
 
 /// One end of the socket between a supervisor and its worker. Each message is one packet.
@@ -216,6 +223,7 @@ impl ControlSocket {
             Message::Ready { resends: true } => b"R".to_vec(),
             Message::Ready { resends: false } => b"r".to_vec(),
             Message::Stop => b"S".to_vec(),
+            Message::Unused => b"U".to_vec(),
             Message::Failed(reason) => [b"F", reason.as_bytes()].concat(),
         };
         let _ = send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL);
@@ -230,6 +238,7 @@ impl ControlSocket {
             (b'R', []) => Message::Ready { resends: true },
             (b'r', []) => Message::Ready { resends: false },
             (b'S', []) => Message::Stop,
+            (b'U', []) => Message::Unused,
             (b'F', reason) => Message::Failed(String::from_utf8_lossy(reason).into_owned()),
             _ => return None,
         })
@@ -283,7 +292,14 @@ mod tests {
     use crate::model::topology::Cpu;
 
     fn state() -> HandoffState {
-        HandoffState { mount_id: 7, topology: Topology::default(), import: None, init: None, cpus: None }
+        HandoffState {
+            mount_id: 7,
+            topology: Topology::default(),
+            import: None,
+            init: None,
+            cpus: None,
+            until_unused: false,
+        }
     }
 
     #[test]
@@ -329,6 +345,7 @@ mod tests {
             import: Some("/etc/kcm.old".into()),
             init: Some(vec![104, 0, 0, 0, 26, 0, 0, 0]),
             cpus: None,
+            until_unused: false,
         };
         let memfd = HandoffMemfd::new(&state()).unwrap();
         nix::sys::uio::pwrite(&memfd, old.as_bytes(), 0).unwrap();
@@ -364,6 +381,7 @@ mod tests {
             Message::Ready { resends: false },
             Message::Failed("no room".into()),
             Message::Stop,
+            Message::Unused,
         ] {
             ours.send(&message);
             assert_eq!(theirs.receive(), Some(message));
@@ -381,6 +399,7 @@ mod tests {
             (&b"R"[..], Message::Ready { resends: true }),
             (b"r", Message::Ready { resends: false }),
             (b"S", Message::Stop),
+            (b"U", Message::Unused),
             (b"Fno room", Message::Failed("no room".into())),
         ] {
             let (ours, theirs) = ControlSocket::pair().unwrap();

@@ -37,6 +37,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 pub use crate::engine::ReadTopology;
+use crate::journal::trust;
 use crate::model::topology::Topology;
 use crate::mountpoint;
 use crate::process::{self, PidFd};
@@ -61,11 +62,28 @@ const READY: &str = "ready\n";
 /// The name of the daemon's processes in `ps`, whatever file they were started from.
 const PROCESS_NAME: &std::ffi::CStr = c"kcm";
 
+/// What a daemon does with its directory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Import the legacy layout that is in the mount point.
+    pub import: bool,
+    /// End when there are no pools, and remove the state directory. Without any pool from the start, that is after 10 s.
+    pub until_unused: bool,
+}
+
+impl Options {
+    /// The words for them on the command line.
+    fn words(self) -> impl Iterator<Item = &'static str> {
+        let words = [self.import.then_some("--import"), self.until_unused.then_some("--until-unused")];
+        words.into_iter().flatten()
+    }
+}
+
 /// Starts the daemon in the background, and returns when the mount answers.
 ///
 /// # Errors
 /// [`MountError::Background`]: the daemon has ended, and has written the reason to this process's standard error.
-pub fn start_in_background(paths: &MountPaths, import: bool) -> Result<(), MountError> {
+pub fn start_in_background(paths: &MountPaths, options: Options) -> Result<(), MountError> {
     if nix::unistd::geteuid().is_root() {
         // Without /proc, the daemon itself cannot be started.
         requirements::check()?;
@@ -78,7 +96,7 @@ pub fn start_in_background(paths: &MountPaths, import: bool) -> Result<(), Mount
         cure: "check the limits on processes and memory",
     };
     let mut command = paths.absolute().map_err(failed)?.mount_command(program);
-    command.args(import.then_some("--import"));
+    command.args(options.words());
     command.env(setup::BACKGROUND, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut output = String::new();
@@ -94,11 +112,9 @@ pub fn start_in_background(paths: &MountPaths, import: bool) -> Result<(), Mount
 
 /// Mounts the directory, or continues a mount that another daemon has held, and supervises it until it ends.
 ///
-/// `import`: whether a legacy layout in the mount point is imported.
-///
 /// # Errors
 /// The directory cannot be mounted or served. Then nothing is mounted that was not mounted before.
-pub fn serve(paths: &MountPaths, topology: Topology, import: bool) -> Result<(), MountError> {
+pub fn serve(paths: &MountPaths, topology: Topology, options: Options) -> Result<(), MountError> {
     let conf_dir = &paths.conf_dir;
     init_daemon(conf_dir)?;
     requirements::check()?;
@@ -107,13 +123,13 @@ pub fn serve(paths: &MountPaths, topology: Topology, import: bool) -> Result<(),
     if !std::env::args_os().any(|arg| arg == paths.conf_dir_arg()) {
         // The user may have typed another spelling of the path. The command line must show what is served.
         let mut command = paths.mount_command(Path::new(THIS_PROGRAM));
-        let error = command.args(import.then_some("--import")).exec();
+        let error = command.args(options.words()).exec();
         return Err(io_error(conf_dir, "cannot be served", error));
     }
     let stored = systemd::take_stored();
     process::close_inherited(&stored.each_ref().map(Option::as_ref));
     fds::reserve_all().map_err(|source| io_error(conf_dir, "no descriptors", source))?;
-    supervise(&paths, topology, import, systemd::Stored::from_taken(stored))
+    supervise(&paths, topology, options, systemd::Stored::from_taken(stored))
 }
 
 impl Invocation {
@@ -154,19 +170,21 @@ fn init_daemon(conf_dir: &Path) -> Result<(), MountError> {
 fn supervise(
     paths: &MountPaths,
     topology: Topology,
-    import: bool,
+    options: Options,
     stored: Option<systemd::Stored>,
 ) -> Result<(), MountError> {
     // From mount(2) on the mount must be ended by this process, so the signals are caught before it.
     let signals = setup::catch_signals()?;
     limits::raise()?;
-    let found = takeover::find(paths, import, stored)?;
+    let found = takeover::find(paths, options.import, stored)?;
     let canonical =
         |path: &PathBuf| path.canonicalize().map_err(|source| io_error(path, "cannot be resolved", source));
     let paths = MountPaths { conf_dir: canonical(&paths.conf_dir)?, state_dir: canonical(&paths.state_dir)? };
     let (fds, is_new) = match found {
         Found::Mount(fds) => (fds, false),
-        Found::Directory { lock, layout } => (takeover::mount_new(&paths, topology, lock, layout)?, true),
+        Found::Directory { lock, layout } => {
+            (takeover::mount_new(&paths, topology, lock, layout, options.until_unused)?, true)
+        }
     };
     // This process has not changed its own affinity yet.
     let cpus = process::mask_of(std::process::id()).ok().flatten().map(|cpus| cpus.to_string());
@@ -198,7 +216,7 @@ fn supervise(
             detach_output(&log);
         }
     });
-    finish(&paths.conf_dir, &mut supervisor, result, is_new)
+    finish(&paths, &mut supervisor, result, is_new)
 }
 
 /// Continues for a supervisor that has died, or that has executed this program in an upgrade.
@@ -221,23 +239,29 @@ fn resume(paths: &MountPaths, replace_worker: bool) -> Result<(), MountError> {
         supervisor.finish_upgrade();
     }
     let result = supervisor.run(|supervisor| supervisor.notify_ready());
-    finish(&paths.conf_dir, &mut supervisor, result, true)
+    finish(paths, &mut supervisor, result, true)
 }
 
 /// Ends the mount, if it is to end. `owns_mount`: an error ends it too.
 fn finish(
-    conf_dir: &Path,
+    paths: &MountPaths,
     supervisor: &mut Supervisor,
     result: Result<Exit, MountError>,
     owns_mount: bool,
 ) -> Result<(), MountError> {
-    if matches!(result, Ok(Exit::Stop)) || (result.is_err() && owns_mount) {
+    let MountPaths { conf_dir, state_dir } = paths;
+    if matches!(result, Ok(Exit::Stop | Exit::Unused)) || (result.is_err() && owns_mount) {
         supervisor.detach();
         systemd::remove_stored();
     }
     supervisor.stop_worker();
     match result? {
         Exit::Stop => log::info!("{}: no longer served", conf_dir.display()),
+        Exit::Unused => {
+            log::info!("{}: has no pools, and is no longer served", conf_dir.display());
+            trust::remove(state_dir);
+            let _ = std::fs::remove_dir(conf_dir);
+        }
         Exit::Detach => log::info!("{}: left to the process that has its descriptors", conf_dir.display()),
     }
     Ok(())

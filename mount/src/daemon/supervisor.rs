@@ -86,6 +86,8 @@ pub(super) struct Supervisor {
 pub(super) enum Exit {
     /// The mount ends.
     Stop,
+    /// The mount ends, and what it has stored is of no more use.
+    Unused,
     /// The mount stays, because another process has its descriptors.
     Detach,
 }
@@ -214,8 +216,10 @@ impl Supervisor {
             if events.mount_table && !self.is_mounted() {
                 return Ok(Exit::Stop);
             }
-            if events.message && self.handle_message() {
-                return Ok(Exit::Stop);
+            if events.message
+                && let Some(exit) = self.handle_message()
+            {
+                return Ok(exit);
             }
             report_ready(self);
             if events.probe_exit {
@@ -324,9 +328,9 @@ impl Supervisor {
         }
     }
 
-    /// Receives a message of the worker. Returns whether the mount ends.
-    fn handle_message(&mut self) -> bool {
-        let Some(worker) = &mut self.worker else { return false };
+    /// Receives a message of the worker.
+    fn handle_message(&mut self) -> Option<Exit> {
+        let worker = self.worker.as_mut()?;
         match worker.receive() {
             Some(Message::Ready { resends }) => {
                 self.resends = resends;
@@ -340,11 +344,12 @@ impl Supervisor {
                 log::debug!("the worker cannot serve: {reason}");
                 self.failure = Some(reason);
             }
-            Some(Message::Stop) => return true,
-            // Its exit is a separate events.
+            Some(Message::Stop) => return Some(Exit::Stop),
+            Some(Message::Unused) => return Some(Exit::Unused),
+            // Its exit is a separate event.
             None => {}
         }
-        false
+        None
     }
 
     /// Schedules the next worker after the present one has exited.

@@ -116,6 +116,7 @@ pub(super) fn mount_new(
     topology: Topology,
     lock: StateLock,
     layout: Option<PathBuf>,
+    until_unused: bool,
 ) -> Result<InheritedFds, MountError> {
     let conf_dir = &paths.conf_dir;
     if let Err(error) = mountpoint::mark(conf_dir) {
@@ -124,7 +125,14 @@ pub(super) fn mount_new(
             conf_dir.display()
         );
     }
-    let state = HandoffState { mount_id: new_mount_id(), topology, import: layout, init: None, cpus: None };
+    let state = HandoffState {
+        mount_id: new_mount_id(),
+        topology,
+        import: layout,
+        init: None,
+        cpus: None,
+        until_unused,
+    };
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
     let (spare, kept) = (new_spare(conf_dir)?, new_kept(conf_dir)?);

@@ -22,7 +22,7 @@ use super::paths::{MountPaths, THIS_PROGRAM};
 use super::role::Role;
 use super::setup;
 use crate::clock;
-use crate::engine::{Engine, OwnProcesses, ReadTopology};
+use crate::engine::{Engine, OwnProcesses, ReadTopology, Unused};
 use crate::fuse::{Session, request_resend};
 use crate::handles::OpenFiles;
 use crate::import;
@@ -33,6 +33,8 @@ use crate::uevents::Uevents;
 /// How long a worker without a supervisor waits before it starts a new one, so that a user can kill the whole
 /// daemon: kill(1) with both PIDs takes less.
 const ORPHAN_GRACE: Duration = Duration::from_millis(100);
+/// How long the answer to a removal may take. The longest bounded wait in a request takes as long.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until the mount ends or the supervisor kills this process.
 ///
@@ -53,24 +55,30 @@ pub(super) fn serve(paths: &MountPaths, read_topology: ReadTopology) -> Result<(
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);
     let own = OwnProcesses { supervisor, cpus: None, read_topology: Some(read_topology) };
-    let Serving { engine, ended, resends } = match start(paths, &device, &handoff, (lock, spare, kept), own) {
-        Ok(serving) => serving,
-        Err(error) => {
-            control.send(&Message::Failed(error.to_string()));
-            return Err(MountError::Background);
-        }
-    };
+    let Serving { engine, ended, unused, resends } =
+        match start(paths, &device, &handoff, (lock, spare, kept), own) {
+            Ok(serving) => serving,
+            Err(error) => {
+                control.send(&Message::Failed(error.to_string()));
+                return Err(MountError::Background);
+            }
+        };
     control.send(&Message::Ready { resends });
     loop {
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(control.as_fd(), PollFlags::POLLIN),
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+            PollFd::new(unused.as_fd(), PollFlags::POLLIN),
         ];
         let _ = poll(&mut fds, PollTimeout::NONE);
-        let [signal, is_orphan, has_ended] = fds.map(|fd| fd.any().unwrap_or(false));
+        let [signal, is_orphan, has_ended, is_unused] = fds.map(|fd| fd.any().unwrap_or(false));
         if has_ended {
             return Ok(());
+        }
+        if is_unused {
+            let _ = unused.read();
+            control.send(&Message::Unused);
         }
         if signal && let Ok(Some(info)) = signals.read_signal() {
             match Signal::try_from(info.ssi_signo as i32) {
@@ -100,6 +108,8 @@ struct Serving {
     engine: Arc<Engine>,
     /// Readable after the session has ended.
     ended: Arc<EventFd>,
+    /// Readable when the mount is of no more use.
+    unused: Arc<EventFd>,
     /// Whether the kernel sends unanswered requests to the next worker.
     resends: bool,
 }
@@ -137,6 +147,8 @@ fn start(
     }
     let ended = EventFd::new().map_err(|errno| io_error(conf_dir, "no eventfd", errno.into()))?;
     let ended = Arc::new(ended);
+    let unused = EventFd::new().map_err(|errno| io_error(conf_dir, "no eventfd", errno.into()))?;
+    let unused = Arc::new(unused);
     let waker = session.poll_waker();
     if !is_first {
         log::debug!("the kernel sends unanswered requests again");
@@ -144,6 +156,7 @@ fn start(
             .map_err(|source| io_error(conf_dir, "the kernel does not send requests again", source))?;
     }
     start_threads(&engine, session, &ended)
+        .and_then(|()| start_remover(&engine, conf_dir, state.until_unused, &unused))
         .map_err(|source| io_error(conf_dir, "cannot start a thread", source))?;
     if is_first {
         // Never report a mount as ready that does not answer.
@@ -156,7 +169,7 @@ fn start(
         }
     }
     log::info!("{}: served by {}", conf_dir.display(), std::process::id());
-    Ok(Serving { engine, ended, resends })
+    Ok(Serving { engine, ended, unused, resends })
 }
 
 fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -> io::Result<()> {
@@ -187,6 +200,22 @@ fn start_threads(engine: &Arc<Engine>, session: Session, ended: &Arc<EventFd>) -
         }
         let _ = ended.write(1);
     })?;
+    Ok(())
+}
+
+/// Starts the thread that removes what is unused in transient pools. `ends`: whether the mount ends without pools;
+/// `unused` is written then.
+fn start_remover(engine: &Arc<Engine>, conf_dir: &Path, ends: bool, unused: &Arc<EventFd>) -> io::Result<()> {
+    let (engine, unused, pools) = (Arc::clone(engine), Arc::clone(unused), conf_dir.join("pools"));
+    let remove = move |what: &Unused| match what {
+        Unused::Mount => drop(unused.write(1)),
+        Unused::Directory(directory) => {
+            let answer = process::rmdir_in_child(&pools.join(directory), REMOVAL_TIMEOUT);
+            log::debug!("{directory} is unused; removing it: {answer:?}");
+        }
+    };
+    let forever = move || engine.remove_unused_forever(ends, remove);
+    std::thread::Builder::new().name("kcm-transient".into()).spawn(forever)?;
     Ok(())
 }
 

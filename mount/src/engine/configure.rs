@@ -143,7 +143,9 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
-        self.forget(&[id.0, id.exclusive_node(), id.tasks_node(), id.partial_node(), id.mode_node()]);
+        let files =
+            [id.exclusive_node(), id.tasks_node(), id.partial_node(), id.mode_node(), id.transient_node()];
+        self.forget(&[&[id.0], &files[..]].concat());
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -209,6 +211,26 @@ impl<P: Ports> Engine<P> {
         let mut next = self.configuring.lock(&self.clock)?;
         if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_partial() != partial {
             self.store_and_apply(&mut next, 0, caller, &[Command::SetPartial { pool, partial }])?;
+            reached(Step::ConfigApplied);
+        }
+        Ok(())
+    }
+
+    /// Carries out one write to `transient`. `opener` is the user who opened the file.
+    ///
+    /// # Errors
+    /// As for [`Engine::set_partial`].
+    pub(crate) fn set_transient(
+        &self,
+        caller: Caller,
+        opener: User,
+        pool: PoolId,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
+        let transient = self.new_flag(caller, opener, data)?;
+        let mut next = self.configuring.lock(&self.clock)?;
+        if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_transient() != transient {
+            self.store_and_apply(&mut next, 0, caller, &[Command::SetTransient { pool, transient }])?;
             reached(Step::ConfigApplied);
         }
         Ok(())
@@ -306,6 +328,7 @@ impl<P: Ports> Engine<P> {
         let attributes = self.attributes.read().clone();
         self.store(next, nodes, caller, pools, &attributes)?;
         self.apply_stored(changes);
+        self.transient.wake();
         Ok(())
     }
 
@@ -359,6 +382,7 @@ fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
         exclusivity: pool.exclusivity(),
         partial: pool.is_partial(),
         mode: pool.mode(),
+        transient: pool.is_transient(),
         node: id.0,
         lists: pool.lists().filter_map(list).collect(),
     };

@@ -8,7 +8,7 @@
 //!
 //! Locks are taken in this order, never in the opposite one: `configuring`, the lock that is held while cgroups are written,
 //! the lock of a running search, `reaping`, `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
-//! the internal locks of `search`, of `changes`, of `displaced` and of the ports.
+//! the internal locks of `search`, of `changes`, of `displaced`, of `transient` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, the lock of a running search, or a lock after them. Under these
 //! locks records are only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
@@ -47,6 +47,7 @@ mod search;
 mod show;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transient;
 mod write;
 
 use std::collections::HashMap;
@@ -74,6 +75,8 @@ pub(crate) use ports::Ports;
 use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
 pub(crate) use replay::{Admission, RequestId};
 use search::Search;
+use transient::Transient;
+pub(crate) use transient::Unused;
 
 use crate::failpoint::{Step, reached};
 use crate::journal::{EventLine, Record, Recovered};
@@ -133,6 +136,7 @@ pub(crate) struct Engine<P: Ports = Live> {
     clock: P::Clock,
     partitions: P::Partitions,
     isolation: Isolation,
+    transient: Transient,
     events: Mutex<Events>,
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
@@ -222,6 +226,7 @@ impl<P: Ports> Engine<P> {
             clock,
             isolation: Isolation::new(std::mem::take(&mut recovered.partitions))
                 .map_err(StartError::Eventfd)?,
+            transient: Transient::new().map_err(StartError::Eventfd)?,
             partitions,
         };
         for damage in &recovered.damage {
@@ -354,6 +359,7 @@ impl<P: Ports> Engine<P> {
     }
 
     fn list_changed(&self, claims: &Claims, id: ListId) {
+        self.transient.note(claims, id);
         if let Some(list) = claims.list(id) {
             self.changes.changed([id.tasks_node(), id.state_node(), list.pool().tasks_node()]);
         }
@@ -466,6 +472,11 @@ impl PoolId {
     /// Returns the node of the pool's `mode` file, which is far from the others: earlier versions gave a pool four nodes.
     pub(crate) fn mode_node(self) -> u64 {
         self.0 + MODE_OFFSET
+    }
+
+    /// Returns the node of the pool's `transient` file, which is as far away.
+    pub(crate) fn transient_node(self) -> u64 {
+        self.mode_node() + 1
     }
 
     /// Returns the node of the pool's `partial` file.

@@ -158,6 +158,9 @@ fn restore_pool(claims: &mut Claims, pool: PoolConfig) -> Result<(), Rejected> {
     if pool.partial {
         claims.apply(Command::SetPartial { pool: id, partial: true })?;
     }
+    if pool.transient {
+        claims.apply(Command::SetTransient { pool: id, transient: true })?;
+    }
     if pool.mode == Mode::Isolated {
         claims.apply(Command::SetMode { pool: id, mode: pool.mode })?;
     }

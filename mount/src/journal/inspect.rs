@@ -177,10 +177,7 @@ impl Found {
     fn add_pool(&mut self, line: usize, pool: PoolConfig, list: Option<ListConfig>) {
         let known = self.config.pools.iter_mut().find(|known| known.node == pool.node);
         let what = match (known, &list) {
-            (Some(known), _)
-                if (&known.name, known.exclusivity, known.partial)
-                    != (&pool.name, pool.exclusivity, pool.partial) =>
-            {
+            (Some(known), _) if *known != (PoolConfig { lists: known.lists.clone(), ..pool.clone() }) => {
                 Some(format!("pool {} differs from an earlier line", pool.name))
             }
             (Some(_), None) => Some(format!("pool {} is there twice", pool.name)),

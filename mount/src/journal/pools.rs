@@ -13,6 +13,8 @@ pub(crate) struct PoolConfig {
     /// Whether exclusive lists with offline CPUs can be claimed.
     pub(crate) partial: bool,
     pub(crate) mode: Mode,
+    /// Whether it and its lists are removed when they are not used any longer.
+    pub(crate) transient: bool,
     /// The id of its directory.
     pub(crate) node: u64,
     pub(crate) lists: Vec<ListConfig>,

@@ -41,6 +41,16 @@ pub(crate) struct Untrusted {
     pub(crate) why: String,
 }
 
+/// Removes the files of a state directory, and the directory if nothing else is in it.
+pub(crate) fn remove(directory: &Path) {
+    for name in NAMES {
+        let _ = fs::remove_file(directory.join(name));
+    }
+    if let Err(error) = fs::remove_dir(directory) {
+        log::warn!("{}: cannot be removed: {error}", directory.display());
+    }
+}
+
 /// Checks a state directory, as far as it exists, and its files.
 ///
 /// # Errors

@@ -195,6 +195,7 @@ impl Claims {
             Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
             Command::SetPartial { pool, partial } => self.set_partial(pool, partial),
+            Command::SetTransient { pool, transient } => self.set_transient(pool, transient),
             Command::PrepareMode { pool, mode, now } => self.prepare_mode(pool, mode, now),
             Command::CancelMode(pool) => self.cancel_mode(pool),
             Command::SetMode { pool, mode } => self.set_mode(pool, mode),

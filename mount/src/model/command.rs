@@ -259,6 +259,13 @@ pub enum Command {
         /// The new value.
         partial: bool,
     },
+    /// Remove the lists of the pool when their last task leaves, and the pool with its last list, or not.
+    SetTransient {
+        /// The pool.
+        pool: PoolId,
+        /// The new value.
+        transient: bool,
+    },
     /// A new mode of the pool, which must have no tasks, is going to be stored: let nobody in.
     PrepareMode {
         /// The pool.

@@ -442,7 +442,7 @@ impl Refusal {
                 "not the number of an event; write the seq of the last event that you have read".into()
             }
             Self::NotWritable => {
-                "this file is read-only; commands go to tasks, exclusive, partial, mode and info/reclaimed".into()
+                "this file is read-only; commands go to tasks, exclusive, partial, mode, transient and info/reclaimed".into()
             }
             Self::FixedDirectory => {
                 "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()

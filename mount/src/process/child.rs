@@ -16,7 +16,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
-use super::sys;
+use super::sys::{self, Question};
 use crate::procfs::{ProcFs, Stat};
 
 /// Makes the started program die with `SIGKILL` when the thread that starts it ends, and unblocks all signals in it.
@@ -38,10 +38,10 @@ pub(crate) fn keep_sigpipe(command: &mut Command) {
     sys::before_exec(command, move || sys::set_sigpipe(ignored));
 }
 
-/// The answer of [`stat_in_child`].
+/// The answer of [`stat_in_child`] and [`rmdir_in_child`].
 #[derive(Debug)]
 pub(crate) enum Asked {
-    /// The file exists, or not.
+    /// The file exists or was removed, or not.
     Answered(io::Result<()>),
     /// There was no answer in time, or the child of an earlier question still waits.
     NoAnswer,
@@ -57,6 +57,18 @@ static UNANSWERED: Mutex<Option<Pid>> = Mutex::new(None);
 /// # Errors
 /// No process can be started.
 pub(crate) fn stat_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
+    ask_in_child(path, Question::Stat, most)
+}
+
+/// Removes a directory in a child process, for the same reason, and waits at most `most` for the answer.
+///
+/// # Errors
+/// No process can be started.
+pub(crate) fn rmdir_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
+    ask_in_child(path, Question::Rmdir, most)
+}
+
+fn ask_in_child(path: &Path, question: Question, most: Duration) -> io::Result<Asked> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut unanswered = UNANSWERED.lock();
     if let Some(child) = *unanswered {
@@ -66,7 +78,7 @@ pub(crate) fn stat_in_child(path: &Path, most: Duration) -> io::Result<Asked> {
         *unanswered = None;
     }
     let (answer, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let (child, memory) = sys::StatChild::start(path, write.as_fd())?;
+    let (child, memory) = sys::AskingChild::start(path, question, write.as_fd())?;
     drop(write);
     let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
     let mut errno = [0; 4];

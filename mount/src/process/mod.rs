@@ -43,7 +43,8 @@ use crate::procfs::{self, ProcFs};
 
 use cgroups::KnownCgroups;
 pub(crate) use child::{
-    Asked, PidFd, collect_children, keep_sigpipe, reset_sigchld, send_signal, set_pdeathsig, stat_in_child,
+    Asked, PidFd, collect_children, keep_sigpipe, reset_sigchld, rmdir_in_child, send_signal, set_pdeathsig,
+    stat_in_child,
 };
 pub(crate) use fds::{clear_cloexec, close_inherited, dup_above, dup_to, inherited_fd, is_open, replace_fd};
 pub(crate) use kept::KeptPidfds;

@@ -227,27 +227,42 @@ pub(super) fn set_sigpipe(ignored: bool) -> io::Result<()> {
     unsafe { signal(Signal::SIGPIPE, action) }.map(|_| ()).map_err(io::Error::from)
 }
 
-/// A child process that asks the filesystem for the attributes of a file. It shares the memory of this process, because
+/// What a child process asks a filesystem.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    /// For the attributes of a file.
+    Stat,
+    /// To remove a directory.
+    Rmdir,
+}
+
+/// A child process that asks a filesystem something. It shares the memory of this process, because
 /// fork(2) copies page tables, which takes longer than the question. So its stack and its input are here.
 #[repr(C, align(16))]
-pub(super) struct StatChild {
+pub(super) struct AskingChild {
     stack: [u8; 32 * 1024],
     path: CString,
+    question: Question,
     answer: RawFd,
 }
 
-impl StatChild {
+impl AskingChild {
     /// Starts the child. It writes the errno (0 for none) to `answer`, and exits. It has no other descriptor of this
     /// process, so that nobody waits for it.
-    pub(super) fn start(path: CString, answer: BorrowedFd<'_>) -> io::Result<(nix::unistd::Pid, Box<Self>)> {
-        let child = Box::into_raw(Box::new(Self { stack: [0; 32 * 1024], path, answer: answer.as_raw_fd() }));
+    pub(super) fn start(
+        path: CString,
+        question: Question,
+        answer: BorrowedFd<'_>,
+    ) -> io::Result<(nix::unistd::Pid, Box<Self>)> {
+        let child = Self { stack: [0; 32 * 1024], path, question, answer: answer.as_raw_fd() };
+        let child = Box::into_raw(Box::new(child));
         // No handler may run in it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         // SAFETY: the child makes only system calls and takes no lock. It writes to its stack, and to `errno`, while this
         // thread waits for the answer; a caller that waits no longer kills it. It does not return.
         let (pid, child) = unsafe {
             let top = (&raw mut (*child).path).cast();
-            let pid = libc::clone(stat_and_answer, top, libc::CLONE_VM | libc::SIGCHLD, child.cast());
+            let pid = libc::clone(ask_and_answer, top, libc::CLONE_VM | libc::SIGCHLD, child.cast());
             (check(pid.into()), Box::from_raw(child))
         };
         before.thread_set_mask()?;
@@ -255,10 +270,10 @@ impl StatChild {
     }
 }
 
-extern "C" fn stat_and_answer(child: *mut libc::c_void) -> libc::c_int {
+extern "C" fn ask_and_answer(child: *mut libc::c_void) -> libc::c_int {
     // SAFETY: whoever starts it keeps the input until it has exited.
     unsafe {
-        let StatChild { path, answer, .. } = &*child.cast::<StatChild>();
+        let AskingChild { path, question, answer, .. } = &*child.cast::<AskingChild>();
         libc::dup2(*answer, 0);
         libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
         // `struct statx` (linux/stat.h) has 256 bytes.
@@ -266,8 +281,11 @@ extern "C" fn stat_and_answer(child: *mut libc::c_void) -> libc::c_int {
         // The kernel may not answer from its own memory.
         let flags = libc::AT_STATX_FORCE_SYNC | libc::AT_SYMLINK_NOFOLLOW;
         let mask = libc::STATX_BASIC_STATS;
-        let done =
-            libc::syscall(libc::SYS_statx, libc::AT_FDCWD, path.as_ptr(), flags, mask, found.as_mut_ptr());
+        let (at, path) = (libc::AT_FDCWD, path.as_ptr());
+        let done = match question {
+            Question::Stat => libc::syscall(libc::SYS_statx, at, path, flags, mask, found.as_mut_ptr()),
+            Question::Rmdir => libc::syscall(libc::SYS_unlinkat, at, path, libc::AT_REMOVEDIR),
+        };
         let errno = if done == 0 { 0 } else { *libc::__errno_location() };
         libc::write(0, (&raw const errno).cast(), size_of_val(&errno));
         libc::_exit(0)

@@ -89,6 +89,7 @@ impl<P: Ports> Entry<P> {
         Self::file(Location::Pool { offset: 2 }, "tasks",     0o644, show_pool_tasks, Some(store_pool_tasks), Volatile::Yes),
         Self::file(Location::Pool { offset: 3 }, "partial",   0o644, show_partial,    Some(store_partial),   Volatile::No),
         Self::file(Location::Pool { offset: MODE_OFFSET }, "mode", 0o644, show_mode,   Some(store_mode),      Volatile::No),
+        Self::file(Location::Pool { offset: MODE_OFFSET + 1 }, "transient", 0o644, show_transient, Some(store_transient), Volatile::No),
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
         Self::file(Location::List { offset: 2 }, "state",     0o444, show_state,      None,                 Volatile::Yes),
@@ -115,6 +116,10 @@ fn show_exclusive<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
 
 fn show_partial<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
     show_flag(engine, context, Pool::is_partial)
+}
+
+fn show_transient<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
+    show_flag(engine, context, Pool::is_transient)
 }
 
 fn show_mode<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
@@ -193,6 +198,14 @@ fn store_partial<P: Ports>(
     request: &WriteRequest<'_>,
 ) -> Result<(), Refused> {
     Ok(engine.set_partial(context.caller, request.opener, PoolId(context.base), request.data)?)
+}
+
+fn store_transient<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    Ok(engine.set_transient(context.caller, request.opener, PoolId(context.base), request.data)?)
 }
 
 fn store_mode<P: Ports>(

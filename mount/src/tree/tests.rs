@@ -69,6 +69,7 @@ d755 cacheable /pools/excl/2-3
 -644 cacheable /pools/excl/mode
 -644 cacheable /pools/excl/partial
 -644 volatile /pools/excl/tasks
+-644 cacheable /pools/excl/transient
 d755 cacheable /pools/shared
 d755 cacheable /pools/shared/4-5
 -444 volatile /pools/shared/4-5/state
@@ -77,6 +78,7 @@ d755 cacheable /pools/shared/4-5
 -644 cacheable /pools/shared/mode
 -644 cacheable /pools/shared/partial
 -644 volatile /pools/shared/tasks
+-644 cacheable /pools/shared/transient
 d755 cacheable /self
 -444 volatile /self/claim
 -444 volatile /self/cpus
@@ -102,6 +104,7 @@ fn node_ids_are_unique_and_lead_to_their_nodes_and_parents() {
     assert_eq!(node(&bed, "pools/excl/1/tasks").id(), EXCL_1.tasks_node());
     assert_eq!(node(&bed, "pools/excl/partial").id(), EXCL.partial_node());
     assert_eq!(node(&bed, "pools/excl/mode").id(), EXCL.mode_node());
+    assert_eq!(node(&bed, "pools/excl/transient").id(), EXCL.transient_node());
     assert_eq!(node(&bed, "pools/excl/1/state").id(), EXCL_1.state_node());
     for unknown in [0, 14, 63, EXCL_1.0 + 3, 1 << 40] {
         assert!(Node::of(&bed.engine, unknown).is_none(), "{unknown}");

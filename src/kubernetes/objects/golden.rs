@@ -161,6 +161,7 @@ fn requests_about_pods() {
         install_dir: "/opt/bin".into(),
         dataplane: 7,
         controlplane: 2,
+        isolated: false,
     };
     let create = |commands: &[HostCommand]| {
         let pods = plan(commands).pods("n1");

@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) state_dir: String,
     pub(crate) install_dir: String,
     pub(crate) dataplane: usize,
+    /// Whether dataplane is isolated.
+    pub(crate) isolated: bool,
     pub(crate) controlplane: usize,
 }
 
@@ -183,12 +185,14 @@ impl Plan {
             vec![name.into(), conf_dir.clone(), "--interval=60".into(), "--publish".into(), namespace.clone()]
         };
         let args = match command {
-            HostCommand::Init => vec![
-                "init".into(),
-                conf_dir,
-                format!("--num-dp-cores={}", self.dataplane),
-                format!("--num-cp-cores={}", self.controlplane),
-            ],
+            HostCommand::Init => {
+                let counts = [
+                    format!("--num-dp-cores={}", self.dataplane),
+                    format!("--num-cp-cores={}", self.controlplane),
+                ];
+                let isolated = self.isolated.then(|| "--isolated".into());
+                ["init".into(), conf_dir].into_iter().chain(counts).chain(isolated).collect()
+            }
             HostCommand::Discover => vec!["discover".into(), conf_dir],
             HostCommand::Install => vec!["install".into(), format!("--install-dir={}", self.install_dir)],
             HostCommand::Reconcile => periodic("reconcile"),

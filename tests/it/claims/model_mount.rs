@@ -249,8 +249,13 @@ impl Both {
         for pool in self.naive.pools() {
             let path = self.mount.pool(POOLS[pool]);
             let lists = self.naive.lists(pool);
-            let expected =
-                lists.iter().map(|&list| LISTS[list]).chain(["exclusive", "mode", "partial", "tasks"]);
+            let expected = lists.iter().map(|&list| LISTS[list]).chain([
+                "exclusive",
+                "mode",
+                "partial",
+                "tasks",
+                "transient",
+            ]);
             assert_eq!(names(path.clone()), sorted(expected.map(str::to_owned).collect()), "{op:?}");
             let flag = if self.naive.is_exclusive(pool) { "1\n" } else { "0\n" };
             assert_eq!(fs::read_to_string(path.join("exclusive")).unwrap(), flag, "{op:?}");

@@ -14,5 +14,6 @@ pub mod node_report;
 pub mod reconcile;
 pub mod reconcile_interval;
 pub mod repair;
+pub mod shield;
 pub mod state;
 pub mod unanswered;

@@ -223,6 +223,9 @@ fn a_dry_run_prints_the_pods() {
     let sent: Vec<Value> = server.changes().into_iter().map(|entry| entry.body).collect();
     let printed: Vec<Value> = serde_saphyr::from_multiple(&out).unwrap();
     assert_eq!(printed, sent);
+    assert!(!out.contains("--isolated"), "{out}");
+    let (out, _, _) = run(&mut cluster_init(&server, &["--host-list=n1", "--dry-run", "--isolated"]));
+    assert_eq!(out.matches("--isolated").count(), 1, "for init: {out}");
 }
 
 #[test]

@@ -51,6 +51,7 @@ fn administer(mount: &Mount) -> Vec<(&'static str, io::Result<()>)> {
         ("mkdir of a list", fs::create_dir(mount.pool("infra").join("1"))),
         ("exclusive", write(&pool.join("exclusive"), "0")),
         ("partial", write(&pool.join("partial"), "1")),
+        ("transient", write(&pool.join("transient"), "1")),
         ("mode", write(&pool.join("mode"), "affinity")),
         ("chmod", fs::set_permissions(pool.join("tasks"), mode)),
         ("chgrp", chown(pool.join("tasks"), None, Some(0))),

@@ -32,7 +32,7 @@ fn a_pool_name_is_valid_in_kubernetes() {
         fs::create_dir(mount.pool(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
         assert_eq!(mount.read(&format!("pools/{good}/exclusive")), "0\n");
         assert_eq!(mount.read(&format!("pools/{good}/tasks")), "");
-        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 5);
         assert_eq!(errno(fs::create_dir(mount.pool(good))), Errno::EEXIST);
     }
     for bad in ["-", "-a", "a-", "A", "a_b", "a.b", "a b", "ä", "a\n", "...", &"x".repeat(64)] {
@@ -56,8 +56,11 @@ fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     let entries = fs::read_dir(mount.pool("pool")).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<OsString> = entries.collect();
     names.sort();
-    assert_eq!(names, ["005", "1,0", "3", "4-4", "7,6", "exclusive", "mode", "partial", "tasks"]);
-    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 9);
+    assert_eq!(
+        names,
+        ["005", "1,0", "3", "4-4", "7,6", "exclusive", "mode", "partial", "tasks", "transient"]
+    );
+    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 10);
     assert_eq!(
         errno(fs::metadata(mount.pool("pool").join("0-1"))),
         Errno::ENOENT,
@@ -154,7 +157,7 @@ fn lists_with_tasks_and_pools_with_lists_stay() {
 #[test]
 fn exclusive_and_partial_take_only_0_or_1() {
     let mount = Mount::with_shared();
-    for name in ["exclusive", "partial"] {
+    for name in ["exclusive", "partial", "transient"] {
         let flag = mount.pool("shared").join(name);
         assert_eq!(fs::read_to_string(&flag).unwrap(), "0\n");
         for good in ["1", "0", "1\n", "0\n", " 1 \n"] {
@@ -254,7 +257,9 @@ fn only_root_configures_whatever_the_modes() {
 fn exclusive_and_partial_need_root_at_open_and_at_write() {
     let mount = Mount::with_dataplane();
     mount.let_everybody_in();
-    for (name, before, new) in [("exclusive", "1\n", "0\n"), ("partial", "0\n", "1\n")] {
+    for (name, before, new) in
+        [("exclusive", "1\n", "0\n"), ("partial", "0\n", "1\n"), ("transient", "0\n", "1\n")]
+    {
         let flag = mount.pool("dataplane").join(name);
         set_mode(&flag, 0o666);
         let open = || File::options().write(true).open(&flag).unwrap();
@@ -302,7 +307,7 @@ fn the_configuration_survives_a_stop_and_a_kill() {
     fs::create_dir(mount.pool("new")).unwrap();
     let numbers = configuration(&mount).into_iter().filter(|(path, ..)| path.starts_with("pools/new"));
     let numbers: Vec<u64> = numbers.map(|(_, number, ..)| number).collect();
-    assert_eq!(numbers.len(), 5);
+    assert_eq!(numbers.len(), 6);
     assert!(before.iter().all(|(_, other, ..)| !numbers.contains(other)), "no number is reused");
 }
 

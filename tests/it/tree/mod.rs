@@ -14,3 +14,4 @@ pub mod rights;
 pub mod self_dir;
 pub mod shell;
 pub mod snapshots;
+pub mod transient;

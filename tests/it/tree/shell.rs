@@ -6,7 +6,7 @@ use crate::harness::{Mount, run};
 fn the_session_of_the_readme() {
     let mount = Mount::new();
     mount.sh("$KCM init --conf-dir=$C --num-dp-cores=1 --num-cp-cores=0");
-    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\nexclusive\nmode\npartial\ntasks\n");
+    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\nexclusive\nmode\npartial\ntasks\ntransient\n");
 
     let claim =
         "echo $$ > $C/pools/dataplane/0/tasks && grep Cpus_allowed_list /proc/$$/status && cat $C/self/claim";

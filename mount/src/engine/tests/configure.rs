@@ -25,11 +25,12 @@ const TARGETS: [Target; 6] = [
 
 type Change = fn(&Engine<Fake>, Caller) -> Result<(), Refusal>;
 
-const CHANGES: [(&str, Change); 8] = [
+const CHANGES: [(&str, Change); 9] = [
     ("echo 0 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), EXCL, b"0")),
     ("echo 1 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), SHARED, b"1")),
     ("mkdir of a pool", |engine, root| engine.add_pool(root, "new").map(|_| ())),
     ("echo 1 > partial", |engine, root| engine.set_partial(root, 0.into(), EXCL, b"1")),
+    ("echo 1 > transient", |engine, root| engine.set_transient(root, 0.into(), EXCL, b"1")),
     ("mkdir of a list", |engine, root| engine.add_list(root, SHARED, "6").map(|_| ())),
     ("rmdir of a pool", |engine, root| engine.remove_pool(root, EMPTY)),
     ("rmdir of a list", |engine, root| engine.remove_list(root, EXCL_23)),

@@ -15,6 +15,7 @@ mod reads;
 mod retry;
 mod shares;
 mod time;
+mod transient;
 
 use std::sync::{Arc, Weak};
 

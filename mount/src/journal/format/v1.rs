@@ -233,6 +233,9 @@ pub(in crate::journal) struct Pool {
     /// The same holds for this one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     isolated: bool,
+    /// And for this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    transient: bool,
     node: u64,
 }
 
@@ -529,6 +532,7 @@ impl From<&pools::PoolConfig> for Pool {
             },
             partial: pool.partial,
             isolated: pool.mode == pool::Mode::Isolated,
+            transient: pool.transient,
             node: pool.node,
         }
     }
@@ -547,6 +551,7 @@ impl TryFrom<Pool> for pools::PoolConfig {
             },
             partial: pool.partial,
             mode: if pool.isolated { pool::Mode::Isolated } else { pool::Mode::Affinity },
+            transient: pool.transient,
             node: pool.node,
             lists: Vec::new(),
         })

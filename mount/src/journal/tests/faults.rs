@@ -1,4 +1,6 @@
 //! A disk that fails, writes short, or does not answer: records keep their order, none is lost, none is doubled.
+//!
+//! Longer than 400 lines because the disk with its faults and the tests that need it are read together.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -92,6 +92,7 @@ pub(super) fn config() -> Config {
         name: name.parse().unwrap(),
         exclusivity,
         partial: false,
+        transient: false,
         mode: Mode::Affinity,
         node,
         lists,

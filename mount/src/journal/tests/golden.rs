@@ -235,6 +235,22 @@ fn partitions_are_recorded_in_version_1() {
 }
 
 #[test]
+fn what_a_pool_is_besides_exclusive_are_optional_fields_of_version_1() {
+    let mut config = golden_config();
+    let pool = &mut config.pools[1];
+    (pool.partial, pool.mode, pool.transient) = (true, Mode::Isolated, true);
+    let (directory, state, _) = open_golden(CLAIMS);
+    state.store_config(&config).unwrap();
+    let written = fs::read_to_string(directory.path().join("config")).unwrap();
+    let line = r#"{"pool":{"name":"infra","exclusivity":"shared","partial":true,"isolated":true,"transient":true,"node":68}}"#;
+    assert!(written.contains(line), "{written}");
+    drop(state);
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (_, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    assert_eq!(recovered.config, config);
+}
+
+#[test]
 fn records_have_owners_in_version_1() {
     let directory = directory();
     fs::write(directory.path().join("claims"), OWNERS).unwrap();

@@ -28,6 +28,7 @@ impl Claims {
                 exclusivity,
                 coming: None,
                 partial: false,
+                transient: false,
                 mode: Mode::Affinity,
                 changes_mode: false,
                 lists: BTreeMap::new(),
@@ -131,6 +132,11 @@ impl Claims {
 
     pub(super) fn set_partial(&mut self, id: PoolId, partial: bool) -> Result<Effects, Refusal> {
         self.pools.get_mut(&id).ok_or(Refusal::Removed)?.partial = partial;
+        Ok(Effects::default())
+    }
+
+    pub(super) fn set_transient(&mut self, id: PoolId, transient: bool) -> Result<Effects, Refusal> {
+        self.pools.get_mut(&id).ok_or(Refusal::Removed)?.transient = transient;
         Ok(Effects::default())
     }
 

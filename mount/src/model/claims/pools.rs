@@ -104,6 +104,8 @@ pub struct Pool {
     pub(super) coming: Option<Exclusivity>,
     /// Whether an exclusive list with offline CPUs can be claimed.
     pub(super) partial: bool,
+    /// Whether its lists are removed when their last task leaves, and the pool with its last list.
+    pub(super) transient: bool,
     pub(super) mode: Mode,
     /// Whether another mode is being stored. Until then nobody is let in.
     pub(super) changes_mode: bool,
@@ -130,6 +132,12 @@ impl Pool {
     #[must_use]
     pub fn is_partial(&self) -> bool {
         self.partial
+    }
+
+    /// Returns whether its lists are removed when their last task leaves, and the pool with its last list.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        self.transient
     }
 
     /// Returns what keeps others off its lists.
