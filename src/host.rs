@@ -58,6 +58,24 @@ impl Host {
         Self::at(path("KCM_PROC_FS").unwrap_or_else(|| "/proc".into()), path("KCM_DEV_LSCPU_SYSFS"))
     }
 
+    /// The same, for a command that looks at processes.
+    ///
+    /// # Errors
+    /// `KCM_PROC_FS` is not a procfs: no process would be found.
+    pub(crate) fn with_processes() -> Result<Self, Error> {
+        Self::from_env().checked()
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        let (path, cure) = (self.proc.display(), "set KCM_PROC_FS to a procfs");
+        let Some(processes) = &self.processes else {
+            return Err(anyhow!("{path}: cannot be read; {cure}"));
+        };
+        let mut any = self.proc.join("cmdline").exists();
+        processes.each_pid(|_| any = true).with_context(|| format!("{path}: cannot be read; {cure}"))?;
+        if any { Ok(self) } else { Err(anyhow!("{path}: not a procfs; {cure}")) }
+    }
+
     fn at(proc: PathBuf, system: Option<PathBuf>) -> Self {
         let processes = ProcFs::at(&proc).ok().map(Arc::new);
         Self { proc, processes, system }
@@ -205,6 +223,11 @@ mod tests {
         let host = Host::at("/nowhere".into(), None);
         assert!(host.user_processes().is_empty() && !host.is_alive(1));
         assert!(host.program_name(1).is_none() && host.thread_masks(1).is_empty());
+        let refused = format!("{:#}", host.clone().checked().unwrap_err());
+        assert_eq!(refused, "/nowhere: cannot be read; set KCM_PROC_FS to a procfs");
+        let refused = format!("{:#}", Host::at("/dev".into(), None).checked().unwrap_err());
+        assert_eq!(refused, "/dev: not a procfs; set KCM_PROC_FS to a procfs");
+        assert!(Host::at("/proc".into(), None).checked().is_ok());
         let error = format!("{:#}", host.own_pid().unwrap_err());
         assert!(
             error.starts_with("/nowhere/self/stat: cannot be read; set KCM_PROC_FS to a procfs"),

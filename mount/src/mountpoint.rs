@@ -51,8 +51,16 @@ pub enum Status {
 /// # Errors
 /// The path or the mount table cannot be read, or the path is not a directory.
 pub fn status(path: &Path) -> io::Result<Status> {
+    status_within(path, ANSWER_TIMEOUT)
+}
+
+/// The same for somebody who waits no longer than `most` for the answer of a daemon.
+///
+/// # Errors
+/// As for [`status`].
+pub fn status_within(path: &Path, most: Duration) -> io::Result<Status> {
     if is_mounted(path)? {
-        return Ok(probe(path));
+        return Ok(probe(path, most));
     }
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(if is_marked(path) { Status::Marked } else { Status::Plain }),
@@ -166,9 +174,9 @@ pub fn is_marked(path: &Path) -> bool {
 }
 
 /// Accesses the mount in a process of its own, which may hang, and returns the state of the mount.
-fn probe(path: &Path) -> Status {
+fn probe(path: &Path, most: Duration) -> Status {
     let version = path.join("info/version");
-    let answer = match process::stat_in_child(&version, ANSWER_TIMEOUT) {
+    let answer = match process::stat_in_child(&version, most) {
         Ok(Asked::NoAnswer) => return Status::NotAnswering,
         Ok(Asked::Answered(answer)) => answer,
         // This user may have no more processes. That is no reason to believe that the mount hangs.

@@ -28,6 +28,7 @@ A session:
   kcm shield --cpus=2-3 ./forwarder                the same without pools, alone on the CPUs
   echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
   cat /etc/kcm/self/last_error                     show why the last operation was refused
+  kcm status                                       show whether all is well
 
 Environment:
   KCM_LOG_LEVEL        CRITICAL (no messages), ERROR, WARNING, INFO (the default) or DEBUG
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     ClusterInit(ClusterInit),
     Isolate(Isolate),
     Shield(Shield),
+    Status(Status),
     Describe(Describe),
     Discover(Discover),
     Reconcile(Reconcile),
@@ -276,6 +278,34 @@ impl Isolate {
             None => Program::Direct { program: words.next()?, args: words.collect() },
         })
     }
+}
+
+/// Show whether all is well: the daemon, the pools, and each problem with what to do
+///
+/// Checks everything that node-report checks. Answers in time, whatever hangs.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm status
+  kcm status --json
+  kcm status > /dev/null || echo look at this node
+
+Exit status: 0 no problem, 1 there are problems, 2 wrong usage, 3 no daemon runs, or it does not answer.")]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Seconds to wait for answers
+    #[arg(long, value_name = "seconds", default_value = "2", value_parser = validate::wait)]
+    pub(crate) timeout: Wait,
+    /// Directory of the kubelet's cpu_manager_state
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
+    pub(crate) kubelet_dir: PathBuf,
+    /// Look, and print the JSON, in a process that may hang
+    #[arg(long, hide = true)]
+    pub(crate) look: bool,
 }
 
 /// Print the pools, their CPU lists and tasks

@@ -18,7 +18,7 @@ use crate::host::Host;
 pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     let dir = ConfDir::open(&args.dir.conf_dir)?;
     let pools = dir.find()?.warned();
-    let host = Host::from_env();
+    let host = Host::with_processes()?;
     let output = match args.format {
         Format::Json => json_text(&description(&dir, &pools)),
         Format::Table => table(&pools, &host.online()?),
@@ -111,7 +111,7 @@ pub(super) fn shown(name: &str) -> String {
 }
 
 /// Returns the rows as left-aligned columns with two spaces between them.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -91,7 +91,7 @@ pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
 
 /// Checks that no list has tasks.
 fn check_unused(dir: &ConfDir) -> Result<(), Error> {
-    let host = Host::from_env();
+    let host = Host::with_processes()?;
     // A plain directory also has the PIDs of dead tasks.
     let is_live = |pid: &u32| dir.is_mounted() || host.is_alive(*pid);
     for (pool, content) in &dir.pools()? {
@@ -165,7 +165,7 @@ fn install_file(file: &Path, mut content: impl io::Read, mode: u32) -> Result<()
 ///
 /// # Errors
 /// systemd cannot have this path in a unit.
-fn unit_text(program: &Path) -> Result<String, Error> {
+pub(super) fn unit_text(program: &Path) -> Result<String, Error> {
     let plain =
         program.to_str().filter(|path| !path.contains(|c: char| c.is_control() || "\"\\$".contains(c)));
     let path = plain.with_context(|| {

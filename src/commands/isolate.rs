@@ -151,7 +151,11 @@ fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Er
             Ok(_) => break,
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
                 if deadline.has_passed() {
-                    bail!("No free cpu lists in pool {pool}");
+                    // Scripts know the beginning from the legacy kcm.
+                    match dir.last_error(&error) {
+                        Some(reason) => bail!("No free cpu lists in pool {pool}: {reason}"),
+                        None => bail!("No free cpu lists in pool {pool}"),
+                    }
                 }
                 log::debug!("{}: EBUSY; waiting for a change", file.display());
                 wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;

@@ -17,6 +17,7 @@ mod reclaims;
 mod reconcile;
 mod shield;
 mod state;
+mod status;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
         Command::Shield(args) => shield::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),

@@ -24,7 +24,7 @@ use crate::kubernetes::objects::reports::NodeReport;
 
 /// Prints the report, once or periodically.
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
-    let host = Host::from_env();
+    let host = Host::with_processes()?;
     let mut publisher = Publisher::new(&args.publish, args.interval)?;
     interval::run(args.interval, || {
         let report = report(&args.dir.conf_dir, &args.kubelet_dir, &host)?;

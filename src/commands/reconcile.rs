@@ -115,7 +115,7 @@ struct Outcome {
 
 /// Prints the report, once or periodically.
 pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
-    let host = Host::from_env();
+    let host = Host::with_processes()?;
     let mut unacknowledged = Vec::new();
     let publisher = Publisher::new(&args.publish, args.interval)?;
     let mut reclaims = publisher.map(Reclaims::new);

@@ -110,7 +110,7 @@ impl ConfDir {
     }
 
     /// Returns the sentence in `self/last_error`, if it is about `error`.
-    fn last_error(&self, error: &io::Error) -> Option<String> {
+    pub(crate) fn last_error(&self, error: &io::Error) -> Option<String> {
         let line = fs::read_to_string(self.path.join("self/last_error")).ok().filter(|_| self.mounted)?;
         log::debug!("self/last_error: {}", line.trim_end());
         sentence_about(&line, error).map(String::from)

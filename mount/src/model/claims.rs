@@ -23,7 +23,7 @@ use super::command::{
 };
 use super::cpuset::CpuSet;
 use super::pool::{Exclusivity, ListId, Mode, PoolId};
-use super::refusal::{Holder, Refusal};
+use super::refusal::{Holder, ListName, Refusal};
 use super::task::TaskId;
 
 mod configuring;
@@ -363,6 +363,16 @@ impl Claims {
     fn holder(&self, task: TaskId, list: ListId, now: u64) -> Holder {
         let since = self.claim(&task).map_or(now, |claim| claim.since);
         Holder { task, list, held: now.saturating_sub(since) }
+    }
+
+    /// Returns the list of the pool that has been held for the longest time, with its holder.
+    fn longest_holder(&self, pool: &Pool, now: u64) -> Option<(ListName, Holder)> {
+        let taken = pool.taken().filter_map(|id| Some((id, self.lists.get(&id)?)));
+        let holders = taken.filter_map(|(id, list)| {
+            let task = list.tasks.iter().next()?;
+            Some((list.name.clone(), self.holder(*task, id, now)))
+        });
+        holders.max_by_key(|(_, holder)| holder.held)
     }
 
     /// Returns the name of the free list that a claim of any list of the pool gets.

@@ -83,6 +83,8 @@ pub enum Refusal {
         pool: PoolName,
         /// How many lists it has.
         lists: usize,
+        /// The list that has been held for the longest time, and its holder.
+        longest: Option<(ListName, Holder)>,
     },
     /// The pool has free lists, but the kernel allows the task on no free list.
     NoneSuits {
@@ -291,6 +293,7 @@ impl Refusal {
     pub fn holder(&self) -> Option<Holder> {
         match self {
             Self::Held { holder, .. } | Self::ListInUse { holder, .. } => Some(*holder),
+            Self::NoneFree { longest, .. } => longest.as_ref().map(|(_, holder)| *holder),
             _ => None,
         }
     }
@@ -335,12 +338,15 @@ impl Refusal {
                 format!("{list} is held by {holder} for {} s; {rest}", seconds(held))
             }
             Self::TwoNamed { list } => format!("{list} is exclusive and takes one task; name one process"),
-            Self::NoneFree { pool, lists: 0 } => {
+            Self::NoneFree { pool, lists: 0, .. } => {
                 format!("{pool} has no CPU lists; make one: mkdir pools/{pool}/<cpulist>")
             }
-            Self::NoneFree { pool, lists } => {
+            Self::NoneFree { pool, lists, longest } => {
+                let longest = longest.as_ref().map_or_else(String::new, |(list, held)| {
+                    format!("; {list} is held by {holder} for {} s, the longest time", seconds(held))
+                });
                 format!(
-                    "no list of {pool} is free ({lists} taken); wait for one with poll(2) or kcm isolate --wait"
+                    "no list of {pool} is free ({lists} taken){longest}; wait for one with poll(2) or kcm isolate --wait"
                 )
             }
             Self::NoneSuits { pool } => {

@@ -16,4 +16,5 @@ pub mod reconcile_interval;
 pub mod repair;
 pub mod shield;
 pub mod state;
+pub mod status;
 pub mod unanswered;

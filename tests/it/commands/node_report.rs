@@ -330,5 +330,5 @@ fn an_unreadable_machine_is_one_line() {
     let mut command = plain.kcm(&["node-report"]);
     fails(on(&mut command, Path::new("/nowhere")), "", "look at KCM_DEV_LSCPU_SYSFS");
     let mut command = plain.kcm(&["node-report"]);
-    fails(command.env("KCM_PROC_FS", "/nowhere"), "/nowhere/cmdline: cannot be read", "");
+    fails(command.env("KCM_PROC_FS", "/nowhere"), "/nowhere: cannot be read", "");
 }

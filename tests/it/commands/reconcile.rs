@@ -185,7 +185,7 @@ fn kcm_proc_fs_names_the_hosts_procfs() {
     let nowhere = plain.home().join("nowhere");
     fails(
         plain.kcm(&["reconcile"]).env("KCM_PROC_FS", &nowhere),
-        &format!("{}/self/stat: cannot be read; set KCM_PROC_FS to a procfs", nowhere.display()),
+        &format!("{}: cannot be read; set KCM_PROC_FS to a procfs", nowhere.display()),
         "",
     );
     assert_eq!(fs::read_to_string(plain.tasks("p", "0")).unwrap(), living.pid().to_string());

@@ -211,7 +211,7 @@ fn node_ids_are_never_reused() {
     for round in 0..6 {
         mount.make_pool("gone", false, &["1"]);
         let now = look(round);
-        assert_eq!(now, nodes + 8, "a pool has five nodes, a list three");
+        assert_eq!(now, nodes + 9, "a pool has six nodes, a list three");
         nodes = now;
         fs::remove_dir(mount.pool("gone").join("1")).unwrap();
         fs::remove_dir(mount.pool("gone")).unwrap();

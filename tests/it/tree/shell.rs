@@ -35,5 +35,5 @@ fn the_session_of_the_readme() {
     );
     let messages: Vec<&str> = err.lines().collect();
     assert!(messages[0].ends_with("echo: write error: Device or resource busy"), "{err}");
-    assert_eq!(messages[1], "ERROR:root:No free cpu lists in pool dataplane");
+    assert!(messages[1].starts_with("ERROR:root:No free cpu lists in pool dataplane: "), "{err}");
 }

@@ -170,7 +170,8 @@ impl Claims {
             if any {
                 Refusal::NoneSuits { pool: pool_name }
             } else {
-                Refusal::NoneFree { pool: pool_name, lists: pool.lists.len() }
+                let longest = self.longest_holder(pool, request.now);
+                Refusal::NoneFree { pool: pool_name, lists: pool.lists.len(), longest }
             }
         })
     }

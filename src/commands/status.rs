@@ -1,0 +1,336 @@
+//! `kcm status`: whether all is well, on one screen, in time.
+//!
+//! Owns the summary and what to do about each problem. Does not know the checks: those are of `kcm node-report`.
+//!
+//! A process that reads a mount may hang, in a way that not even SIGKILL ends, if the daemon stops in between. So another
+//! process reads, and this one waits for a bounded time.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Error};
+use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::mountpoint::{self, Status};
+use serde::{Deserialize, Serialize};
+
+use super::common::output::{json_text, print};
+use super::{describe, install, node_report};
+use crate::cli;
+use crate::confdir::{self, ConfDir, Pool};
+use crate::host::Host;
+use crate::service;
+
+/// The exit status if no daemon serves the directory.
+const NOT_RUNNING: u8 = 3;
+/// This part of the time is kept for a last question to the mount.
+const LAST_QUESTION: u32 = 4;
+/// What stands for waiting without limit.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The status as `--json` prints it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    path: PathBuf,
+    pools: BTreeMap<String, PoolReport>,
+    problems: Vec<Problem>,
+    /// How many claims of killed programs nobody has acknowledged; none if this user may not know.
+    reclaimed: Option<usize>,
+    /// Since when the daemon serves.
+    since: Option<String>,
+    state: State,
+    /// The version of the daemon.
+    version: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum State {
+    Healthy,
+    Problems,
+    NotRunning,
+    NotAnswering,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Problem {
+    /// The check of node-report, or `checks`, `unit` or `version`.
+    check: String,
+    cure: String,
+    problem: String,
+}
+
+/// A pool at a glance.
+#[derive(Debug, Serialize, Deserialize)]
+struct PoolReport {
+    cpus: String,
+    exclusive: bool,
+    free: usize,
+    isolated: bool,
+    lists: usize,
+    tasks: usize,
+}
+
+/// The part of a node report that is used here.
+#[derive(Debug, Deserialize)]
+struct Checks {
+    checks: BTreeMap<String, Check>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Check {
+    errors: Vec<String>,
+    since: Option<String>,
+}
+
+/// Prints the status.
+pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
+    if args.look {
+        let report = look(&args.dir.conf_dir, &args.kubelet_dir)?;
+        print(&json_text(&serde_json::to_value(report)?))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Without a report, the other process has printed why.
+    let Some(report) = look_in_time(args)? else { return Ok(ExitCode::FAILURE) };
+    let code = match report.state {
+        State::Healthy => ExitCode::SUCCESS,
+        State::Problems => ExitCode::FAILURE,
+        State::NotRunning | State::NotAnswering => ExitCode::from(NOT_RUNNING),
+    };
+    print(&if args.json { json_text(&serde_json::to_value(report)?) } else { text(&report) })?;
+    Ok(code)
+}
+
+/// Looks in another process, and waits for it no longer than the user wants.
+fn look_in_time(args: &cli::Status) -> Result<Option<Report>, Error> {
+    let (conf_dir, begun) = (&args.dir.conf_dir, Instant::now());
+    let most = args.timeout.unwrap_or(LONG).min(LONG);
+    let first = most - most / LAST_QUESTION;
+    if let Some(report) = unserved(conf_dir, first) {
+        return Ok(Some(report));
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.args(std::env::args_os().skip(1)).arg("--look").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("no process can be started; look at the limits of this user")?;
+    let mut output = child.stdout.take().context("no pipe")?;
+    let (sender, answer) = mpsc::channel();
+    std::thread::Builder::new().spawn(move || {
+        let mut text = String::new();
+        let _ = output.read_to_string(&mut text);
+        let _ = sender.send(text);
+    })?;
+    match answer.recv_timeout(first.saturating_sub(begun.elapsed())) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+        Err(_) => {
+            let _ = child.kill();
+            let late = "the checks take longer than --timeout; kcm node-report waits for them";
+            let late = || Report::new(State::Problems, conf_dir, vec![Problem::new("checks", late)]);
+            Ok(Some(unserved(conf_dir, most.saturating_sub(begun.elapsed())).unwrap_or_else(late)))
+        }
+    }
+}
+
+/// Returns the status if no daemon serves the directory, or none answers; `None` if one does, or if it is a plain directory
+/// with pools.
+fn unserved(conf_dir: &Path, most: Duration) -> Option<Report> {
+    let path = conf_dir.display();
+    let report = |state, message: &str| Report::new(state, conf_dir, vec![Problem::new("mount", message)]);
+    let not_running = |why: &str| {
+        let start = service::start_command(conf_dir);
+        Some(report(State::NotRunning, &format!("{path}: {why}; start it: {start}")))
+    };
+    let has_pools = || fs::read_dir(conf_dir.join("pools")).is_ok_and(|mut pools| pools.next().is_some());
+    match mountpoint::status_within(conf_dir, most) {
+        Ok(Status::NotAnswering) => {
+            let cure = "look at its log, and for stopped processes of it (ps -o pid,stat,args)";
+            Some(report(State::NotAnswering, &format!("{path}: kcm mount does not answer; {cure}")))
+        }
+        Ok(Status::Stale | Status::Marked) => not_running("kcm mount is not running"),
+        Ok(Status::Absent) => not_running("no such directory, so kcm mount is not running"),
+        Ok(Status::Plain) if !has_pools() => not_running("no pools, and kcm mount is not running"),
+        _ => None,
+    }
+}
+
+/// Looks at a directory, which may take any time.
+fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
+    let report = node_report::report(conf_dir, kubelet_dir, &Host::with_processes()?)?;
+    let Checks { checks } = serde_json::from_value(report)?;
+    let since = checks.get("mount").and_then(|mount| mount.since.clone());
+    let of_check = |(check, result): (&String, &Check)| -> Vec<Problem> {
+        result.errors.iter().map(|error| Problem::new(check, error)).collect()
+    };
+    let mut problems: Vec<Problem> = checks.iter().flat_map(of_check).collect();
+    let dir = ConfDir::open(conf_dir)?;
+    let pools = dir.find()?.pools;
+    let file = |name: &str| fs::read_to_string(conf_dir.join(name)).ok().filter(|_| dir.is_mounted());
+    let version = file("info/version").map(|version| version.trim().to_owned());
+    problems.extend(out_of_step(conf_dir, version.as_deref()));
+    let state = if problems.is_empty() { State::Healthy } else { State::Problems };
+    let reclaimed = file("info/reclaimed").map(|text| text.lines().count());
+    let pools = pools.iter().map(|(name, pool)| (name.clone(), PoolReport::new(pool))).collect();
+    Ok(Report { pools, reclaimed, since, version, ..Report::new(state, conf_dir, problems) })
+}
+
+/// Returns a problem if the daemon or its unit is of another version than this program.
+fn out_of_step(conf_dir: &Path, version: Option<&str>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let own = env!("CARGO_PKG_VERSION");
+    let unit = service::unit_of(conf_dir);
+    if let Some(version) = version.filter(|version| *version != own) {
+        let upgrade = if unit.is_some() { "systemctl reload kcm" } else { "kcm mount --upgrade" };
+        let message = format!("the daemon is kcm {version}, and this program {own}; upgrade it: {upgrade}");
+        problems.push(Problem::new("version", &message));
+    }
+    let Some(unit) = unit else { return problems };
+    let text = fs::read_to_string(&unit).unwrap_or_default();
+    let program = text.lines().find_map(|line| line.strip_prefix("ExecStart=\"")?.split('"').next());
+    let program = program.map(|program| program.replace("%%", "%"));
+    let expected = program.and_then(|program| install::unit_text(Path::new(&program)).ok());
+    if expected.is_none_or(|expected| expected != text) {
+        let message = format!(
+            "{} is not the unit of this version; replace it: kcm install --systemd (changes of your own belong into a \
+             drop-in: systemctl edit kcm)",
+            unit.display()
+        );
+        problems.push(Problem::new("unit", &message));
+    }
+    problems
+}
+
+/// What to do about the errors of a check that do not say it.
+fn cure(check: &str) -> &'static str {
+    match check {
+        "configDirectory" => "remove one of the lists with rmdir, or repair the file by hand",
+        "cpus" => "bring them online: echo 1 > /sys/devices/system/cpu/cpu<n>/online",
+        "intruders" => "end that process, let it claim, or pin it elsewhere: taskset -a -p -c <cpus> <pid>",
+        "isolation" => "look at the cgroup that insists on the CPUs; the daemon tries again by itself",
+        "kubelet" => "give these CPUs to the kubelet or to kcm, not to both",
+        "masks" => "let the cpuset of its cgroup have the CPUs of the list",
+        "siblings" => "make lists of whole cores",
+        _ => "look at the log of kcm mount",
+    }
+}
+
+impl Report {
+    fn new(state: State, conf_dir: &Path, problems: Vec<Problem>) -> Self {
+        let (path, pools) = (conf_dir.to_owned(), BTreeMap::new());
+        Self { path, pools, problems, reclaimed: None, since: None, state, version: None }
+    }
+}
+
+impl Problem {
+    /// From a message `<what>; <cure>`, or from one without a cure.
+    fn new(check: &str, message: &str) -> Self {
+        let (problem, cure) = message.split_once("; ").unwrap_or_else(|| (message, cure(check)));
+        Self { check: check.to_owned(), cure: cure.to_owned(), problem: problem.to_owned() }
+    }
+}
+
+impl PoolReport {
+    fn new(pool: &Pool) -> Self {
+        let cpus = |list: &String| confdir::parse_cpu_list(list).unwrap_or_default();
+        let all = pool.lists.keys().map(cpus).fold(CpuSet::new(), |all, cpus| all.union(&cpus));
+        Self {
+            cpus: all.to_string(),
+            exclusive: pool.exclusive,
+            free: pool.lists.values().filter(|tasks| tasks.is_empty()).count(),
+            isolated: pool.isolated,
+            lists: pool.lists.len(),
+            tasks: pool.lists.values().map(Vec::len).sum(),
+        }
+    }
+
+    /// The cells of its row, without the name.
+    fn cells(&self) -> [String; 5] {
+        let kind = match (self.exclusive, self.isolated) {
+            (_, true) => "isolated",
+            (true, false) => "exclusive",
+            (false, false) => "shared",
+        };
+        let free = if self.exclusive { self.free.to_string() } else { "-".to_owned() };
+        let cpus = if self.cpus.is_empty() { "-".to_owned() } else { self.cpus.clone() };
+        [kind.to_owned(), self.lists.to_string(), free, self.tasks.to_string(), cpus]
+    }
+}
+
+/// Returns the status for people.
+fn text(report: &Report) -> String {
+    let path = report.path.display();
+    let mut lines = Vec::new();
+    match (&report.version, &report.since) {
+        (Some(version), Some(since)) => lines.push(format!("{path}: served by kcm {version} since {since}")),
+        (Some(version), None) => lines.push(format!("{path}: served by kcm {version}")),
+        (None, _) if !report.pools.is_empty() => {
+            lines.push(format!("{path}: a plain directory, which no daemon serves"));
+        }
+        (None, _) => {}
+    }
+    let mut rows = vec![["POOL", "KIND", "LISTS", "FREE", "TASKS", "CPUS"].map(String::from)];
+    for (name, pool) in &report.pools {
+        let [kind, lists, free, tasks, cpus] = pool.cells();
+        rows.push([describe::shown(name), kind, lists, free, tasks, cpus]);
+    }
+    if rows.len() > 1 {
+        lines.push(describe::columns(&rows).trim_end().to_owned());
+    }
+    lines.push(match report.problems.len() {
+        0 => "No problems.".to_owned(),
+        1 => "1 problem:".to_owned(),
+        count => format!("{count} problems:"),
+    });
+    let problem = |Problem { check, problem, cure }: &Problem| format!("{check}: {problem}; {cure}");
+    lines.extend(report.problems.iter().map(problem));
+    if let Some(count) = report.reclaimed.filter(|count| *count > 0) {
+        lines.push(format!("{count} claims were taken back from killed programs; kcm reconcile lists them."));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_says_what_to_do() {
+        let with = Problem::new("masks", "1 (x) may run on 3; kcm reconcile --repair moves it back");
+        assert_eq!(with.problem, "1 (x) may run on 3");
+        assert_eq!(with.cure, "kcm reconcile --repair moves it back");
+        let without = Problem::new("siblings", "CPU list a:0 shares a core with CPU 4, which is in no pool");
+        assert_eq!(without.cure, "make lists of whole cores");
+    }
+
+    #[test]
+    fn a_screen_has_pools_and_problems() {
+        let pool = |exclusive, isolated, lists, cpus: &str| PoolReport {
+            cpus: cpus.into(),
+            exclusive,
+            free: 1,
+            isolated,
+            lists,
+            tasks: 1,
+        };
+        let pools = [("dp", pool(true, true, 2, "0-1")), ("infra", pool(false, false, 0, ""))];
+        let report = Report {
+            pools: pools.into_iter().map(|(name, pool)| (name.to_owned(), pool)).collect(),
+            reclaimed: Some(2),
+            version: Some("1.0".to_owned()),
+            ..Report::new(State::Problems, Path::new("/etc/kcm"), vec![Problem::new("siblings", "x")])
+        };
+        let expected = "\
+/etc/kcm: served by kcm 1.0
+POOL   KIND      LISTS  FREE  TASKS  CPUS
+dp     isolated  2      1     1      0-1
+infra  shared    0      -     1      -
+1 problem:
+siblings: x; make lists of whole cores
+2 claims were taken back from killed programs; kcm reconcile lists them.
+";
+        assert_eq!(text(&report), expected);
+    }
+}
