@@ -12,6 +12,7 @@ mod host_command;
 mod kubernetes;
 mod logging;
 mod service;
+mod version;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,10 @@ fn main() -> ExitCode {
     let result = match Invocation::parse(std::env::args_os().skip(1)) {
         Some(invocation) => {
             let read = || Ok(host::current_topology()?);
-            invocation.and_then(|it| it.run(read)).map_err(Into::into).map(|()| ExitCode::SUCCESS)
+            invocation
+                .and_then(|it| it.run(read, version::VERSION))
+                .map_err(Into::into)
+                .map(|()| ExitCode::SUCCESS)
         }
         None => commands::run(cli::Cli::parse()),
     };

@@ -12,14 +12,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use kcm_mount::model::cpuset::CpuSet;
 
+use crate::version::VERSION;
 pub(crate) use validate::{HostCommands, Repeat, Wait, is_dns_name};
 
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
-#[command(name = "kcm", version, arg_required_else_help = true, subcommand_required = true)]
+#[command(name = "kcm", version = VERSION, arg_required_else_help = true, subcommand_required = true)]
 #[command(after_help = "\
 A session:
   kcm mount                                        serve /etc/kcm
@@ -196,7 +198,7 @@ pub(crate) struct ClusterInit {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kcm isolate --pool=dataplane make                  run a line in a shell
+  kcm isolate --pool=dataplane make -- -j2           run a program
   kcm isolate --pool=dataplane 'cd /src && make' -- -j2
   kcm isolate --pool=dataplane -- /bin/prog 'a  b'   run a program without a shell
   kcm isolate --pool=dataplane --wait=30 -- prog     wait up to 30 seconds for a free list
@@ -217,7 +219,7 @@ pub(crate) struct Isolate {
     /// Run the command in a scope of its own, which systemd leaves alone: for isolated pools
     #[arg(long)]
     pub(crate) scope: bool,
-    /// Command line for the shell
+    /// Program, or a command line for the shell
     #[arg(value_name = "command", required_unless_present = "rest")]
     command: Option<OsString>,
     #[arg(hide = true)]
@@ -270,6 +272,23 @@ pub(crate) enum Program {
 }
 
 impl Isolate {
+    /// Refuses `--wait 10 …`, which would run the program `10` after the wait: the seconds belong to the flag.
+    ///
+    /// # Errors
+    /// A usage error with the right spelling.
+    pub(crate) fn check_wait(&self) -> Result<(), clap::Error> {
+        let word = self.command.as_ref().and_then(|word| word.to_str());
+        let seconds = word.filter(|word| self.wait == Some(None) && word.parse::<f64>().is_ok());
+        match seconds {
+            None => Ok(()),
+            Some(seconds) => {
+                let message =
+                    format!("'{seconds}' is no command; the seconds follow an equals sign: --wait={seconds}");
+                Err(Cli::command().error(ErrorKind::InvalidValue, message))
+            }
+        }
+    }
+
     /// Returns the program to run. `None` if no words were given, which clap refuses.
     pub(crate) fn program(&self) -> Option<Program> {
         let mut words = self.args.iter().chain(&self.rest).cloned();
@@ -595,5 +614,16 @@ mod tests {
         assert_eq!(wait(&["--wait=1.5"]), Some(Some(Some(Duration::from_millis(1500)))));
         assert_eq!(wait(&["--wait=-1"]), None);
         assert_eq!(wait(&["--wait=soon"]), None);
+        let refused = |words: &[&str]| {
+            let words = ["kcm", "isolate", "--pool=p"].iter().chain(words);
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Isolate(isolate) => isolate.check_wait().err().map(|error| error.to_string()),
+                _ => None,
+            }
+        };
+        assert!(refused(&["--wait", "10", "--", "prog"]).unwrap().contains("--wait=10"));
+        for right in [&["--wait=10", "prog"][..], &["--wait", "prog"], &["10"], &["--wait", "--", "10"]] {
+            assert_eq!(refused(right), None, "{right:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! daemon does that.
 
 mod plain;
+mod simple;
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -42,11 +43,12 @@ const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Claims a list and executes the command in this process; on a plain directory, runs it as a child.
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
+    args.check_wait().unwrap_or_else(|error| error.exit());
     if args.scope {
         return Err(enter_scope());
     }
     let dir = ConfDir::open(&args.dir.conf_dir)?;
-    let Some(program) = args.program() else { bail!("no command; give one") };
+    let Some(program) = args.program().map(simple::without_shell) else { bail!("no command; give one") };
     check_pool(&dir, &args.pool)?;
     if !dir.is_mounted() {
         return plain::run(&dir, &args.pool, &program, deadline(args.wait));

@@ -24,6 +24,7 @@ use crate::cli;
 use crate::confdir::{self, ConfDir, Pool};
 use crate::host::Host;
 use crate::service;
+use crate::version::VERSION;
 
 /// The exit status if no daemon serves the directory.
 const NOT_RUNNING: u8 = 3;
@@ -180,7 +181,7 @@ fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
 /// Returns a problem if the daemon or its unit is of another version than this program.
 fn out_of_step(conf_dir: &Path, version: Option<&str>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let own = env!("CARGO_PKG_VERSION");
+    let own = VERSION;
     let unit = service::unit_of(conf_dir);
     if let Some(version) = version.filter(|version| *version != own) {
         let upgrade = if unit.is_some() { "systemctl reload kcm" } else { "kcm mount --upgrade" };

@@ -134,11 +134,11 @@ pub fn serve(paths: &MountPaths, topology: Topology, options: Options) -> Result
 
 impl Invocation {
     /// Does what the role of this process is, and returns when that is done. `read_topology` reads the CPUs of the machine
-    /// whenever they are needed.
+    /// whenever they are needed. `version`: of this program.
     ///
     /// # Errors
     /// The role cannot be fulfilled.
-    pub fn run(self, read_topology: ReadTopology) -> Result<(), MountError> {
+    pub fn run(self, read_topology: ReadTopology, version: &'static str) -> Result<(), MountError> {
         let Self { role, paths } = self;
         if matches!(role, Role::Preflight | Role::Probe) {
             // A process that only asks must not hold the device: when all others have died, it would keep the connection
@@ -147,7 +147,7 @@ impl Invocation {
         }
         init_daemon(&paths.conf_dir)?;
         match role {
-            Role::Worker => worker::serve(&paths, read_topology),
+            Role::Worker => worker::serve(&paths, read_topology, version),
             Role::Supervisor { replace_worker } => resume(&paths, replace_worker),
             Role::Preflight => upgrade::check_state(&paths.state_dir),
             // Waits behind no other request (`fuse::adapter`), and the kernel caches no answer.

@@ -40,7 +40,11 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`MountError::Background`]: the supervisor has been sent the reason.
-pub(super) fn serve(paths: &MountPaths, read_topology: ReadTopology) -> Result<(), MountError> {
+pub(super) fn serve(
+    paths: &MountPaths,
+    read_topology: ReadTopology,
+    version: &'static str,
+) -> Result<(), MountError> {
     process::keep_heap_small();
     let failed = |source| io_error(&paths.conf_dir, "no supervisor has left its descriptors", source);
     let InheritedFds { device, handoff, lock, spare, kept } = InheritedFds::take().map_err(failed)?;
@@ -54,7 +58,7 @@ pub(super) fn serve(paths: &MountPaths, read_topology: ReadTopology) -> Result<(
     // If the supervisor has died already, the parent is another process.
     let parent = nix::unistd::getppid().as_raw() as u32;
     let supervisor = control.creator().filter(|creator| *creator == parent);
-    let own = OwnProcesses { supervisor, cpus: None, read_topology: Some(read_topology) };
+    let own = OwnProcesses { supervisor, cpus: None, read_topology: Some(read_topology), version };
     let Serving { engine, ended, unused, resends } =
         match start(paths, &device, &handoff, (lock, spare, kept), own) {
             Ok(serving) => serving,

@@ -154,6 +154,8 @@ pub(crate) struct Engine<P: Ports = Live> {
     supervisor: AtomicU32,
     /// The CPUs on which the daemon was started.
     own_cpus: Option<CpuSet>,
+    /// The version of the program.
+    pub(crate) version: &'static str,
     in_flight_timeout: Duration,
 }
 
@@ -166,6 +168,8 @@ pub(crate) struct OwnProcesses {
     pub(crate) cpus: Option<CpuSet>,
     /// Reads the CPUs of the machine.
     pub(crate) read_topology: Option<ReadTopology>,
+    /// The version of the program.
+    pub(crate) version: &'static str,
 }
 
 /// Why the engine could not start.
@@ -220,6 +224,7 @@ impl<P: Ports> Engine<P> {
             own_pid: own_pid.ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
             supervisor: AtomicU32::new(own.supervisor.unwrap_or(0)),
             own_cpus: own.cpus,
+            version: own.version,
             in_flight_timeout: IN_FLIGHT_TIMEOUT,
             processes,
             journal,

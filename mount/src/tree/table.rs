@@ -164,8 +164,8 @@ fn show_last_error<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
     text.into_bytes().into()
 }
 
-fn show_version<P: Ports>(_: &Engine<P>, _: Context) -> Content {
-    line(Some(env!("CARGO_PKG_VERSION").to_owned()))
+fn show_version<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
+    line(Some(engine.version.to_owned()))
 }
 
 fn show_topology<P: Ports>(engine: &Engine<P>, _: Context) -> Content {

@@ -16,7 +16,12 @@ use nix::sys::signal::Signal;
 #[test]
 fn the_command_has_the_pid_of_kcm() {
     let mount = Mount::with_dataplane();
-    for words in [&["echo $$; exec sleep 1000"][..], &["--", "sh", "-c", "echo $$; exec sleep 1000"]] {
+    for words in [
+        &["echo $$; exec sleep 1000"][..],
+        &["--", "sh", "-c", "echo $$; exec sleep 1000"],
+        // A program, although it is before the dashes.
+        &["sh", "--", "-c", "echo $$; exec sleep 1000"],
+    ] {
         let mut command = mount.kcm(&["isolate", "--pool=dataplane"]);
         let mut running = Sleeper::spawn(command.args(words).stdout(Stdio::piped()));
         let mut line = String::new();

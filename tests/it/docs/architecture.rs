@@ -45,9 +45,9 @@ const MOUNT: &[(&str, &[&str])] = &[
 /// The top-level modules of kcm, each with the ones that it may import: `commands -> {confdir, host, kubernetes}`, which
 /// do not know each other.
 const KCM: &[(&str, &[&str])] = &[
-    ("commands", &["backoff", "cli", "confdir", "host", "kubernetes", "service"]),
+    ("commands", &["backoff", "cli", "confdir", "host", "kubernetes", "service", "version"]),
     ("confdir", &["service"]),
-    ("cli", &["host_command"]),
+    ("cli", &["host_command", "version"]),
     ("kubernetes", &["backoff", "host_command"]),
 ];
 
