@@ -192,11 +192,9 @@ until_is "somebody switches the controller off: it is isolated again" root cat $
 until_is "the state is isolated" isolated state 2
 # As a container runtime does when it is told to change the CPUs of a container.
 echo 0-1 >$G/other/cpuset.cpus
-echo "$all" >$G/other/cpuset.cpus
-echo 0-1 >$G/other/cpuset.cpus
 sleep 1
 is "a container gets other CPUs from its runtime: the task stays isolated" "$(state 2) $(mask "$task")" "isolated 2"
-echo >$G/other/cpuset.cpus
+echo "$all" >$G/other/cpuset.cpus
 sleep 1
 is "and when it gets all again" "$(state 2) $(mask "$task")" "isolated 2"
 # Another cgroup that takes the CPU for itself, as soon as it is not taken.

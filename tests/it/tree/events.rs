@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use crate::harness::{
-    Mount, Shell, Sleeper, Stray, as_nobody, errno, if_collected, killed_on, set_mode, sleeper_of_nobody,
-    until, write,
+    Mount, Shell, Sleeper, Stray, as_nobody, errno, held, if_collected, killed_on, set_mode,
+    sleeper_of_nobody, until, write,
 };
 use nix::errno::Errno;
 use serde_json::{Value, json};
@@ -53,6 +53,8 @@ fn events_report_each_claim_in_order() {
     let heir = Stray(heir.parse().unwrap());
     let shell: u32 = shell.parse().unwrap();
 
+    // A reader of events waits for a search only briefly, and one of the list until it ends.
+    until("the heir has the list", || held(&list_1) == [heir.0]);
     let found: Vec<Value> = lines(&mount, "info/events").iter().map(plain).collect();
     let on = |event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid, "uid": 0 });
     let mut moved = on("moved", "1", pid);
