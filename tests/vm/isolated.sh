@@ -130,17 +130,22 @@ claimed() {
     echo "$job" >$D/3/tasks
     echo "-$job" >$D/3/tasks
 }
-# Centiseconds for 20 times.
-twenty() {
-    local begun ended
+# Centiseconds for 10 times, or what they took before if that was less.
+ten() {
+    local begun ended took
     read -r begun _ </proc/uptime
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$1"; done
+    for _ in 1 2 3 4 5 6 7 8 9 10; do "$1"; done
     read -r ended _ </proc/uptime
-    echo $(($(echo "$ended" | tr -d .) - $(echo "$begun" | tr -d .)))
+    took=$(($(echo "$ended" | tr -d .) - $(echo "$begun" | tr -d .)))
+    if [ "$took" -lt "$2" ]; then echo $took; else echo "$2"; fi
 }
-bare_took=$(twenty bare)
-kcm_took=$(twenty claimed)
-echo "20 claims and releases: ${kcm_took}0 ms, the bare writes: ${bare_took}0 ms"
+# In turn, because the computer that emulates this one has other work, too.
+bare_took=99999 kcm_took=99999
+for _ in 1 2 3 4; do
+    bare_took=$(ten bare $bare_took)
+    kcm_took=$(ten claimed $kcm_took)
+done
+echo "10 claims and releases: ${kcm_took}0 ms, the bare writes: ${bare_took}0 ms, each the best of four times"
 is "a claim takes at most 1.5 times as long as the bare writes" "$([ $((kcm_took * 10)) -le $((bare_took * 15)) ] && echo yes)" yes
 kill "$job"
 is "nothing is left" "$(same_tree)" same

@@ -3,5 +3,6 @@
 pub mod architecture;
 pub mod compatibility;
 pub mod pages;
+pub mod programming;
 pub mod reference;
 pub mod semantics;
