@@ -14,7 +14,11 @@ use kcm_mount::mountpoint;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\n");
+/// The version that a mount of this program shows.
+fn version() -> String {
+    let (version, _, _) = run(Command::new(KCM).arg("--version"));
+    version.strip_prefix("kcm ").unwrap().to_owned()
+}
 
 /// The line with which `kcm mount` fails if /dev is set up in this way, in a mount namespace.
 fn failure_with_dev(mount: &Mount, change: &str) -> String {
@@ -32,7 +36,7 @@ fn kcm_mount_returns_once_the_mount_answers() {
         let (out, _, status) = run(&mut mount.mount_command());
         assert_eq!(
             (fs::read_to_string(mount.conf().join("info/version")).unwrap().as_str(), status),
-            (VERSION, Some(0))
+            (version().as_str(), Some(0))
         );
         assert_eq!(out, "", "nothing on stdout");
     }
@@ -44,7 +48,7 @@ fn relative_paths_start_at_the_callers_directory() {
     let mut command = Command::new(KCM);
     command.args(["mount", "--conf-dir=./conf", "--state-dir=state"]).current_dir(mount.home());
     assert_eq!(run(&mut command).2, Some(0));
-    assert_eq!(mount.read("info/version"), VERSION);
+    assert_eq!(mount.read("info/version"), version());
     assert!(mount.state().join("config").exists());
     let mut unmount = Command::new(KCM);
     unmount.args(["unmount", "--conf-dir=../conf"]).current_dir(mount.state());
@@ -62,7 +66,7 @@ fn only_root_mounts_and_unmounts() {
     mount.start();
     let line = failure(&mut mount.kcm_as_nobody(&["unmount"]));
     assert!(line.contains("only root can") && line.ends_with("as root"), "{line}");
-    assert_eq!(mount.read("info/version"), VERSION);
+    assert_eq!(mount.read("info/version"), version());
 }
 
 #[test]
@@ -112,7 +116,7 @@ fn a_second_mount_on_the_directory_is_refused() {
         assert_eq!(line, format!("{}: already mounted; run kcm unmount first", conf.display()));
     }
     assert_eq!((mount.daemons(), mount.mounted()), (daemons, 1));
-    assert_eq!(mount.read("info/version"), VERSION);
+    assert_eq!(mount.read("info/version"), version());
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn in_the_foreground_systemd_learns_of_readiness() {
         let length = socket.recv(&mut buffer).expect("readiness");
         output.push(crate::harness::text(&buffer[..length]));
     }
-    assert_eq!(mount.read("info/version"), VERSION, "the mount answers when it is reported ready");
+    assert_eq!(mount.read("info/version"), version(), "the mount answers when it is reported ready");
     assert_eq!(mount.supervisor(), daemon.pid(), "in the process that was started");
     signal(daemon.pid(), Signal::SIGTERM);
     assert_eq!(daemon.child().wait().unwrap().code(), Some(0));
