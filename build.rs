@@ -1,6 +1,6 @@
 //! The version of the program: that of the package, and the commit and its date, if they are known.
 //!
-//! Owns `KCM_VERSION`. `KCM_COMMIT` gives the commit and the date where there is no repository, such as in a package.
+//! Owns `KCM_VERSION`. The variable `KCM_COMMIT` has the commit and the date if there is no repository, such as in a package.
 
 use std::process::Command;
 

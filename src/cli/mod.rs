@@ -27,7 +27,7 @@ A session:
   kcm mount                                        serve /etc/kcm
   kcm init --num-dp-cores=2 --num-cp-cores=1       create the three pools
   kcm isolate --pool=dataplane -- ./forwarder      run a program on a CPU list of its own
-  kcm shield --cpus=2-3 ./forwarder                the same without pools, alone on the CPUs
+  kcm shield --cpus=2-3 ./forwarder                the same without pools, and nothing else runs there
   echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
   cat /etc/kcm/self/last_error                     show why the last operation was refused
   kcm status                                       show whether all is well
@@ -71,6 +71,13 @@ pub(crate) struct ConfDirArg {
     /// KCM configuration directory
     #[arg(long, value_name = "dir", default_value = "/etc/kcm")]
     pub(crate) conf_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KubeletArg {
+    /// Directory of the kubelet's cpu_manager_state
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
+    pub(crate) kubelet_dir: PathBuf,
 }
 
 /// Serve the configuration directory as a live filesystem
@@ -229,7 +236,7 @@ pub(crate) struct Isolate {
     rest: Vec<OsString>,
 }
 
-/// Run a command alone on CPUs, for as long as it runs
+/// Run a command on CPUs of its own, for as long as it runs
 ///
 /// Nothing else runs on the CPUs until the command and all processes that it has left there have ended; then everything is
 /// as it was before. No pools are needed. If no daemon runs, one is started that ends with the last command.
@@ -238,7 +245,7 @@ pub(crate) struct Isolate {
 Examples:
   kcm shield --cpus=2-3 ./forwarder --fast
   kcm shield --cpus=2-3 -- taskset -c 3 ./forwarder
-The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list. Needs root and cgroup v2 (Linux 6.7).")]
+The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list. Needs root and cgroup v2 (Linux 6.8).")]
 #[command(override_usage = "kcm shield [OPTIONS] --cpus=<list> [--] <program> [<args>...]")]
 pub(crate) struct Shield {
     #[command(flatten)]
@@ -319,9 +326,8 @@ pub(crate) struct Status {
     /// Seconds to wait for answers
     #[arg(long, value_name = "seconds", default_value = "2", value_parser = validate::wait)]
     pub(crate) timeout: Wait,
-    /// Directory of the kubelet's cpu_manager_state
-    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
-    pub(crate) kubelet_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) kubelet: KubeletArg,
     /// Look, and print the JSON, in a process that may hang
     #[arg(long, hide = true)]
     pub(crate) look: bool,
@@ -475,9 +481,8 @@ pub(crate) struct NodeReport {
     /// Seconds between runs; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
-    /// Directory of the kubelet's cpu_manager_state
-    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
-    pub(crate) kubelet_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) kubelet: KubeletArg,
     #[command(flatten)]
     pub(crate) publish: Publish,
 }

@@ -27,7 +27,7 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::with_processes()?;
     let mut publisher = Publisher::new(&args.publish, args.interval)?;
     interval::run(args.interval, || {
-        let report = report(&args.dir.conf_dir, &args.kubelet_dir, &host)?;
+        let report = examine(&args.dir.conf_dir, &args.kubelet.kubelet_dir, &host)?.report;
         print(&json_text(&report))?;
         match &mut publisher {
             Some(publisher) => publisher.publish(&NodeReport::new(&report)?).map(|_| ()),
@@ -36,12 +36,20 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     })
 }
 
-/// Returns `{"checks": {<name>: {"ok", "errors"}}, "description": …, "topology": …}`. If the directory cannot be read, the
-/// description is null and there are only the checks `configDirectory` and `mount`.
+/// What was found out about a node.
+pub(super) struct Examined {
+    /// `{"checks": {<name>: {"ok", "errors"}}, "description": …, "topology": …}`. If the directory cannot be read, the
+    /// description is null and there are only the checks `configDirectory` and `mount`.
+    pub(super) report: Value,
+    /// The directory and its pools.
+    pub(super) found: Result<(ConfDir, Pools), Error>,
+}
+
+/// Examines the node.
 ///
 /// # Errors
 /// The topology cannot be read.
-pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Value, Error> {
+pub(super) fn examine(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Examined, Error> {
     let machine = host.topology()?;
     let topology = machine.report();
     // First, because it never blocks, whereas reading from a mount that does not answer does. It is asked once: if the
@@ -62,7 +70,8 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
             log::debug!("{error:#}");
             let unreadable = check(vec!["Unable to read the KCM configuration directory".into()]);
             let checks = json!({ "configDirectory": unreadable, "mount": mount });
-            return Ok(json!({ "checks": checks, "description": null, "topology": topology }));
+            let report = json!({ "checks": checks, "description": null, "topology": topology });
+            return Ok(Examined { report, found: Err(error) });
         }
     };
     let online = host.online()?;
@@ -76,7 +85,9 @@ pub(super) fn report(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result
         "mount": mount,
         "siblings": check(siblings(&pools, &machine)),
     });
-    Ok(json!({ "checks": checks, "description": describe::description(&dir, &pools), "topology": topology }))
+    let description = describe::description(&dir, &pools);
+    let report = json!({ "checks": checks, "description": description, "topology": topology });
+    Ok(Examined { report, found: Ok((dir, pools)) })
 }
 
 /// Returns a check with these errors; it is ok without errors.

@@ -13,7 +13,6 @@ use anyhow::{Error, bail};
 use kcm_mount::daemon::{self, MountPaths, Options};
 use kcm_mount::model::cpuset::CpuSet;
 use kcm_mount::mountpoint::{self, Status};
-use nix::errno::Errno;
 
 use super::isolate;
 use crate::cli;
@@ -156,17 +155,15 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 fn attempt(dir: &ConfDir, file: &Path, operation: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
-    let error = match operation() {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
+    let mut meanwhile = false;
+    let operation = || {
+        operation().inspect_err(|error| {
+            let again = [ErrorKind::NotFound, ErrorKind::WouldBlock].contains(&error.kind());
+            meanwhile = again || confdir::is_daemon_gone(error);
+        })
     };
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    let gone = matches!(errno, Some(Errno::ENOENT | Errno::ENOTCONN | Errno::ECONNABORTED | Errno::EAGAIN));
-    let error = match dir.with_reason(file, || Err::<(), _>(error)) {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
-    };
-    Err(if gone { Failure::Meanwhile(error) } else { Failure::Final(error) })
+    let result = dir.with_reason(file, operation);
+    result.map_err(|error| if meanwhile { Failure::Meanwhile(error) } else { Failure::Final(error) })
 }
 
 /// An error while the pools are read: if the daemon has ended meanwhile, another one is started.

@@ -19,9 +19,10 @@ use kcm_mount::mountpoint::{self, Status};
 use serde::{Deserialize, Serialize};
 
 use super::common::output::{json_text, print};
-use super::{describe, install, node_report};
+use super::node_report::{self, Examined};
+use super::{describe, install};
 use crate::cli;
-use crate::confdir::{self, ConfDir, Pool};
+use crate::confdir::{self, Pool};
 use crate::host::Host;
 use crate::service;
 use crate::version::VERSION;
@@ -91,7 +92,7 @@ struct Check {
 /// Prints the status.
 pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
     if args.look {
-        let report = look(&args.dir.conf_dir, &args.kubelet_dir)?;
+        let report = look(&args.dir.conf_dir, &args.kubelet.kubelet_dir)?;
         print(&json_text(&serde_json::to_value(report)?))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -160,15 +161,14 @@ fn unserved(conf_dir: &Path, most: Duration) -> Option<Report> {
 
 /// Looks at a directory, which may take any time.
 fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
-    let report = node_report::report(conf_dir, kubelet_dir, &Host::with_processes()?)?;
+    let Examined { report, found } = node_report::examine(conf_dir, kubelet_dir, &Host::with_processes()?)?;
     let Checks { checks } = serde_json::from_value(report)?;
     let since = checks.get("mount").and_then(|mount| mount.since.clone());
     let of_check = |(check, result): (&String, &Check)| -> Vec<Problem> {
         result.errors.iter().map(|error| Problem::new(check, error)).collect()
     };
     let mut problems: Vec<Problem> = checks.iter().flat_map(of_check).collect();
-    let dir = ConfDir::open(conf_dir)?;
-    let pools = dir.find()?.pools;
+    let (dir, pools) = found?;
     let file = |name: &str| fs::read_to_string(conf_dir.join(name)).ok().filter(|_| dir.is_mounted());
     let version = file("info/version").map(|version| version.trim().to_owned());
     problems.extend(out_of_step(conf_dir, version.as_deref()));
@@ -181,11 +181,11 @@ fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
 /// Returns a problem if the daemon or its unit is of another version than this program.
 fn out_of_step(conf_dir: &Path, version: Option<&str>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let own = VERSION;
     let unit = service::unit_of(conf_dir);
-    if let Some(version) = version.filter(|version| *version != own) {
+    if let Some(version) = version.filter(|version| *version != VERSION) {
         let upgrade = if unit.is_some() { "systemctl reload kcm" } else { "kcm mount --upgrade" };
-        let message = format!("the daemon is kcm {version}, and this program {own}; upgrade it: {upgrade}");
+        let message =
+            format!("the daemon is kcm {version}, and this program {VERSION}; upgrade it: {upgrade}");
         problems.push(Problem::new("version", &message));
     }
     let Some(unit) = unit else { return problems };

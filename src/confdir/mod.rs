@@ -146,7 +146,7 @@ fn not_running(path: &Path) -> Error {
 }
 
 /// Whether the error comes from a mount whose daemon has ended.
-fn is_daemon_gone(error: &io::Error) -> bool {
+pub(crate) fn is_daemon_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 

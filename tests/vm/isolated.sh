@@ -227,7 +227,7 @@ else
     is "the CPU cannot go offline" "$(cat $CPU/cpu2/online)" 1
 fi
 until_is "it is isolated afterwards" isolated state 2
-is "events tell of it" "$(grep -c '"event":"invalid"' $C/info/events | sed 's/[1-9][0-9]*/some/')" some
+is "events report it" "$(grep -c '"event":"invalid"' $C/info/events | sed 's/[1-9][0-9]*/some/')" some
 
 kill -9 "$(worker)"
 until_is "the worker dies: the task keeps its list" "$task" cat $D/2/tasks

@@ -62,7 +62,7 @@ const READY: &str = "ready\n";
 /// The name of the daemon's processes in `ps`, whatever file they were started from.
 const PROCESS_NAME: &std::ffi::CStr = c"kcm";
 
-/// What a daemon does with its directory.
+/// How a daemon treats its directory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Import the legacy layout that is in the mount point.

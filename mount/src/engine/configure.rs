@@ -4,6 +4,8 @@
 //! next worker may find it or not. A list that goes, and room on a list that becomes exclusive, are reserved while
 //! the change is stored, so that no claim is granted that the stored configuration forbids. Does not know which
 //! change is allowed: the claim machine does.
+//!
+//! Longer than 400 lines because all kinds of changes are made in the same order, and are read together.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -207,13 +209,8 @@ impl<P: Ports> Engine<P> {
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        let partial = self.new_flag(caller, opener, data)?;
-        let mut next = self.configuring.lock(&self.clock)?;
-        if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_partial() != partial {
-            self.store_and_apply(&mut next, 0, caller, &[Command::SetPartial { pool, partial }])?;
-            reached(Step::ConfigApplied);
-        }
-        Ok(())
+        let change = |partial| Command::SetPartial { pool, partial };
+        self.set_flag(caller, opener, data, pool, Pool::is_partial, change)
     }
 
     /// Carries out one write to `transient`. `opener` is the user who opened the file.
@@ -227,10 +224,25 @@ impl<P: Ports> Engine<P> {
         pool: PoolId,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        let transient = self.new_flag(caller, opener, data)?;
+        let change = |transient| Command::SetTransient { pool, transient };
+        self.set_flag(caller, opener, data, pool, Pool::is_transient, change)
+    }
+
+    /// Carries out one write to a flag of a pool that has no effect on its tasks: `is` returns its value, and `change` changes
+    /// it.
+    fn set_flag(
+        &self,
+        caller: Caller,
+        opener: User,
+        data: &[u8],
+        pool: PoolId,
+        is: impl Fn(&Pool) -> bool,
+        change: impl Fn(bool) -> Command,
+    ) -> Result<(), Refusal> {
+        let value = self.new_flag(caller, opener, data)?;
         let mut next = self.configuring.lock(&self.clock)?;
-        if self.configuration().pool(pool).ok_or(Refusal::Removed)?.is_transient() != transient {
-            self.store_and_apply(&mut next, 0, caller, &[Command::SetTransient { pool, transient }])?;
+        if is(self.configuration().pool(pool).ok_or(Refusal::Removed)?) != value {
+            self.store_and_apply(&mut next, 0, caller, &[change(value)])?;
             reached(Step::ConfigApplied);
         }
         Ok(())

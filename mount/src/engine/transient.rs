@@ -16,7 +16,7 @@ use super::ports::Ports;
 use crate::model::claims::Claims;
 use crate::model::pool::{ListId, PoolId};
 
-/// How long a list may wait for its first task, and a pool for its first list. Whoever makes them may be killed between.
+/// How long a list may wait for its first task, and a pool for its first list. A kill of its maker may come between.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long after its last pool the mount ends: the answer to whoever has removed that is on the way.
 const LAST_ANSWER: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ pub(crate) enum Unused {
     Mount,
 }
 
-/// What is unused, and since when.
+/// The unused things, and since when they are unused.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     /// Keyed by node.
@@ -58,12 +58,12 @@ struct Seen {
     tried: Option<Instant>,
 }
 
-/// What is to be done.
+/// The result of a look.
 #[derive(Debug, Default)]
 pub(super) struct Due {
-    /// What is to be removed now.
+    /// Remove these now.
     pub(super) now: Vec<Unused>,
-    /// When something more is to be removed, if nothing changes until then.
+    /// The time of the next look, if nothing changes until then.
     pub(super) next: Option<Instant>,
     /// Whether transient lists have tasks, whose deaths matter.
     pub(super) has_tasks: bool,
@@ -114,7 +114,7 @@ impl Transient {
 }
 
 impl Schedule {
-    /// Returns what is to be removed now, and notes that this is tried.
+    /// Returns the removals for this time, and notes that they are tried.
     fn take_due(&mut self, unused: HashMap<u64, Found>, now: Instant) -> Due {
         self.seen.retain(|node, _| unused.contains_key(node));
         let mut all = Due::default();
@@ -160,7 +160,7 @@ impl<P: Ports> Engine<P> {
         }
     }
 
-    /// Returns what is to be removed at this time.
+    /// Returns the removals for this time.
     pub(super) fn due_removals(&self, schedule: &mut Schedule, ends: bool, now: Instant) -> Due {
         let mut unused = HashMap::new();
         let mut has_tasks = false;

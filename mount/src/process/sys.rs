@@ -227,7 +227,7 @@ pub(super) fn set_sigpipe(ignored: bool) -> io::Result<()> {
     unsafe { signal(Signal::SIGPIPE, action) }.map(|_| ()).map_err(io::Error::from)
 }
 
-/// What a child process asks a filesystem.
+/// A question of a child process to a filesystem.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Question {
     /// For the attributes of a file.

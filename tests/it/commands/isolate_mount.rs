@@ -210,14 +210,13 @@ fn in_kernel(pid: u32, name: &str) -> bool {
 fn a_signal_in_the_middle_of_its_request_leaves_no_claim() {
     let mount = Mount::with_dataplane();
     for kind in [Signal::SIGTERM, Signal::SIGKILL] {
-        let daemons = mount.daemons();
-        daemons.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+        let paused = mount.pause();
         let mut kcm = Sleeper::spawn(&mut mount.kcm(&["isolate", "--pool=dataplane", "--", "sleep", "1000"]));
         // It asks in a child whether the mount answers.
         let waits = |pid| in_kernel(pid, "request_wait_answer");
         until("it waits for the daemon", || waits(kcm.pid()) || children(kcm.pid()).into_iter().any(waits));
         signal(kcm.pid(), kind);
-        daemons.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
+        drop(paused);
         assert_eq!(kcm.child().wait().unwrap().signal(), Some(kind as i32));
         assert_eq!(held_in_all(&mount), "", "{kind}");
     }

@@ -4,8 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::harness::dir::Dir as _;
-use crate::harness::{Mount, Plain, Sleeper, pin, run, signal, until, write};
-use nix::sys::signal::Signal;
+use crate::harness::{Mount, Plain, Sleeper, pin, run, until, write};
 use serde_json::{Value, json};
 
 /// Enough for the checks on a loaded machine.
@@ -73,9 +72,7 @@ fn without_a_daemon_it_says_how_to_start_it() {
 #[test]
 fn it_answers_in_time_if_the_daemon_does_not() {
     let mount = Mount::with_dataplane();
-    let daemons = mount.daemons();
-    signal(mount.supervisor(), Signal::SIGSTOP);
-    daemons.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+    let _paused = mount.pause();
     let begun = Instant::now();
     let (is, code) = {
         let (out, _, code) = run(&mut mount.kcm(&["status", "--json"]));
@@ -85,7 +82,6 @@ fn it_answers_in_time_if_the_daemon_does_not() {
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert_eq!((&is["state"], code), (&json!("notAnswering"), Some(3)));
     assert!(is["problems"][0]["problem"].as_str().unwrap().ends_with(": kcm mount does not answer"));
-    daemons.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
 }
 
 #[test]

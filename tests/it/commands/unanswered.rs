@@ -7,9 +7,8 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Mount, kcm_for, run, signal};
+use crate::harness::{Mount, kcm_for, run};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// The bound of the commands, and what a loaded machine adds.
@@ -91,12 +90,9 @@ fn every_command_ends(conf: &Path) {
 #[test]
 fn every_command_ends_if_the_daemon_is_stopped() {
     let mount = Mount::with_dataplane();
-    let daemons = mount.daemons();
-    // The supervisor first: it would replace a stopped worker.
-    signal(mount.supervisor(), Signal::SIGSTOP);
-    daemons.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+    let paused = mount.pause();
     every_command_ends(&mount.conf());
-    daemons.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
+    drop(paused);
     assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
     assert_eq!(fs::read_to_string(mount.tasks("dataplane", "0")).unwrap(), "");
 }

@@ -8,15 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::dir::{Dir as _, pinned};
-use crate::harness::{Mount, Sleeper, kernel, signal, until, write};
+use crate::harness::{Mount, Sleeper, kernel, until, write};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 #[test]
 fn a_process_that_only_asks_holds_no_device() {
     let mount = Mount::new();
-    let daemons = mount.daemons();
-    daemons.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    let paused = mount.pause();
     // As the supervisor starts it: with the device under its number.
     let line = "exec \"$KCM\" __daemon probe --conf-dir=\"$C\" --state-dir=\"$S\" 3<>/dev/fuse 5</dev/zero";
     let probe = Sleeper::spawn(&mut mount.bash(line));
@@ -30,7 +28,7 @@ fn a_process_that_only_asks_holds_no_device() {
             fs::read_link(format!("/proc/{}/exe", probe.pid())).is_ok_and(|exe| exe.ends_with("kcm"));
         is_probe && !open().iter().any(|file| file == "/dev/fuse" || file == "/dev/zero")
     });
-    daemons.iter().for_each(|pid| signal(*pid, Signal::SIGCONT));
+    drop(paused);
     assert_eq!(mount.read("info/version").lines().count(), 1);
 }
 

@@ -58,15 +58,14 @@ fn an_open_file_of_a_mount_that_does_not_answer_is_not_asked_about() {
     let client = Sleeper::spawn(&mut silent.bash("exec 3<$C/pools/shared/0/tasks; exec sleep 1000"));
     // The daemon's device has this number.
     until("it is open", || fs::read_link(format!("/proc/{}/fd/3", client.pid())).is_ok());
-    let daemons = silent.daemons();
-    daemons.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    let paused = silent.pause();
     let mut unmount = mount.kcm(&["unmount"]).spawn().unwrap();
     let end = Instant::now() + Duration::from_secs(8);
     while unmount.try_wait().unwrap().is_none() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
     let ended = unmount.try_wait().unwrap();
-    daemons.iter().for_each(|pid| signal(*pid, Signal::SIGCONT));
+    drop(paused);
     unmount.wait().unwrap();
     assert!(ended.is_some_and(|status| status.success()), "unmount waits for another mount");
 }

@@ -151,6 +151,14 @@ impl Mount {
         self.daemons().into_iter().find(is_worker)
     }
 
+    /// Stops all processes of the daemon, the supervisor first: it would replace a stopped worker. They continue when the
+    /// result is dropped.
+    pub fn pause(&self) -> Paused {
+        let daemons = self.daemons();
+        [self.supervisor()].iter().chain(&daemons).for_each(|&pid| signal(pid, Signal::SIGSTOP));
+        Paused(daemons)
+    }
+
     /// The supervisor: the process that holds the mount.
     pub fn supervisor(&self) -> u32 {
         let lock = fs::read_to_string(self.state().join("lock")).expect("the lock of the state directory");
@@ -273,6 +281,15 @@ impl Mount {
         let line = dir::failure(self.mount_command().env("KCM_LOG_LEVEL", "ERROR"));
         assert!(self.daemons().is_empty(), "{line}");
         line
+    }
+}
+
+/// The processes of a daemon that are stopped; they continue when this is dropped.
+pub struct Paused(Vec<u32>);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|&pid| signal(pid, Signal::SIGCONT));
     }
 }
 
