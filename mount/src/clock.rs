@@ -31,14 +31,8 @@ pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Formats a wall time in milliseconds as RFC 3339 in UTC, to the second: `2026-11-24T10:15:02Z`.
+/// Formats a wall time in milliseconds as RFC 3339 in UTC: `2026-11-24T10:15:02.250Z`.
 pub(crate) fn rfc3339(wall_ms: u64) -> String {
-    let time = UNIX_EPOCH + std::time::Duration::from_secs(wall_ms / 1000);
-    humantime::format_rfc3339_seconds(time).to_string()
-}
-
-/// Formats a wall time in milliseconds as RFC 3339 in UTC, to the millisecond.
-pub(crate) fn rfc3339_ms(wall_ms: u64) -> String {
     let time = UNIX_EPOCH + std::time::Duration::from_millis(wall_ms);
     humantime::format_rfc3339_millis(time).to_string()
 }

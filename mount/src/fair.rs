@@ -87,6 +87,11 @@ impl<T, const LIMIT: usize> FairRing<T, LIMIT> {
         self.records.values().map(|(_, record)| record)
     }
 
+    /// Changes all records, in their order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.records.values_mut().map(|(_, record)| record)
+    }
+
     /// Returns the records that were added since [`FairRing::next_number`] returned `number`.
     pub(crate) fn since(&self, number: u64) -> impl Iterator<Item = &T> {
         self.records.range(number..).map(|(_, (_, record))| record)

@@ -199,7 +199,8 @@ impl OpenFiles {
         Ok(content)
     }
 
-    /// As [`OpenFiles::read`], for a file to which lines are added while others are dropped. `show` returns the lines, and
+    /// As [`OpenFiles::read`], for a file to which lines are added while others are dropped, and which has this version now.
+    /// `show` returns the lines, and
     /// the size that the file would have if none had been dropped; with an argument, only the lines that were added since
     /// it had that size. Returns the content and its offset.
     ///
@@ -213,6 +214,7 @@ impl OpenFiles {
         &self,
         fh: u64,
         offset: u64,
+        version: u64,
         show: impl FnOnce(Option<u64>) -> (Content, u64),
     ) -> Result<(Content, u64), Stale> {
         let known = self.state.lock().files.get(&fh).map(|file| (file.snapshot.clone(), file.place));
@@ -225,7 +227,7 @@ impl OpenFiles {
                 let (added, now) = show(Some(end));
                 let old = if snapshot.len() < MAX_FOLLOWED { &snapshot[..] } else { &[] };
                 let start = start + (snapshot.len() - old.len()) as u64;
-                return Ok(self.keep_growing(fh, [old, &added].concat().into(), (start, now)));
+                return Ok(self.keep_growing(fh, version, [old, &added].concat().into(), (start, now)));
             }
             Some((None, (_, 1..))) => return Err(Stale),
             // It may have been read through an earlier worker.
@@ -234,11 +236,11 @@ impl OpenFiles {
         }
         let (content, now) = show(None);
         let start = if offset == 0 { 0 } else { now.saturating_sub(content.len() as u64) };
-        Ok(self.keep_growing(fh, content, (start, now)))
+        Ok(self.keep_growing(fh, version, content, (start, now)))
     }
 
-    fn keep_growing(&self, fh: u64, content: Content, place: (u64, u64)) -> (Content, u64) {
-        self.keep(fh, 0, Content::clone(&content));
+    fn keep_growing(&self, fh: u64, version: u64, content: Content, place: (u64, u64)) -> (Content, u64) {
+        self.keep(fh, version, Content::clone(&content));
         self.state.lock().files.entry(fh).or_default().place = place;
         (content, place.0)
     }
@@ -358,7 +360,7 @@ mod tests {
                 let added = since.map_or(lines.len(), |since| (end - since) as usize);
                 (text(&lines[lines.len().saturating_sub(added)..]), end)
             };
-            part(files.read_growing(fh, offset, show).unwrap(), offset)
+            part(files.read_growing(fh, offset, 1, show).unwrap(), offset)
         };
         // From the beginning, after 10 bytes were dropped.
         let (whole, _) = files.open(0.into());

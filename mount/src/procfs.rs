@@ -38,6 +38,8 @@ pub struct Stat {
     pub state: u8,
     /// The PID of the parent; 0 if the parent is outside the PID namespace.
     pub parent: u32,
+    /// Whether it has a controlling terminal.
+    pub(crate) has_terminal: bool,
     flags: u64,
     /// The CPU time that it has used in user mode and in the kernel, in clock ticks.
     pub used: u64,
@@ -94,6 +96,7 @@ impl Stat {
         Some(Self {
             state: *field(3)?.as_bytes().first()?,
             parent: field(4)?.parse().ok()?,
+            has_terminal: field(7)? != "0",
             flags: field(9)?.parse().ok()?,
             used: field(14)?.parse::<u64>().ok()? + field(15)?.parse::<u64>().ok()?,
             threads: field(20)?.parse().ok()?,

@@ -92,7 +92,7 @@ impl State {
             }
         }
         for reclaimed in log.reclaimed.iter() {
-            let time = clock::rfc3339_ms(reclaimed.time);
+            let time = clock::rfc3339(reclaimed.time);
             let list = format!("{} {}", reclaimed.pool, reclaimed.cpus);
             line(
                 1,
@@ -150,7 +150,7 @@ impl State {
         let reclaimed = log.reclaimed.iter().map(|reclaimed| {
             json!({
                 "seq": reclaimed.seq,
-                "time": clock::rfc3339_ms(reclaimed.time),
+                "time": clock::rfc3339(reclaimed.time),
                 "pid": reclaimed.pid,
                 "pool": reclaimed.pool,
                 "cpus": reclaimed.cpus,

@@ -3,7 +3,7 @@
 //! Owns names, node ids and default modes. Does not know FUSE's messages, or what a claim is.
 //!
 //! Node ids below [`FIRST_DYNAMIC`] are fixed in the table. A pool has four consecutive nodes (directory,
-//! `exclusive`, `tasks`, `partial`) and two far away (`mode`, `transient`), and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
+//! `exclusive`, `tasks`, `partial`) and three far away (`mode`, `transient`, `queue`), and a CPU list three (directory, `tasks`, `state`), starting at a multiple of four.
 //! They are stored with the configuration and never reused, so that the next worker can serve the nodes that the kernel knows.
 //!
 //! Longer than 400 lines because the table of files and the functions that it names are read together.
@@ -15,7 +15,9 @@ mod tests;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::engine::{Attributes, Caller, Engine, Live, MODE_OFFSET, NODES_EACH, Ports, Refused};
+use crate::engine::{
+    Attributes, Caller, EVENTS_NODE, Engine, Live, MODE_OFFSET, NODES_EACH, Place, Ports, Refused,
+};
 use crate::model::claims::Claims;
 use crate::model::pool::{ListId, PoolId};
 use crate::model::refusal::Refusal;
@@ -34,11 +36,13 @@ const NOMINAL_SIZE: u64 = 4096;
 /// The node id of the mount's root.
 pub(crate) const ROOT: u64 = 1;
 const POOLS: u64 = 3;
-const EVENTS: u64 = 11;
 /// The files of `self/`.
 const OF_THE_CALLER: RangeInclusive<u64> = 6..=8;
 /// The first node id that a pool or list can have.
 pub(crate) const FIRST_DYNAMIC: u64 = 64;
+
+/// No node has this id.
+pub(crate) const NO_NODE: u64 = 0;
 
 /// The content of a file.
 pub(crate) type Content = Arc<[u8]>;
@@ -52,6 +56,8 @@ pub(crate) struct WriteRequest<'a> {
     pub(crate) opener: User,
     /// Whether it was opened for reading too.
     pub(crate) read_write: bool,
+    /// The open file.
+    pub(crate) handle: u64,
 }
 
 /// A file or directory that exists.
@@ -114,7 +120,8 @@ impl<P: Ports> Node<P> {
 
     /// Returns whether poll(2) reports its changes.
     pub(crate) fn notifies(self) -> bool {
-        self.is_volatile() && (self.is_writable() || matches!(self.entry.location, Location::List { .. }))
+        let is_of_list = matches!(self.entry.location, Location::List { .. });
+        self.is_volatile() && (self.is_writable() || is_of_list || self.grows())
     }
 
     /// Returns whether it can be written.
@@ -124,13 +131,16 @@ impl<P: Ports> Node<P> {
 
     /// Returns whether its content grows at the end, so that a program can follow it (`tail -f`).
     pub(crate) fn grows(self) -> bool {
-        self.id() == EVENTS
+        self.id() == EVENTS_NODE
     }
 
     /// Returns owner and mode.
     pub(crate) fn attributes(self, engine: &Engine<P>) -> Attributes {
         let default = Attributes { uid: 0, gid: 0, mode: (self.entry.mode & 0o7777) as u16 };
-        engine.attributes(self.id()).unwrap_or(default)
+        // Who may claim any list of a pool may wait for one.
+        let pool = PoolId(self.base);
+        let like = if self.id() == pool.queue_node() { pool.tasks_node() } else { self.id() };
+        engine.attributes(self.id()).or_else(|| engine.attributes(like)).unwrap_or(default)
     }
 
     /// Returns what stat(2) shows to the caller.
@@ -167,7 +177,7 @@ impl<P: Ports> Node<P> {
         if is_private || self.entry.volatile == Volatile::Costly {
             return NOMINAL_SIZE;
         }
-        self.show(engine, caller).map_or(0, |content| content.len() as u64)
+        self.show(engine, caller, 0).map_or(0, |content| content.len() as u64)
     }
 
     /// Returns the user to whom an open file belongs, with capabilities only if it is opened for writing.
@@ -175,16 +185,32 @@ impl<P: Ports> Node<P> {
     /// # Errors
     /// `EPERM` if the caller lacks the capability to read events, which name the processes of all users.
     pub(crate) fn opener(self, engine: &Engine<P>, caller: Caller, writable: bool) -> Result<User, Refusal> {
-        if self.id() == EVENTS {
+        if self.id() == EVENTS_NODE {
             engine.require_admin(caller)?;
         }
         let user = User::without_capabilities(caller.uid);
         Ok(if writable && self.is_writable() { engine.user(caller) } else { user })
     }
 
-    /// Returns its content; `None` for a directory.
-    pub(crate) fn show(self, engine: &Engine<P>, caller: Caller) -> Option<Content> {
-        self.entry.show.map(|show| show(engine, Context { caller, base: self.base }))
+    /// Returns its content for a reader of the open file `handle`, or of none (0); `None` for a directory.
+    pub(crate) fn show(self, engine: &Engine<P>, caller: Caller, handle: u64) -> Option<Content> {
+        self.entry.show.map(|show| show(engine, Context { caller, base: self.base, handle }))
+    }
+
+    /// Returns the pool to which it belongs, and the list.
+    pub(crate) fn place(self, engine: &Engine<P>) -> Option<Place> {
+        let claims = engine.configuration();
+        match self.entry.location {
+            Location::Fixed { .. } => None,
+            Location::Pool { .. } => {
+                let pool = claims.pool(PoolId(self.base))?.name().to_string();
+                Some(Place { pool, cpus: None })
+            }
+            Location::List { .. } => {
+                let name = claims.list(ListId(self.base))?.name();
+                Some(Place { pool: name.pool.to_string(), cpus: Some(name.cpus.clone()) })
+            }
+        }
     }
 
     /// Carries out one write(2).
@@ -198,7 +224,7 @@ impl<P: Ports> Node<P> {
         request: &WriteRequest<'_>,
     ) -> Result<(), Refused> {
         let store = self.entry.store.ok_or(Refusal::NotWritable)?;
-        store(engine, Context { caller, base: self.base }, request)
+        store(engine, Context { caller, base: self.base, handle: request.handle }, request)
     }
 
     /// Returns the child with this name.

@@ -53,8 +53,10 @@ pub(crate) enum Command {
     Init(Init),
     ClusterInit(ClusterInit),
     Isolate(Isolate),
+    Claim(Claim),
     Shield(Shield),
     Status(Status),
+    Events(Events),
     Describe(Describe),
     Discover(Discover),
     Reconcile(Reconcile),
@@ -219,7 +221,7 @@ pub(crate) struct Isolate {
     /// Pool name: dataplane, controlplane, infra, or any other pool
     #[arg(long, value_name = "pool")]
     pub(crate) pool: String,
-    /// Wait for a free CPU list: as many seconds as given, else without limit
+    /// Wait in turn for a free CPU list: as many seconds as given, else without limit
     #[arg(long, value_name = "seconds", num_args = 0..=1, require_equals = true, default_missing_value = "inf")]
     #[arg(value_parser = validate::wait)]
     pub(crate) wait: Option<Wait>,
@@ -234,6 +236,53 @@ pub(crate) struct Isolate {
     /// Arguments of the command, passed on unchanged; without a command, a program and its arguments
     #[arg(last = true, value_name = "args")]
     rest: Vec<OsString>,
+}
+
+/// Claim a CPU list of a pool for the shell that calls this, or for another process
+///
+/// Prints the CPUs. The claim ends with the process. Tasks that wait get a list in the order in which they came.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm claim --pool=dataplane            for the shell that calls it
+  kcm claim --pool=dataplane --wait=30  wait up to 30 seconds for a free list
+  sudo kcm claim --pool=dataplane --pid=$$")]
+pub(crate) struct Claim {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Pool name
+    #[arg(long, value_name = "pool")]
+    pub(crate) pool: String,
+    /// Wait in turn for a free CPU list: as many seconds as given, else without limit
+    #[arg(long, value_name = "seconds", num_args = 0..=1, require_equals = true, default_missing_value = "inf")]
+    #[arg(value_parser = validate::wait)]
+    pub(crate) wait: Option<Wait>,
+    /// Claim for this process instead of the one that calls kcm
+    #[arg(long, value_name = "pid", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pid: Option<u32>,
+}
+
+/// Print what happened: claims, releases, refusals, intruders
+///
+/// Prints the events that the daemon keeps, about the last thousand. Root only.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm events
+  kcm events --follow           print new ones as they come
+  kcm events --since=1042 --json")]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Go on with new events, also when another daemon takes over
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Print only the events after the one with this number
+    #[arg(long, value_name = "seq")]
+    pub(crate) since: Option<u64>,
+    /// Print JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Run a command on CPUs of its own, for as long as it runs

@@ -5,8 +5,9 @@
 
 mod plain;
 mod simple;
+mod turn;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -27,7 +28,10 @@ use super::common::deadline::Deadline;
 use crate::cli::{self, Program, Wait};
 use crate::confdir::{self, ConfDir};
 use crate::service;
+use turn::Turn;
 
+/// The process that writes, as a `tasks` file names it.
+const OWN: &str = "0";
 /// The environment variable in which the command finds its CPU list.
 const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
 /// The status of a shell if a program cannot be executed.
@@ -53,9 +57,23 @@ pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     if !dir.is_mounted() {
         return plain::run(&dir, &args.pool, &program, deadline(args.wait));
     }
-    let cpus = claim(&dir, &args.pool, deadline(args.wait))?;
+    name_process(&program);
+    let cpus = claim(&dir, &args.pool, OWN, deadline(args.wait))?;
     log::debug!("claimed {} {cpus}; executing the command", args.pool);
     Ok(execute(&program, &cpus, &dir.pool(&args.pool)))
+}
+
+/// Gives this process the name that it has as the program, so that refusals and events name that.
+fn name_process(program: &Program) {
+    let path = match program {
+        Program::Shell { .. } => Path::new("sh"),
+        Program::Direct { program, .. } => Path::new(program),
+    };
+    let name = path.file_name().and_then(|name| CString::new(name.as_encoded_bytes()).ok());
+    if let Some(name) = name {
+        // The kernel shortens it. Without it, only the name in messages is another one.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 /// Executes the program in this process, which has claimed a list of the pool. Returns the status if that fails.
@@ -93,7 +111,7 @@ pub(super) fn enter_scope() -> Error {
 }
 
 /// Checks that the pool exists.
-fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
+pub(super) fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
     let flag = dir.pool(pool).join("exclusive");
     let is_name = !pool.contains('/');
     if !is_name || !flag.try_exists().map_err(|error| confdir::file_error(&flag, error))? {
@@ -105,7 +123,7 @@ fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
 }
 
 /// Returns until when to wait for a free list; without `--wait`, that is over at once.
-fn deadline(wait: Option<Wait>) -> Deadline {
+pub(super) fn deadline(wait: Option<Wait>) -> Deadline {
     match wait {
         None => Deadline::after(Duration::ZERO),
         Some(None) => Deadline::NEVER,
@@ -113,12 +131,12 @@ fn deadline(wait: Option<Wait>) -> Deadline {
     }
 }
 
-/// Claims a list of the pool for this process, and returns the list's name. Waits for a daemon that is away, too: a pod
+/// Claims a list of the pool for a task (a PID, or [`OWN`]), and returns the list of this process. Waits for a daemon that is away, too: a pod
 /// that is replaced takes the mount along, and the next one mounts again.
-fn claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error> {
+pub(super) fn claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Result<String, Error> {
     loop {
         let before = device(dir.path());
-        let error = match try_claim(dir, pool, deadline) {
+        let error = match try_claim(dir, pool, task, deadline) {
             Ok(list) => return Ok(list),
             Err(error) => error,
         };
@@ -137,7 +155,7 @@ fn device(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|file| file.dev())
 }
 
-fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Error> {
+fn try_claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Result<String, Error> {
     let file = dir.pool(pool).join("tasks");
     // For reading too, because poll(2) reports changes since the last read of this open file.
     let mut tasks = OpenOptions::new()
@@ -146,10 +164,11 @@ fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Er
         .open(&file)
         .map_err(|error| confdir::file_error(&file, error))?;
     let begun = Instant::now();
+    let mut turn: Option<Turn> = None;
     loop {
         // The newline makes this a command. Through a file that is open for reading and writing, a list without
         // white space is a rewrite, as legacy clients make it; there "0" would not stand for the writer.
-        match tasks.write(b"0\n") {
+        match tasks.write(format!("{task}\n").as_bytes()) {
             Ok(_) => break,
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
                 if deadline.has_passed() {
@@ -159,8 +178,15 @@ fn try_claim(dir: &ConfDir, pool: &str, deadline: Deadline) -> Result<String, Er
                         None => bail!("No free cpu lists in pool {pool}"),
                     }
                 }
-                log::debug!("{}: EBUSY; waiting for a change", file.display());
-                wait_for_change(&mut tasks, deadline).map_err(|error| confdir::file_error(&file, error))?;
+                if turn.is_none() {
+                    let reason = dir.last_error(&error).unwrap_or_default();
+                    turn = Turn::enter(dir, pool, task, &reason)?;
+                }
+                match &turn {
+                    Some(turn) => turn.wait(deadline)?,
+                    None => wait_for_change(&mut tasks, deadline)
+                        .map_err(|error| confdir::file_error(&file, error))?,
+                }
             }
             // The daemon is busy with other requests of this user.
             Err(error)

@@ -2,10 +2,12 @@
 //!
 //! Owns the dispatch. Does not know any flag.
 
+mod claim;
 mod cluster_init;
 mod common;
 mod describe;
 mod discover;
+mod events;
 mod init;
 mod install;
 mod isolate;
@@ -38,6 +40,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::ClusterInit(args) => cluster_init::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Isolate(args) => isolate::run(&args),
+        Command::Claim(args) => claim::run(&args),
+        Command::Events(args) => events::run(&args),
         Command::Shield(args) => shield::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Describe(args) => describe::run(&args),

@@ -304,7 +304,7 @@ fn mount(status: Option<Status>, metrics: &str) -> Value {
     };
     let since = value("kcm_start_time_seconds").map(|seconds| {
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs_f64(seconds.max(0.0));
-        humantime::format_rfc3339_seconds(time).to_string()
+        humantime::format_rfc3339_millis(time).to_string()
     });
     let mut check = check(error.into_iter().collect());
     if let Some(fields) = check.as_object_mut() {

@@ -40,7 +40,7 @@ pub fn writes_to_log() -> bool {
 /// The current time in UTC in the format of RFC 3339, with milliseconds.
 #[must_use]
 pub fn timestamp() -> String {
-    clock::rfc3339_ms(clock::wall_ms())
+    clock::rfc3339(clock::wall_ms())
 }
 
 /// Whether this process was started in the background.

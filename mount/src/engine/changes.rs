@@ -10,6 +10,9 @@ use std::fmt;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+/// The version of a file that has not changed.
+pub(crate) const FIRST_VERSION: u64 = 1;
+
 /// Wakes one client that waits in poll(2).
 pub(crate) trait Notify: fmt::Debug + Send {
     /// Wakes the client, once.
@@ -26,7 +29,7 @@ pub(crate) struct Changes {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Keyed by node id; a file that is not here has version 1.
+    /// Keyed by node id; a file that is not here has [`FIRST_VERSION`].
     versions: HashMap<u64, u64>,
     /// Keyed by file handle: the kernel waits for one event per open file.
     armed: HashMap<u64, (u64, Box<dyn Notify>)>,
@@ -42,14 +45,14 @@ impl Changes {
     }
 
     pub(crate) fn version(&self, node: u64) -> u64 {
-        self.state.lock().versions.get(&node).copied().unwrap_or(1)
+        self.state.lock().versions.get(&node).copied().unwrap_or(FIRST_VERSION)
     }
 
     /// Notes that the content of these files has changed.
     pub(crate) fn changed(&self, nodes: impl IntoIterator<Item = u64>) {
         let mut state = self.state.lock();
         for node in nodes {
-            *state.versions.entry(node).or_insert(1) += 1;
+            *state.versions.entry(node).or_insert(FIRST_VERSION) += 1;
             let State { armed, by_node, due, .. } = &mut *state;
             let ready = by_node.remove(&node).into_iter().flatten();
             due.extend(ready.filter_map(|fh| armed.remove(&fh)).map(|(_, notifier)| notifier));
@@ -72,7 +75,7 @@ impl Changes {
     /// that differs from `seen`, nothing is armed.
     pub(crate) fn arm(&self, fh: u64, node: u64, seen: u64, notifier: Box<dyn Notify>) -> u64 {
         let mut state = self.state.lock();
-        let version = state.versions.get(&node).copied().unwrap_or(1);
+        let version = state.versions.get(&node).copied().unwrap_or(FIRST_VERSION);
         if version == seen {
             let first = state.armed.is_empty();
             state.armed.insert(fh, (node, notifier));
@@ -88,12 +91,16 @@ impl Changes {
     pub(crate) fn disarm(&self, fh: u64) {
         let mut state = self.state.lock();
         let Some((node, _)) = state.armed.remove(&fh) else { return };
-        if let Some(handles) = state.by_node.get_mut(&node) {
-            handles.remove(&fh);
-            if handles.is_empty() {
-                state.by_node.remove(&node);
-            }
-        }
+        state.forget(node, fh);
+    }
+
+    /// Wakes the client that waits for this open file, whatever has changed.
+    pub(crate) fn wake(&self, fh: u64) {
+        let mut state = self.state.lock();
+        let Some((node, notifier)) = state.armed.remove(&fh) else { return };
+        state.forget(node, fh);
+        state.due.push(notifier);
+        self.ring();
     }
 
     /// Returns the polls to answer now, and whether others are still waiting.
@@ -107,7 +114,19 @@ impl Changes {
         &self.doorbell
     }
 
-    fn ring(&self) {
+    /// Wakes the notifying thread.
+    pub(crate) fn ring(&self) {
         let _ = self.doorbell.write(1);
+    }
+}
+
+impl State {
+    fn forget(&mut self, node: u64, fh: u64) {
+        if let Some(handles) = self.by_node.get_mut(&node) {
+            handles.remove(&fh);
+            if handles.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
     }
 }

@@ -145,8 +145,15 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
-        let files =
-            [id.exclusive_node(), id.tasks_node(), id.partial_node(), id.mode_node(), id.transient_node()];
+        let files = [
+            id.exclusive_node(),
+            id.tasks_node(),
+            id.partial_node(),
+            id.mode_node(),
+            id.transient_node(),
+            id.queue_node(),
+        ];
+        self.remove_queue(id);
         self.forget(&[&[id.0], &files[..]].concat());
         reached(Step::ConfigApplied);
         Ok(())
@@ -341,6 +348,7 @@ impl<P: Ports> Engine<P> {
         self.store(next, nodes, caller, pools, &attributes)?;
         self.apply_stored(changes);
         self.transient.wake();
+        self.wake_queues();
         Ok(())
     }
 

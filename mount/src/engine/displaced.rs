@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::events::Event;
 use super::ports::{Journal as _, Masks as _, Ports, Process as _, Watch as _};
-use super::{Engine, ProcessOf, list_event};
+use super::{Engine, ProcessOf};
 use crate::metrics::Counter;
 use crate::model::command::{Command, CompletedPlan, Effects};
 use crate::model::cpuset::CpuSet;
@@ -222,7 +222,7 @@ impl<P: Ports> Engine<P> {
         let claims = self.claims.lock();
         let Some(claim) = claims.claim(&task).map(Arc::clone) else { return };
         self.metrics.count(Counter::Displaced);
-        let event = list_event("displaced", &claims, &claim);
+        let event = self.claim_event("displaced", &claims, &claim);
         self.event(Event { reason: Some(reason.to_owned()), ..event });
         self.journal.request_flush();
     }

@@ -16,6 +16,9 @@ use crate::journal::{EVENTS_KEPT, EventLine, RECLAIMED_KEPT, Reclaimed, owner};
 /// How many numbers of events are reserved in the journal at a time.
 const RESERVED_EVENTS: u64 = 1 << 16;
 
+/// The node of `info/events`.
+pub(crate) const EVENTS_NODE: u64 = 11;
+
 /// An event. Fields that do not apply are left out of its line.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Event {
@@ -26,12 +29,20 @@ pub(crate) struct Event {
     pub(crate) cpus: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<u32>,
+    /// The name of the process's program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<String>,
     /// The user of the claim or of the intruder, or the user who was refused. The event counts as this user's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uid: Option<u32>,
-    /// The list before a move, or the dead task of an inherited claim.
+    /// The list before a move.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) from: Option<String>,
+    pub(crate) from_pool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from_cpus: Option<String>,
+    /// The dead task of an inherited claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from_pid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) errno: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +121,7 @@ impl Events {
     pub(crate) fn push(&mut self, wall_ms: u64, event: &Event) -> EventLine {
         let seq = self.next;
         self.next += 1;
-        let line = Line { seq, time: clock::rfc3339_ms(wall_ms), event };
+        let line = Line { seq, time: clock::rfc3339(wall_ms), event };
         let line: Arc<str> = serde_json::to_string(&line).unwrap_or_default().into();
         let uid = owner(event.uid);
         self.add(uid, Arc::clone(&line));
@@ -183,7 +194,7 @@ impl Events {
     pub(crate) fn show_reclaimed(&self) -> String {
         let mut text = String::new();
         for Reclaimed { seq, time, pid, pool, cpus, uid } in self.reclaimed.iter() {
-            let time = clock::rfc3339_ms(*time);
+            let time = clock::rfc3339(*time);
             let mut line =
                 serde_json::json!({ "seq": seq, "time": time, "pid": pid, "pool": pool, "cpus": cpus });
             if let (Some(uid), Some(fields)) = (uid, line.as_object_mut()) {

@@ -1,6 +1,8 @@
 //! The ports of a daemon that serves a mount: the processes of this machine and the state directory.
 //!
 //! Owns nothing but the delegation. Does not know what the engine does with it.
+//!
+//! Longer than 400 lines because the ports have as many functions.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -159,6 +161,18 @@ impl Processes for Machine {
 
     fn comm(&self, process: &process::Process) -> Option<String> {
         self.processes.comm(process)
+    }
+
+    fn comm_at_death(&self, process: &process::Process) -> Option<String> {
+        self.processes.comm_at_death(process)
+    }
+
+    fn has_terminal_of_another(&self, task: TaskId, uid: u32) -> bool {
+        self.processes.has_terminal_of_another(task, uid)
+    }
+
+    fn session(&self, tid: u32) -> Option<u32> {
+        process::session_of(tid)
     }
 
     fn ending(&self, process: &process::Process) -> Ending {

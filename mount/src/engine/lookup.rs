@@ -7,6 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::events::Event;
+use super::last_error::Origin;
 use super::ports::{Clock as _, Journal as _, Masks as _, Ports, Process as _, Processes as _, Watch as _};
 use super::replay::session_thread;
 use super::search::{Concern, LIMIT};
@@ -20,6 +21,13 @@ use crate::model::cpuset::CpuSet;
 use crate::model::pool::ListId;
 use crate::model::refusal::{Holder, ListName};
 use crate::model::task::{Pid, TaskId};
+
+/// A pool, or a list of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) pool: String,
+    pub(crate) cpus: Option<String>,
+}
 
 /// How many of its ancestors a writer's refusal concerns.
 const NOTIFIED_ANCESTORS: usize = 4;
@@ -44,7 +52,9 @@ impl<P: Ports> Engine<P> {
     ///
     /// A user who causes too many gets no event and no record in the journal: then the next worker does not know this
     /// refusal, and a request that comes again is decided again.
-    pub(crate) fn record_refusal(&self, caller: Caller, refused: &Refused) {
+    ///
+    /// `place` is the pool, and the list, of the file or directory.
+    pub(crate) fn record_refusal(&self, caller: Caller, refused: &Refused, place: Option<Place>) {
         let Refused { refusal, pid } = refused;
         let process = self.process_of(caller);
         let process = process.as_deref();
@@ -53,19 +63,20 @@ impl<P: Ports> Engine<P> {
         let is_recorded = self.may_record_refusal(caller);
         let holder = refusal.holder();
         let text = refusal.sentence(HOLDER);
-        let mut subjects: Vec<TaskId> = process.iter().map(|process| process.id()).collect();
-        if let Some(process) = process {
-            self.processes.walk_ancestors(process, NOTIFIED_ANCESTORS, &mut |ancestor| {
-                subjects.push(ancestor);
-                true
-            });
-        }
+        let subjects =
+            process.map_or_else(Vec::new, |process| self.with_ancestors(process, NOTIFIED_ANCESTORS));
+        let session = self.processes.session(caller.tid);
         let (time, errno, uid) = (self.clock.wall_ms(), refusal.errno() as i32, Some(caller.uid));
-        let filed = Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects, uid });
+        let filed =
+            Arc::new(RefusalRecord { time, pid: number, errno, text, holder, subjects, uid, session });
         if is_recorded {
+            let (pool, cpus) = place.map_or((None, None), |Place { pool, cpus }| (Some(pool), cpus));
             self.event(Event {
                 event: "refused",
+                pool,
+                cpus,
                 pid: Some(process.map_or(number, |process| process.id().pid.get())),
+                program: process.and_then(|process| self.processes.comm(process)),
                 uid,
                 errno: Some(format!("{:?}", refusal.errno())),
                 reason: Some(with_holder(&filed.text, &self.holder_name(holder, false))),
@@ -80,8 +91,37 @@ impl<P: Ports> Engine<P> {
             });
             self.journal.flush_deferred();
         }
-        self.refusals.lock().add(filed);
+        let is_on_terminal = |task: &TaskId| self.processes.has_terminal_of_another(*task, caller.uid);
+        let on_terminal: Vec<TaskId> =
+            filed.subjects.iter().copied().filter(|it| is_on_terminal(it)).collect();
+        self.refusals.lock().add(filed, |task| on_terminal.contains(task));
         reached(Step::RefusalRecorded);
+    }
+
+    /// Returns the process and its next ancestors.
+    fn with_ancestors(&self, process: &ProcessOf<P>, most: usize) -> Vec<TaskId> {
+        let mut tasks = vec![process.id()];
+        self.processes.walk_ancestors(process, most, &mut |ancestor| {
+            tasks.push(ancestor);
+            true
+        });
+        tasks
+    }
+
+    /// An operation was carried out, so its process and its ancestors are not shown the refusals before it. These are all
+    /// ancestors at which a reader looks: a refusal may concern one that is further from this process.
+    pub(crate) fn record_success(&self, caller: Caller) {
+        let session = self.processes.session(caller.tid);
+        let origin = Origin::new(caller.uid, session);
+        if !self.refusals.lock().has(origin) {
+            return;
+        }
+        let Some(process) = self.process_of(caller) else { return };
+        let tasks = self.with_ancestors(&process, MAX_ANCESTORS);
+        let tasks = self.refusals.lock().forget(origin, &tasks);
+        if !tasks.is_empty() {
+            self.append_if_possible(&Record::Succeeded { tasks });
+        }
     }
 
     /// Returns whether a refusal gets an event and a record, and counts it for its user.
@@ -146,10 +186,11 @@ impl<P: Ports> Engine<P> {
     /// `tasks` file.
     pub(crate) fn last_error_of_reader(&self, caller: Caller, shows_pids: impl Fn(ListId) -> bool) -> String {
         let Some(reader) = self.process_of(caller) else { return String::new() };
-        let mut found = self.refusals.lock().of(&reader.id());
+        let origin = Origin::new(caller.uid, self.processes.session(caller.tid));
+        let mut found = self.refusals.lock().of(&reader.id(), origin);
         if found.is_none() {
             self.processes.walk_ancestors(&reader, MAX_ANCESTORS, &mut |ancestor| {
-                found = self.refusals.lock().of(&ancestor);
+                found = self.refusals.lock().of(&ancestor, origin);
                 found.is_none()
             });
         }

@@ -37,6 +37,7 @@ mod live;
 mod lookup;
 mod machine;
 mod ports;
+mod queue;
 mod reap;
 mod recover;
 mod replay;
@@ -59,20 +60,23 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use budget::Budget;
-pub(crate) use changes::{Changes, Notify};
+pub(crate) use changes::{Changes, FIRST_VERSION, Notify};
 use configure::Configuring;
 pub(crate) use configure::{Attributes, MODE_OFFSET, NODES_EACH};
 use displaced::Displaced;
+pub(crate) use events::EVENTS_NODE;
 use events::{Event, Events};
 use intruders::Intruders;
 use isolate::Isolation;
 use last_error::Refusals;
 pub(crate) use last_error::Refused;
 pub(crate) use live::Live;
+pub(crate) use lookup::Place;
 use machine::CurrentTopology;
 pub use machine::ReadTopology;
 pub(crate) use ports::Ports;
 use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
+use queue::Waiting;
 pub(crate) use replay::{Admission, RequestId};
 use search::Search;
 use transient::Transient;
@@ -137,6 +141,10 @@ pub(crate) struct Engine<P: Ports = Live> {
     partitions: P::Partitions,
     isolation: Isolation,
     transient: Transient,
+    /// Locked after the claims.
+    waiting: Waiting,
+    /// The names of the programs that hold claims.
+    programs: Mutex<HashMap<TaskId, String>>,
     events: Mutex<Events>,
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
@@ -192,7 +200,7 @@ impl<P: Ports> Engine<P> {
     ) -> Result<(Self, u32), StartError> {
         let handles = recovered.next_handle;
         let mut refusals = Refusals::default();
-        recovered.refusals.iter().for_each(|record| refusals.add(Arc::clone(record)));
+        recovered.refusals.iter().for_each(|record| refusals.add(Arc::clone(record), |_| false));
         let events = Events::new(
             recovered.next_event,
             recovered.events.clone(),
@@ -232,6 +240,8 @@ impl<P: Ports> Engine<P> {
             isolation: Isolation::new(std::mem::take(&mut recovered.partitions))
                 .map_err(StartError::Eventfd)?,
             transient: Transient::new().map_err(StartError::Eventfd)?,
+            waiting: Waiting::default(),
+            programs: Mutex::default(),
             partitions,
         };
         for damage in &recovered.damage {
@@ -245,7 +255,9 @@ impl<P: Ports> Engine<P> {
             // The next worker must not give out the same numbers.
             engine.journal.defer(reserved);
         }
+        let queued = std::mem::take(&mut recovered.queued);
         engine.recover(recovered);
+        engine.recover_queues(queued);
         engine.update_daemon_affinity();
         engine.journal.flush_deferred();
         Ok((engine, handles))
@@ -285,18 +297,22 @@ impl<P: Ports> Engine<P> {
         Ok(())
     }
 
-    /// Watches deaths and tells pollers of changed files; for a thread of its own. Sleeps while nobody polls.
+    /// Watches deaths, gives turns to tasks that wait, and tells pollers of changed files; for a thread of its own. Sleeps
+    /// while nobody polls.
     pub(crate) fn notify_forever(&self) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         loop {
+            let next = self.give_turns();
             let (due, waiting) = self.changes.take_due();
             due.into_iter().for_each(Notify::notify);
             let mut fds = vec![PollFd::new(self.changes.doorbell().as_fd(), PollFlags::POLLIN)];
             if waiting {
                 fds.push(PollFd::new(self.processes.as_fd(), PollFlags::POLLIN));
             }
-            let _ = poll(&mut fds, PollTimeout::NONE);
+            // Rounded up, so that the turn is over then.
+            let timeout = next.and_then(|next| PollTimeout::try_from(next.as_millis() + 1).ok());
+            let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::NONE));
             self.reap();
         }
     }
@@ -310,22 +326,30 @@ impl<P: Ports> Engine<P> {
     /// claims, so that events have the order of the changes.
     fn publish(&self, claims: &Claims, effects: &Effects) {
         for change in &effects.changes {
-            let (event, counter, claim, from) = match change {
-                Change::Claimed(claim) => ("claimed", Counter::Claimed, claim, None),
+            let (event, counter, claim, origin) = match change {
+                Change::Claimed(claim) => ("claimed", Counter::Claimed, claim, Event::default()),
                 Change::Moved { from, to } => {
                     self.list_changed(claims, *from);
                     self.note_released(claims, *from);
-                    ("moved", Counter::Moved, to, claims.list(*from).map(|list| list.name().to_string()))
+                    let name = claims.list(*from).map(|list| list.name().clone());
+                    let origin = Event {
+                        from_pool: name.as_ref().map(|name| name.pool.to_string()),
+                        from_cpus: name.map(|name| name.cpus),
+                        ..Event::default()
+                    };
+                    ("moved", Counter::Moved, to, origin)
                 }
                 Change::Released(claim) => {
                     self.note_released(claims, claim.list);
-                    ("released", Counter::Released, claim, None)
+                    ("released", Counter::Released, claim, Event::default())
                 }
                 Change::Inherited { from, to } => {
-                    ("inherited", Counter::Inherited, to, Some(from.pid.to_string()))
+                    self.programs.lock().remove(from);
+                    let origin = Event { from_pid: Some(from.pid.get()), ..Event::default() };
+                    ("inherited", Counter::Inherited, to, origin)
                 }
-                Change::Ended(claim) => ("ended", Counter::Ended, claim, None),
-                Change::Died(claim) => ("died", Counter::Died, claim, None),
+                Change::Ended(claim) => ("ended", Counter::Ended, claim, Event::default()),
+                Change::Died(claim) => ("died", Counter::Died, claim, Event::default()),
                 // Its event has a number that its record needs: `reap_one` adds it.
                 Change::Reclaimed(claim) => {
                     self.list_changed(claims, claim.list);
@@ -340,7 +364,12 @@ impl<P: Ports> Engine<P> {
             let is_claim = matches!(change, Change::Claimed(_) | Change::Moved { .. });
             let list = claims.list(claim.list).filter(|list| is_claim && list.has_intruders());
             let reason = list.map(|_| "another process is pinned within the list".to_owned());
-            self.event(Event { from, reason, ..list_event(event, claims, claim) });
+            let Event { from_pool, from_cpus, from_pid, .. } = origin;
+            let event = self.claim_event(event, claims, claim);
+            self.event(Event { from_pool, from_cpus, from_pid, reason, ..event });
+            if matches!(change, Change::Released(_) | Change::Ended(_) | Change::Died(_)) {
+                self.programs.lock().remove(&claim.task);
+            }
         }
     }
 
@@ -360,11 +389,30 @@ impl<P: Ports> Engine<P> {
         }
         let EventLine { seq, uid, line } = events.push(self.clock.wall_ms(), &event);
         self.journal.note_event(uid, &line);
+        drop(events);
+        self.changes.changed([EVENTS_NODE]);
         seq
+    }
+
+    /// Notes the name of a process's program for the events of its claim: those of its end may come when it has gone.
+    fn note_program(&self, process: &ProcessOf<P>) {
+        if let Some(name) = self.processes.comm(process) {
+            self.programs.lock().insert(process.id(), name);
+        }
+    }
+
+    fn claim_event(&self, event: &'static str, claims: &Claims, claim: &Claim) -> Event {
+        Event {
+            pid: Some(claim.task.pid.get()),
+            program: self.programs.lock().get(&claim.task).cloned(),
+            uid: Some(claim.uid),
+            ..list_event_of(event, claims, claim.list)
+        }
     }
 
     fn list_changed(&self, claims: &Claims, id: ListId) {
         self.transient.note(claims, id);
+        self.wake_queues();
         if let Some(list) = claims.list(id) {
             self.changes.changed([id.tasks_node(), id.state_node(), list.pool().tasks_node()]);
         }
@@ -433,14 +481,6 @@ impl<P: Ports> Engine<P> {
     }
 }
 
-fn list_event(event: &'static str, claims: &Claims, claim: &Claim) -> Event {
-    Event {
-        pid: Some(claim.task.pid.get()),
-        uid: Some(claim.uid),
-        ..list_event_of(event, claims, claim.list)
-    }
-}
-
 fn list_event_of(event: &'static str, claims: &Claims, list: ListId) -> Event {
     let name = claims.list(list).map(|list| list.name().clone());
     Event {
@@ -482,6 +522,11 @@ impl PoolId {
     /// Returns the node of the pool's `transient` file, which is as far away.
     pub(crate) fn transient_node(self) -> u64 {
         self.mode_node() + 1
+    }
+
+    /// Returns the node of the pool's `queue` file, which is as far away.
+    pub(crate) fn queue_node(self) -> u64 {
+        self.mode_node() + 2
     }
 
     /// Returns the node of the pool's `partial` file.

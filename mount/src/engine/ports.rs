@@ -104,6 +104,15 @@ pub(crate) trait Processes: Debug + Send + Sync + 'static {
     /// Returns the name of its program.
     fn comm(&self, process: &Self::Process) -> Option<String>;
 
+    /// See [`crate::process::Processes::comm_at_death`].
+    fn comm_at_death(&self, process: &Self::Process) -> Option<String>;
+
+    /// See [`crate::process::Processes::has_terminal_of_another`].
+    fn has_terminal_of_another(&self, task: TaskId, uid: u32) -> bool;
+
+    /// See [`crate::process::session_of`].
+    fn session(&self, tid: u32) -> Option<u32>;
+
     /// Returns how a dead process ended.
     fn ending(&self, process: &Self::Process) -> Ending;
 

@@ -10,7 +10,7 @@ use parking_lot::MutexGuard;
 
 use super::ports::{Clock as _, Journal as _, Ports, Process as _, Processes as _, Watch as _};
 use super::search::{BRIEF, Concern, DeadClaim, LIMIT};
-use super::{Engine, ProcessOf, list_event};
+use super::{Engine, ProcessOf};
 use crate::journal::{Reclaimed, Record};
 use crate::model::claims::Claims;
 use crate::model::command::{Change, Claim, Command, Ending, Heir, Request, Target, TaskInfo};
@@ -92,6 +92,9 @@ impl<P: Ports> Engine<P> {
     pub(super) fn dead_claim(&self, task: TaskId) -> Option<DeadClaim> {
         let process = self.processes.watched(&task);
         let ending = process.as_ref().map_or(Ending::Unknown, |process| self.processes.ending(process));
+        if let Some(name) = process.as_ref().and_then(|process| self.processes.comm_at_death(process)) {
+            self.programs.lock().insert(task, name);
+        }
         let user = process.and_then(|process| self.processes.user_at_death(&process));
         let claims = self.claims.lock();
         let claim = Arc::clone(claims.claim(&task)?);
@@ -112,6 +115,9 @@ impl<P: Ports> Engine<P> {
     pub(super) fn end_claim(&self, dead: &DeadClaim, heir: Option<Heir>) {
         let task = dead.claim.task;
         let heir = heir.and_then(|heir| Some((self.reopen(&heir.info)?, heir)));
+        if let Some((process, _)) = &heir {
+            self.note_program(process);
+        }
         let mut claims = self.claims.lock();
         let Some(claim) = claims.claim(&task).cloned() else { return };
         // Since the heir was found, it may have got a claim itself, or a move of the dead task may have been
@@ -142,7 +148,8 @@ impl<P: Ports> Engine<P> {
 
     /// Adds a claim to `info/reclaimed`.
     pub(super) fn reclaim(&self, claims: &Claims, claim: &Claim) -> Reclaimed {
-        let event = list_event("reclaimed", claims, claim);
+        let event = self.claim_event("reclaimed", claims, claim);
+        self.programs.lock().remove(&claim.task);
         let reclaimed = Reclaimed {
             seq: 0,
             time: self.clock.wall_ms(),

@@ -84,6 +84,9 @@ impl<P: Ports> Engine<P> {
             self.drop_claim(&claims, &claim, &Refusal::from(rejected).sentence("another task"));
             return None;
         }
+        if let Some(process) = &process {
+            self.note_program(process);
+        }
         match process.map(|process| self.processes.watch(Arc::new(process))) {
             None => Some(task),
             Some(Ok(())) => None,

@@ -34,6 +34,7 @@ use crate::model::command::{
 };
 use crate::model::cpuset::CpuSet;
 use crate::model::pool::ListId;
+use crate::model::queue::{Entry, Place};
 use crate::model::refusal::{ListName, Refusal};
 use crate::model::rights::User;
 use crate::model::task::{NoWrite, Pid, TaskId, Token, Write};
@@ -182,6 +183,7 @@ impl<P: Ports> Engine<P> {
             users: requester.users(),
             unsuitable: HashSet::new(),
             offline: CpuSet::new(),
+            before: 0,
             now: 0,
         };
         loop {
@@ -190,24 +192,40 @@ impl<P: Ports> Engine<P> {
             }
             request.now = self.clock.since_boot();
             request.offline = self.processes.offline();
-            let plan = self.decide(&request, requester, deadline)?;
+            let (plan, waited) = self.decide(&mut request, requester, deadline)?;
             reached(Step::WriteDecided);
             log::trace!("{target:?}: {plan:?}");
             match self.carry_out(plan, tasks, &request.offline, requester) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Setbacks(setbacks)) => learn(&mut request, setbacks)?,
-                Err(Failure::Refused(refusal)) => return Err(refusal),
+                Err(failure) => {
+                    self.put_back_in_queue(waited);
+                    match failure {
+                        Failure::Setbacks(setbacks) => learn(&mut request, setbacks)?,
+                        Failure::Refused(refusal) => return Err(refusal),
+                    }
+                }
             }
             requester.check_time()?;
         }
     }
 
-    /// Decides a write. Waits while another write has one of the tasks in flight.
-    fn decide(&self, request: &Request, requester: &Requester, deadline: Instant) -> Result<Plan, Refusal> {
+    /// Decides a write. Waits while another write has one of the tasks in flight. Also returns the entries that the tasks had
+    /// in the queue of the pool.
+    fn decide(
+        &self,
+        request: &mut Request,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<(Plan, Vec<(Place, Entry)>), Refusal> {
         loop {
             let mut claims = self.claims_for(request);
+            let pool = request.target.pool(&claims);
+            request.before = pool.map_or(0, |pool| self.waiting_before(pool, request));
             match claims.apply(Command::Write(request.clone())) {
-                Ok(effects) => return Ok(effects.plan),
+                Ok(effects) => {
+                    let waited = pool.map(|pool| self.take_from_queue(pool, request));
+                    return Ok((effects.plan, waited.unwrap_or_default()));
+                }
                 Err(Rejected::Refused(refusal)) => return Err(refusal),
                 Err(Rejected::Busy) => {
                     // The other write may wait for the disk; then this one must not wait as long.
@@ -327,6 +345,9 @@ impl<P: Ports> Engine<P> {
             ) {
                 Ok((claim, previous)) => {
                     undo.masks.push((placement.task, previous));
+                    if placement.is_change() {
+                        self.note_program(process);
+                    }
                     completed.placements.push(placement.complete(claim));
                     match self.isolate_placement(placement, process) {
                         Ok(false) => {}
@@ -482,6 +503,7 @@ impl<P: Ports> Engine<P> {
         let _ = claims.apply(Command::Abandon(plan));
         for task in new {
             self.processes.unwatch(&task);
+            self.programs.lock().remove(&task);
         }
         drop(claims);
         self.plan_finished.notify_all();
@@ -501,6 +523,7 @@ impl<P: Ports> Engine<P> {
         self.publish(&claims, &effects);
         for task in released.iter().chain(&effects.lost) {
             self.processes.unwatch(task);
+            self.programs.lock().remove(task);
         }
         // Their claims were recorded after their deaths.
         for &task in effects.lost.iter().filter(|task| recorded.contains(task)) {

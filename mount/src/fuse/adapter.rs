@@ -181,18 +181,18 @@ impl Fs {
         });
     }
 
-    /// The same on a name in a directory.
-    fn unsupported_name(
+    /// Refuses an operation on a name in a directory. `refusal` is what would have happened to the name, and the error.
+    fn refuse_name(
         &self,
         req: &fuser::Request,
         operation: &'static str,
         (parent, name): (INodeNo, &OsStr),
-        errno: nix::errno::Errno,
+        refusal: (&'static str, nix::errno::Errno),
         answer: impl FnOnce(Errno) + Send + 'static,
     ) {
         self.serve_cheap(req, name, move |served, request, name| {
             let object = Object::Name(parent.into(), name);
-            answer(encode(served.operations.unsupported(request, operation, object, errno)));
+            answer(encode(served.operations.refuse_name(request, operation, object, refusal)));
         });
     }
 }
@@ -523,7 +523,7 @@ impl Filesystem for Fs {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        self.unsupported_name(req, "create", (parent, name), nix::errno::Errno::EACCES, |errno| {
+        self.refuse_name(req, "create", (parent, name), ("created", nix::errno::Errno::EACCES), |errno| {
             reply.error(errno)
         });
     }
@@ -541,11 +541,11 @@ impl Filesystem for Fs {
         use nix::errno::Errno::{EACCES, EPERM};
         // A regular file is refused as open(2) with O_CREAT is.
         let errno = if mode & libc::S_IFMT == libc::S_IFREG { EACCES } else { EPERM };
-        self.unsupported_name(req, "mknod", (parent, name), errno, |errno| reply.error(errno));
+        self.refuse_name(req, "mknod", (parent, name), ("created", errno), |errno| reply.error(errno));
     }
 
     fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.unsupported_name(req, "unlink", (parent, name), nix::errno::Errno::EPERM, |errno| {
+        self.refuse_name(req, "unlink", (parent, name), ("removed", nix::errno::Errno::EPERM), |errno| {
             reply.error(errno)
         });
     }
@@ -558,20 +558,25 @@ impl Filesystem for Fs {
         _target: &Path,
         reply: ReplyEntry,
     ) {
-        self.unsupported_name(req, "symlink", (parent, link_name), nix::errno::Errno::EPERM, |errno| {
-            reply.error(errno)
-        });
+        self.refuse_name(
+            req,
+            "symlink",
+            (parent, link_name),
+            ("created", nix::errno::Errno::EPERM),
+            |errno| reply.error(errno),
+        );
     }
 
     fn link(
         &self,
         req: &fuser::Request,
-        ino: INodeNo,
-        _newparent: INodeNo,
-        _newname: &OsStr,
+        _ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.unsupported(req, "link", ino, nix::errno::Errno::EPERM, |errno| reply.error(errno));
+        let refusal = ("linked", nix::errno::Errno::EPERM);
+        self.refuse_name(req, "link", (newparent, newname), refusal, |errno| reply.error(errno));
     }
 
     fn rename(
@@ -586,7 +591,7 @@ impl Filesystem for Fs {
     ) {
         use nix::errno::Errno::{EINVAL, EPERM};
         let errno = if flags.is_empty() { EPERM } else { EINVAL };
-        self.unsupported_name(req, "rename", (parent, name), errno, |errno| reply.error(errno));
+        self.refuse_name(req, "rename", (parent, name), ("renamed", errno), |errno| reply.error(errno));
     }
 
     fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {

@@ -15,10 +15,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::request::{Object, Request, log_request};
-use crate::engine::{Admission, Attributes, Caller, Engine, Live, Notify, Ports, RESERVED_HANDLES, Refused};
+use crate::engine::{
+    Admission, Attributes, Caller, Engine, FIRST_VERSION, Live, Notify, Place, Ports, RESERVED_HANDLES,
+    Refused,
+};
 use crate::handles::{OpenFiles, Polled};
 use crate::model::refusal::Refusal;
-use crate::tree::{Content, Node, ROOT, Stat, WriteRequest};
+use crate::tree::{Content, NO_NODE, Node, ROOT, Stat, WriteRequest};
 
 /// Why an operation failed.
 #[derive(Debug)]
@@ -207,12 +210,14 @@ impl<P: Ports> Operations<P> {
                     let (text, end) = self.engine.show_events(since);
                     (text.into_bytes().into(), end)
                 };
-                return self.files.read_growing(handle, offset, show).map_err(|_stale| Errno::ESTALE.into());
+                let version = self.engine.changes.version(node);
+                let read = self.files.read_growing(handle, offset, version, show);
+                return read.map_err(|_stale| Errno::ESTALE.into());
             }
             let show = || {
                 // The version first: a change after it makes poll(2) report once too often, never once too few.
                 let version = self.engine.changes.version(node);
-                (version, file.show(&self.engine, request.caller).unwrap_or_default())
+                (version, file.show(&self.engine, request.caller, handle).unwrap_or_default())
             };
             let read = self.files.read(handle, offset, show).map_err(|_stale| Errno::ESTALE)?;
             Ok((read, 0))
@@ -234,7 +239,7 @@ impl<P: Ports> Operations<P> {
             if self.files.is_truncated(handle) {
                 return Err(Refusal::AfterTooLong.into());
             }
-            let command = WriteRequest { data, opener: OpenFiles::opener(handle), read_write };
+            let command = WriteRequest { data, opener: OpenFiles::opener(handle), read_write, handle };
             Ok(file.store(&self.engine, request.caller, &command)?)
         };
         let result = self.run_once(request, "write", Object::Node(node), apply, || Ok(()));
@@ -248,7 +253,8 @@ impl<P: Ports> Operations<P> {
 
     pub(super) fn release(&self, request: Request, node: u64, handle: u64) {
         let _ = self.run(request, "release", Object::Node(node), || {
-            if self.files.close(handle) {
+            let is_noted = self.files.close(handle);
+            if self.engine.leave_queue(handle) || is_noted {
                 self.engine.note_closed(handle);
             }
             self.engine.changes.disarm(handle);
@@ -280,6 +286,9 @@ impl<P: Ports> Operations<P> {
                 }
             }
             self.engine.reap();
+            if self.engine.is_turn(handle).is_some() {
+                return Ok(self.await_turn(handle, notify));
+            }
             let seen = self.files.seen(handle);
             let version = match notify {
                 Some(notify) => self.engine.changes.arm(handle, node, seen, notify),
@@ -287,6 +296,20 @@ impl<P: Ports> Operations<P> {
             };
             Ok(version != seen)
         })
+    }
+
+    /// Returns whether the turn of the task has come that was entered through an open file. If it has not, `notify` is called
+    /// when it does.
+    fn await_turn(&self, handle: u64, notify: Option<Box<dyn Notify>>) -> bool {
+        if let Some(notify) = notify {
+            self.engine.changes.arm(handle, NO_NODE, FIRST_VERSION, notify);
+        }
+        // The turn may have begun before it was armed, or the pool may have been removed.
+        let is_ready = self.engine.is_turn(handle) != Some(false);
+        if is_ready {
+            self.engine.changes.disarm(handle);
+        }
+        is_ready
     }
 
     /// Returns the entries of a directory that come after `offset`.
@@ -305,6 +328,19 @@ impl<P: Ports> Operations<P> {
             entries.sort_unstable();
             Ok(entries)
         })
+    }
+
+    /// An operation on a name that only changes with pools and lists. `what` would have happened to it: `renamed`.
+    pub(super) fn refuse_name(
+        &self,
+        request: Request,
+        operation: &'static str,
+        object: Object<'_>,
+        (what, errno): (&'static str, Errno),
+    ) -> Errno {
+        let refusal = Refusal::FixedFiles { operation: what, errno };
+        let _ = self.answer(request, operation, object, || Err::<(), _>(refusal.into()));
+        errno
     }
 
     /// An operation that control files do not have.
@@ -394,12 +430,16 @@ impl<P: Ports> Operations<P> {
         change: impl FnOnce() -> Result<T, Failure>,
         replay: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Errno> {
-        self.answer(request, operation, object, || match self.admit(request) {
+        let result = self.answer(request, operation, object, || match self.admit(request) {
             Admission::New => change(),
             Admission::Answered(None) => replay(),
             Admission::Answered(Some(errno)) => Err(errno.into()),
             Admission::Poisoned => Err(Errno::EIO.into()),
-        })
+        });
+        if result.is_ok() {
+            self.engine.record_success(request.caller);
+        }
+        result
     }
 
     fn admit(&self, request: Request) -> Admission {
@@ -418,7 +458,7 @@ impl<P: Ports> Operations<P> {
         let logged = log::log_enabled!(log::Level::Debug).then(|| (self.path(object), Instant::now()));
         let result = work().map_err(|failure| match failure {
             Failure::Refused(refused) => {
-                self.engine.record_refusal(request.caller, &refused);
+                self.engine.record_refusal(request.caller, &refused, self.place(object));
                 refused.refusal.errno()
             }
             Failure::Errno(errno) => errno,
@@ -427,6 +467,15 @@ impl<P: Ports> Operations<P> {
             log_request(request, operation, &path, result.as_ref().err().copied(), started.elapsed());
         }
         result
+    }
+
+    /// The pool and the list of an object.
+    fn place(&self, object: Object<'_>) -> Option<Place> {
+        let node = match object {
+            Object::Node(node) => self.node(node),
+            Object::Name(parent, name) => self.child(parent, name).or_else(|_| self.node(parent)),
+        };
+        node.ok()?.place(&self.engine)
     }
 
     /// The path of an object below the mount point; only for the log. Looked up in the tree, because accessing the

@@ -16,6 +16,7 @@ use crate::fair::FairRing;
 use crate::model::command::Claim;
 use crate::model::partition::Partition;
 use crate::model::pool::ListId;
+use crate::model::queue::Waiter;
 use crate::model::task::TaskId;
 
 /// The state of claims, requests and open files after all records.
@@ -51,6 +52,8 @@ pub(crate) struct Requests {
     /// The kernel's poll handle of each open file.
     pub(crate) polls: BTreeMap<u64, u64>,
     pub(crate) truncated: BTreeSet<u64>,
+    /// The tasks that wait in turn, in their order.
+    pub(crate) queued: Vec<Waiter>,
 }
 
 /// How many requests of earlier workers are remembered. A worker dies with a few in flight, and the next one gets those
@@ -113,6 +116,7 @@ impl Requests {
             .chain(answers)
             .chain(self.retried.iter().map(|&request| Record::Retried { request }))
             .chain(self.polls.iter().map(|(&fh, &kh)| Record::Polled { fh, kh }))
+            .chain(self.queued.iter().map(|&waiter| Record::Queued(waiter)))
             .chain(self.truncated.iter().map(|&fh| Record::Truncated { fh }))
     }
 }
@@ -180,6 +184,7 @@ impl LogState {
                 }
                 self.refusals.push(owner(refusal.uid), refusal);
             }
+            Record::Succeeded { tasks } => self.forget_refusals(&tasks),
             Record::Retried { request } => {
                 self.requests.retried.push_back(request);
                 shorten(&mut self.requests.retried);
@@ -187,11 +192,16 @@ impl LogState {
             Record::Polled { fh, kh } => {
                 self.requests.polls.insert(fh, kh);
             }
+            Record::Queued(waiter) => {
+                self.requests.queued.retain(|it| it.fh != waiter.fh);
+                self.requests.queued.push(waiter);
+            }
             Record::Truncated { fh } => {
                 self.requests.truncated.insert(fh);
             }
             Record::Closed { fh } => {
                 self.requests.polls.remove(&fh);
+                self.requests.queued.retain(|it| it.fh != fh);
                 self.requests.truncated.remove(&fh);
             }
             Record::Reserved { events, handles } => {
@@ -269,6 +279,15 @@ impl LogState {
         for refusal in latest.into_iter().rev() {
             self.refusals.push(owner(refusal.uid), refusal);
         }
+    }
+
+    /// The tasks are no subjects of the refusals before this.
+    fn forget_refusals(&mut self, tasks: &[TaskId]) {
+        let is_forgotten = |task: &TaskId| tasks.contains(task);
+        for refusal in self.refusals.iter_mut().filter(|it| it.subjects.iter().any(is_forgotten)) {
+            Arc::make_mut(refusal).subjects.retain(|task| !tasks.contains(task));
+        }
+        self.refusals.retain(|refusal| !refusal.subjects.is_empty());
     }
 
     fn forget(&mut self, task: &TaskId) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::model::command::Claim;
 use crate::model::partition::Partition;
 use crate::model::pool::ListId;
+use crate::model::queue::Waiter;
 use crate::model::refusal::Holder;
 use crate::model::task::TaskId;
 
@@ -40,6 +41,8 @@ pub(crate) struct RefusalRecord {
     pub(crate) subjects: Vec<TaskId>,
     /// The user who was refused; `None` in records of earlier versions.
     pub(crate) uid: Option<u32>,
+    /// The session of the writer (setsid(2)), as the daemon sees it; `None` in records of earlier versions.
+    pub(crate) session: Option<u32>,
 }
 
 /// Returns the user to whom a record belongs. Those of earlier versions, which name none, belong to root.
@@ -80,10 +83,14 @@ pub(crate) enum Record {
     Answered { request: u64, errno: i32, session_thread: u32 },
     /// A request was refused. `request` is 0 if the kernel did not send it.
     Refused { request: u64, session_thread: u32, refusal: Arc<RefusalRecord> },
+    /// An operation was carried out for these processes, so the refusals before it do not concern them any more.
+    Succeeded { tasks: Vec<TaskId> },
     /// A request that was in flight when a worker died is carried out again.
     Retried { request: u64 },
     /// The open file is polled under this handle of the kernel.
     Polled { fh: u64, kh: u64 },
+    /// A task waits for a CPU list of a pool, through an open file. Replaces an earlier record of the file, whose place is lost.
+    Queued(Waiter),
     /// A command through the open file was truncated; no other command is accepted through it.
     Truncated { fh: u64 },
     /// An open file that an earlier record names was closed.

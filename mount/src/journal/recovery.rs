@@ -24,6 +24,7 @@ use super::{StateError, failed, trust};
 use crate::clock;
 use crate::model::command::Claim;
 use crate::model::partition::Partition;
+use crate::model::queue::Waiter;
 
 /// How to handle a file that cannot be written.
 const CURE: &str = "look at the state directory and its disk";
@@ -51,6 +52,8 @@ pub(crate) struct Recovered {
     pub(crate) polls: Vec<(u64, u64)>,
     /// Open files through which no command is accepted.
     pub(crate) truncated: Vec<u64>,
+    /// The tasks that wait in turn, in their order.
+    pub(crate) queued: Vec<Waiter>,
     pub(crate) refusals: Vec<Arc<RefusalRecord>>,
     pub(crate) damage: Vec<Damage>,
     /// Records are missing: what is recorded as a claim may have been released.
@@ -90,6 +93,7 @@ impl Recovered {
             next_handle: log.handles.max(1),
             polls: log.requests.polls.iter().map(|(&fh, &kh)| (fh, kh)).collect(),
             truncated: log.requests.truncated.iter().copied().collect(),
+            queued: log.requests.queued.clone(),
             refusals: log.refusals.iter().cloned().collect(),
             damage,
             suspect,

@@ -169,6 +169,8 @@ pub struct Request {
     pub unsuitable: HashSet<(TaskId, ListId)>,
     /// The CPUs that are offline. A pool offers no list that needs one of them.
     pub offline: CpuSet,
+    /// How many tasks wait before these for a list of the pool. As many free lists are not for these.
+    pub before: usize,
     /// Nanoseconds since boot.
     pub now: u64,
 }

@@ -9,6 +9,7 @@ pub mod command;
 pub mod cpuset;
 pub mod partition;
 pub mod pool;
+pub mod queue;
 pub mod refusal;
 pub mod rights;
 pub mod task;

@@ -86,6 +86,24 @@ pub enum Refusal {
         /// The list that has been held for the longest time, and its holder.
         longest: Option<(ListName, Holder)>,
     },
+    /// The free lists of the pool are for tasks that wait in turn.
+    OthersWait {
+        /// The pool.
+        pool: PoolName,
+        /// How many tasks wait before this one.
+        before: usize,
+    },
+    /// Too many tasks wait in turn.
+    QueueFull,
+    /// The data is not one PID.
+    NotOnePid,
+    /// Files cannot be made, removed, renamed or linked.
+    FixedFiles {
+        /// The operation: `created`.
+        operation: &'static str,
+        /// The error that kernel filesystems with fixed files return.
+        errno: Errno,
+    },
     /// The pool has free lists, but the kernel allows the task on no free list.
     NoneSuits {
         /// The pool.
@@ -259,6 +277,7 @@ impl Refusal {
             | Self::NotAMode
             | Self::NotAFlag
             | Self::NotASeq
+            | Self::NotOnePid
             | Self::NotWritable => Errno::EINVAL,
             Self::TooLong | Self::AfterTooLong => Errno::E2BIG,
             Self::NoSuchProcess => Errno::ESRCH,
@@ -268,6 +287,7 @@ impl Refusal {
             Self::Held { .. }
             | Self::TwoNamed { .. }
             | Self::NoneFree { .. }
+            | Self::OthersWait { .. }
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. }
@@ -278,13 +298,15 @@ impl Refusal {
             | Self::OutOfTime { .. }
             | Self::TaskBusy
             | Self::TooManyRequests { .. } => Errno::EAGAIN,
-            Self::TooMany { .. } | Self::JournalFull => Errno::ENOSPC,
+            Self::TooMany { .. } | Self::QueueFull | Self::JournalFull => Errno::ENOSPC,
             Self::DiskStalled => Errno::EIO,
             Self::Removed => Errno::ENODEV,
             Self::CannotRecord { .. } => Errno::ENOSPC,
             Self::Exists => Errno::EEXIST,
             Self::PoolHasLists { .. } => Errno::ENOTEMPTY,
-            Self::CannotStore { errno } | Self::Fault { errno, .. } => *errno,
+            Self::CannotStore { errno } | Self::Fault { errno, .. } | Self::FixedFiles { errno, .. } => {
+                *errno
+            }
         }
     }
 
@@ -327,7 +349,7 @@ impl Refusal {
                 let rest = free.as_ref().map_or_else(
                     || {
                         format!(
-                            "no list of {} is free; wait for one with poll(2) or kcm isolate --wait",
+                            "no list of {} is free; wait for one with poll(2), kcm isolate --wait or kcm claim --wait",
                             list.pool
                         )
                     },
@@ -346,7 +368,21 @@ impl Refusal {
                     format!("; {list} is held by {holder} for {} s, the longest time", seconds(held))
                 });
                 format!(
-                    "no list of {pool} is free ({lists} taken){longest}; wait for one with poll(2) or kcm isolate --wait"
+                    "no list of {pool} is free ({lists} taken){longest}; wait for one with poll(2), kcm isolate --wait or kcm claim --wait"
+                )
+            }
+            Self::OthersWait { pool, before } => {
+                format!(
+                    "the free lists of {pool} are for {before} tasks that wait in turn; wait, too: kcm isolate --wait or kcm claim --wait"
+                )
+            }
+            Self::QueueFull => {
+                "too many tasks wait in turn; end some of them, or wait with poll(2) on tasks".into()
+            }
+            Self::NotOnePid => "not one PID; write 0 (yourself) or a PID, and then wait with poll(2)".into(),
+            Self::FixedFiles { operation, .. } => {
+                format!(
+                    "files cannot be {operation} here; make pools and CPU lists with mkdir, and remove them with rmdir"
                 )
             }
             Self::NoneSuits { pool } => {
@@ -448,7 +484,7 @@ impl Refusal {
                 "not the number of an event; write the seq of the last event that you have read".into()
             }
             Self::NotWritable => {
-                "this file is read-only; commands go to tasks, exclusive, partial, mode, transient and info/reclaimed".into()
+                "this file is read-only; commands go to tasks, queue, exclusive, partial, mode, transient and info/reclaimed".into()
             }
             Self::FixedDirectory => {
                 "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()

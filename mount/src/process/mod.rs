@@ -302,6 +302,20 @@ impl Processes {
         process.is_alive().then_some(name)
     }
 
+    /// Returns the name of the program that a dead process had in the end; `None` once its parent has collected it.
+    pub(crate) fn comm_at_death(&self, process: &Process) -> Option<String> {
+        let name = self.proc.program_name(process.id.pid.get())?;
+        let same = self.identify(process.id.pid).ok().flatten().is_some_and(|found| found.id == process.id);
+        same.then_some(name)
+    }
+
+    /// Returns whether a process is of another user than this one and has a controlling terminal.
+    pub(crate) fn has_terminal_of_another(&self, task: TaskId, uid: u32) -> bool {
+        let Some(process) = self.find(task).ok().flatten() else { return false };
+        let is_of_another = self.facts(&process).ok().flatten().is_some_and(|facts| facts.uids.real != uid);
+        is_of_another && self.proc.stat(task.pid.get()).ok().flatten().is_some_and(|stat| stat.has_terminal)
+    }
+
     /// Returns how a dead process ended.
     pub(crate) fn ended(&self, process: &Process) -> Ending {
         // The pidfd knows once the parent has collected the process; until then it is a zombie in /proc.
@@ -354,6 +368,14 @@ fn probe() -> io::Result<Features> {
     let proc = ProcFs::new()?;
     let translation = Namespace::own(&proc)?.can_translate() && sys::pidfd_pid_namespace(own.as_fd()).is_ok();
     Ok(Features { pidfs, translation, info })
+}
+
+/// Returns the session of a thread (getsid(2)): the PID of its leader, which may be dead; 0 if that has none in this PID
+/// namespace. `None` if the thread has gone.
+pub(crate) fn session_of(tid: u32) -> Option<u32> {
+    let tid = nix::unistd::Pid::from_raw(i32::try_from(tid).ok().filter(|tid| *tid > 0)?);
+    let session = nix::unistd::getsid(Some(tid)).ok()?;
+    u32::try_from(session.as_raw()).ok()
 }
 
 /// Sets the affinity mask of one thread.

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use super::{Content, EVENTS, Node, POOLS, ROOT, WriteRequest};
-use crate::engine::{Attributes, Caller, Engine, MODE_OFFSET, Ports, Refused};
+use super::{Content, Node, POOLS, ROOT, WriteRequest};
+use crate::engine::{Attributes, Caller, EVENTS_NODE, Engine, MODE_OFFSET, Ports, Refused};
 use crate::model::claims::Pool;
 use crate::model::command::Target;
 use crate::model::pool::{Exclusivity, ListId, Mode, PoolId};
@@ -54,6 +54,8 @@ pub(super) enum Volatile {
 pub(super) struct Context {
     pub(super) caller: Caller,
     pub(super) base: u64,
+    /// The open file; 0 if it is not known.
+    pub(super) handle: u64,
 }
 
 const DIR: u32 = 0o040_000;
@@ -90,6 +92,7 @@ impl<P: Ports> Entry<P> {
         Self::file(Location::Pool { offset: 3 }, "partial",   0o644, show_partial,    Some(store_partial),   Volatile::No),
         Self::file(Location::Pool { offset: MODE_OFFSET }, "mode", 0o644, show_mode,   Some(store_mode),      Volatile::No),
         Self::file(Location::Pool { offset: MODE_OFFSET + 1 }, "transient", 0o644, show_transient, Some(store_transient), Volatile::No),
+        Self::file(Location::Pool { offset: MODE_OFFSET + 2 }, "queue", 0o644, show_queue, Some(store_queue), Volatile::Yes),
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
         Self::file(Location::List { offset: 2 }, "state",     0o444, show_state,      None,                 Volatile::Yes),
@@ -100,7 +103,7 @@ impl<P: Ports> Entry<P> {
         Self::dir (at(INFO, ROOT),           "info"),
         Self::file(at(9, INFO),              "version",    0o444, show_version,    None,                 Volatile::No),
         Self::file(at(10, INFO),             "topology",   0o444, show_topology,   None,                 Volatile::No),
-        Self::file(at(EVENTS, INFO),         "events",     0o600, show_events,     None,                 Volatile::Yes),
+        Self::file(at(EVENTS_NODE, INFO),         "events",     0o600, show_events,     None,                 Volatile::Yes),
         Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), Volatile::Yes),
         Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 Volatile::Costly),
     ];
@@ -136,6 +139,10 @@ fn show_mode<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
 fn show_flag<P: Ports>(engine: &Engine<P>, context: Context, is_set: fn(&Pool) -> bool) -> Content {
     let flag = engine.configuration().pool(PoolId(context.base)).map(is_set);
     line(flag.map(|is_set| if is_set { "1" } else { "0" }.to_owned()))
+}
+
+fn show_queue<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
+    engine.show_queue(PoolId(context.base), context.handle).into_bytes().into()
 }
 
 fn show_state<P: Ports>(engine: &Engine<P>, context: Context) -> Content {
@@ -206,6 +213,15 @@ fn store_transient<P: Ports>(
     request: &WriteRequest<'_>,
 ) -> Result<(), Refused> {
     Ok(engine.set_transient(context.caller, request.opener, PoolId(context.base), request.data)?)
+}
+
+fn store_queue<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    let pool = PoolId(context.base);
+    engine.enter_queue(context.caller, request.opener, pool, request.data, context.handle)
 }
 
 fn store_mode<P: Ports>(

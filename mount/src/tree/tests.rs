@@ -68,6 +68,7 @@ d755 cacheable /pools/excl/2-3
 -644 cacheable /pools/excl/exclusive
 -644 cacheable /pools/excl/mode
 -644 cacheable /pools/excl/partial
+-644 volatile /pools/excl/queue
 -644 volatile /pools/excl/tasks
 -644 cacheable /pools/excl/transient
 d755 cacheable /pools/shared
@@ -77,6 +78,7 @@ d755 cacheable /pools/shared/4-5
 -644 cacheable /pools/shared/exclusive
 -644 cacheable /pools/shared/mode
 -644 cacheable /pools/shared/partial
+-644 volatile /pools/shared/queue
 -644 volatile /pools/shared/tasks
 -644 cacheable /pools/shared/transient
 d755 cacheable /self
@@ -105,6 +107,7 @@ fn node_ids_are_unique_and_lead_to_their_nodes_and_parents() {
     assert_eq!(node(&bed, "pools/excl/partial").id(), EXCL.partial_node());
     assert_eq!(node(&bed, "pools/excl/mode").id(), EXCL.mode_node());
     assert_eq!(node(&bed, "pools/excl/transient").id(), EXCL.transient_node());
+    assert_eq!(node(&bed, "pools/excl/queue").id(), EXCL.queue_node());
     assert_eq!(node(&bed, "pools/excl/1/state").id(), EXCL_1.state_node());
     for unknown in [0, 14, 63, EXCL_1.0 + 3, 1 << 40] {
         assert!(Node::of(&bed.engine, unknown).is_none(), "{unknown}");
@@ -118,13 +121,13 @@ fn size_and_links_are_those_of_content_and_directories() {
     let reader = caller(SHELL, 0);
     for (path, node) in walk(&bed).into_iter().filter(|(path, _)| path != "/info/metrics") {
         let stat = node.stat(&bed.engine, reader);
-        let content = node.show(&bed.engine, reader);
+        let content = node.show(&bed.engine, reader, 0);
         assert_eq!(stat.size, content.map_or(0, |content| content.len() as u64), "{path}");
         let directories = node.children(&bed.engine).iter().filter(|(_, child)| child.is_dir()).count();
         assert_eq!(stat.links, if node.is_dir() { 2 + directories as u32 } else { 1 }, "{path}");
     }
     let read =
-        |path| String::from_utf8(node(&bed, path).show(&bed.engine, reader).unwrap().to_vec()).unwrap();
+        |path| String::from_utf8(node(&bed, path).show(&bed.engine, reader, 0).unwrap().to_vec()).unwrap();
     assert_eq!((read("pools/excl/1/tasks").as_str(), read("pools/excl/tasks").as_str()), ("900\n", "900\n"));
     assert_eq!(
         (read("pools/excl/exclusive").as_str(), read("pools/shared/exclusive").as_str()),
@@ -142,7 +145,7 @@ fn size_and_links_are_those_of_content_and_directories() {
 fn a_write_reaches_the_file_that_takes_it_and_no_other() {
     let bed = bed();
     let write = |path: &str, data: &[u8]| {
-        let request = WriteRequest { data, opener: 0.into(), read_write: false };
+        let request = WriteRequest { data, opener: 0.into(), read_write: false, handle: 0 };
         node(&bed, path).store(&bed.engine, caller(SHELL, 0), &request).map_err(|refused| refused.refusal)
     };
     for (path, node) in walk(&bed) {

@@ -70,7 +70,7 @@ fn a_child_that_outlives_the_shell_inherits() {
         let inherited: serde_json::Value =
             events.lines().rfind(|line| line.contains("\"inherited\"")).unwrap().parse().unwrap();
         assert_eq!(inherited["pid"], heir.0, "{line}");
-        assert_eq!(inherited["from"], shell.to_string(), "{line}");
+        assert_eq!(inherited["from_pid"], shell, "{line}");
         let pid = heir.0;
         heir.end();
         assert_eq!(held(&list), [0_u32; 0], "{line}");

@@ -1,6 +1,6 @@
 //! What `self/last_error` says, and to which processes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::chown;
 
@@ -76,7 +76,7 @@ fn a_line_has_time_pid_errno_reason_and_cure() {
         assert_eq!(errno(write(&mount.tasks("dataplane", "1"), &words)), Errno::EBUSY);
         let line = mount.read("self/last_error");
         let (time, rest) = line.split_once(' ').unwrap();
-        assert!(time.len() == "2026-11-24T10:15:02Z".len() && time.ends_with('Z'), "{line}");
+        assert!(time.len() == "2026-11-24T10:15:02.250Z".len() && time.ends_with('Z'), "{line}");
         let pid = task.pid();
         assert_eq!(
             rest,
@@ -123,6 +123,119 @@ fn the_shell_reads_the_refusal_of_its_tool() {
         echo $$ nonsense | tee $C/pools/dataplane/tasks >/dev/null 2>&1 && exit 9
         cat $C/self/last_error; exit 0");
     assert!(message.contains(": EINVAL: \"nonsense\" is not a PID; "), "{message}");
+}
+
+#[test]
+fn another_session_reads_no_refusal() {
+    let mount = Mount::with_dataplane();
+    // Two panes of a terminal multiplexer: two sessions with the same parent.
+    let message = mount.sh("
+        setsid --wait bash -c 'echo first > $C/pools/dataplane/tasks; cat $C/self/last_error' 2>/dev/null
+        setsid --wait cat $C/self/last_error
+        cat $C/self/last_error
+        echo second > $C/pools/dataplane/tasks 2>/dev/null
+        setsid --wait cat $C/self/last_error
+        cat $C/self/last_error");
+    let lines: Vec<&str> = message.lines().collect();
+    assert_eq!(lines.len(), 2, "{message}");
+    assert!(
+        lines[0].contains("\"first\" is not a PID") && lines[1].contains("\"second\" is not a PID"),
+        "{message}"
+    );
+}
+
+#[test]
+fn another_user_reads_no_refusal() {
+    let mount = Mount::with_dataplane();
+    mount.let_everybody_in();
+    let message = mount.sh("
+        echo of-root > $C/pools/dataplane/tasks 2>/dev/null
+        setpriv --reuid=65534 --regid=65534 --clear-groups cat $C/self/last_error; cat $C/self/last_error");
+    assert!(message.lines().count() == 1 && message.contains("\"of-root\" is not a PID"), "{message}");
+}
+
+#[test]
+fn what_a_program_like_sudo_ran_is_read_through_it_on_the_same_terminal() {
+    let mount = Mount::with_dataplane();
+    mount.let_everybody_in();
+    // A program like sudo(8) with use_pty: it belongs to root, and begins a session for each command.
+    let bin = tempfile::tempdir().unwrap();
+    set_mode(bin.path(), 0o755);
+    let bash = bin.path().join("bash");
+    fs::copy("/bin/bash", &bash).unwrap();
+    set_mode(&bash, 0o4755);
+    let script = "
+        sudo() { $SUDO -p -c 'setsid --wait bash -p -c \"$1\"' sh \"$1\"; }
+        sudo 'echo of-sudo > $C/pools/dataplane/tasks' 2>/dev/null
+        echo before: $(cat $C/self/last_error)
+        sudo 'cat $C/self/last_error'
+        sudo 'echo > $C/pools/dataplane/tasks'
+        sudo 'echo after: $(cat $C/self/last_error)'";
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups bash -c \"$SCRIPT\"";
+    let mut command = mount.bash(&format!("script --quiet --command '{user}' /dev/null"));
+    let output = command.env("SUDO", bash).env("SCRIPT", script).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!((lines[0], lines[2]), ("before:", "after:"), "{text}");
+    assert!(lines[1].contains("\"of-sudo\" is not a PID"), "{text}");
+}
+
+#[test]
+fn a_success_ends_the_refusals_before_it() {
+    let mount = Mount::with_dataplane();
+    let script = "
+        echo nonsense > $C/pools/dataplane/tasks 2>/dev/null
+        cat $C/self/last_error | wc -l
+        (echo other > $C/pools/dataplane/tasks; echo > $1; read -r _ < $2; cat $C/self/last_error) 2>/dev/null &
+        read -r _ < $1
+        mkdir $C/pools/made
+        cat $C/self/last_error | wc -l
+        echo > $2; wait";
+    let fifo = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| fifo.path().join(name));
+    for path in [&one, &two] {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let mut bash = mount.bash(&format!("set -- {} {}\n{script}", one.display(), two.display()));
+    let output = bash.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["1", "0"], "{text}");
+    assert!(lines[2].contains("\"other\" is not a PID"), "another program keeps its own: {text}");
+    // Neither is it there after the death of the daemon.
+    let mut shell = Shell::start(&mut mount.bash("exec bash"));
+    assert_eq!(
+        shell.ask("echo x > $C/pools/dataplane/tasks; mkdir $C/pools/more; cat $C/self/last_error"),
+        ""
+    );
+    mount.replace_worker();
+    assert_eq!(shell.ask("cat $C/self/last_error"), "");
+}
+
+#[test]
+fn operations_on_names_are_explained() {
+    let mount = Mount::with_dataplane();
+    for (operation, errno, what) in [
+        ("rm $C/info/version", "EPERM", "removed"),
+        ("touch $C/pools/new", "EACCES", "created"),
+        ("ln -s x $C/pools/new", "EPERM", "created"),
+        ("ln $C/info/version $C/info/other", "EPERM", "linked"),
+        ("mv $C/info/version $C/info/other", "EPERM", "renamed"),
+    ] {
+        let message = mount.sh(&format!("{operation} 2>/dev/null; cat $C/self/last_error"));
+        let expected = format!(": {errno}: files cannot be {what} here; make pools and CPU lists with mkdir");
+        assert!(message.contains(&expected), "{operation}: {message}");
+    }
+    for (operation, reason) in [
+        ("mkdir $C/new", "EPERM: nothing can be made or removed here"),
+        ("echo x > $C/info/version", "EINVAL: this file is read-only"),
+        ("echo x > $C/self/claim", "EINVAL: this file is read-only"),
+        ("echo x > $C/lock", "EINVAL: this file is read-only"),
+    ] {
+        let message = mount.sh(&format!("({operation}) 2>/dev/null; cat $C/self/last_error"));
+        assert!(message.contains(reason), "{operation}: {message}");
+    }
 }
 
 #[test]

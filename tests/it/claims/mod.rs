@@ -11,6 +11,7 @@ pub mod masks;
 pub mod model_mount;
 pub mod naive;
 pub mod namespaces;
+pub mod queue;
 pub mod refusals;
 pub mod rewriter;
 pub mod rewrites;

@@ -253,6 +253,7 @@ impl Both {
                 "exclusive",
                 "mode",
                 "partial",
+                "queue",
                 "tasks",
                 "transient",
             ]);

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use super::masks::program;
 use crate::harness::dir::pinned;
-use crate::harness::{Machine, Mount, Sleeper, as_nobody, errno, pids, set_mode, until, write};
+use crate::harness::{
+    Machine, Mount, Sleeper, as_nobody, errno, pids, set_mode, sleeper_of_nobody, until, write,
+};
 
 const ISOLATED: &str =
     "not every machine can isolate CPUs; the scenario isolated of scripts/vm reads what a user reads";
@@ -99,6 +101,7 @@ fn general(sentence: &str) -> String {
 fn every_row_of_the_table_is_what_a_user_reads() {
     let mut table = Table::new();
     claims(&mut table);
+    queues(&mut table);
     configuration(&mut table);
     limits(&mut table);
     full_disk(&mut table);
@@ -170,6 +173,29 @@ fn claims(table: &mut Table) {
             }
         }
     });
+}
+
+fn queues(table: &mut Table) {
+    let mount = mount();
+    let queue = mount.pool("dataplane").join("queue");
+    set_mode(&queue, 0o666);
+    let open = || File::options().write(true).open(&queue).unwrap();
+    table.check(&mount, (&open()).write(b"1 2"));
+    // The list 0 is for a task that waits, and 1 for another one.
+    let waiting = [Sleeper::new(), Sleeper::new()].map(|task| (open(), task));
+    for (file, task) in &waiting {
+        (&*file).write_all(task.pid().to_string().as_bytes()).unwrap();
+    }
+    table.check(&mount, write(&mount.pool("dataplane").join("tasks"), "0"));
+    let own = sleeper_of_nobody();
+    let files: Vec<File> = (0..257).map(|_| as_nobody(open)).collect();
+    let results = as_nobody(|| {
+        let enter = |mut file: &File| file.write(own.pid().to_string().as_bytes());
+        files[..256].iter().for_each(|file| assert!(enter(file).is_ok()));
+        enter(&files[256])
+    });
+    table.check(&mount, results);
+    table.check(&mount, fs::remove_file(&queue));
 }
 
 fn configuration(table: &mut Table) {

@@ -276,7 +276,10 @@ fn a_mount_without_tasks_is_uninstalled() {
     let begin = format!("dataplane 1 is held by {}", task.pid());
     fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
     assert!(node.is_installed(), "a refused uninstall changes nothing");
-    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\nmode\npartial\ntasks\ntransient\n");
+    assert_eq!(
+        mount.sh("ls $C/pools/dataplane"),
+        "0\n1\nexclusive\nmode\npartial\nqueue\ntasks\ntransient\n"
+    );
 
     task.end();
     let conf = mount.conf().display().to_string();

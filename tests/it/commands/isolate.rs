@@ -196,6 +196,7 @@ fn wait_waits_exactly_that_long() {
         let holder = Sleeper::spawn(&mut dir.kcm(&["isolate", "--pool=p", "--", "sleep", "1000"]));
         until("it holds the list", || dir.tasks_of("p", "0") == holder.pid().to_string());
         let mut command = dir.kcm(&["isolate", "--pool=p", "--wait=0.3", "true"]);
+        command.env("KCM_LOG_LEVEL", "ERROR");
         assert!(failure(&mut command).starts_with("No free cpu lists in pool p"));
         let mut waiting = dir.kcm(&["isolate", "--pool=p", "--wait", "echo ran"]);
         let mut waiting = waiting.stdout(Stdio::piped()).spawn().unwrap();

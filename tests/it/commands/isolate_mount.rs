@@ -18,6 +18,8 @@ fn the_command_has_the_pid_of_kcm() {
     let mount = Mount::with_dataplane();
     for words in [
         &["echo $$; exec sleep 1000"][..],
+        // The last program of a line replaces the shell.
+        &["cd / && echo $$ && sleep 1000"],
         &["--", "sh", "-c", "echo $$; exec sleep 1000"],
         // A program, although it is before the dashes.
         &["sh", "--", "-c", "echo $$; exec sleep 1000"],
@@ -92,6 +94,70 @@ fn wait_waits_for_a_list_that_suits() {
     assert_eq!(start("--wait=20").child().wait().unwrap().code(), Some(1));
 }
 
+/// How many tasks wait for a list of the pool `p`.
+fn waiters(mount: &Mount) -> usize {
+    mount.read("pools/p/queue").lines().count()
+}
+
+#[test]
+fn waiters_are_served_in_the_order_in_which_they_came_and_refused_once() {
+    const WAITERS: usize = 64;
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("p", "0"), holder.pid().to_string()).unwrap();
+    let mut waiting = Vec::new();
+    for n in 1..=WAITERS {
+        let words = ["isolate", "--pool=p", "--wait", "--", "true"];
+        waiting.push(mount.kcm(&words).stderr(Stdio::piped()).spawn().unwrap());
+        until("it waits", || waiters(&mount) == n);
+    }
+    let pids: Vec<u32> = waiting.iter().map(std::process::Child::id).collect();
+    let pid = holder.pid();
+    holder.end();
+    let outputs: Vec<_> = waiting.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let line = |n: usize| String::from_utf8_lossy(&outputs[n].stderr).into_owned();
+    assert!(outputs.iter().all(|output| output.status.success()), "{}", line(0));
+    let held = format!("INFO:root:waiting for p: p 0 is held by {pid} (sleep) for ");
+    assert!(line(0).starts_with(&held) && line(0).ends_with(" s\n"), "{}", line(0));
+    assert!(line(2).starts_with(&held) && line(2).ends_with(" s, 2 before you\n"), "{}", line(2));
+    let events = mount.events();
+    let of = |kind: &str| -> Vec<u32> {
+        events.iter().filter(|(event, _)| event == kind).map(|(_, pid)| *pid).collect()
+    };
+    assert_eq!(of("claimed")[1..], pids);
+    assert_eq!(of("refused"), pids, "each is refused once, before it waits");
+    assert_eq!(waiters(&mount), 0);
+}
+
+#[test]
+fn a_shell_claims_for_itself() {
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    let claim = "$KCM claim --conf-dir=$C --pool=p";
+    let out =
+        mount.sh(&format!("{claim}; cat $C/pools/p/0/tasks; echo $$; taskset -c -p $$ | grep -o '[0-9]*$'"));
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!((lines[0], lines[3]), ("0", "0"), "{out}");
+    assert_eq!(lines[1], lines[2]);
+    // Another process, and the wait for its end.
+    let holder = Sleeper::new();
+    assert_eq!(mount.sh(&format!("{claim} --pid={}", holder.pid())), "0\n");
+    assert_eq!(mount.tasks_of("p", "0"), holder.pid().to_string());
+    let refused = failure(&mut mount.kcm(&["claim", "--pool=p"]));
+    assert!(refused.starts_with("No free cpu lists in pool p: no list of p is free (1 taken)"), "{refused}");
+    let mut waiting =
+        mount.bash(&format!("{claim} --wait && cat $C/self/claim")).stdout(Stdio::piped()).spawn().unwrap();
+    until("it waits", || waiters(&mount) == 1);
+    holder.end();
+    let mut out = String::new();
+    waiting.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert_eq!((out.as_str(), waiting.wait().unwrap().success()), ("0\np 0\n", true));
+    assert!(
+        failure(&mut mount.kcm(&["claim", "--pool=none"])).contains("Requested pool none does not exist")
+    );
+}
+
 #[test]
 fn wait_waits_for_the_next_daemon() {
     let mount = Mount::new();
@@ -111,7 +177,8 @@ fn wait_waits_for_the_next_daemon() {
     assert_eq!(impatient.child().wait().unwrap().code(), Some(1), "its time is over");
     let mut error = String::new();
     impatient.child().stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    assert_eq!(error.lines().count(), 1, "{error}");
+    let errors = error.lines().filter(|line| !line.starts_with("INFO:root:waiting for p: "));
+    assert_eq!(errors.count(), 1, "{error}");
     mount.start();
     until("it waits again", || in_kernel(patient.pid(), "poll"));
     holder.end();

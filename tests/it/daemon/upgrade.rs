@@ -408,5 +408,5 @@ fn stored_descriptors_of_an_old_mount_are_harmless() {
     mount.kill_daemon();
     nix::mount::umount2(&mount.conf(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     let _service = manager.start(&mount);
-    assert_eq!(mount.sh("ls $C/pools/shared"), "0\nexclusive\nmode\npartial\ntasks\ntransient\n");
+    assert_eq!(mount.sh("ls $C/pools/shared"), "0\nexclusive\nmode\npartial\nqueue\ntasks\ntransient\n");
 }

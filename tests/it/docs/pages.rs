@@ -203,6 +203,10 @@ fn refusals() -> Vec<Refusal> {
         },
         Refusal::PartitionRefused { list: list("0"), why: "Cpu list in cpuset.cpus not exclusive".into() },
         Refusal::NotAMode,
+        Refusal::OthersWait { pool: pool(), before: 2 },
+        Refusal::QueueFull,
+        Refusal::NotOnePid,
+        Refusal::FixedFiles { operation: "removed", errno: Errno::EPERM },
     ]
 }
 
@@ -255,6 +259,10 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::UnsuitableCgroup { .. } => 43,
         Refusal::PartitionRefused { .. } => 44,
         Refusal::NotAMode => 45,
+        Refusal::OthersWait { .. } => 46,
+        Refusal::QueueFull => 47,
+        Refusal::NotOnePid => 48,
+        Refusal::FixedFiles { .. } => 49,
     }
 }
 
@@ -271,7 +279,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=45).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=49).collect::<Vec<_>>());
 }
 
 #[test]

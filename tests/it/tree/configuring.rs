@@ -32,7 +32,7 @@ fn a_pool_name_is_valid_in_kubernetes() {
         fs::create_dir(mount.pool(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
         assert_eq!(mount.read(&format!("pools/{good}/exclusive")), "0\n");
         assert_eq!(mount.read(&format!("pools/{good}/tasks")), "");
-        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 5);
+        assert_eq!(fs::read_dir(mount.pool(good)).unwrap().count(), 6);
         assert_eq!(errno(fs::create_dir(mount.pool(good))), Errno::EEXIST);
     }
     for bad in ["-", "-a", "a-", "A", "a_b", "a.b", "a b", "ä", "a\n", "...", &"x".repeat(64)] {
@@ -58,9 +58,9 @@ fn a_list_has_cpus_of_the_machine_and_keeps_its_name() {
     names.sort();
     assert_eq!(
         names,
-        ["005", "1,0", "3", "4-4", "7,6", "exclusive", "mode", "partial", "tasks", "transient"]
+        ["005", "1,0", "3", "4-4", "7,6", "exclusive", "mode", "partial", "queue", "tasks", "transient"]
     );
-    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 10);
+    assert_eq!(fs::read_dir(mount.pool("pool")).unwrap().count(), 11);
     assert_eq!(
         errno(fs::metadata(mount.pool("pool").join("0-1"))),
         Errno::ENOENT,
@@ -307,7 +307,7 @@ fn the_configuration_survives_a_stop_and_a_kill() {
     fs::create_dir(mount.pool("new")).unwrap();
     let numbers = configuration(&mount).into_iter().filter(|(path, ..)| path.starts_with("pools/new"));
     let numbers: Vec<u64> = numbers.map(|(_, number, ..)| number).collect();
-    assert_eq!(numbers.len(), 6);
+    assert_eq!(numbers.len(), 7);
     assert!(before.iter().all(|(_, other, ..)| !numbers.contains(other)), "no number is reused");
 }
 

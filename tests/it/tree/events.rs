@@ -1,14 +1,18 @@
 //! The history: `info/events` and `info/reclaimed`.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
 
 use crate::harness::{
     Mount, Shell, Sleeper, Stray, as_nobody, errno, held, if_collected, killed_on, set_mode,
     sleeper_of_nobody, until, write,
 };
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 /// How many events and how many reclaimed claims are kept.
@@ -56,14 +60,19 @@ fn events_report_each_claim_in_order() {
     // A reader of events waits for a search only briefly, and one of the list until it ends.
     until("the heir has the list", || held(&list_1) == [heir.0]);
     let found: Vec<Value> = lines(&mount, "info/events").iter().map(plain).collect();
-    let on = |event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid, "uid": 0 });
-    let mut moved = on("moved", "1", pid);
-    moved["from"] = json!("dataplane 0");
-    let mut inherited = on("inherited", "1", heir.0);
-    inherited["from"] = json!(shell.to_string());
+    let of = |program: &str, event: &str, cpus: &str, pid: u32| json!({ "event": event, "pool": "dataplane", "cpus": cpus, "pid": pid, "program": program, "uid": 0 });
+    let on = |event: &str, cpus: &str| of("sleep", event, cpus, pid);
+    let mut moved = on("moved", "1");
+    moved["from_pool"] = json!("dataplane");
+    moved["from_cpus"] = json!("0");
+    let mut inherited = of("sleep", "inherited", "1", heir.0);
+    inherited["from_pid"] = json!(shell);
     let refused = json!({
         "event": "refused",
+        "pool": "dataplane",
+        "cpus": "1",
         "pid": std::process::id(),
+        "program": fs::read_to_string(format!("/proc/{}/comm", std::process::id())).unwrap().trim_end(),
         "uid": 0,
         "errno": "EBUSY",
         "reason": format!(
@@ -72,19 +81,54 @@ fn events_report_each_claim_in_order() {
     });
     let ended: u32 = ended.trim().parse().unwrap();
     let expected = [
-        on("claimed", "0", pid),
+        on("claimed", "0"),
         moved,
-        on("released", "1", pid),
-        on("claimed", "1", pid),
+        on("released", "1"),
+        on("claimed", "1"),
         refused,
-        on("reclaimed", "1", pid),
-        on("claimed", "1", ended),
+        on("reclaimed", "1"),
+        of("bash", "claimed", "1", ended),
         // Its parent has collected it.
-        on(if_collected("ended"), "1", ended),
-        on("claimed", "1", shell),
+        of("bash", if_collected("ended"), "1", ended),
+        of("bash", "claimed", "1", shell),
         inherited,
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn poll_reports_new_events() {
+    let mount = Mount::with_shared();
+    let mut file = File::open(mount.conf().join("info/events")).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    let has_news = |timeout| {
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        poll(&mut fds, timeout).unwrap() == 1
+    };
+    assert!(!has_news(PollTimeout::ZERO));
+    let task = Sleeper::new();
+    write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+    assert!(has_news(PollTimeout::from(60_000_u16)));
+    text.clear();
+    file.read_to_string(&mut text).unwrap();
+    assert!(text.contains("\"claimed\"") && text.lines().count() == 1, "{text}");
+    let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+    assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0), "it was read");
+    for mut command in
+        [mount.bash("exec tail -n 0 -f $C/info/events"), mount.kcm(&["events", "--follow", "--json"])]
+    {
+        let mut follower = Sleeper::spawn(command.stdout(Stdio::piped()));
+        let mut lines = BufReader::new(follower.child().stdout.take().unwrap()).lines();
+        let (tell, printed) = mpsc::channel();
+        thread::spawn(move || lines.try_for_each(|line| tell.send(line.unwrap())));
+        // The first ones may come before it has begun.
+        until("it prints events as they come", || {
+            write(&mount.tasks("shared", "0"), format!("-{}", task.pid())).unwrap();
+            write(&mount.tasks("shared", "0"), task.pid().to_string()).unwrap();
+            printed.try_iter().any(|line| line.contains("\"released\""))
+        });
+    }
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn random_bytes_from_another_user() {
             }
         }
     });
-    for file in ["tasks", "0/tasks", "1/tasks", "exclusive", "partial", "mode", "transient"] {
+    for file in ["tasks", "0/tasks", "1/tasks", "exclusive", "partial", "mode", "transient", "queue"] {
         set_mode(&victim.mount.pool("dataplane").join(file), 0o644);
     }
     victim.is_sound();

@@ -56,12 +56,14 @@ fn every_node_has_its_name_mode_and_owner() {
         file 0644 0:0 pools/dataplane/exclusive
         file 0644 0:0 pools/dataplane/mode
         file 0644 0:0 pools/dataplane/partial
+        file 0644 0:0 pools/dataplane/queue
         file 0644 0:0 pools/dataplane/tasks
         file 0644 0:0 pools/dataplane/transient
         directory 0755 0:0 pools/empty
         file 0644 0:0 pools/empty/exclusive
         file 0644 0:0 pools/empty/mode
         file 0644 0:0 pools/empty/partial
+        file 0644 0:0 pools/empty/queue
         file 0644 0:0 pools/empty/tasks
         file 0644 0:0 pools/empty/transient
         directory 0755 0:0 self

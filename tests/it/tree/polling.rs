@@ -315,7 +315,9 @@ fn isolate_wait_ends_after_its_timeout() {
          dataplane 0 is held by {} (sleep) for ",
         holder.pid()
     );
-    let end = " s, the longest time; wait for one with poll(2) or kcm isolate --wait\n";
+    let end = " s, the longest time; wait for one with poll(2), kcm isolate --wait or kcm claim --wait\n";
+    let (waiting, err) = err.split_once('\n').unwrap();
+    assert!(waiting.starts_with("INFO:root:waiting for dataplane: dataplane 0 is held by "), "{waiting}");
     assert!(err.starts_with(&begin) && err.ends_with(end), "{err}");
     assert_eq!(mount.read("pools/dataplane/0/tasks"), format!("{}\n", holder.pid()));
 }

@@ -243,7 +243,7 @@ fn there_are_no_extended_attributes() {
 fn only_files_that_take_commands_can_be_truncated() {
     let mount = Mount::with_dataplane();
     for (path, stat) in mount.walk().iter().filter(|(_, stat)| stat.is_file()) {
-        let takes_commands = ["tasks", "exclusive", "partial", "mode", "transient", "reclaimed"]
+        let takes_commands = ["tasks", "queue", "exclusive", "partial", "mode", "transient", "reclaimed"]
             .iter()
             .any(|name| path.ends_with(name));
         let file = mount.conf().join(path);

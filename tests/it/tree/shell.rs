@@ -6,7 +6,7 @@ use crate::harness::{Mount, run};
 fn the_session_of_the_readme() {
     let mount = Mount::new();
     mount.sh("$KCM init --conf-dir=$C --num-dp-cores=1 --num-cp-cores=0");
-    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\nexclusive\nmode\npartial\ntasks\ntransient\n");
+    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\nexclusive\nmode\npartial\nqueue\ntasks\ntransient\n");
 
     let claim =
         "echo $$ > $C/pools/dataplane/0/tasks && grep Cpus_allowed_list /proc/$$/status && cat $C/self/claim";
@@ -26,11 +26,13 @@ fn the_session_of_the_readme() {
     let [reason, pids] = lines.as_slice() else { panic!("{out}") };
     let (shell, sleep) = pids.split_once(' ').expect("two PIDs");
     let (time, reason) = reason.split_once(' ').expect("a time");
-    assert!(time.ends_with('Z') && time.len() == "2026-11-24T10:15:02Z".len(), "{time}");
+    assert!(time.ends_with('Z') && time.len() == "2026-11-24T10:15:02.250Z".len(), "{time}");
     let begin = format!("{shell}: EBUSY: dataplane 0 is held by {sleep} (sleep) for 0 s; ");
     assert_eq!(
         reason.strip_prefix(&begin),
-        Some("no list of dataplane is free; wait for one with poll(2) or kcm isolate --wait"),
+        Some(
+            "no list of dataplane is free; wait for one with poll(2), kcm isolate --wait or kcm claim --wait"
+        ),
         "{reason}"
     );
     let messages: Vec<&str> = err.lines().collect();

@@ -491,6 +491,18 @@ impl Processes for FakeProcesses {
         self.alive(process, |_| "fake".to_owned())
     }
 
+    fn comm_at_death(&self, _: &FakeProcess) -> Option<String> {
+        Some("fake".to_owned())
+    }
+
+    fn has_terminal_of_another(&self, _: TaskId, _: u32) -> bool {
+        false
+    }
+
+    fn session(&self, _: u32) -> Option<u32> {
+        Some(1)
+    }
+
     fn ending(&self, process: &FakeProcess) -> Ending {
         let state = self.world.state.lock();
         let ending = state.tasks.get(&process.id.pid.get()).and_then(|task| task.ending);

@@ -216,7 +216,7 @@ fn an_intruder_is_reported_once_while_it_stays_and_its_list_is_the_last_choice()
         bed.engine
             .show_events(None)
             .0
-            .contains(r#""event":"intruder","pool":"excl","cpus":"1","pid":200,"uid":7}"#)
+            .contains(r#""event":"intruder","pool":"excl","cpus":"1","pid":200,"program":"fake","uid":7}"#)
     );
     assert!(bed.engine.show_metrics().contains("kcm_intruders_total 1\n"));
     // The other list first, although it has higher CPUs; then this one.
@@ -226,7 +226,9 @@ fn an_intruder_is_reported_once_while_it_stays_and_its_list_is_the_last_choice()
     assert_eq!(bed.tasks(EXCL_1), "102");
     let last = bed.engine.show_events(None).0.lines().last().unwrap().to_owned();
     assert!(
-        last.contains(r#""pid":102,"uid":0,"reason":"another process is pinned within the list""#),
+        last.contains(
+            r#""pid":102,"program":"fake","uid":0,"reason":"another process is pinned within the list""#
+        ),
         "{last}"
     );
     // It is still there: no second event.

@@ -120,7 +120,7 @@ fn a_refusal_is_recorded_before_its_answer_and_shown_to_the_writer() {
     let bed = bed();
     let caller = Caller { request: 42, ..caller(SHELL, 0) };
     let refused = bed.engine.write_tasks(Target::List(EXCL_1), caller, 0.into(), b"x", false).unwrap_err();
-    bed.engine.record_refusal(caller, &refused);
+    bed.engine.record_refusal(caller, &refused, None);
     assert!(matches!(bed.world.records().last(), Some(Record::Refused { request: 42, .. })));
     let line = bed.engine.last_error_of_reader(caller, |_| true);
     assert!(line.contains(" 900: EINVAL: \"x\" is not a PID; "), "{line}");

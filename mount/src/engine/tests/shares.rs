@@ -21,7 +21,7 @@ fn bed() -> Bed {
 }
 
 fn refuse(bed: &Bed, pid: u32, uid: u32, word: &str) {
-    bed.engine.record_refusal(caller(pid, uid), &Refusal::Nonsense { word: word.into() }.into());
+    bed.engine.record_refusal(caller(pid, uid), &Refusal::Nonsense { word: word.into() }.into(), None);
 }
 
 fn last_error(bed: &Bed, pid: u32) -> String {

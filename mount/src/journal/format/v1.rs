@@ -15,7 +15,8 @@ use crate::model::cgroup::Cgroups;
 use crate::model::command;
 use crate::model::cpuset::{CpuSet, ParseCpuSetError};
 use crate::model::partition;
-use crate::model::pool::{self, InvalidPoolName, ListId, PoolName};
+use crate::model::pool::{self, InvalidPoolName, ListId, PoolId, PoolName};
+use crate::model::queue;
 use crate::model::refusal;
 use crate::model::task::{Pid, TaskId};
 
@@ -89,6 +90,10 @@ pub(in crate::journal) enum Record {
         hand: u32,
         filed: Refusal,
     },
+    /// Not known to early programs.
+    Succeeded {
+        tasks: Vec<Task>,
+    },
     /// A request was retried.
     Tried {
         request: u64,
@@ -97,6 +102,8 @@ pub(in crate::journal) enum Record {
         fh: u64,
         kh: u64,
     },
+    /// Not known to early programs.
+    Queued(Waiter),
     /// An open file was poisoned by a truncated command.
     Rest {
         fh: u64,
@@ -195,6 +202,17 @@ pub(in crate::journal) struct Refusal {
     concerned: Vec<Task>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::journal) struct Waiter {
+    fh: u64,
+    pool: u64,
+    task: Task,
+    uid: u32,
+    since: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -284,8 +302,10 @@ impl From<&records::Record> for Record {
             R::Refused { request, session_thread, refusal } => {
                 Self::Refused { request: *request, hand: *session_thread, filed: (&**refusal).into() }
             }
+            R::Succeeded { tasks } => Self::Succeeded { tasks: tasks.iter().map(Into::into).collect() },
             &R::Retried { request } => Self::Tried { request },
             &R::Polled { fh, kh } => Self::Polled { fh, kh },
+            R::Queued(waiter) => Self::Queued(waiter.into()),
             &R::Truncated { fh } => Self::Rest { fh },
             &R::Closed { fh } => Self::Closed { fh },
             &R::Reserved { events, handles } => Self::Reserved { events, handles },
@@ -339,8 +359,12 @@ impl Record {
             Self::Refused { request, hand, filed } => {
                 R::Refused { request, session_thread: hand, refusal: Arc::new(filed.try_into()?) }
             }
+            Self::Succeeded { tasks } => {
+                R::Succeeded { tasks: tasks.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()? }
+            }
             Self::Tried { request } => R::Retried { request },
             Self::Polled { fh, kh } => R::Polled { fh, kh },
+            Self::Queued(waiter) => R::Queued(waiter.try_into()?),
             Self::Rest { fh } => R::Truncated { fh },
             Self::Closed { fh } => R::Closed { fh },
             Self::Reserved { events, handles } => R::Reserved { events, handles },
@@ -451,6 +475,7 @@ impl From<&records::RefusalRecord> for Refusal {
             }),
             concerned: refusal.subjects.iter().map(Into::into).collect(),
             uid: refusal.uid,
+            session: refusal.session,
         }
     }
 }
@@ -474,7 +499,24 @@ impl TryFrom<Refusal> for records::RefusalRecord {
             holder: refusal.holder.map(holder).transpose()?,
             subjects: refusal.concerned.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             uid: refusal.uid,
+            session: refusal.session,
         })
+    }
+}
+
+impl From<&queue::Waiter> for Waiter {
+    fn from(waiter: &queue::Waiter) -> Self {
+        let queue::Waiter { fh, pool, task, uid, since } = *waiter;
+        Self { fh, pool: pool.0, task: (&task).into(), uid, since }
+    }
+}
+
+impl TryFrom<Waiter> for queue::Waiter {
+    type Error = Invalid;
+
+    fn try_from(waiter: Waiter) -> Result<Self, Invalid> {
+        let Waiter { fh, pool, task, uid, since } = waiter;
+        Ok(Self { fh, pool: PoolId(pool), task: task.try_into()?, uid, since })
     }
 }
 

@@ -9,11 +9,14 @@ use crate::model::cgroup::Cgroups;
 use crate::model::command::Kin;
 use crate::model::cpuset::CpuSet;
 use crate::model::partition::{Level, Partition};
+use crate::model::pool::PoolId;
+use crate::model::queue::Waiter;
 
 const CONFIG: &[u8] = include_bytes!("../testdata/v1/config");
 const CLAIMS: &[u8] = include_bytes!("../testdata/v1/claims");
 const COMPACTED: &[u8] = include_bytes!("../testdata/v1/claims.compacted");
 const PARTITIONS: &[u8] = include_bytes!("../testdata/v1/claims.partitions");
+const QUEUES: &[u8] = include_bytes!("../testdata/v1/claims.queues");
 const OWNERS: &[u8] = include_bytes!("../testdata/v1/claims.owners");
 /// From the first program that recorded the kin of a claim.
 const CLAIMS_WITH_KIN: &[u8] = include_bytes!("../testdata/v1/claims.kin");
@@ -34,6 +37,7 @@ fn refusal(pid: u32, holder: Option<Holder>) -> Arc<RefusalRecord> {
         holder,
         subjects: vec![task(20), task(21)],
         uid: None,
+        session: None,
     })
 }
 
@@ -268,6 +272,46 @@ fn records_have_owners_in_version_1() {
     assert_eq!(written, str::from_utf8(OWNERS).unwrap());
 }
 
+/// Records of tasks that wait in turn, and of successes, which version 1 got later.
+fn queue_records() -> Vec<Record> {
+    let waiter = |fh, pid| {
+        Record::Queued(Waiter { fh, pool: PoolId(64), task: task(pid), uid: 1000, since: 1_790_000_000_123 })
+    };
+    let refused = |pid| {
+        let refusal = refusal(pid, None);
+        let refusal = RefusalRecord { session: Some(7), uid: Some(1000), ..RefusalRecord::clone(&refusal) };
+        Record::Refused { request: 0, session_thread: 0, refusal: Arc::new(refusal) }
+    };
+    vec![
+        refused(4714),
+        Record::Succeeded { tasks: vec![task(20)] },
+        waiter(31, 1),
+        waiter(32, 2),
+        waiter(33, 3),
+        Record::Closed { fh: 32 },
+        waiter(31, 1),
+    ]
+}
+
+#[test]
+fn queues_and_successes_are_recorded_in_version_1() {
+    let directory = directory();
+    fs::write(directory.path().join("claims"), QUEUES).unwrap();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    assert!(recovered.damage.is_empty());
+    assert_eq!(recovered.queued.iter().map(|waiter| waiter.fh).collect::<Vec<u64>>(), [33, 31]);
+    let refusal = recovered.refusals.last().unwrap();
+    assert_eq!((refusal.session, &*refusal.subjects), (Some(7), &[task(21)][..]));
+    drop(state);
+    let directory = super::directory();
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (state, _) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    queue_records().iter().for_each(|record| state.append(record).unwrap());
+    let written = fs::read_to_string(directory.path().join("claims")).unwrap();
+    assert_eq!(written, str::from_utf8(QUEUES).unwrap());
+}
+
 #[test]
 fn every_kind_of_record_is_in_the_golden_files() {
     // A new variant does not compile here until the golden files of a new version contain it.
@@ -293,14 +337,17 @@ fn every_kind_of_record_is_in_the_golden_files() {
             Record::Reserved { .. } => "reserved",
             Record::Partition(_) => "partition",
             Record::Unpartitioned { .. } => "unpartitioned",
+            Record::Queued(_) => "queued",
+            Record::Succeeded { .. } => "succeeded",
             Record::Batch(_) => "batch",
         }
     }
-    let text = [CLAIMS, PARTITIONS].map(|file| str::from_utf8(file).unwrap()).concat();
-    let mut kinds: Vec<&str> = golden_records().iter().chain(&partition_records()).map(kind).collect();
+    let text = [CLAIMS, PARTITIONS, QUEUES].map(|file| str::from_utf8(file).unwrap()).concat();
+    let mut kinds: Vec<&str> =
+        golden_records().iter().chain(&partition_records()).chain(&queue_records()).map(kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds.len(), 21);
+    assert_eq!(kinds.len(), 23);
     for kind in kinds {
         assert!(text.contains(&format!("{{\"{kind}\":")), "{kind}");
     }

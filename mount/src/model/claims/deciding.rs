@@ -10,6 +10,7 @@ use super::{Claims, List, Pool, Stage, new_not_by_root};
 use crate::model::command::{
     Claim, ClaimKind, PendingClaim, Placement, Plan, Rejected, Request, Target, TaskInfo,
 };
+use crate::model::cpuset::CpuSet;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::{self, Uids, User};
@@ -52,7 +53,11 @@ impl Claims {
         let mut loads = Loads::default();
         for info in &request.claim {
             let list = match request.target {
-                Target::List(id) => self.check_list(id, info.task, &leaving, request.now)?,
+                Target::List(id) => {
+                    let id = self.check_list(id, info.task, &leaving, request.now)?;
+                    self.check_turn(id, info.task, &loads, request)?;
+                    id
+                }
                 Target::Pool(pool) => self.choose(pool, info.task, &leaving, &mut loads, request)?,
             };
             let placement = self.placement(info, list, request)?;
@@ -136,6 +141,9 @@ impl Claims {
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
             return Some(claim.list).filter(suits).ok_or_else(refused);
         }
+        if pool.strictest() == Exclusivity::Exclusive {
+            self.check_before(id, loads, request)?;
+        }
         let Loads { pending, shared } = loads;
         let pending = |id: ListId| pending.get(&id).copied().unwrap_or(0);
         let open = pool
@@ -174,6 +182,33 @@ impl Claims {
                 Refusal::NoneFree { pool: pool_name, lists: pool.lists.len(), longest }
             }
         })
+    }
+
+    /// Checks that the task may have the list although others wait for one of its pool.
+    fn check_turn(&self, id: ListId, task: TaskId, loads: &Loads, request: &Request) -> Result<(), Refusal> {
+        let Some(pool) = self.lists.get(&id).map(|list| list.pool) else { return Ok(()) };
+        let stays = self.claim(&task).is_some_and(|claim| self.is_on(claim, Target::Pool(pool)));
+        if stays { Ok(()) } else { self.check_before(pool, loads, request) }
+    }
+
+    /// Checks that there are more free lists than tasks that wait before those of the request.
+    fn check_before(&self, id: PoolId, loads: &Loads, request: &Request) -> Result<(), Refusal> {
+        let Some(pool) = self.pools.get(&id).filter(|_| request.before > 0) else { return Ok(()) };
+        let room = self.room(id, &request.offline).saturating_sub(loads.pending.len());
+        if room == 0 || room > request.before {
+            return Ok(());
+        }
+        Err(Refusal::OthersWait { pool: pool.name.clone(), before: request.before })
+    }
+
+    /// Returns how many tasks the pool has room for: its free lists that can serve. A shared pool has room for any number.
+    pub(crate) fn room(&self, id: PoolId, offline: &CpuSet) -> usize {
+        let Some(pool) = self.pools.get(&id) else { return 0 };
+        if pool.strictest() == Exclusivity::Shared {
+            return usize::MAX;
+        }
+        let free = pool.lists().filter_map(|id| self.lists.get(&id)).filter(|list| list.is_free());
+        free.filter(|list| pool.can_serve(&list.cpus, offline)).count()
     }
 
     fn placement(&self, info: &TaskInfo, id: ListId, request: &Request) -> Result<Placement, Refusal> {

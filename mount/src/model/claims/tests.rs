@@ -213,7 +213,7 @@ fn a_full_pool_names_who_has_held_a_list_for_the_longest_time() {
     let Refusal::NoneFree { longest: Some((longest, holder)), .. } = &refused else { panic!("{refused:?}") };
     assert_eq!((longest.cpus.as_str(), holder.task.pid.get(), holder.held), ("2-3", 1, 90));
     let expected = "no list of dataplane is free (3 taken); dataplane 2-3 is held by 1 (x) for 0 s, the longest time; \
-                    wait for one with poll(2) or kcm isolate --wait";
+                    wait for one with poll(2), kcm isolate --wait or kcm claim --wait";
     assert_eq!(refused.sentence("1 (x)"), expected);
 }
 
@@ -316,6 +316,34 @@ fn a_pool_offers_no_list_with_offline_cpus() {
     // A shared list serves with the others.
     let shared = Request { offline: cpus("6"), ..request(pool(INFRA), &[1], &[]) };
     assert_eq!(places(&mut claims, shared), [(1, INFRA_67, Origin::New)]);
+}
+
+#[test]
+fn tasks_that_wait_come_first() {
+    let mut claims = machine();
+    let behind = |before, target| Request { before, ..request(target, &[1], &[]) };
+    let refused = |before| Refusal::OthersWait { pool: name("dataplane"), before };
+    assert_eq!(claims.room(DATA, &CpuSet::new()), 3);
+    assert_eq!(claims.room(DATA, &cpus("1")), 2);
+    for before in [3, 7] {
+        for target in [pool(DATA), list(DATA_45)] {
+            assert_eq!(refusal(write(&mut claims.clone(), behind(before, target))), refused(before));
+        }
+    }
+    assert_eq!(places(&mut claims.clone(), behind(2, pool(DATA))), [(1, DATA_01, Origin::New)]);
+    // Each of several tasks needs a list of its own.
+    let two = Request { claim: vec![info(1), info(2)], ..behind(2, pool(DATA)) };
+    assert_eq!(refusal(write(&mut claims.clone(), two)), refused(2));
+    // A task of the pool keeps its list or moves, and a shared pool has room for all.
+    take(&mut claims, pool(DATA), &[1]);
+    assert_eq!(on(&claims, DATA_01), [1]);
+    assert!(write(&mut claims.clone(), behind(9, pool(DATA))).is_ok());
+    assert!(write(&mut claims.clone(), behind(9, list(DATA_45))).is_ok());
+    assert!(write(&mut claims.clone(), Request { claim: vec![info(2)], ..behind(9, pool(INFRA)) }).is_ok());
+    // If no list is free, the refusal names a holder.
+    take(&mut claims, pool(DATA), &[5, 6]);
+    let last = Request { claim: vec![info(2)], ..behind(9, pool(DATA)) };
+    assert!(matches!(refusal(write(&mut claims, last)), Refusal::NoneFree { lists: 3, .. }));
 }
 
 #[test]
@@ -808,6 +836,7 @@ fn request(target: Target, claim: &[u32], release: &[u32]) -> Request {
         users: [0, 0].map(User::from),
         unsuitable: HashSet::new(),
         offline: CpuSet::new(),
+        before: 0,
         now: NOW,
     }
 }

@@ -167,6 +167,7 @@ impl Both {
                         .flat_map(|&list| claim.iter().map(move |&n| (task(n), ListId(list))))
                         .collect(),
                     offline: CpuSet::new(),
+                    before: 0,
                     now: NOW,
                 };
                 let effects = self.claims.apply(Command::Write(request));
