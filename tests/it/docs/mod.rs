@@ -5,4 +5,5 @@ pub mod compatibility;
 pub mod pages;
 pub mod programming;
 pub mod reference;
+pub mod schemas;
 pub mod semantics;
