@@ -27,9 +27,9 @@ pub(crate) fn init() {
     }
 }
 
-/// Returns the level of a legacy name.
+/// Returns the level of a legacy name, in upper or lower case.
 fn level(name: &str) -> Option<LevelFilter> {
-    Some(match name {
+    Some(match name.to_ascii_uppercase().as_str() {
         // kcm logs no message above ERROR, so this level prints nothing.
         "CRITICAL" => LevelFilter::Off,
         "ERROR" => LevelFilter::Error,
@@ -89,6 +89,7 @@ mod tests {
         assert_eq!(level("CRITICAL"), Some(LevelFilter::Off));
         assert_eq!(level("WARNING"), Some(LevelFilter::Warn));
         assert_eq!(level(""), Some(LevelFilter::Info));
-        assert_eq!(level("debug"), None);
+        assert_eq!(level("debug"), Some(LevelFilter::Debug));
+        assert_eq!(level("LOUD"), None);
     }
 }

@@ -16,7 +16,6 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use kcm_mount::daemon::Invocation;
 
 fn main() -> ExitCode {
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
                 .map_err(Into::into)
                 .map(|()| ExitCode::SUCCESS)
         }
-        None => commands::run(cli::Cli::parse()),
+        None => commands::run(cli::Cli::of_process()),
     };
     match result {
         Ok(code) => code,

@@ -6,6 +6,7 @@
 //!
 //! Longer than 400 lines because the definitions of all commands are one table.
 
+mod suggestions;
 mod validate;
 
 use std::ffi::OsString;
@@ -44,6 +45,13 @@ Exit status: 0 success, 1 failure, 2 wrong usage.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Parses the command line of this process. If it is wrong, prints why and ends the process.
+    pub(crate) fn of_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| suggestions::without_far_ones(error).exit())
+    }
 }
 
 #[derive(Debug, Subcommand)]

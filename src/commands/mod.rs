@@ -28,12 +28,15 @@ use anyhow::Error;
 pub(crate) use common::output::display_error;
 
 use crate::cli::{Cli, Command};
+use crate::confdir;
 
 /// Runs the command.
 ///
 /// # Errors
 /// The command failed.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
+    // A mistake is an error now, and not only for the command that waits for a lock some day.
+    confdir::lock_timeout()?;
     match cli.command {
         Command::Mount(args) => mount::mount(&args),
         Command::Unmount(args) => mount::unmount(&args),

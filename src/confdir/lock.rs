@@ -149,7 +149,11 @@ pub(crate) fn lock_file(path: &Path, file: &File) -> Result<(), Error> {
     }
 }
 
-fn lock_timeout() -> Result<Duration, Error> {
+/// Returns the value of `KCM_LOCK_TIMEOUT`.
+///
+/// # Errors
+/// It is not a number of seconds.
+pub(crate) fn lock_timeout() -> Result<Duration, Error> {
     let text = std::env::var(LOCK_TIMEOUT).unwrap_or_else(|_| DEFAULT_LOCK_TIMEOUT.into());
     parse_timeout(&text)
         .with_context(|| format!("{LOCK_TIMEOUT}={text}: not a number of seconds; give one like 30"))

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 
 use crate::service;
 
-pub(crate) use lock::lock_file;
+pub(crate) use lock::{lock_file, lock_timeout};
 pub(crate) use read::{Found, Pool, Pools, parse_cpu_list};
 
 /// A directory that exists and can be used.

@@ -84,7 +84,15 @@ impl ConfDir {
         let directory = self.pools_dir();
         let names = subdirectories(&directory).map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
-                anyhow!("{}: no pools; run kcm init (is kcm mount running?)", self.path.display())
+                match self.path.parent().filter(|parent| parent.join("pools") == self.path) {
+                    Some(parent) => {
+                        let (path, parent) = (self.path.display(), parent.display());
+                        anyhow!("{path}: no pools; the directory is the one above: --conf-dir={parent}")
+                    }
+                    None => {
+                        anyhow!("{}: no pools; run kcm init (is kcm mount running?)", self.path.display())
+                    }
+                }
             }
             _ => file_error(&directory, error),
         })?;

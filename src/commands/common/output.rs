@@ -4,10 +4,13 @@
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
+use std::path::Path;
 
 use anyhow::Error;
 use kcm_mount::daemon::MountError;
 use serde_json::Value;
+
+use crate::confdir;
 
 /// Writes `text` to stdout, which carries only what the user asked for; messages go to stderr.
 ///
@@ -15,8 +18,12 @@ use serde_json::Value;
 /// stdout cannot be written.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        // `display_error` knows it.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) => Err(confdir::file_error(Path::new("standard output"), error)),
+    }
 }
 
 /// Returns `value` as the legacy kcm printed JSON: sorted keys, an indentation of two spaces, a newline at the

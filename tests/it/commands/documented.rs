@@ -250,6 +250,9 @@ fn a_held_lock_ends_the_command_after_the_timeout() {
     }
     for words in &commands[..2] {
         assert_eq!(run(mount.kcm(words).env("KCM_LOCK_TIMEOUT", "0.2")).2, Some(0), "a mount needs no lock");
+        let (out, err, code) = run(mount.kcm(words).env("KCM_LOCK_TIMEOUT", "soon"));
+        let expected = "ERROR:root:KCM_LOCK_TIMEOUT=soon: not a number of seconds; give one like 30\n";
+        assert_eq!((out.as_str(), err.as_str(), code), ("", expected, Some(1)), "{words:?}");
     }
 }
 
@@ -285,6 +288,7 @@ fn kcm_log_level_has_five_levels() {
     assert_eq!(levels(Some("WARNING")), ["WARNING", "ERROR"]);
     assert_eq!(levels(Some("INFO")), ["INFO", "WARNING", "ERROR"]);
     assert_eq!(levels(Some("DEBUG")), ["INFO", "WARNING", "ERROR", "DEBUG"]);
+    assert_eq!(levels(Some("warning")), ["WARNING", "ERROR"]);
     assert_eq!(levels(None), ["INFO", "WARNING", "ERROR"]);
     let (_, err, code) =
         run(kcm_for(&place.home().join("absent"), &["describe"]).env("KCM_LOG_LEVEL", "loud"));
