@@ -122,6 +122,12 @@ impl Host {
         self.processes.as_ref()?.program_name(pid)
     }
 
+    /// Returns the process that has this thread.
+    pub(crate) fn process_of_thread(&self, tid: u32) -> Option<u32> {
+        let status = self.processes.as_ref()?.status(tid).ok().flatten()?;
+        status.numbers("Tgid").first().copied()
+    }
+
     /// Whether the process is alive. A zombie is not, unless other threads of it still run.
     pub(crate) fn is_alive(&self, pid: u32) -> bool {
         self.stat(pid).is_some_and(|stat| !stat.has_exited() || !self.thread_masks(pid).is_empty())
@@ -202,6 +208,8 @@ mod tests {
         assert_eq!(own, std::process::id());
         assert!(host.is_alive(own) && host.user_processes().contains(&own));
         assert_eq!(host.parent(own), Some(std::os::unix::process::parent_id()));
+        let in_thread = || host.process_of_thread(nix::unistd::gettid().as_raw().cast_unsigned());
+        assert_eq!(std::thread::scope(|scope| scope.spawn(in_thread).join().unwrap()), Some(own));
         assert!(host.thread_masks(own).iter().any(|(tid, mask)| *tid == own && !mask.is_empty()));
         assert!(host.thread_masks(u32::MAX).is_empty() && !host.is_alive(u32::MAX));
     }

@@ -391,18 +391,55 @@ pub(crate) struct Status {
 }
 
 /// Print the pools, their CPU lists and tasks
+///
+/// At a terminal, table and map are shortened to its width. Elsewhere nothing is shortened.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm describe
   kcm describe --format=table
-  kcm describe --format=map      one line per CPU, with its tasks")]
+  kcm describe --format=map      one line per CPU, with its tasks
+  kcm describe --format=svg > cpus.svg
+                                 a picture of the CPUs, for a browser
+  kcm describe --pid=4711 -o wide
+                                 the list that has this process; exit status 1 if there is none")]
 pub(crate) struct Describe {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// json for programs; table or map for people
-    #[arg(long, value_enum, value_name = "format", default_value_t = Format::Json)]
-    pub(crate) format: Format,
+    /// json for programs (the default); table or map for people; svg for a browser
+    #[arg(long, value_enum, value_name = "format")]
+    format: Option<Format>,
+    /// wide: shorten nothing, and print the tasks of a list on the line of each of its CPUs (table, the default, or map)
+    #[arg(short, long, value_enum, value_name = "form")]
+    pub(crate) output: Option<Output>,
+    /// Only this pool; can be given several times
+    #[arg(long, value_name = "pool")]
+    pub(crate) pool: Vec<String>,
+    /// Only these CPUs, and the lists that have one of them
+    #[arg(long, value_name = "list", value_parser = validate::cpus)]
+    pub(crate) cpu: Option<CpuSet>,
+    /// Only the list that has this process
+    #[arg(long, value_name = "pid")]
+    pub(crate) pid: Option<u32>,
+}
+
+impl Describe {
+    /// Returns the format.
+    ///
+    /// # Errors
+    /// A usage error if the format cannot be wide.
+    pub(crate) fn format(&self) -> Result<Format, clap::Error> {
+        match (self.format, self.output) {
+            (format, None) => Ok(format.unwrap_or(Format::Json)),
+            (None, Some(Output::Wide)) => Ok(Format::Table),
+            (Some(format @ (Format::Table | Format::Map)), Some(Output::Wide)) => Ok(format),
+            (Some(Format::Json | Format::Svg), Some(Output::Wide)) => {
+                let message =
+                    "-o wide is for --format=table and --format=map; the other formats shorten nothing";
+                Err(Cli::command().error(ErrorKind::ArgumentConflict, message))
+            }
+        }
+    }
 }
 
 /// Print or check a state directory, for troubleshooting
@@ -444,6 +481,12 @@ pub(crate) enum Format {
     Json,
     Table,
     Map,
+    Svg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Wide,
 }
 
 /// Advertise this node's exclusive CPU lists to Kubernetes

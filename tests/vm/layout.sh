@@ -22,7 +22,7 @@ is "there are three lists in dataplane" "$(lists dataplane | wc -l)" 3
 # Columns of the kernel: CPU, core, socket, node.
 lscpu --online --parse=CPU,CORE,SOCKET,NODE | grep -v '^#' | sed 's/,$/,-/' >/tmp/kernel
 kcm describe --format=map | awk 'NR > 1 { n = ($2 == "isolated") ? 3 : 2; print $1 "," $n "," $(n + 1) "," $(n + 2) }' |
-    grep -v offline >/tmp/ours
+    grep -v offline | sort -n >/tmp/ours
 is "describe has the same cores, sockets and nodes as lscpu" "$(diff /tmp/kernel /tmp/ours | head -5)" ""
 isolated=$(numbers <$CPU/isolated | tr '\n' ' ')
 ours=$(grep -o '"id":[0-9]*,"isolated":true' $C/info/topology | grep -o '[0-9]*' | sort -n | tr '\n' ' ')

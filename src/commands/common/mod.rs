@@ -4,6 +4,7 @@
 //! Does not know any command; a command does not import another one for such things.
 
 pub(super) mod cluster;
+pub(super) mod columns;
 pub(super) mod deadline;
 pub(super) mod interval;
 pub(super) mod node;

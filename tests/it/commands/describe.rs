@@ -1,5 +1,6 @@
 //! `kcm describe`: the legacy JSON, byte for byte, and a table and a map for people. It fails with one line if there
-//! is nothing to describe, and prints nothing into a pipe without a reader.
+//! is nothing to describe, and prints nothing into a pipe without a reader. `describe_people` has what it does at a
+//! terminal and which part it shows, `describe_svg` the picture.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +9,7 @@ use crate::harness::dir::{Dir, failure, on_both};
 use crate::harness::{Machine, Plain, data, says, set_mode, text, write};
 
 /// The example of the legacy documentation, with its tasks.
-fn example() -> Plain {
+pub fn example() -> Plain {
     let plain = Plain::new();
     plain.make_pool("controlplane", false, &[("3,11", "1000,1001,1002,1003")]);
     plain.make_pool(
@@ -21,7 +22,7 @@ fn example() -> Plain {
 }
 
 /// On the machine of the example. Two of the processes have names; one of the names has control characters.
-fn on_its_machine<'a>(plain: &Plain, machine: &Machine, command: &'a mut Command) -> &'a mut Command {
+pub fn on_its_machine<'a>(plain: &Plain, machine: &Machine, command: &'a mut Command) -> &'a mut Command {
     let root = plain.home().join("machine");
     machine.write(&root);
     for (pid, name) in [(2000, "forwarder\n"), (3001, "a\u{1b}[31m b\n")] {
@@ -113,10 +114,22 @@ fn a_broken_plain_directory_is_one_line_with_the_file() {
 }
 
 #[test]
+fn the_directory_above_pools_is_named() {
+    on_both(|dir| {
+        dir.make_pool("p", true, &["0"]);
+        let pools = dir.conf().join("pools");
+        let line = failure(&mut crate::harness::kcm_for(&pools, &["describe"]));
+        let (pools, conf) = (pools.display(), dir.conf());
+        let conf = conf.display();
+        assert_eq!(line, format!("{pools}: no pools; the directory is the one above: --conf-dir={conf}"));
+    });
+}
+
+#[test]
 fn a_pipe_without_reader_is_no_error_message() {
     on_both(|dir| {
         dir.make_pool("p", true, &["0"]);
-        for format in ["json", "table", "map"] {
+        for format in ["json", "table", "map", "svg"] {
             let (reader, writer) = std::io::pipe().unwrap();
             drop(reader);
             let mut command = dir.kcm(&["describe", "--format", format]);
@@ -133,8 +146,8 @@ fn a_full_disk_is_reported() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = plain.kcm(&["describe"]).stdout(full).output().unwrap();
     let printed = text(&output.stderr);
-    assert!(printed.starts_with("ERROR:root:") && printed.contains("No space left on device"), "{printed}");
-    assert_eq!((printed.lines().count(), output.status.code()), (1, Some(1)));
+    assert_eq!(printed, "ERROR:root:standard output: No space left on device; free some disk space\n");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

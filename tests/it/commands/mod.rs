@@ -1,6 +1,8 @@
 //! The command line, on a mount and on a plain directory.
 
 pub mod describe;
+pub mod describe_people;
+pub mod describe_svg;
 pub mod documented;
 pub mod documented_init;
 pub mod hostile;
