@@ -33,6 +33,11 @@ pub(super) fn without_far_ones(mut error: Error) -> Error {
             None => drop(error.remove(suggested)),
         }
     }
+    // clap would print an empty line for it.
+    if matches!(error.get(ContextKind::Suggested), Some(ContextValue::StyledStrs(others)) if others.is_empty())
+    {
+        error.remove(ContextKind::Suggested);
+    }
     error
 }
 
@@ -58,6 +63,7 @@ mod tests {
         ] {
             let message = message(words);
             assert_eq!(message.contains("tip:"), suggestion.is_some(), "{message}");
+            assert!(!message.contains("\n\n\n"), "{message}");
             assert!(suggestion.is_none_or(|suggestion| message.contains(suggestion)), "{message}");
             assert!(message.contains(words.last().unwrap().trim_start_matches("--format=")), "{message}");
         }
