@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Mount, Sleeper, kcm_for, killed_on, pin, report, run, until, write};
+use crate::harness::{Mount, Sleeper, Stray, held, kcm_for, killed_on, pin, report, run, until, write};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -165,6 +165,11 @@ fn documents() -> Vec<(&'static str, Value)> {
     write(&shared, task.pid().to_string()).unwrap();
     write(&shared, format!("-{}", task.pid())).unwrap();
     killed_on(&list);
+    // A shell that leaves a process behind.
+    let left = mount.sh("echo $$ > $C/pools/dataplane/0/tasks; sleep 1000 > /dev/null 2>&1 & echo $!");
+    let left = Stray(left.trim().parse().unwrap());
+    until("it has inherited the list", || held(&list) == [left.0]);
+    left.end();
     write(&shared, task.pid().to_string()).unwrap();
     pin(task.pid(), &[0, 1]);
     let mut found = vec![
@@ -263,14 +268,14 @@ fn every_schema_is_one_and_says_what_each_field_is() {
     }
 }
 
-/// The kinds of events in the code: `event: "refused"`, `list_event("reclaimed", …`, `("claimed", Counter::Claimed, …`.
+/// The kinds of events in the code: `event: "refused"`, `claim_event("reclaimed", …`, `("claimed", Counter::Claimed, …`.
 #[test]
 fn the_schema_of_events_has_every_kind() {
     let mut kinds = BTreeSet::new();
     for entry in fs::read_dir(Path::new(ROOT).join("mount/src/engine")).unwrap() {
         let path = entry.unwrap().path();
         let code = if path.is_file() { fs::read_to_string(path).unwrap() } else { continue };
-        for before in ["event: \"", "list_event(\"", "list_event_of(\"", "(\""] {
+        for before in ["event: \"", "claim_event(\"", "list_event_of(\"", "(\""] {
             for rest in code.split(before).skip(1) {
                 let (kind, after) = rest.split_once('"').unwrap();
                 if before != "(\"" || after.starts_with(", Counter::") {
