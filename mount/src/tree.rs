@@ -311,6 +311,29 @@ impl<P: Ports> Node<P> {
         }
     }
 
+    /// Carries out rename(2) of this node to a name in a directory.
+    ///
+    /// # Errors
+    /// It cannot be there, another node has the name, or it is refused.
+    pub(crate) fn rename(
+        self,
+        engine: &Engine<P>,
+        caller: Caller,
+        to: Self,
+        name: &str,
+    ) -> Result<(), Refusal> {
+        let is_free = || to.child(engine, name).map_or(Ok(()), |_| Err(Refusal::Exists));
+        match (self.entry.location, to.directory()) {
+            (Location::Pool { offset: 0 }, Directory::Pools) => {
+                is_free().and_then(|()| engine.rename_pool(caller, PoolId(self.base), name))
+            }
+            (Location::List { offset: 0 }, Directory::Pool(pool)) => {
+                is_free().and_then(|()| engine.change_list(caller, ListId(self.base), pool, name))
+            }
+            _ => Err(Refusal::FixedDirectory),
+        }
+    }
+
     fn fixed_children(self) -> impl Iterator<Item = Self> {
         Entry::TABLE.iter().filter_map(move |entry: &'static Entry<P>| {
             let base = match (entry.location, self.entry.location) {

@@ -33,7 +33,7 @@ use crate::uevents::Uevents;
 /// How long a worker without a supervisor waits before it starts a new one, so that a user can kill the whole
 /// daemon: kill(1) with both PIDs takes less.
 const ORPHAN_GRACE: Duration = Duration::from_millis(100);
-/// How long the answer to a removal may take. The longest bounded wait in a request takes as long.
+/// How long the answer to a removal, or to a look, may take. The longest bounded wait in a request takes as long.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until the mount ends or the supervisor kills this process.
@@ -159,7 +159,9 @@ fn start(
         request_resend(device)
             .map_err(|source| io_error(conf_dir, "the kernel does not send requests again", source))?;
     }
-    start_threads(&engine, session, &ended)
+    // The refresher first: an answer that is repeated waits for it.
+    start_refresher(&engine, conf_dir)
+        .and_then(|()| start_threads(&engine, session, &ended))
         .and_then(|()| start_remover(&engine, conf_dir, state.until_unused, &unused))
         .map_err(|source| io_error(conf_dir, "cannot start a thread", source))?;
     if is_first {
@@ -220,6 +222,19 @@ fn start_remover(engine: &Arc<Engine>, conf_dir: &Path, ends: bool, unused: &Arc
     };
     let forever = move || engine.remove_unused_forever(ends, remove);
     std::thread::Builder::new().name("kcm-transient".into()).spawn(forever)?;
+    Ok(())
+}
+
+/// Starts the thread that lets the kernel look at names that have changed without it. The question of a child process is
+/// enough: the kernel asks the daemon again, and forgets what is not there any more.
+fn start_refresher(engine: &Arc<Engine>, conf_dir: &Path) -> io::Result<()> {
+    let (engine, pools) = (Arc::clone(engine), conf_dir.join("pools"));
+    let look = move |path: &str| {
+        let answer = process::stat_in_child(&pools.join(path), REMOVAL_TIMEOUT);
+        log::debug!("{path:?} has changed; the kernel has looked again: {answer:?}");
+    };
+    let forever = move || engine.refresh_forever(look);
+    std::thread::Builder::new().name("kcm-refresh".into()).spawn(forever)?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::ports::{Clock, Journal as _, Partitions as _, Ports};
 use super::replay::answered;
-use super::{Caller, Engine};
+use super::{CONFIG, Caller, Engine};
 use crate::failpoint::{Step, reached};
 use crate::journal::{Config, LastRequest, ListConfig, NodeAttributes, PoolConfig};
 use crate::model::claims::{Claims, Pool};
@@ -67,7 +67,7 @@ impl Configuring {
 
     /// Locks the configuration, unless another change has held it for [`CONFIGURE_TIMEOUT`]: changes must not
     /// queue up behind a disk that does not answer, and occupy every thread.
-    fn lock(&self, clock: &impl Clock) -> Result<ConfiguringGuard<'_>, Refusal> {
+    pub(super) fn lock(&self, clock: &impl Clock) -> Result<ConfiguringGuard<'_>, Refusal> {
         let held = match self.since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
             since => Duration::from_nanos(clock.since_boot().saturating_sub(since)),
@@ -122,12 +122,7 @@ impl<P: Ports> Engine<P> {
     /// another list; `EEXIST`; or it cannot be stored.
     pub(crate) fn add_list(&self, caller: Caller, pool: PoolId, name: &str) -> Result<ListId, Refusal> {
         self.require_admin(caller)?;
-        let cpus = CpuSet::from_name(name).map_err(Refusal::BadCpuList)?;
-        let known = self.topology.get().cpus();
-        let unknown = cpus.difference(&known);
-        if !unknown.is_empty() {
-            return Err(Refusal::UnknownCpus { unknown, known });
-        }
+        let cpus = self.known_cpus(name)?;
         let mut next = self.configuring.lock(&self.clock)?;
         let id = ListId(*next);
         let add = Command::AddList { pool, id, name: name.to_owned(), cpus };
@@ -135,6 +130,23 @@ impl<P: Ports> Engine<P> {
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(id)
+    }
+
+    /// Returns the CPUs of a list with this name.
+    ///
+    /// # Errors
+    /// There can be no such list on this machine.
+    pub(super) fn known_cpus(&self, name: &str) -> Result<CpuSet, Refusal> {
+        let cpus = CpuSet::from_name(name).map_err(Refusal::BadCpuList)?;
+        self.check_known(&cpus).map(|()| cpus)
+    }
+
+    /// # Errors
+    /// The machine does not have all of these CPUs.
+    pub(super) fn check_known(&self, cpus: &CpuSet) -> Result<(), Refusal> {
+        let known = self.topology.get().cpus();
+        let unknown = cpus.difference(&known);
+        if unknown.is_empty() { Ok(()) } else { Err(Refusal::UnknownCpus { unknown, known }) }
     }
 
     /// Removes a pool.
@@ -145,16 +157,8 @@ impl<P: Ports> Engine<P> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemovePool(id)])?;
-        let files = [
-            id.exclusive_node(),
-            id.tasks_node(),
-            id.partial_node(),
-            id.mode_node(),
-            id.transient_node(),
-            id.queue_node(),
-        ];
         self.remove_queue(id);
-        self.forget(&[&[id.0], &files[..]].concat());
+        self.forget(&id.nodes());
         reached(Step::ConfigApplied);
         Ok(())
     }
@@ -166,10 +170,11 @@ impl<P: Ports> Engine<P> {
     pub(crate) fn remove_list(&self, caller: Caller, id: ListId) -> Result<(), Refusal> {
         self.require_admin(caller)?;
         let mut next = self.configuring.lock(&self.clock)?;
-        self.live_claims().apply(Command::CloseList { id, now: self.clock.since_boot() })?;
+        let now = self.clock.since_boot();
+        self.live_claims().apply(Command::CloseList { id, force: false, now })?;
         self.store_and_apply(&mut next, 0, caller, &[Command::RemoveList(id)])
             .inspect_err(|_| self.apply_stored(&[Command::OpenList(id)]))?;
-        self.forget(&[id.0, id.tasks_node(), id.state_node()]);
+        self.forget(&id.nodes());
         self.update_daemon_affinity();
         reached(Step::ConfigApplied);
         Ok(())
@@ -291,6 +296,32 @@ impl<P: Ports> Engine<P> {
         Ok(())
     }
 
+    /// Carries out one write to `state` of a list: whether it takes new tasks. `opener` is the user who opened the file.
+    ///
+    /// # Errors
+    /// `EPERM` if caller or opener lacks the capability; `EINVAL` for another word; or the change cannot be stored.
+    pub(crate) fn set_state(
+        &self,
+        caller: Caller,
+        opener: User,
+        list: ListId,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
+        self.require_admins(caller, opener)?;
+        let draining = match before_nul(data).trim_ascii() {
+            b"drain" => true,
+            b"undrain" => false,
+            _ => return Err(Refusal::NotAStateChange),
+        };
+        let mut next = self.configuring.lock(&self.clock)?;
+        if self.configuration().list(list).ok_or(Refusal::Removed)?.is_draining() != draining {
+            self.store_and_apply(&mut next, 0, caller, &[Command::SetDraining { list, draining }])?;
+            self.files_changed(&self.configuration(), list);
+            reached(Step::ConfigApplied);
+        }
+        Ok(())
+    }
+
     /// Returns the value that a write to a flag of a pool sets: 0 or 1.
     fn new_flag(&self, caller: Caller, opener: User, data: &[u8]) -> Result<bool, Refusal> {
         self.require_admins(caller, opener)?;
@@ -321,32 +352,34 @@ impl<P: Ports> Engine<P> {
         let mut next = self.configuring.lock(&self.clock)?;
         let mut all = self.attributes.read().clone();
         all.insert(node, attributes);
-        let pools = pools_of(&self.configuration());
-        self.store(&mut next, 0, caller, pools, &all)?;
+        let pools = self.configuration().preview(&[])?;
+        self.store(&mut next, 0, caller, &pools, &all, Vec::new())?;
         self.attributes.write().insert(node, attributes);
+        self.changes.changed([CONFIG]);
         reached(Step::ConfigApplied);
         Ok(())
     }
 
     /// Forgets removed nodes.
-    fn forget(&self, nodes: &[u64]) {
+    pub(super) fn forget(&self, nodes: &[u64]) {
         self.attributes.write().retain(|node, _| !nodes.contains(node));
         self.shown.lock().retain(|node, _| !nodes.contains(node));
         self.changes.removed(nodes);
     }
 
     /// Stores the configuration as it is after these changes, and then applies them.
-    fn store_and_apply(
+    pub(super) fn store_and_apply(
         &self,
         next: &mut u64,
         nodes: u64,
         caller: Caller,
         changes: &[Command],
     ) -> Result<(), Refusal> {
-        let pools = pools_of(&self.configuration().preview(changes)?);
+        let after = self.configuration().preview(changes)?;
         let attributes = self.attributes.read().clone();
-        self.store(next, nodes, caller, pools, &attributes)?;
+        self.store(next, nodes, caller, &after, &attributes, Vec::new())?;
         self.apply_stored(changes);
+        self.changes.changed([CONFIG]);
         self.transient.wake();
         self.wake_queues();
         Ok(())
@@ -354,7 +387,7 @@ impl<P: Ports> Engine<P> {
 
     /// Applies changes that cannot be refused: they were decided under the lock of the configuration, and what they
     /// need is reserved.
-    fn apply_stored(&self, changes: &[Command]) {
+    pub(super) fn apply_stored(&self, changes: &[Command]) {
         let mut claims = self.claims.lock();
         for change in changes {
             if let Err(rejected) = claims.apply(change.clone()) {
@@ -364,21 +397,23 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Stores the configuration, in which `nodes` more node ids are used, and the fact that the caller's request
-    /// has been carried out.
-    fn store(
+    /// has been carried out. `stale`: the paths that the kernel has to look at after that.
+    pub(super) fn store(
         &self,
         next: &mut u64,
         nodes: u64,
         caller: Caller,
-        pools: Vec<PoolConfig>,
+        after: &Claims,
         attributes: &HashMap<u64, Attributes>,
+        stale: Vec<String>,
     ) -> Result<(), Refusal> {
         reached(Step::ConfigDecided);
         // Even if storing fails: the file may hold the new number.
         *next += nodes;
         let last = (caller.request != 0)
             .then(|| LastRequest { mount: self.journal.mount(), request: caller.request });
-        let config = Config { pools, attributes: sorted(attributes), next_node: *next, last };
+        let config =
+            Config { pools: pools_of(after), attributes: sorted(attributes), next_node: *next, last, stale };
         self.journal.store_config(&config).map_err(|error| Refusal::CannotStore {
             errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
         })?;
@@ -395,7 +430,8 @@ impl<P: Ports> Engine<P> {
 fn pools_of(claims: &Claims) -> Vec<PoolConfig> {
     let list = |id: ListId| {
         let list = claims.list(id)?;
-        Some(ListConfig { id, name: list.name().cpus.clone(), cpus: list.cpus().clone() })
+        let (name, cpus) = (list.name().cpus.clone(), list.cpus().clone());
+        Some(ListConfig { id, name, cpus, draining: list.is_draining() })
     };
     let pool = |(id, pool): (PoolId, &Pool)| PoolConfig {
         name: pool.name().clone(),

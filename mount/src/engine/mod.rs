@@ -8,7 +8,7 @@
 //!
 //! Locks are taken in this order, never in the opposite one: `configuring`, the lock that is held while cgroups are written,
 //! the lock of a running search, `reaping`, `claims`, and then at most one of `events`, `refusals`, `shown`, `attributes`, `write_time`, `recorded_refusals`, and
-//! the internal locks of `search`, of `changes`, of `displaced`, of `transient` and of the ports.
+//! the internal locks of `search`, of `changes`, of `displaced`, of `transient`, of `stale` and of the ports.
 //!
 //! No thread does I/O while it holds `claims`, `reaping`, the lock of a running search, or a lock after them. Under these
 //! locks records are only [deferred](ports::Journal::defer): that keeps their order, and they are written after the lock is
@@ -25,9 +25,11 @@
 //! Longer than 400 lines because it has what all its modules share: the engine's fields, the order of its locks, and how a
 //! change becomes an event.
 
+mod apply;
 mod budget;
 mod changes;
 mod configure;
+mod difference;
 mod displaced;
 mod events;
 mod intruders;
@@ -40,12 +42,14 @@ mod ports;
 mod queue;
 mod reap;
 mod recover;
+mod rename;
 mod replay;
 mod requester;
 mod resolve;
 mod rights;
 mod search;
 mod show;
+mod stale;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transient;
@@ -59,6 +63,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
+pub(crate) use apply::CONFIG;
 use budget::Budget;
 pub(crate) use changes::{Changes, FIRST_VERSION, Notify};
 use configure::Configuring;
@@ -79,6 +84,7 @@ use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
 use queue::Waiting;
 pub(crate) use replay::{Admission, RequestId};
 use search::Search;
+use stale::Stale;
 use transient::Transient;
 pub(crate) use transient::Unused;
 
@@ -145,6 +151,7 @@ pub(crate) struct Engine<P: Ports = Live> {
     waiting: Waiting,
     /// The names of the programs that hold claims.
     programs: Mutex<HashMap<TaskId, String>>,
+    stale: Stale,
     events: Mutex<Events>,
     /// Keyed by node.
     shown: Mutex<HashMap<u64, Shown>>,
@@ -242,6 +249,7 @@ impl<P: Ports> Engine<P> {
             transient: Transient::new().map_err(StartError::Eventfd)?,
             waiting: Waiting::default(),
             programs: Mutex::default(),
+            stale: Stale::new(std::mem::take(&mut recovered.config.stale)),
             partitions,
         };
         for damage in &recovered.damage {
@@ -413,6 +421,11 @@ impl<P: Ports> Engine<P> {
     fn list_changed(&self, claims: &Claims, id: ListId) {
         self.transient.note(claims, id);
         self.wake_queues();
+        self.files_changed(claims, id);
+    }
+
+    /// The files of a list have changed, and those of its pool that depend on it.
+    fn files_changed(&self, claims: &Claims, id: ListId) {
         if let Some(list) = claims.list(id) {
             self.changes.changed([id.tasks_node(), id.state_node(), list.pool().tasks_node()]);
         }
@@ -501,6 +514,11 @@ impl ListId {
     pub(crate) fn state_node(self) -> u64 {
         self.0 + 2
     }
+
+    /// Returns the nodes of the list.
+    fn nodes(self) -> [u64; 3] {
+        [self.0, self.tasks_node(), self.state_node()]
+    }
 }
 
 impl PoolId {
@@ -532,5 +550,11 @@ impl PoolId {
     /// Returns the node of the pool's `partial` file.
     pub(crate) fn partial_node(self) -> u64 {
         self.0 + 3
+    }
+
+    /// Returns the nodes of the pool.
+    fn nodes(self) -> [u64; 6] {
+        let (mode, transient) = (self.mode_node(), self.transient_node());
+        [self.0, self.exclusive_node(), self.tasks_node(), self.partial_node(), mode, transient]
     }
 }

@@ -62,7 +62,8 @@ impl<P: Ports> Engine<P> {
         let claims = self.claims.lock();
         let Some(pool) = claims.pool(pool) else { return 0 };
         let suitable = pool.lists().filter(|list| !request.unsuitable.iter().any(|(_, other)| other == list));
-        let free = suitable.filter_map(|id| claims.list(id)).filter(|list| list.is_free());
+        let lists = suitable.filter_map(|id| claims.list(id));
+        let free = lists.filter(|list| list.is_free() && list.is_open());
         free.filter(|list| pool.can_serve(list.cpus(), &request.offline)).count()
     }
 

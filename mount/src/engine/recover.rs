@@ -25,7 +25,7 @@ const ROLL_BACK_WORK: Duration = Duration::from_secs(10);
 impl<P: Ports> Engine<P> {
     /// Restores pools, lists and claims, and rolls back unfinished writes.
     pub(super) fn recover(&self, recovered: Recovered) {
-        let Recovered { config, claims: recorded, intents, releasing, suspect, .. } = recovered;
+        let Recovered { config, claims: recorded, intents, releasing, suspect, damage, .. } = recovered;
         for pool in config.pools {
             let name = pool.name.clone();
             let restored = restore_pool(&mut self.claims.lock(), pool);
@@ -42,8 +42,10 @@ impl<P: Ports> Engine<P> {
                 .filter(|a| is_known(a.node))
                 .map(|a| (a.node, Attributes { uid: a.uid, gid: a.gid, mode: a.mode })),
         );
+        let (known, orphans): (Vec<_>, Vec<_>) =
+            recorded.into_iter().partition(|claim| self.configuration().list(claim.list).is_some());
         let dead: Vec<TaskId> =
-            recorded.into_iter().filter_map(|claim| self.recover_claim(claim, suspect)).collect();
+            known.into_iter().filter_map(|claim| self.recover_claim(claim, suspect)).collect();
         for task in dead {
             match self.dead_claim(task) {
                 Some(dead) if dead.is_inheritable => self.search.add(dead),
@@ -54,6 +56,17 @@ impl<P: Ports> Engine<P> {
         // A task that gets back its mask must be out of its partition.
         self.check_partitions();
         let waiting = BlockedWriter::NONE.within(TimeLimit::new(Instant::now(), ROLL_BACK_WORK, PATIENCE));
+        for claim in orphans {
+            self.roll_back(&claim, &claim.saved.clone(), waiting);
+            if damage.is_empty() {
+                // A worker has removed the list by force, and died before it released the task.
+                let task = claim.task;
+                self.journal
+                    .defer(Record::Batch(vec![Record::Releasing { task }, Record::Released { task }]));
+            } else {
+                self.drop_claim(&self.claims.lock(), &claim, "its list is not known any more");
+            }
+        }
         for claim in releasing {
             self.roll_back(&claim, &claim.saved.clone(), waiting);
             self.journal.defer(Record::Released { task: claim.task });
@@ -170,6 +183,9 @@ fn restore_pool(claims: &mut Claims, pool: PoolConfig) -> Result<(), Rejected> {
     for list in pool.lists {
         claims.apply(Command::AddList { pool: id, id: list.id, name: list.name, cpus: list.cpus })?;
         claims.apply(Command::OpenList(list.id))?;
+        if list.draining {
+            claims.apply(Command::SetDraining { list: list.id, draining: true })?;
+        }
     }
     Ok(())
 }

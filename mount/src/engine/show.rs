@@ -68,14 +68,14 @@ impl<P: Ports> Engine<P> {
         text
     }
 
-    /// Returns the `state` file of a list: a word, and its offline CPUs if there are any; empty if the list has been
-    /// removed.
+    /// Returns the `state` file of a list: a word, its offline CPUs if there are any, and whether it is draining; empty if the
+    /// list has been removed.
     pub(crate) fn show_state(&self, id: ListId) -> String {
         self.reap_for(Concern::List(id), LIMIT);
-        let (cpus, is_free) = {
+        let (cpus, is_free, is_draining) = {
             let claims = self.claims.lock();
             let Some(list) = claims.list(id) else { return String::new() };
-            (list.cpus().clone(), list.tasks().is_empty())
+            (list.cpus().clone(), list.tasks().is_empty(), list.is_draining())
         };
         let topology = self.topology.get();
         let partition = self.isolation.state(id).filter(|_| !is_free);
@@ -93,7 +93,9 @@ impl<P: Ports> Engine<P> {
             "affinity"
         };
         let offline = cpus.difference(&topology.online());
-        if offline.is_empty() { format!("{word}\n") } else { format!("{word} offline={offline}\n") }
+        let offline = if offline.is_empty() { String::new() } else { format!(" offline={offline}") };
+        let draining = if is_draining { " draining" } else { "" };
+        format!("{word}{offline}{draining}\n")
     }
 
     /// Returns `info/events`, and the size that the file would have if no line had been dropped. `since`: only the lines

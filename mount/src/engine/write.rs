@@ -47,7 +47,7 @@ const LARGE: usize = 1000;
 const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why a plan could not be carried out.
-enum Failure {
+pub(super) enum Failure {
     /// Some of its tasks cannot be placed as planned. Another plan may have success.
     Setbacks(Vec<Setback>),
     /// The whole write is refused.
@@ -55,11 +55,24 @@ enum Failure {
 }
 
 /// Why a task cannot be placed as planned.
-enum Setback {
+pub(super) enum Setback {
     /// It has died.
     Died(TaskId),
     /// The kernel does not let this task run on this list.
     Unsuitable(TaskId, ListId, Refusal),
+}
+
+impl Failure {
+    /// Returns why the first task is refused that has not died, if there is one.
+    pub(super) fn into_refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            Self::Setbacks(setbacks) => setbacks.into_iter().find_map(|setback| match setback {
+                Setback::Died(_) => None,
+                Setback::Unsuitable(_, _, refusal) => Some(refusal),
+            }),
+        }
+    }
 }
 
 impl From<Refusal> for Failure {
@@ -75,14 +88,20 @@ impl From<Setback> for Failure {
 }
 
 /// The steps of a plan that have been carried out, so that they can be undone.
-struct UndoLog<P: Ports> {
+pub(super) struct UndoLog<P: Ports> {
     /// The tasks whose intent is recorded.
-    intents: Vec<TaskId>,
-    masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
+    pub(super) intents: Vec<TaskId>,
+    pub(super) masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
     /// The lists that have a partition now.
     isolated: Vec<ListId>,
     /// The lists whose partition was taken back. Their tasks may stay there.
     left: Vec<ListId>,
+}
+
+impl<P: Ports> Default for UndoLog<P> {
+    fn default() -> Self {
+        Self { intents: Vec::new(), masks: Vec::new(), isolated: Vec::new(), left: Vec::new() }
+    }
 }
 
 impl<P: Ports> Engine<P> {
@@ -257,8 +276,7 @@ impl<P: Ports> Engine<P> {
     ) -> Result<(), Failure> {
         let waiting = requester.waiting;
         let is_single = plan.placements.len() == 1;
-        let mut undo =
-            UndoLog { intents: Vec::new(), masks: Vec::new(), isolated: Vec::new(), left: Vec::new() };
+        let mut undo = UndoLog::default();
         let completed = match self.try_carry_out(&plan, tasks, offline, requester, &mut undo) {
             Ok(completed) => completed,
             Err(failure) => {
@@ -267,20 +285,7 @@ impl<P: Ports> Engine<P> {
             }
         };
         reached(Step::WriteRecorded);
-        for claim in &completed.releases {
-            // A release never fails.
-            let _ = self.end_partition(claim.list);
-            if let Some(process) = self.processes.watched(&claim.task) {
-                self.processes.restore_mask(&process, &claim.saved, waiting);
-            }
-        }
-        if !completed.releases.is_empty() {
-            reached(Step::MasksBack);
-            let released = completed.releases.iter().map(|claim| Record::Released { task: claim.task });
-            self.journal.defer(Record::Batch(released.collect()));
-            self.journal.flush_deferred();
-            reached(Step::ReleaseRecorded);
-        }
+        self.give_back_masks(&completed.releases, waiting);
         let lost = self.settle(completed);
         reached(Step::WriteSettled);
         match lost.first() {
@@ -288,6 +293,34 @@ impl<P: Ports> Engine<P> {
             Some(&dead) if is_single => Err(Setback::Died(dead).into()),
             _ => Ok(()),
         }
+    }
+
+    /// Releases the tasks of claims that are reserved for that. Never fails.
+    pub(super) fn release(&self, releases: Vec<Arc<Claim>>, waiting: BlockedWriter) {
+        let records = releases.iter().map(|claim| Record::Releasing { task: claim.task });
+        self.journal.defer(Record::Batch(records.collect()));
+        let _ = self.journal.flush();
+        self.give_back_masks(&releases, waiting);
+        self.settle(CompletedPlan { placements: Vec::new(), releases });
+    }
+
+    /// Gives the tasks of recorded releases their masks back.
+    fn give_back_masks(&self, releases: &[Arc<Claim>], waiting: BlockedWriter) {
+        if releases.is_empty() {
+            return;
+        }
+        for claim in releases {
+            // A release never fails.
+            let _ = self.end_partition(claim.list);
+            if let Some(process) = self.processes.watched(&claim.task) {
+                self.processes.restore_mask(&process, &claim.saved, waiting);
+            }
+        }
+        reached(Step::MasksBack);
+        let released = releases.iter().map(|claim| Record::Released { task: claim.task });
+        self.journal.defer(Record::Batch(released.collect()));
+        self.journal.flush_deferred();
+        reached(Step::ReleaseRecorded);
     }
 
     /// Watches the tasks, records the intents, sets the masks and records the claims. `undo` says how far that went.
@@ -356,7 +389,8 @@ impl<P: Ports> Engine<P> {
                     }
                 }
                 Err(error) => {
-                    add_setbacks(&mut setbacks, self.mask_failure(error, placement, requester))?;
+                    let failure = self.mask_failure(error, placement, requester.caller, requester.time);
+                    add_setbacks(&mut setbacks, failure)?;
                 }
             }
         }
@@ -383,7 +417,7 @@ impl<P: Ports> Engine<P> {
         let saved = self
             .processes
             .saved_mask(process)
-            .map_err(|error| self.mask_failure(error, placement, requester))?;
+            .map_err(|error| self.mask_failure(error, placement, requester.caller, requester.time))?;
         self.processes.watch(Arc::clone(process)).map_err(self.fault("watching the task"))?;
         Ok(Arc::new(pending.complete(saved, cgroup)))
     }
@@ -485,7 +519,7 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Undoes what was done for a plan, the last step first.
-    fn undo(&self, plan: Plan, undo: UndoLog<P>, waiting: BlockedWriter) {
+    pub(super) fn undo(&self, plan: Plan, undo: UndoLog<P>, waiting: BlockedWriter) {
         for list in undo.isolated {
             let _ = self.end_partition(list);
         }
@@ -535,12 +569,18 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Maps an error of a mask to what it means for the placement.
-    fn mask_failure(&self, error: MaskError, placement: &Placement, requester: &Requester) -> Failure {
-        let uid = requester.caller.uid;
+    pub(super) fn mask_failure(
+        &self,
+        error: MaskError,
+        placement: &Placement,
+        caller: Caller,
+        time: Allowance,
+    ) -> Failure {
+        let uid = caller.uid;
         let got = match error {
             MaskError::Gone => return Setback::Died(placement.task).into(),
             MaskError::KeepsChanging => return Refusal::KeepsChanging.into(),
-            MaskError::Unsettled => return requester.time.unsettled(requester.caller).into(),
+            MaskError::Unsettled => return time.unsettled(caller).into(),
             MaskError::OutOfTime => return Refusal::OutOfTime { uid }.into(),
             MaskError::Refused => None,
             MaskError::Narrowed { got } => Some(got),

@@ -355,6 +355,34 @@ impl Filesystem for Fs {
         });
     }
 
+    fn rename(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing is ever replaced, with or without that flag.
+        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
+            let errno = nix::errno::Errno::EINVAL;
+            return self.unsupported_name(req, "rename", (parent, name), errno, |errno| reply.error(errno));
+        }
+        let names = (name.to_owned(), newname.to_owned());
+        self.serve(req, &names, move |served, request, (name, new), fate| match fate {
+            Fate::Serve => {
+                let to = (newparent.into(), new.as_os_str());
+                match served.operations.rename(request, (parent.into(), name), to) {
+                    Ok(()) => reply.ok(),
+                    Err(errno) => reply.error(encode(errno)),
+                }
+            }
+            Fate::Refuse => reply.error(served.refuse(request, "rename", Object::Name(parent.into(), name))),
+        });
+    }
+
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
         self.serve(req, &(), move |served, request, (), fate| {
@@ -577,21 +605,6 @@ impl Filesystem for Fs {
     ) {
         let refusal = ("linked", nix::errno::Errno::EPERM);
         self.refuse_name(req, "link", (newparent, newname), refusal, |errno| reply.error(errno));
-    }
-
-    fn rename(
-        &self,
-        req: &fuser::Request,
-        parent: INodeNo,
-        name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        use nix::errno::Errno::{EINVAL, EPERM};
-        let errno = if flags.is_empty() { EPERM } else { EINVAL };
-        self.refuse_name(req, "rename", (parent, name), ("renamed", errno), |errno| reply.error(errno));
     }
 
     fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: ReplyData) {

@@ -175,6 +175,21 @@ impl<P: Ports> Operations<P> {
         self.run_once(request, "rmdir", Object::Name(parent, name), remove, || Ok(()))
     }
 
+    /// Renames a pool or a list. Nothing is ever replaced.
+    pub(super) fn rename(
+        &self,
+        request: Request,
+        (parent, name): (u64, &OsStr),
+        (to, new): (u64, &OsStr),
+    ) -> Result<(), Errno> {
+        let rename = || {
+            // As for mkdir(2).
+            let text = new.to_str().unwrap_or("\u{fffd}");
+            Ok(self.child(parent, name)?.rename(&self.engine, request.caller, self.node(to)?, text)?)
+        };
+        self.run_once(request, "rename", Object::Name(parent, name), rename, || Ok(()))
+    }
+
     /// Returns the handle of the open file. If it is `writable`, the handle has the opener's capabilities.
     pub(super) fn open(&self, request: Request, node: u64, writable: bool) -> Result<u64, Errno> {
         self.run(request, "open", Object::Node(node), || {
@@ -242,7 +257,11 @@ impl<P: Ports> Operations<P> {
             let command = WriteRequest { data, opener: OpenFiles::opener(handle), read_write, handle };
             Ok(file.store(&self.engine, request.caller, &command)?)
         };
-        let result = self.run_once(request, "write", Object::Node(node), apply, || Ok(()));
+        let replay = || {
+            self.engine.await_refresh();
+            Ok(())
+        };
+        let result = self.run_once(request, "write", Object::Node(node), apply, replay);
         // After a command that was too long, the next write(2) is its rest and must not be taken for a command. This
         // is done for a replayed answer too: the worker before may have died between its record and its answer.
         if result == Err(Errno::E2BIG) && self.files.mark_truncated(handle) {

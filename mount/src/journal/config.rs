@@ -26,11 +26,19 @@ pub(crate) struct Config {
     pub(crate) next_node: u64,
     /// The request that changed the configuration last, in case the kernel sends it again.
     pub(crate) last: Option<LastRequest>,
+    /// What that request has changed without the kernel: paths, relative to `pools`.
+    pub(crate) stale: Vec<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { pools: Vec::new(), attributes: Vec::new(), next_node: FIRST_NODE, last: None }
+        Self {
+            pools: Vec::new(),
+            attributes: Vec::new(),
+            next_node: FIRST_NODE,
+            last: None,
+            stale: Vec::new(),
+        }
     }
 }
 
@@ -71,7 +79,7 @@ pub(super) fn read(bytes: &[u8]) -> Read {
             Line::Header { version, .. } if version > VERSION => newer = newer.or(Some(version)),
             Line::Header { kcm, .. } => has_header = kcm == "config",
             Line::Next { node } => next = next.max(Some(node)),
-            Line::Last(last) => config.last = Some(last.into()),
+            Line::Last(last) => (config.last, config.stale) = last.decoded(),
             Line::Pool(pool) => {
                 let Ok(pool) = pool.try_into() else { return false };
                 pool_of(&mut config, pool);
@@ -121,7 +129,7 @@ pub(super) fn store(disk: &dyn Disk, directory: &Path, config: &Config) -> io::R
         lines.extend(pool.lists.iter().map(|list| Line::List { pool: pool.into(), list: list.into() }));
     }
     lines.extend(config.attributes.iter().map(|attributes| Line::Attributes(attributes.into())));
-    lines.extend(config.last.map(|last| Line::Last(last.into())));
+    lines.extend(config.last.map(|last| Line::Last((last, &*config.stale).into())));
     // For the second time: if both were lost, node ids would have to jump.
     lines.push(Line::Next { node: config.next_node });
     lines.push(Line::End { lines: lines.len() + 1 });

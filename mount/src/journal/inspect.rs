@@ -142,7 +142,7 @@ impl Found {
                 }
                 v1::ConfigLine::Header { kcm, .. } => has_header |= number == 1 && kcm == FILE,
                 v1::ConfigLine::Next { node } => next = next.max(Some(node)),
-                v1::ConfigLine::Last(last) => self.config.last = Some(last.into()),
+                v1::ConfigLine::Last(last) => (self.config.last, self.config.stale) = last.decoded(),
                 v1::ConfigLine::Pool(pool) => match PoolConfig::try_from(pool) {
                     Ok(pool) => self.add_pool(number, pool, None),
                     Err(error) => self.problem(FILE, Some(number), error.to_string()),

@@ -27,6 +27,8 @@ pub(crate) struct ListConfig {
     /// The name of its directory.
     pub(crate) name: String,
     pub(crate) cpus: CpuSet,
+    /// Whether it takes no new tasks.
+    pub(crate) draining: bool,
 }
 
 /// Owner and mode of a node, if they were changed.

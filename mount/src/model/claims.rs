@@ -106,14 +106,14 @@ impl Claims {
         self.exclusivity(claim.list) == Some(Exclusivity::Exclusive)
     }
 
-    /// Returns whether this task can get the claim of a dead task: it has no claim itself, and the list is not
+    /// Returns whether this task can get the claim of a dead task: it has no claim itself, and the list stays and is not
     /// reserved for another task. [`ListToPassOn`] has the rest.
     #[must_use]
     pub fn can_inherit(&self, claim: &Claim, heir: &TaskId) -> bool {
         let excluding = BTreeSet::from([claim.task]);
         let list = self.lists.get(&claim.list);
         self.is_inheritable(claim)
-            && list.is_some_and(|list| list.other_task(&excluding).is_none())
+            && list.is_some_and(|list| !list.is_being_removed() && list.other_task(&excluding).is_none())
             && !self.is_known(heir)
     }
 
@@ -163,12 +163,16 @@ impl Claims {
     /// Decides one command and changes the claims accordingly.
     ///
     /// # Errors
-    /// [`Rejected`]: nothing has changed. Only [`Command::Write`] and [`Command::Reserve`] are ever
-    /// [`Rejected::Busy`].
+    /// [`Rejected`]: nothing has changed. Only [`Command::Write`], [`Command::Reserve`], [`Command::CloseList`] and
+    /// [`Command::PrepareList`] are ever [`Rejected::Busy`].
     pub fn apply(&mut self, command: Command) -> Result<Effects, Rejected> {
         match command {
             Command::Write(request) => self.write(&request),
             Command::Reserve(task) => self.reserve(task),
+            Command::CloseList { id, force, now } => self.close_list(id, force, now),
+            Command::PrepareList { id, exclusivity, mode, cpus, now } => {
+                self.prepare_list(id, exclusivity, mode, cpus, now)
+            }
             Command::Settle(plan) => Ok(self.settle(plan)),
             Command::Abandon(plan) => Ok(self.abandon(&plan)),
             Command::End { task, ending, heir } => Ok(self.end(task, ending, heir)),
@@ -189,11 +193,14 @@ impl Claims {
             Command::RemovePool(id) => self.remove_pool(id),
             Command::AddList { pool, id, name, cpus } => self.add_list(pool, id, name, cpus),
             Command::OpenList(id) => self.open_list(id),
-            Command::CloseList { id, now } => self.close_list(id, now),
             Command::RemoveList(id) => Ok(self.remove_list(id)),
             Command::PrepareExclusivity { pool, exclusivity } => self.prepare_exclusivity(pool, exclusivity),
             Command::CancelExclusivity(pool) => self.cancel_exclusivity(pool),
             Command::SetExclusivity { pool, exclusivity } => self.set_exclusivity(pool, exclusivity),
+            Command::SetDraining { list, draining } => self.set_draining(list, draining),
+            Command::CancelList(id) => self.cancel_list(id),
+            Command::ChangeList { id, pool, name, cpus } => self.change_list(id, pool, name, cpus),
+            Command::RenamePool { id, name } => self.rename_pool(id, name),
             Command::SetPartial { pool, partial } => self.set_partial(pool, partial),
             Command::SetTransient { pool, transient } => self.set_transient(pool, transient),
             Command::PrepareMode { pool, mode, now } => self.prepare_mode(pool, mode, now),
@@ -204,6 +211,8 @@ impl Claims {
             | Command::Settle(_)
             | Command::Abandon(_)
             | Command::End { .. }
+            | Command::CloseList { .. }
+            | Command::PrepareList { .. }
             | Command::NoteIntruders { .. } => Ok(Effects::default()),
         }
     }
@@ -377,7 +386,8 @@ impl Claims {
 
     /// Returns the name of the free list that a claim of any list of the pool gets.
     fn free_list(&self, pool: &Pool) -> Option<String> {
-        let free = pool.lists().filter_map(|id| self.lists.get(&id)).filter(|list| list.is_free());
+        let lists = pool.lists().filter_map(|id| self.lists.get(&id));
+        let free = lists.filter(|list| list.is_free() && list.is_open());
         free.min_by_key(|list| list.has_intruders).map(|list| list.name.cpus.clone())
     }
 }

@@ -229,15 +229,59 @@ pub enum Command {
     },
     /// Allow claims on the list.
     OpenList(ListId),
-    /// Allow no more claims on the list, which must have no tasks.
+    /// Allow no more claims on the list, which must have no tasks. If `force` is set, it may have some:
+    /// [`Effects::plan`] releases them.
     CloseList {
         /// The list.
         id: ListId,
+        /// Whether it may have tasks.
+        force: bool,
         /// Nanoseconds since boot.
         now: u64,
     },
     /// Remove a closed list.
     RemoveList(ListId),
+    /// Let no new task on the list, or let new ones on it again.
+    SetDraining {
+        /// The list.
+        list: ListId,
+        /// The new value.
+        draining: bool,
+    },
+    /// The list is going to get another name, other CPUs or another pool, for which its tasks must be suitable: let nobody
+    /// in. [`Effects::plan`] has its tasks with the new CPUs if these differ.
+    PrepareList {
+        /// The list.
+        id: ListId,
+        /// How many tasks each list of its next pool takes.
+        exclusivity: Exclusivity,
+        /// What keeps others off the lists of its next pool.
+        mode: Mode,
+        /// Its next CPUs.
+        cpus: CpuSet,
+        /// Nanoseconds since boot.
+        now: u64,
+    },
+    /// The list stays as it is.
+    CancelList(ListId),
+    /// Set pool, name and CPUs of the list.
+    ChangeList {
+        /// The list.
+        id: ListId,
+        /// Its pool.
+        pool: PoolId,
+        /// The name of its directory.
+        name: String,
+        /// Its CPUs.
+        cpus: CpuSet,
+    },
+    /// Set the name of the pool.
+    RenamePool {
+        /// The pool.
+        id: PoolId,
+        /// Its name.
+        name: PoolName,
+    },
     /// A new exclusivity of the pool is going to be stored: let a task in only if the old and the new one allow it.
     PrepareExclusivity {
         /// The pool.
@@ -476,7 +520,7 @@ pub enum Change {
 /// The effects of an applied command.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
-    /// The work to do; only for [`Command::Write`].
+    /// The work to do; only for [`Command::Write`], and for commands that say so.
     pub plan: Plan,
     /// The changes.
     pub changes: Vec<Change>,

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod claims;
 pub mod command;
 pub mod cpuset;
+pub mod document;
 pub mod partition;
 pub mod pool;
 pub mod queue;

@@ -81,8 +81,10 @@ pub enum Refusal {
     NoneFree {
         /// The pool.
         pool: PoolName,
-        /// How many lists it has.
-        lists: usize,
+        /// How many of its lists are taken.
+        taken: usize,
+        /// How many of its lists are free and drain.
+        draining: usize,
         /// The list that has been held for the longest time, and its holder.
         longest: Option<(ListName, Holder)>,
     },
@@ -103,6 +105,11 @@ pub enum Refusal {
         operation: &'static str,
         /// The error that kernel filesystems with fixed files return.
         errno: Errno,
+    },
+    /// The list takes no new tasks.
+    Draining {
+        /// The list.
+        list: ListName,
     },
     /// The pool has free lists, but the kernel allows the task on no free list.
     NoneSuits {
@@ -236,6 +243,13 @@ pub enum Refusal {
     NotAMode,
     /// The data is not `0` or `1`.
     NotAFlag,
+    /// The data is not `drain` or `undrain`.
+    NotAStateChange,
+    /// The data is not a configuration.
+    BadConfig {
+        /// What is wrong with it.
+        why: String,
+    },
     /// The data is not the number of an event.
     NotASeq,
     /// The file cannot be written.
@@ -276,6 +290,8 @@ impl Refusal {
             | Self::PartitionRefused { .. }
             | Self::NotAMode
             | Self::NotAFlag
+            | Self::NotAStateChange
+            | Self::BadConfig { .. }
             | Self::NotASeq
             | Self::NotOnePid
             | Self::NotWritable => Errno::EINVAL,
@@ -288,6 +304,7 @@ impl Refusal {
             | Self::TwoNamed { .. }
             | Self::NoneFree { .. }
             | Self::OthersWait { .. }
+            | Self::Draining { .. }
             | Self::Overlap { .. }
             | Self::ListInUse { .. }
             | Self::SharedByMany { .. }
@@ -360,15 +377,19 @@ impl Refusal {
                 format!("{list} is held by {holder} for {} s; {rest}", seconds(held))
             }
             Self::TwoNamed { list } => format!("{list} is exclusive and takes one task; name one process"),
-            Self::NoneFree { pool, lists: 0, .. } => {
+            Self::NoneFree { pool, taken: 0, draining: 0, .. } => {
                 format!("{pool} has no CPU lists; make one: mkdir pools/{pool}/<cpulist>")
             }
-            Self::NoneFree { pool, lists, longest } => {
+            Self::Draining { list } => {
+                format!("{list} is draining and takes no new task; claim another list, or write undrain to its file state")
+            }
+            Self::NoneFree { pool, taken, draining, longest } => {
                 let longest = longest.as_ref().map_or_else(String::new, |(list, held)| {
                     format!("; {list} is held by {holder} for {} s, the longest time", seconds(held))
                 });
+                let draining = if *draining > 0 { format!(", {draining} draining") } else { String::new() };
                 format!(
-                    "no list of {pool} is free ({lists} taken){longest}; wait for one with poll(2), kcm isolate --wait or kcm claim --wait"
+                    "no list of {pool} is free ({taken} taken{draining}){longest}; wait for one with poll(2), kcm isolate --wait or kcm claim --wait"
                 )
             }
             Self::OthersWait { pool, before } => {
@@ -480,14 +501,16 @@ impl Refusal {
             }
             Self::NotAMode => "not affinity or isolated; write one of them".into(),
             Self::NotAFlag => "not 0 or 1; write one of them".into(),
+            Self::NotAStateChange => "not drain or undrain; write one of them".into(),
+            Self::BadConfig { why } => format!("not a configuration: {why}; write what kcm apply would"),
             Self::NotASeq => {
                 "not the number of an event; write the seq of the last event that you have read".into()
             }
             Self::NotWritable => {
-                "this file is read-only; commands go to tasks, queue, exclusive, partial, mode, transient and info/reclaimed".into()
+                "this file is read-only; commands go to tasks, queue, exclusive, partial, mode, transient, state, info/config and info/reclaimed".into()
             }
             Self::FixedDirectory => {
-                "nothing can be made or removed here; pools are in pools/, and CPU lists in a pool".into()
+                "nothing can be made, renamed or removed here; pools are in pools/, and CPU lists in a pool".into()
             }
             Self::CannotStore { errno } => {
                 format!(

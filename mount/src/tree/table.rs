@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Content, Node, POOLS, ROOT, WriteRequest};
-use crate::engine::{Attributes, Caller, EVENTS_NODE, Engine, MODE_OFFSET, Ports, Refused};
+use crate::engine::{Attributes, CONFIG, Caller, EVENTS_NODE, Engine, MODE_OFFSET, Ports, Refused};
 use crate::model::claims::Pool;
 use crate::model::command::Target;
 use crate::model::pool::{Exclusivity, ListId, Mode, PoolId};
@@ -95,7 +95,7 @@ impl<P: Ports> Entry<P> {
         Self::file(Location::Pool { offset: MODE_OFFSET + 2 }, "queue", 0o644, show_queue, Some(store_queue), Volatile::Yes),
         Self::dir (Location::List { offset: 0 }, ""),
         Self::file(Location::List { offset: 1 }, "tasks",     0o644, show_list_tasks, Some(store_list_tasks), Volatile::Yes),
-        Self::file(Location::List { offset: 2 }, "state",     0o444, show_state,      None,                 Volatile::Yes),
+        Self::file(Location::List { offset: 2 }, "state",     0o644, show_state,      Some(store_state),    Volatile::Yes),
         Self::dir (at(SELF, ROOT),           "self"),
         Self::file(at(6, SELF),              "claim",      0o444, show_claim,      None,                 Volatile::Yes),
         Self::file(at(7, SELF),              "cpus",       0o444, show_cpus,       None,                 Volatile::Yes),
@@ -106,6 +106,7 @@ impl<P: Ports> Entry<P> {
         Self::file(at(EVENTS_NODE, INFO),         "events",     0o600, show_events,     None,                 Volatile::Yes),
         Self::file(at(12, INFO),             "reclaimed",  0o600, show_reclaimed,  Some(store_reclaimed), Volatile::Yes),
         Self::file(at(13, INFO),             "metrics",    0o444, show_metrics,    None,                 Volatile::Costly),
+        Self::file(at(CONFIG, INFO),         "config",     0o600, show_config,     Some(store_config),   Volatile::Yes),
     ];
 }
 
@@ -191,6 +192,10 @@ fn show_metrics<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
     engine.show_metrics().into_bytes().into()
 }
 
+fn show_config<P: Ports>(engine: &Engine<P>, _: Context) -> Content {
+    engine.show_config().into_bytes().into()
+}
+
 fn store_exclusive<P: Ports>(
     engine: &Engine<P>,
     context: Context,
@@ -230,6 +235,22 @@ fn store_mode<P: Ports>(
     request: &WriteRequest<'_>,
 ) -> Result<(), Refused> {
     Ok(engine.set_mode(context.caller, request.opener, PoolId(context.base), request.data)?)
+}
+
+fn store_state<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    Ok(engine.set_state(context.caller, request.opener, ListId(context.base), request.data)?)
+}
+
+fn store_config<P: Ports>(
+    engine: &Engine<P>,
+    context: Context,
+    request: &WriteRequest<'_>,
+) -> Result<(), Refused> {
+    Ok(engine.set_config(context.caller, request.opener, request.data)?)
 }
 
 fn store_pool_tasks<P: Ports>(

@@ -51,6 +51,7 @@ fn names_and_default_modes() {
         .collect();
     let expected = "d755 cacheable /
 d755 cacheable /info
+-600 volatile /info/config
 -600 volatile /info/events
 -444 volatile /info/metrics
 -600 volatile /info/reclaimed
@@ -60,10 +61,10 @@ d755 cacheable /info
 d755 cacheable /pools
 d755 cacheable /pools/excl
 d755 cacheable /pools/excl/1
--444 volatile /pools/excl/1/state
+-644 volatile /pools/excl/1/state
 -644 volatile /pools/excl/1/tasks
 d755 cacheable /pools/excl/2-3
--444 volatile /pools/excl/2-3/state
+-644 volatile /pools/excl/2-3/state
 -644 volatile /pools/excl/2-3/tasks
 -644 cacheable /pools/excl/exclusive
 -644 cacheable /pools/excl/mode
@@ -73,7 +74,7 @@ d755 cacheable /pools/excl/2-3
 -644 cacheable /pools/excl/transient
 d755 cacheable /pools/shared
 d755 cacheable /pools/shared/4-5
--444 volatile /pools/shared/4-5/state
+-644 volatile /pools/shared/4-5/state
 -644 volatile /pools/shared/4-5/tasks
 -644 cacheable /pools/shared/exclusive
 -644 cacheable /pools/shared/mode
@@ -109,7 +110,7 @@ fn node_ids_are_unique_and_lead_to_their_nodes_and_parents() {
     assert_eq!(node(&bed, "pools/excl/transient").id(), EXCL.transient_node());
     assert_eq!(node(&bed, "pools/excl/queue").id(), EXCL.queue_node());
     assert_eq!(node(&bed, "pools/excl/1/state").id(), EXCL_1.state_node());
-    for unknown in [0, 14, 63, EXCL_1.0 + 3, 1 << 40] {
+    for unknown in [0, 15, 63, EXCL_1.0 + 3, 1 << 40] {
         assert!(Node::of(&bed.engine, unknown).is_none(), "{unknown}");
     }
 }

@@ -140,6 +140,18 @@ fn claims(table: &mut Table) {
     table.check(&mount, write(&first, mount.worker().unwrap().to_string()));
     let kernel_thread = pids().into_iter().find(|pid| *pid == 2).expect("the kernel's threads");
     table.check(&mount, write(&first, kernel_thread.to_string()));
+    for list in ["0", "1"] {
+        write(&mount.pool("dataplane").join(list).join("state"), "drain").unwrap();
+    }
+    table.check(&mount, write(&second, &pid));
+    write(&first, format!("-{}", holder.pid())).unwrap();
+    write(&second, format!("-{}", other.pid())).unwrap();
+    table.check(&mount, write(&pool, &pid));
+    for list in ["0", "1"] {
+        write(&mount.pool("dataplane").join(list).join("state"), "undrain").unwrap();
+    }
+    write(&first, holder.pid().to_string()).unwrap();
+    write(&second, other.pid().to_string()).unwrap();
     set_mode(&first, 0o666);
     let refused = as_nobody(|| write(&first, &pid));
     table.check(&mount, refused);
@@ -214,6 +226,11 @@ fn configuration(table: &mut Table) {
     table.check(&mount, fs::remove_dir(pool.join("0")));
     table.check(&mount, write(&pool.join("exclusive"), "2"));
     table.check(&mount, write(&pool.join("mode"), "1"));
+    table.check(&mount, write(&pool.join("0/state"), "free"));
+    table.check(&mount, write(&mount.conf().join("info/config"), "{}"));
+    table.check(&mount, fs::rename(&pool, mount.pool("dataplane").with_file_name("Other")));
+    table.check(&mount, fs::rename(pool.join("0"), pool.join("0-1")));
+    table.check(&mount, fs::rename(pool.join("0"), mount.conf().join("info/0")));
     table.check(&mount, write(&mount.conf().join("info/reclaimed"), "x"));
     table.check(&mount, fs::create_dir(mount.conf().join("info/other")));
     table.check(&mount, fs::remove_dir(mount.conf().join("info")));

@@ -1,5 +1,7 @@
 //! The worker is killed at every step of every operation that changes something: the client sees no error, and
 //! nothing is done twice. The program itself lists the steps.
+//!
+//! Longer than 400 lines because the operations are one table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions, Permissions};
@@ -12,6 +14,7 @@ use std::sync::Mutex;
 use crate::harness::{Cgroup, Mount, Sleeper, errno, if_collected, masks, signal, until, write};
 use kcm_mount::failpoint::Step;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::Signal;
 
 /// One mount with two pools and a few processes.
@@ -152,6 +155,18 @@ struct Operation {
 
 fn nothing(_: &Scene) {}
 
+fn mv_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Only these pools exist, also for the kernel, which has looked up the names of the others before.
+fn check_names(scene: &Scene, pools: &[&str]) -> io::Result<()> {
+    for pool in ["dataplane", "shared", "bare", "new"] {
+        assert_eq!(fs::metadata(scene.mount.pool(pool)).is_ok(), pools.contains(&pool), "{pool}");
+    }
+    Ok(())
+}
+
 fn a_on_the_exclusive_list(scene: &Scene) {
     scene.write("dataplane", "0", "a").unwrap();
 }
@@ -212,6 +227,30 @@ const OPERATIONS: &[Operation] = &[
         act: |scene| fs::remove_dir(scene.mount.pool("shared").join("1")) },
     Operation { name: "rmdir of a list in use", before: a_on_the_exclusive_list,
         act: |scene| fs::remove_dir(scene.mount.pool("dataplane").join("0")) },
+    Operation { name: "mv of a pool", before: a_on_the_exclusive_list,
+        act: |scene| fs::rename(scene.mount.pool("dataplane"), scene.mount.pool("renamed")) },
+    Operation { name: "mv of a pool to one that exists", before: nothing,
+        act: |scene| mv_without_replacing(&scene.mount.pool("bare"), &scene.mount.pool("shared")) },
+    Operation { name: "mv of a list to another pool", before: a_on_the_exclusive_list,
+        act: |scene| fs::rename(scene.mount.pool("dataplane").join("0"), scene.mount.pool("bare").join("0")) },
+    Operation { name: "mv of a list to other CPUs", before: |scene| {
+        fs::remove_dir(scene.mount.pool("dataplane").join("0")).unwrap();
+        a_and_b_on_the_shared_list(scene);
+    }, act: |scene| fs::rename(scene.mount.pool("shared").join("1"), scene.mount.pool("shared").join("0-1")) },
+    Operation { name: "mv of a list that is refused", before: a_and_b_on_the_shared_list,
+        act: |scene| fs::rename(scene.mount.pool("shared").join("1"), scene.mount.pool("dataplane").join("1")) },
+    Operation { name: "drain", before: a_on_the_exclusive_list,
+        act: |scene| write(&scene.mount.pool("dataplane").join("0/state"), "drain") },
+    Operation { name: "a whole configuration", before: a_on_the_exclusive_list, act: |scene| {
+        write(&scene.mount.conf().join("info/config"), r#"{"pools":{"bare":{"exclusive":true,"lists":["0"]},"new":{"tasks":{"mode":"0600"}}}}"#)?;
+        check_names(scene, &["bare", "new"])
+    } },
+    Operation { name: "a whole configuration by force", before: a_on_the_exclusive_list, act: |scene| {
+        write(&scene.mount.conf().join("info/config"), r#"{"pools":{"shared":{"lists":["1"]}},"force":true}"#)?;
+        check_names(scene, &["shared"])
+    } },
+    Operation { name: "a whole configuration that is refused", before: a_on_the_exclusive_list,
+        act: |scene| write(&scene.mount.conf().join("info/config"), r#"{"pools":{}}"#) },
     Operation { name: "exclusive", before: nothing,
         act: |scene| write(&scene.mount.pool("shared").join("exclusive"), "1") },
     Operation { name: "exclusive refused", before: a_and_b_on_the_shared_list,

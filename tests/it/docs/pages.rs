@@ -154,8 +154,9 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Held { list: list("0"), holder, free: Some("1".into()) },
         Refusal::Held { list: list("0"), holder, free: None },
         Refusal::TwoNamed { list: list("0") },
-        Refusal::NoneFree { pool: pool(), lists: 4, longest: Some((list("0"), holder)) },
-        Refusal::NoneFree { pool: pool(), lists: 0, longest: None },
+        Refusal::NoneFree { pool: pool(), taken: 4, draining: 0, longest: Some((list("0"), holder)) },
+        Refusal::NoneFree { pool: pool(), taken: 0, draining: 2, longest: None },
+        Refusal::NoneFree { pool: pool(), taken: 0, draining: 0, longest: None },
         Refusal::NoneSuits { pool: pool() },
         Refusal::MaskRefused { list: list("0"), got: None },
         Refusal::MaskRefused { list: list("0-1"), got: Some(cpus("0")) },
@@ -207,6 +208,9 @@ fn refusals() -> Vec<Refusal> {
         Refusal::QueueFull,
         Refusal::NotOnePid,
         Refusal::FixedFiles { operation: "removed", errno: Errno::EPERM },
+        Refusal::Draining { list: list("0") },
+        Refusal::NotAStateChange,
+        Refusal::BadConfig { why: "missing field `pools` at line 1 column 2".into() },
     ]
 }
 
@@ -263,6 +267,9 @@ fn kind(refusal: &Refusal) -> usize {
         Refusal::QueueFull => 47,
         Refusal::NotOnePid => 48,
         Refusal::FixedFiles { .. } => 49,
+        Refusal::Draining { .. } => 50,
+        Refusal::NotAStateChange => 51,
+        Refusal::BadConfig { .. } => 52,
     }
 }
 
@@ -279,7 +286,7 @@ fn every_refusal_is_in_the_table() {
     assert_eq!(rows.len(), refusals.len(), "a row that is no refusal any more");
     let mut kinds: Vec<usize> = refusals.iter().map(kind).collect();
     kinds.dedup();
-    assert_eq!(kinds, (0..=49).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=52).collect::<Vec<_>>());
 }
 
 #[test]

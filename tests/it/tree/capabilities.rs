@@ -18,6 +18,8 @@ const BARE: [&str; 4] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "-
 const ADMIN: &str =
     "EPERM: this needs CAP_SYS_ADMIN on the node, whatever uid and modes say; do it as root of the node";
 
+const NO_POOLS: &str = r#"{"pools":{}}"#;
+
 fn keep(wanted: CapabilitySet) {
     let capabilities = wanted.intersection(rustix::thread::capabilities(None).unwrap().permitted);
     let inheritable = CapabilitySet::empty();
@@ -51,14 +53,21 @@ fn administer(mount: &Mount) -> Vec<(&'static str, io::Result<()>)> {
         ("mkdir of a list", fs::create_dir(mount.pool("infra").join("1"))),
         ("exclusive", write(&pool.join("exclusive"), "0")),
         ("partial", write(&pool.join("partial"), "1")),
+        ("mv of a list", {
+            let (here, there) = (pool.join("0"), mount.pool("infra").join("0"));
+            fs::rename(&here, &there).and_then(|()| fs::rename(&there, &here))
+        }),
         ("transient", write(&pool.join("transient"), "1")),
         ("mode", write(&pool.join("mode"), "affinity")),
+        ("draining", write(&pool.join("0/state"), "drain")),
+        ("mv of a pool", fs::rename(mount.pool("extra"), mount.pool("renamed"))),
         ("chmod", fs::set_permissions(pool.join("tasks"), mode)),
         ("chgrp", chown(pool.join("tasks"), None, Some(0))),
         ("rmdir of a list", fs::remove_dir(pool.join("0"))),
         ("rmdir of a pool", fs::remove_dir(mount.pool("empty"))),
         ("acknowledging", write(&mount.conf().join("info/reclaimed"), "1")),
         ("reading events", File::open(mount.conf().join("info/events")).map(drop)),
+        ("a whole configuration", write(&mount.conf().join("info/config"), NO_POOLS)),
     ]
 }
 
@@ -67,6 +76,7 @@ fn mount() -> Mount {
     mount.make_pool("dataplane", true, &["0"]);
     mount.make_pool("infra", false, &[]);
     mount.make_pool("empty", false, &[]);
+    mount.make_pool("extra", false, &[]);
     mount
 }
 
@@ -103,6 +113,10 @@ fn root_of_a_container_does_not_configure() {
             "mkdir $C/pools/infra/1",
             "rmdir $C/pools/dataplane/0",
             "echo 0 > $C/pools/dataplane/exclusive",
+            "echo drain > $C/pools/dataplane/0/state",
+            "mv $C/pools/infra $C/pools/other",
+            "mv $C/pools/dataplane/0 $C/pools/infra/0",
+            "echo '{\"pools\":{}}' > $C/info/config",
             "chmod 666 $C/pools/dataplane/tasks",
             "cat $C/info/events",
             "echo 1 > $C/info/reclaimed",
@@ -124,7 +138,13 @@ fn root_of_a_container_does_not_configure() {
 #[test]
 fn exclusive_and_acknowledging_need_the_capability_at_open_and_at_write() {
     let mount = mount();
-    for (file, text) in [("pools/dataplane/exclusive", "0"), ("info/reclaimed", "1")] {
+    let files = [
+        ("pools/dataplane/exclusive", "0"),
+        ("pools/dataplane/0/state", "drain"),
+        ("info/reclaimed", "1"),
+        ("info/config", NO_POOLS),
+    ];
+    for (file, text) in files {
         let open = || File::options().write(true).open(mount.conf().join(file)).unwrap();
         let put = |mut file: &File| file.write(text.as_bytes());
         let (by_root, by_bare) = (open(), bare(open));
@@ -138,7 +158,7 @@ fn exclusive_and_acknowledging_need_the_capability_at_open_and_at_write() {
         assert_eq!(errno(dropped), Errno::EPERM, "{file}: dropped in between");
         mount.replace_worker();
         assert_eq!(errno(put(&by_bare)), Errno::EPERM, "{file}: the next worker knows the opener");
-        assert_eq!(put(&by_root).unwrap(), 1, "{file}");
+        assert_eq!(put(&by_root).unwrap(), text.len(), "{file}");
     }
 }
 

@@ -39,6 +39,7 @@ fn every_node_has_its_name_mode_and_owner() {
     let expected = "
         directory 0755 0:0 
         directory 0755 0:0 info
+        file 0600 0:0 info/config
         file 0600 0:0 info/events
         file 0444 0:0 info/metrics
         file 0600 0:0 info/reclaimed
@@ -48,10 +49,10 @@ fn every_node_has_its_name_mode_and_owner() {
         directory 0755 0:0 pools
         directory 0755 0:0 pools/dataplane
         directory 0755 0:0 pools/dataplane/0
-        file 0444 0:0 pools/dataplane/0/state
+        file 0644 0:0 pools/dataplane/0/state
         file 0644 0:0 pools/dataplane/0/tasks
         directory 0755 0:0 pools/dataplane/1
-        file 0444 0:0 pools/dataplane/1/state
+        file 0644 0:0 pools/dataplane/1/state
         file 0644 0:0 pools/dataplane/1/tasks
         file 0644 0:0 pools/dataplane/exclusive
         file 0644 0:0 pools/dataplane/mode

@@ -25,7 +25,7 @@ const TARGETS: [Target; 6] = [
 
 type Change = fn(&Engine<Fake>, Caller) -> Result<(), Refusal>;
 
-const CHANGES: [(&str, Change); 9] = [
+const CHANGES: [(&str, Change); 15] = [
     ("echo 0 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), EXCL, b"0")),
     ("echo 1 > exclusive", |engine, root| engine.set_exclusive(root, 0.into(), SHARED, b"1")),
     ("mkdir of a pool", |engine, root| engine.add_pool(root, "new").map(|_| ())),
@@ -36,6 +36,15 @@ const CHANGES: [(&str, Change); 9] = [
     ("rmdir of a list", |engine, root| engine.remove_list(root, EXCL_23)),
     ("chmod", |engine, root| {
         engine.set_attributes(root, EXCL_1.0, Attributes { uid: 7, gid: 7, mode: 0o600 })
+    }),
+    ("mv of a pool", |engine, root| engine.rename_pool(root, EXCL, "renamed")),
+    ("mv of a list to another pool", |engine, root| engine.change_list(root, EXCL_1, SHARED, "1")),
+    ("mv of a list to a pool of its kind", |engine, root| engine.change_list(root, EXCL_23, EXCL, "2,3")),
+    ("mv of a list to other CPUs", |engine, root| engine.change_list(root, SHARED_45, SHARED, "4,6-7")),
+    ("echo drain > state", |engine, root| engine.set_state(root, 0.into(), EXCL_23, b"drain\n")),
+    ("a write to config", |engine, root| {
+        let config = r#"{"pools":{"excl":{"exclusive":true,"lists":["1"]},"shared":{"lists":["4-5","2-3"]},"more":{"lists":["6"]}}}"#;
+        engine.set_config(root, 0.into(), config.as_bytes())
     }),
 ];
 
@@ -56,8 +65,11 @@ fn bed() -> Bed {
 fn seen(engine: &Engine<Fake>) -> Vec<String> {
     let claims = engine.configuration();
     let pool = |(_, pool): (PoolId, &crate::model::claims::Pool)| {
-        let lists: Vec<String> =
-            pool.lists().filter_map(|id| claims.list(id)).map(|list| list.name().to_string()).collect();
+        let lists: Vec<String> = pool
+            .lists()
+            .filter_map(|id| claims.list(id))
+            .map(|list| format!("{} {}", list.name(), list.is_draining()))
+            .collect();
         let flags = [pool.is_partial(), pool.is_transient()];
         format!("{} {:?} {flags:?}: {lists:?}", pool.name(), pool.exclusivity())
     };
@@ -167,6 +179,13 @@ fn a_change_that_was_stored_is_in_effect() {
         vec![EXCL_23, SHARED_45, SHARED_45],
         vec![SHARED_45, SHARED_45],
         vec![EXCL_23, SHARED_45, SHARED_45],
+        vec![EXCL_23, SHARED_45, SHARED_45],
+        // Both tasks of the list that is shared now, and the other list of its old pool.
+        vec![EXCL_1, EXCL_23, SHARED_45, EXCL_1],
+        vec![EXCL_23, SHARED_45, SHARED_45],
+        vec![EXCL_23, SHARED_45, SHARED_45],
+        vec![SHARED_45, SHARED_45],
+        vec![EXCL_23, SHARED_45, EXCL_23],
     ];
     for ((name, change), expected) in CHANGES.into_iter().zip(expected) {
         let bed = bed();

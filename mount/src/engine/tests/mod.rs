@@ -3,6 +3,7 @@
 //! Owns the [`Bed`], an engine with two pools on a fake machine. After every step of every test it checks that the
 //! engine does no I/O under a lock that reads need.
 
+mod apply;
 mod configure;
 mod crash;
 mod displaced;
@@ -12,6 +13,7 @@ mod heirs;
 mod isolate;
 mod order;
 mod reads;
+mod rename;
 mod retry;
 mod shares;
 mod time;
@@ -34,8 +36,6 @@ pub(crate) const EXCL_23: ListId = ListId(72);
 /// The shared pool, with the list `4-5`.
 pub(crate) const SHARED: PoolId = PoolId(76);
 pub(crate) const SHARED_45: ListId = ListId(80);
-
-const LISTS: [(ListId, &str); 3] = [(EXCL_1, "1"), (EXCL_23, "2-3"), (SHARED_45, "4-5")];
 
 /// An engine on a fake machine.
 pub(crate) struct Bed {
@@ -131,7 +131,8 @@ impl Bed {
             assert!(!self.engine.configuration().is_in_flight(&task(pid)));
             assert!(self.world.is_alive(pid), "{pid} is dead");
             for mask in self.world.task(pid).masks {
-                let is_right = mask.is_subset(&list_cpus(list)) || has_lost_its_release(pid);
+                let cpus = self.engine.configuration().list(list).unwrap().cpus().clone();
+                let is_right = mask.is_subset(&cpus) || has_lost_its_release(pid);
                 assert!(is_right, "{pid} runs on {mask}");
             }
         }
@@ -163,10 +164,6 @@ fn check_locks(engine: &Weak<Engine<Fake>>, step: &Step) {
 
 /// The PID of a process of root that writes.
 pub(crate) const SHELL: u32 = 900;
-
-pub(crate) fn list_cpus(list: ListId) -> CpuSet {
-    LISTS.iter().find(|(id, _)| *id == list).map(|(_, text)| cpus(text)).unwrap()
-}
 
 pub(crate) fn caller(pid: u32, uid: u32) -> Caller {
     Caller { tid: pid, uid, request: 0 }

@@ -239,6 +239,9 @@ pub(in crate::journal) enum ConfigLine {
 pub(in crate::journal) struct Request {
     mount: u64,
     request: u64,
+    /// An earlier version has no such field, and passes over it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stale: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -269,6 +272,9 @@ pub(in crate::journal) struct List {
     id: u64,
     name: String,
     cpus: String,
+    /// An earlier version has no such field, and passes over it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    draining: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -552,15 +558,17 @@ impl TryFrom<Partition> for partition::Partition {
     }
 }
 
-impl From<pools::LastRequest> for Request {
-    fn from(last: pools::LastRequest) -> Self {
-        Self { mount: last.mount, request: last.request }
+impl From<(pools::LastRequest, &[String])> for Request {
+    fn from((last, stale): (pools::LastRequest, &[String])) -> Self {
+        Self { mount: last.mount, request: last.request, stale: stale.to_vec() }
     }
 }
 
-impl From<Request> for pools::LastRequest {
-    fn from(last: Request) -> Self {
-        Self { mount: last.mount, request: last.request }
+impl Request {
+    /// Returns the request, and the paths that it has changed without the kernel.
+    pub(in crate::journal) fn decoded(self) -> (Option<pools::LastRequest>, Vec<String>) {
+        let Self { mount, request, stale } = self;
+        (Some(pools::LastRequest { mount, request }), stale)
     }
 }
 
@@ -602,7 +610,8 @@ impl TryFrom<Pool> for pools::PoolConfig {
 
 impl From<&pools::ListConfig> for List {
     fn from(list: &pools::ListConfig) -> Self {
-        Self { id: list.id.0, name: list.name.clone(), cpus: list.cpus.to_string() }
+        let (name, cpus) = (list.name.clone(), list.cpus.to_string());
+        Self { id: list.id.0, name, cpus, draining: list.draining }
     }
 }
 
@@ -610,7 +619,8 @@ impl TryFrom<List> for pools::ListConfig {
     type Error = Invalid;
 
     fn try_from(list: List) -> Result<Self, Invalid> {
-        Ok(Self { id: ListId(list.id), name: list.name, cpus: list.cpus.parse()? })
+        let (id, cpus) = (ListId(list.id), list.cpus.parse()?);
+        Ok(Self { id, name: list.name, cpus, draining: list.draining })
     }
 }
 

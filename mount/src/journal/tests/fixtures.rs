@@ -87,7 +87,12 @@ pub(super) fn files(directory: &TempDir) -> Vec<(String, Vec<u8>)> {
 }
 
 pub(super) fn config() -> Config {
-    let list = |id, cpus: &str| ListConfig { id: ListId(id), name: cpus.into(), cpus: cpus.parse().unwrap() };
+    let list = |id, cpus: &str| ListConfig {
+        id: ListId(id),
+        name: cpus.into(),
+        cpus: cpus.parse().unwrap(),
+        draining: false,
+    };
     let pool = |name: &str, exclusivity, node, lists| PoolConfig {
         name: name.parse().unwrap(),
         exclusivity,

@@ -255,6 +255,26 @@ fn what_a_pool_is_besides_exclusive_are_optional_fields_of_version_1() {
 }
 
 #[test]
+fn draining_and_what_the_kernel_has_to_look_at_are_optional_fields_of_version_1() {
+    let mut config = golden_config();
+    config.pools[0].lists[1].draining = true;
+    config.stale = vec![String::new(), "gone".to_owned(), "dataplane/0-1".to_owned()];
+    let (directory, state, _) = open_golden(CLAIMS);
+    state.store_config(&config).unwrap();
+    let written = fs::read_to_string(directory.path().join("config")).unwrap();
+    for part in [
+        r#""list":{"id":76,"name":"2","cpus":"2","draining":true}"#,
+        r#"{"last":{"mount":1311768467463790320,"request":96,"stale":["","gone","dataplane/0-1"]}}"#,
+    ] {
+        assert!(written.contains(part), "{written}");
+    }
+    drop(state);
+    let lock = StateLock::take(directory.path()).unwrap();
+    let (_, recovered) = StateDir::open(lock, directory.path(), BOOT, MOUNT, None).unwrap();
+    assert_eq!(recovered.config, config);
+}
+
+#[test]
 fn records_have_owners_in_version_1() {
     let directory = directory();
     fs::write(directory.path().join("claims"), OWNERS).unwrap();

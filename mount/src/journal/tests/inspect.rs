@@ -126,6 +126,7 @@ fn contradictions_between_the_lines_are_reported() {
         id: ListId(77),
         name: "1-3".into(),
         cpus: "1-3".parse().unwrap(),
+        draining: false,
     });
     let found = problems(&written(&overlapping, &[]).0, &claims);
     assert!(found.iter().any(|what| what.contains("infra 1-3 and dataplane 0-1 overlap in 1")), "{found:?}");

@@ -71,13 +71,20 @@ impl Claims {
     }
 
     fn check_target(&self, request: &Request) -> Result<(), Rejected> {
-        if !request.claim.is_empty() && self.pool_of(request.target).is_some_and(|pool| pool.changes_mode) {
+        let pool = self.pool_of(request.target);
+        if !request.claim.is_empty() && pool.is_some_and(|pool| pool.coming_mode.is_some()) {
             return Err(Rejected::Busy);
         }
         match request.target {
             Target::List(id) => {
                 let list =
                     self.lists.get(&id).filter(|list| list.stage == Stage::Open).ok_or(Refusal::Removed)?;
+                if !request.claim.is_empty() && list.changing {
+                    return Err(Rejected::Busy);
+                }
+                if list.draining && request.claim.iter().any(|info| !list.tasks.contains(&info.task)) {
+                    return Err(Refusal::Draining { list: list.name.clone() }.into());
+                }
                 if request.claim.len() > 1 && self.admits_one(list) {
                     return Err(Refusal::TwoNamed { list: list.name.clone() }.into());
                 }
@@ -133,22 +140,21 @@ impl Claims {
         leaving: &BTreeSet<TaskId>,
         loads: &mut Loads,
         request: &Request,
-    ) -> Result<ListId, Refusal> {
+    ) -> Result<ListId, Rejected> {
         let pool = self.pools.get(&id).ok_or(Refusal::Removed)?;
         let suits = |id: &ListId| !request.unsuitable.contains(&(task, *id));
         if let Some(claim) = self.claim(&task).filter(|claim| self.is_on(claim, request.target)) {
             // The task keeps its list. If the kernel has refused that list, no other one is tried.
             let refused = || Refusal::NoneSuits { pool: pool.name.clone() };
-            return Some(claim.list).filter(suits).ok_or_else(refused);
+            return Some(claim.list).filter(suits).ok_or_else(|| refused().into());
         }
         if pool.strictest() == Exclusivity::Exclusive {
             self.check_before(id, loads, request)?;
         }
         let Loads { pending, shared } = loads;
         let pending = |id: ListId| pending.get(&id).copied().unwrap_or(0);
-        let open = pool
-            .lists()
-            .filter_map(|id| Some((id, self.lists.get(&id).filter(|list| list.stage == Stage::Open)?)));
+        let lists = || pool.lists().filter_map(|id| Some((id, self.lists.get(&id)?)));
+        let open = lists().filter(|(_, list)| list.is_open());
         let (found, any) = match pool.strictest() {
             Exclusivity::Exclusive => {
                 let mut free = open
@@ -175,11 +181,15 @@ impl Claims {
         };
         found.ok_or_else(|| {
             let pool_name = pool.name.clone();
-            if any {
-                Refusal::NoneSuits { pool: pool_name }
+            if lists().any(|(_, list)| list.changing) {
+                Rejected::Busy
+            } else if any {
+                Refusal::NoneSuits { pool: pool_name }.into()
             } else {
+                let draining = lists().filter(|(_, list)| list.draining && list.is_free()).count();
                 let longest = self.longest_holder(pool, request.now);
-                Refusal::NoneFree { pool: pool_name, lists: pool.lists.len(), longest }
+                let taken = pool.lists.len() - draining;
+                Refusal::NoneFree { pool: pool_name, taken, draining, longest }.into()
             }
         })
     }

@@ -27,6 +27,10 @@ pub struct List {
     pub(super) name: ListName,
     pub(super) cpus: CpuSet,
     pub(super) stage: Stage,
+    /// Whether it takes no new tasks.
+    pub(super) draining: bool,
+    /// Whether a change of its name, pool or CPUs is being stored. Until then nobody is let in.
+    pub(super) changing: bool,
     /// Whether a process without a claim was found pinned within it.
     pub(super) has_intruders: bool,
     pub(super) tasks: BTreeSet<TaskId>,
@@ -64,10 +68,22 @@ impl List {
         self.has_intruders
     }
 
-    /// Returns whether it can be claimed and nobody is on it or on the way to it.
+    /// Returns whether it takes no new tasks. Those that are on it stay, and so does an heir.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Returns whether nobody is on it or on the way to it. It may be draining.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.stage == Stage::Open && self.tasks.is_empty() && self.reserved.is_empty()
+    }
+
+    /// Returns whether it takes new tasks, if there is room.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.stage == Stage::Open && !self.draining && !self.changing
     }
 
     /// Returns whether somebody is on it or on the way to it.
@@ -107,8 +123,8 @@ pub struct Pool {
     /// Whether its lists are removed when their last task leaves, and the pool with its last list.
     pub(super) transient: bool,
     pub(super) mode: Mode,
-    /// Whether another mode is being stored. Until then nobody is let in.
-    pub(super) changes_mode: bool,
+    /// The mode that is being stored. Until it is in effect, nobody is let in.
+    pub(super) coming_mode: Option<Mode>,
     /// Keyed by their first CPU: lists are disjoint, so no two have the same.
     pub(super) lists: BTreeMap<CpuId, ListId>,
     /// The lists that have tasks.

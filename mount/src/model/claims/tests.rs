@@ -2,6 +2,7 @@
 //!
 //! Longer than 400 lines because it is a list of independent tests, one per rule.
 
+mod configuring;
 mod heirs;
 mod model;
 
@@ -226,7 +227,7 @@ fn an_exclusive_pool_gives_the_free_list_with_the_lowest_first_cpu() {
         assert_eq!(on(&claims, expected), [n]);
     }
     let full = refusal(write(&mut claims, request(pool(DATA), &[1], &[])));
-    assert!(matches!(&full, Refusal::NoneFree { lists: 3, longest: Some(_), .. }), "{full:?}");
+    assert!(matches!(&full, Refusal::NoneFree { taken: 3, longest: Some(_), .. }), "{full:?}");
     assert_eq!(full.errno(), Errno::EBUSY);
     settle(&mut claims, request(list(DATA_23), &[], &[DATA_23.0 as u32]));
     take(&mut claims, pool(DATA), &[1]);
@@ -304,7 +305,7 @@ fn lists_that_the_kernel_refuses_are_passed_over() {
     assert_eq!(places(&mut claims.clone(), other), [(2, DATA_01, Origin::New)]);
     // Where none is free, it does not matter which ones would suit.
     take(&mut claims, pool(DATA), &[5, 6, 7]);
-    assert!(matches!(refusal(write(&mut claims, all)), Refusal::NoneFree { lists: 3, .. }));
+    assert!(matches!(refusal(write(&mut claims, all)), Refusal::NoneFree { taken: 3, .. }));
 }
 
 #[test]
@@ -361,7 +362,7 @@ fn a_pool_without_lists_has_none_free() {
     let mut claims = machine();
     add_pool(&mut claims, PoolId(3), "empty", Exclusivity::Shared).unwrap();
     let refused = refusal(write(&mut claims, request(pool(PoolId(3)), &[1], &[])));
-    assert_eq!(refused, Refusal::NoneFree { pool: name("empty"), lists: 0, longest: None });
+    assert_eq!(refused, Refusal::NoneFree { pool: name("empty"), taken: 0, draining: 0, longest: None });
 }
 
 #[test]
@@ -633,22 +634,22 @@ fn a_list_takes_nobody_before_it_is_open_nor_after_it_was_closed() {
         let all = places(&mut claims.clone(), request(pool(DATA), &[1, 2, 3], &[]));
         assert!(all.iter().all(|(_, list, _)| *list != id));
         let four = refusal(write(claims, request(pool(DATA), &[1, 2, 3, 4], &[])));
-        assert!(matches!(four, Refusal::NoneFree { lists: 4, .. }), "{four:?}");
+        assert!(matches!(four, Refusal::NoneFree { taken: 4, .. }), "{four:?}");
     };
     nobody_gets_on(&mut claims);
     claims.apply(Command::OpenList(id)).unwrap();
     take(&mut claims.clone(), list(id), &[1]);
-    claims.apply(Command::CloseList { id, now: NOW }).unwrap();
+    claims.apply(Command::CloseList { id, force: false, now: NOW }).unwrap();
     assert!(claims.list(id).unwrap().is_being_removed());
     nobody_gets_on(&mut claims);
     // Its removal could not be stored: it is there again.
     claims.apply(Command::OpenList(id)).unwrap();
     take(&mut claims.clone(), list(id), &[1]);
-    claims.apply(Command::CloseList { id, now: NOW }).unwrap();
+    claims.apply(Command::CloseList { id, force: false, now: NOW }).unwrap();
     claims.apply(Command::RemoveList(id)).unwrap();
     assert!(claims.list(id).is_none());
     assert!(claims.pool(DATA).unwrap().lists().all(|list| list != id));
-    for command in [Command::OpenList(id), Command::CloseList { id, now: NOW }] {
+    for command in [Command::OpenList(id), Command::CloseList { id, force: false, now: NOW }] {
         assert_eq!(refusal(claims.apply(command)), Refusal::Removed);
     }
 }
@@ -657,7 +658,7 @@ fn a_list_takes_nobody_before_it_is_open_nor_after_it_was_closed() {
 fn a_list_with_a_task_on_it_or_on_its_way_is_not_removed() {
     let mut claims = machine();
     let plan = write(&mut claims, request(list(INFRA_8), &[1], &[])).unwrap().plan;
-    let close = || Command::CloseList { id: INFRA_8, now: NOW + 3 };
+    let close = || Command::CloseList { id: INFRA_8, force: false, now: NOW + 3 };
     assert_eq!(refusal(claims.apply(close())).holder().map(|holder| holder.task), Some(task(1)));
     claims.apply(Command::Settle(completed(&plan))).unwrap();
     let refused = refusal(claims.apply(close()));
@@ -695,7 +696,7 @@ fn lists_are_disjoint_over_all_pools() {
 #[test]
 fn a_list_that_is_leaving_keeps_its_cpus_until_it_is_gone() {
     let mut claims = machine();
-    claims.apply(Command::CloseList { id: DATA_01, now: NOW }).unwrap();
+    claims.apply(Command::CloseList { id: DATA_01, force: false, now: NOW }).unwrap();
     assert_eq!(add_list(&mut claims, INFRA, ListId(30), "1").unwrap_err().errno(), Errno::EBUSY);
     claims.apply(Command::RemoveList(DATA_01)).unwrap();
     add_list(&mut claims, INFRA, ListId(30), "1").unwrap();
@@ -709,7 +710,7 @@ fn pools_have_names_of_their_own_and_go_when_they_have_no_lists() {
     let refused = refusal(claims.apply(Command::RemovePool(INFRA)));
     assert_eq!((refused.errno(), refused), (Errno::ENOTEMPTY, Refusal::PoolHasLists { pool: name("infra") }));
     for id in [INFRA_8, INFRA_67] {
-        claims.apply(Command::CloseList { id, now: NOW }).unwrap();
+        claims.apply(Command::CloseList { id, force: false, now: NOW }).unwrap();
         claims.apply(Command::RemoveList(id)).unwrap();
     }
     claims.apply(Command::RemovePool(INFRA)).unwrap();

@@ -13,10 +13,10 @@ use proptest::prelude::*;
 use super::super::{Claims, Stage};
 use super::{NOW, completed, cpus, info_of, kin, task};
 use crate::model::command::{
-    Change, Command, Effects, Ending, Heir, Origin, Plan, Rejected, Request, Target,
+    Change, Command, CompletedPlan, Effects, Ending, Heir, Origin, Plan, Rejected, Request, Target,
 };
 use crate::model::cpuset::CpuSet;
-use crate::model::pool::{Exclusivity, ListId, PoolId};
+use crate::model::pool::{Exclusivity, ListId, Mode, PoolId};
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::TaskId;
@@ -34,19 +34,57 @@ type Answer = Result<Vec<String>, Errno>;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { target: At, claim: Vec<u32>, release: Vec<u32>, users: [u32; 2], unsuitable: Vec<usize> },
-    Finish { plan: usize, settle: bool },
-    End { task: u32, heir: Option<u32> },
-    Restore { task: u32, list: usize },
-    AddPool { name: usize, exclusive: bool },
+    Write {
+        target: At,
+        claim: Vec<u32>,
+        release: Vec<u32>,
+        users: [u32; 2],
+        unsuitable: Vec<usize>,
+    },
+    Finish {
+        plan: usize,
+        settle: bool,
+    },
+    End {
+        task: u32,
+        heir: Option<u32>,
+    },
+    Restore {
+        task: u32,
+        list: usize,
+    },
+    AddPool {
+        name: usize,
+        exclusive: bool,
+    },
     RemovePool(usize),
-    AddList { pool: usize, cpus: usize },
+    AddList {
+        pool: usize,
+        cpus: usize,
+    },
     OpenList(usize),
     CloseList(usize),
     RemoveList(usize),
-    SetExclusive { pool: usize, exclusive: bool },
-    PrepareExclusive { pool: usize, exclusive: bool },
+    SetExclusive {
+        pool: usize,
+        exclusive: bool,
+    },
+    PrepareExclusive {
+        pool: usize,
+        exclusive: bool,
+    },
     CancelExclusive(usize),
+    Drain {
+        list: usize,
+        draining: bool,
+    },
+    /// Gives a list another pool and other CPUs; or only prepares that, and cancels it.
+    Change {
+        list: usize,
+        pool: usize,
+        cpus: usize,
+        cancel: bool,
+    },
 }
 
 /// Lists and pools by their place among all that there ever were.
@@ -88,6 +126,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (index(), any::<bool>()).prop_map(|(pool, exclusive)| Op::SetExclusive { pool, exclusive }),
         2 => (index(), any::<bool>()).prop_map(|(pool, exclusive)| Op::PrepareExclusive { pool, exclusive }),
         1 => index().prop_map(Op::CancelExclusive),
+        1 => (index(), any::<bool>()).prop_map(|(list, draining)| Op::Drain { list, draining }),
+        2 => (index(), index(), 0..CPU_LISTS.len(), prop::bool::weighted(0.2))
+            .prop_map(|(list, pool, cpus, cancel)| Op::Change { list, pool, cpus, cancel }),
     ]
 }
 
@@ -238,8 +279,8 @@ impl Both {
             }
             Op::CloseList(list) => {
                 let list = at(&self.lists, list);
-                let found = answer(&self.claims.apply(Command::CloseList { id: ListId(list), now: NOW }));
-                (found, self.naive.close_list(list))
+                let close = Command::CloseList { id: ListId(list), force: false, now: NOW };
+                (answer(&self.claims.apply(close)), self.naive.close_list(list))
             }
             Op::RemoveList(list) => {
                 let list = at(&self.lists, list);
@@ -268,7 +309,42 @@ impl Both {
                 let found = answer(&self.claims.apply(Command::CancelExclusivity(PoolId(pool))));
                 (found, self.naive.cancel_exclusive(pool))
             }
+            Op::Drain { list, draining } => {
+                let list = at(&self.lists, list);
+                let command = Command::SetDraining { list: ListId(list), draining };
+                (answer(&self.claims.apply(command)), self.naive.drain(list, draining))
+            }
+            Op::Change { list, pool, cpus, cancel } => {
+                let (list, pool, name) = (at(&self.lists, list), at(&self.pools, pool), CPU_LISTS[cpus]);
+                // Only a list that is in use by nobody else's change.
+                if self.naive.list(list).is_some_and(|list| list.stage != Stage::Open) {
+                    return (nothing(), nothing());
+                }
+                let found =
+                    self.change(list, pool, name, cancel).map_err(|rejected| Refusal::from(rejected).errno());
+                (found.map(|()| Vec::new()), self.naive.change(list, pool, name, cancel))
+            }
         }
+    }
+
+    /// Changes a list as the engine does, or cancels that.
+    fn change(&mut self, list: u64, pool: u64, name: &str, cancel: bool) -> Result<(), Rejected> {
+        let (id, pool) = (ListId(list), PoolId(pool));
+        let change = Command::ChangeList { id, pool, name: name.to_owned(), cpus: cpus(name) };
+        self.claims.preview(std::slice::from_ref(&change))?;
+        let admits_one = self.naive.admits_one(pool.0);
+        let exclusivity = if admits_one { Exclusivity::Exclusive } else { Exclusivity::Shared };
+        let (mode, cpus) = (Mode::Affinity, cpus(name));
+        let prepare = Command::PrepareList { id, exclusivity, mode, cpus, now: NOW };
+        let plan = self.claims.apply(prepare)?.plan;
+        if cancel {
+            self.claims.apply(Command::CancelList(id))?;
+            self.claims.apply(Command::Abandon(plan))?;
+        } else {
+            self.claims.apply(change)?;
+            self.claims.apply(Command::Settle(CompletedPlan::unchanged(&plan)))?;
+        }
+        Ok(())
     }
 
     /// Both say the same of who is where, and the invariants hold.
@@ -389,6 +465,7 @@ struct NaiveList {
     pool: u64,
     cpus: &'static str,
     stage: Stage,
+    draining: bool,
 }
 
 /// The old and the new list of a task, and whether root asks.
@@ -491,7 +568,11 @@ impl Naive {
         };
         match *target {
             Target::List(id) => {
-                self.list(id.0).filter(|list| list.stage == Stage::Open).ok_or(Errno::ENODEV)?;
+                let list = self.list(id.0).filter(|list| list.stage == Stage::Open).ok_or(Errno::ENODEV)?;
+                let is_new = |task: &u32| self.claim(*task).is_none_or(|claim| claim.list != id.0);
+                if list.draining && claim.iter().any(is_new) {
+                    return Err(Errno::EBUSY);
+                }
                 if claim.len() > 1 && self.list_admits_one(id.0) {
                     return Err(Errno::EBUSY);
                 }
@@ -540,7 +621,8 @@ impl Naive {
                 plan.placements.iter().filter(|p| p.to == list.id && p.from != Some(list.id)).count();
             staying + coming
         };
-        let open = self.lists.iter().filter(|list| list.pool == pool && list.stage == Stage::Open);
+        let is_open = |list: &&NaiveList| list.stage == Stage::Open && !list.draining;
+        let open = self.lists.iter().filter(|list| list.pool == pool).filter(is_open);
         let exclusive = self.admits_one(pool);
         let free: Vec<&NaiveList> = open.filter(|list| !exclusive || load(list) == 0).collect();
         if free.is_empty() {
@@ -646,7 +728,7 @@ impl Naive {
         if self.lists.iter().any(|list| !cpus(list.cpus).is_disjoint(&cpus(name))) {
             return Err(Errno::EBUSY);
         }
-        self.lists.push(NaiveList { id, pool, cpus: name, stage: Stage::Creating });
+        self.lists.push(NaiveList { id, pool, cpus: name, stage: Stage::Creating, draining: false });
         nothing()
     }
 
@@ -661,6 +743,35 @@ impl Naive {
             return Err(Errno::EBUSY);
         }
         self.lists.iter_mut().find(|list| list.id == id).unwrap().stage = Stage::Removing;
+        nothing()
+    }
+
+    fn drain(&mut self, id: u64, draining: bool) -> Answer {
+        self.lists.iter_mut().find(|list| list.id == id).ok_or(Errno::ENODEV)?.draining = draining;
+        nothing()
+    }
+
+    fn change(&mut self, id: u64, pool: u64, name: &'static str, cancel: bool) -> Answer {
+        self.is_exclusive(pool).ok_or(Errno::ENODEV)?;
+        let mut others = self.lists.iter().filter(|list| list.id != id);
+        if others.clone().any(|list| list.pool == pool && list.cpus == name) {
+            return Err(Errno::EEXIST);
+        }
+        if others.any(|list| !cpus(list.cpus).is_disjoint(&cpus(name))) {
+            return Err(Errno::EBUSY);
+        }
+        let old = self.list(id).ok_or(Errno::ENODEV)?.cpus;
+        let tasks = self.around(id);
+        if self.admits_one(pool) && tasks.len() > 1 {
+            return Err(Errno::EBUSY);
+        }
+        if old != name && tasks.iter().any(|&task| self.is_in_flight(task)) {
+            return Err(Errno::EAGAIN);
+        }
+        if !cancel {
+            let list = self.lists.iter_mut().find(|list| list.id == id).unwrap();
+            (list.pool, list.cpus) = (pool, name);
+        }
         nothing()
     }
 
