@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Mount(Mount),
     Unmount(Unmount),
     Init(Init),
+    Pool(Pool),
+    Apply(Apply),
+    Export(Export),
     ClusterInit(ClusterInit),
     Isolate(Isolate),
     Claim(Claim),
@@ -146,6 +149,157 @@ pub(crate) struct Init {
     /// Let nothing else run on the data plane cores while they are claimed (needs kcm mount and cgroup v2)
     #[arg(long)]
     pub(crate) isolated: bool,
+}
+
+/// Create, change and remove pools and their CPU lists
+///
+/// Does what mkdir, mv, echo and rmdir below pools do, and prints the reason if something is refused. Tasks keep their claims.
+#[derive(Args, Debug)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+#[command(after_help = "\
+Examples:
+  kcm pool create dataplane --exclusive 0-1 2-3
+  kcm pool drain dataplane 0-1         no new task gets this list
+  kcm pool resize dataplane 2-3 2-5    the tasks of the list move to the new CPUs
+  kcm pool delete dataplane")]
+pub(crate) struct Pool {
+    /// KCM configuration directory
+    #[arg(long, value_name = "dir", default_value = "/etc/kcm", global = true)]
+    pub(crate) conf_dir: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: PoolCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    Create(CreatePool),
+    /// Add CPU lists to a pool
+    Add {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// CPU lists, such as 0-1
+        #[arg(value_name = "list", required = true, value_parser = validate::list)]
+        lists: Vec<String>,
+    },
+    /// Give a CPU list other CPUs; its tasks move there
+    Resize {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// The CPU list
+        #[arg(value_parser = validate::list)]
+        list: String,
+        /// The new CPU list
+        #[arg(value_name = "new-list", value_parser = validate::list)]
+        cpus: String,
+    },
+    /// Give a pool another name; its tasks keep their claims
+    Rename {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// The new name
+        #[arg(value_name = "new-name", value_parser = validate::pool)]
+        name: String,
+    },
+    /// Let no new task on CPU lists; those that are there stay
+    Drain {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// CPU lists; all of the pool if there are none
+        #[arg(value_name = "list", value_parser = validate::list)]
+        lists: Vec<String>,
+    },
+    /// Let new tasks on drained CPU lists again
+    Undrain {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// CPU lists; all of the pool if there are none
+        #[arg(value_name = "list", value_parser = validate::list)]
+        lists: Vec<String>,
+    },
+    /// Remove CPU lists, or a pool with all of its lists
+    Delete {
+        /// Name of the pool
+        #[arg(value_parser = validate::pool)]
+        pool: String,
+        /// CPU lists; the whole pool if there are none
+        #[arg(value_name = "list", value_parser = validate::list)]
+        lists: Vec<String>,
+        /// Release live claims instead of refusing
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Create a pool; if that is not possible as a whole, nothing is created
+#[derive(Args, Debug)]
+pub(crate) struct CreatePool {
+    /// Name of the pool
+    #[arg(value_parser = validate::pool)]
+    pub(crate) pool: String,
+    /// CPU lists, such as 0-1
+    #[arg(value_name = "list", value_parser = validate::list)]
+    pub(crate) lists: Vec<String>,
+    /// Let each list have one task only
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// What keeps others off the CPUs; isolated lists are exclusive
+    #[arg(long, value_enum, value_name = "mode", default_value_t = PoolMode::Affinity)]
+    pub(crate) mode: PoolMode,
+    /// Let exclusive lists with offline CPUs be claimed
+    #[arg(long)]
+    pub(crate) partial: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PoolMode {
+    Affinity,
+    Isolated,
+}
+
+/// Make a file the configuration: all pools, in one step or not at all
+///
+/// Pools and lists that are not in the file are removed, but no list with tasks unless --force is given. A list that is in
+/// another pool keeps its tasks. Prints what has changed; a second run changes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm apply -f pools.yaml --dry-run
+  kcm apply -f pools.yaml
+  kcm export > pools.yaml
+
+A file:
+  pools:
+    dataplane:
+      exclusive: true
+      lists: [0-1, 2-3]
+    infra:
+      tasks: {group: 100, mode: \"0664\"}
+      lists: [4-7]")]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// YAML or JSON; - is stdin
+    #[arg(short, long, value_name = "file")]
+    pub(crate) file: PathBuf,
+    /// Print the difference, and check whether it is possible
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Release the tasks of lists that are removed
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Print the configuration as YAML, which apply takes
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kcm export > pools.yaml")]
+pub(crate) struct Export {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
 }
 
 /// Prepare Kubernetes nodes: create pods that mount, create pools, install, discover and report

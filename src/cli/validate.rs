@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use kcm_mount::model::cpuset::CpuSet;
+use kcm_mount::model::pool::PoolName;
 
 use crate::host_command::HostCommand;
 
@@ -46,6 +47,16 @@ pub(super) fn host_commands(text: &str) -> Result<HostCommands, String> {
 /// Parses `--cpus`: at least one CPU.
 pub(super) fn cpus(text: &str) -> Result<CpuSet, String> {
     CpuSet::from_name(text).map_err(|error| error.to_string())
+}
+
+/// Parses the name of a pool.
+pub(super) fn pool(text: &str) -> Result<String, String> {
+    text.parse::<PoolName>().map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
+/// Parses the name of a CPU list, which stays as it is written.
+pub(super) fn list(text: &str) -> Result<String, String> {
+    cpus(text).map(|_| text.to_owned())
 }
 
 /// Parses the name of a node or of a service account.

@@ -71,15 +71,16 @@ fn offline() -> Result<CpuSet, Error> {
     Ok(machine.cpus().difference(&machine.online()))
 }
 
-/// Returns the slots that these pools offer: the lists that can be claimed. Unless the pool is partial, these have no
-/// offline CPU.
+/// Returns the slots that these pools offer: the lists that can be claimed. These are not draining, and unless the pool is
+/// partial, they have no offline CPU.
 fn slots(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Result<Slots, Error> {
     let can_serve = |pool: &Pool, list: &String| {
         confdir::parse_cpu_list(list).is_none_or(|cpus| {
             if pool.partial { !cpus.is_subset(offline) } else { cpus.is_disjoint(offline) }
         })
     };
-    let count = |pool: &Pool| pool.lists.keys().filter(|list| can_serve(pool, list)).count();
+    let counts = |pool: &Pool, list: &String| can_serve(pool, list) && !pool.draining.contains(list);
+    let count = |pool: &Pool| pool.lists.keys().filter(|list| counts(pool, list)).count();
     let slots: Slots = match name {
         ResourceName::Opaque => {
             let dataplane = pools.get(DATAPLANE).into_iter();
@@ -160,7 +161,7 @@ mod tests {
     fn pools(pools: &[(&str, bool, usize)]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, usize)| {
             let lists = (0..lists).map(|list| (list.to_string(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, partial: false, isolated: false, lists })
+            (name.to_owned(), Pool { exclusive, lists, ..Pool::default() })
         };
         pools.iter().map(pool).collect()
     }
@@ -187,6 +188,10 @@ mod tests {
         let pool = partial.get_mut("dataplane").unwrap();
         pool.partial = true;
         pool.lists.insert("8-9".into(), Vec::new());
+        partial.get_mut("dataplane").unwrap().draining.insert("8-9".into());
+        let drained = slots(&partial, ResourceName::Extended, &CpuSet::new()).unwrap();
+        assert_eq!(listed(&drained), "1 kcm.intel.com/dataplane");
+        partial.get_mut("dataplane").unwrap().draining.clear();
         for (offline, count) in [("8", 2), ("8-9", 1)] {
             let slots = slots(&partial, ResourceName::Extended, &offline.parse().unwrap()).unwrap();
             assert_eq!(listed(&slots), format!("{count} kcm.intel.com/dataplane"));

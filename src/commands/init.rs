@@ -201,9 +201,8 @@ mod tests {
     fn pool(exclusive: bool, lists: &[&str]) -> Pool {
         Pool {
             exclusive,
-            partial: false,
-            isolated: false,
             lists: lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect(),
+            ..Pool::default()
         }
     }
 

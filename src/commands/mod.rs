@@ -2,6 +2,7 @@
 //!
 //! Owns the dispatch. Does not know any flag.
 
+mod apply;
 mod claim;
 mod cluster_init;
 mod common;
@@ -14,6 +15,7 @@ mod isolate;
 mod manual;
 mod mount;
 mod node_report;
+mod pool;
 mod publish;
 mod reclaims;
 mod reconcile;
@@ -42,6 +44,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Unmount(args) => mount::unmount(&args),
         Command::ClusterInit(args) => cluster_init::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Pool(args) => pool::run(&args),
+        Command::Apply(args) => apply::apply(&args),
+        Command::Export(args) => apply::export(&args),
         Command::Isolate(args) => isolate::run(&args),
         Command::Claim(args) => claim::run(&args),
         Command::Events(args) => events::run(&args),

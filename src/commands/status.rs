@@ -240,7 +240,11 @@ impl PoolReport {
         Self {
             cpus: all.to_string(),
             exclusive: pool.exclusive,
-            free: pool.lists.values().filter(|tasks| tasks.is_empty()).count(),
+            free: pool
+                .lists
+                .iter()
+                .filter(|(list, tasks)| tasks.is_empty() && !pool.draining.contains(*list))
+                .count(),
             isolated: pool.isolated,
             lists: pool.lists.len(),
             tasks: pool.lists.values().map(Vec::len).sum(),

@@ -1,9 +1,10 @@
 //! A configuration directory as a client sees it, mounted or plain.
 //!
 //! Owns the paths of its files, and the messages for files that cannot be used. Its parts read pools (`read`),
-//! create them (`create`), take its lock (`lock`) and rewrite files of a plain directory (`plain`). Does not know
+//! create (`create`) and change them (`change`), take its lock (`lock`) and rewrite files of a plain directory (`plain`). Does not know
 //! the machine, or what a command does with the directory. These files are the only way to the daemon.
 
+mod change;
 mod create;
 mod lock;
 mod plain;

@@ -6,7 +6,7 @@
 //! `kcm mount --import` (kcm_mount::import) reads the same layout with other rules: it ignores damaged words, whereas a
 //! command must not report or rewrite a file that it cannot parse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -21,13 +21,15 @@ use nix::errno::Errno;
 use super::{ConfDir, file_error, is_daemon_gone};
 
 /// A pool and its CPU lists, by the names of their directories.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pool {
     pub(crate) exclusive: bool,
     /// Whether exclusive lists with offline CPUs can be claimed.
     pub(crate) partial: bool,
     /// Whether claims on its lists get partitions.
     pub(crate) isolated: bool,
+    /// The lists that take no new tasks.
+    pub(crate) draining: BTreeSet<String>,
     pub(crate) lists: BTreeMap<String, Vec<u32>>,
 }
 
@@ -148,7 +150,10 @@ impl ConfDir {
             self.mounted && self.read(&[name, file]).is_ok_and(|found| found.trim_ascii() == text)
         };
         let (partial, isolated) = (is("partial", b"1"), is("mode", b"isolated"));
-        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, isolated, lists }))
+        let drains =
+            |list: &&String| self.state(name, list).is_some_and(|state| state.ends_with(" draining"));
+        let draining = lists.keys().filter(drains).cloned().collect();
+        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, isolated, draining, lists }))
     }
 
     /// Returns what the file `state` of a list says; `None` if there is none.
@@ -295,7 +300,7 @@ mod tests {
     #[test]
     fn lists_are_ordered_by_their_first_cpu() {
         let lists = ["10", "2,0", "x", "1"].map(|list| (list.to_owned(), Vec::new()));
-        let pool = Pool { exclusive: true, partial: false, isolated: false, lists: lists.into() };
+        let pool = Pool { exclusive: true, lists: lists.into(), ..Pool::default() };
         let names: Vec<&str> = pool.lists_by_cpu().into_iter().map(|(list, _)| list).collect();
         assert_eq!(names, ["2,0", "1", "10", "x"]);
     }
@@ -313,12 +318,7 @@ mod tests {
     #[test]
     fn a_plain_directory_is_read_as_it_is() {
         let (_home, dir) = plain();
-        let pool = Pool {
-            exclusive: true,
-            partial: false,
-            isolated: false,
-            lists: [("0".to_owned(), vec![7])].into(),
-        };
+        let pool = Pool { exclusive: true, lists: [("0".to_owned(), vec![7])].into(), ..Pool::default() };
         assert_eq!(dir.pools().unwrap(), Pools::from([("p".to_owned(), pool)]));
     }
 

@@ -20,7 +20,9 @@ pub(super) fn rows(pools: &Pools, online: &CpuSet) -> Vec<[Cell; 5]> {
         for (list, tasks) in pool.lists_by_cpu() {
             let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
             let tasks = if tasks.is_empty() { "-".into() } else { Cell::tasks(tasks, ",") };
-            let note = note(list, online).unwrap_or_default();
+            let draining = pool.draining.contains(list).then(|| "draining".to_owned());
+            let notes: Vec<String> = note(list, online).into_iter().chain(draining).collect();
+            let note = notes.join(", ");
             rows.push([shown(name).into(), exclusive.into(), list_cell(list), tasks, note.into()]);
         }
     }
@@ -46,9 +48,9 @@ mod tests {
     fn the_table_notes_what_is_wrong_with_a_list() {
         let pool = |exclusive, lists: &[(&str, &[u32])]| Pool {
             exclusive,
-            partial: false,
-            isolated: false,
+            draining: ["0-1", "8"].map(String::from).into(),
             lists: lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec())).collect(),
+            ..Pool::default()
         };
         let pools: Pools = [
             ("dataplane", pool(true, &[("8", &[]), ("0-1", &[7])])),
@@ -59,8 +61,8 @@ mod tests {
         .into();
         let expected = "\
 POOL       EXCLUSIVE  CPUS  TASKS  NOTE
-dataplane  yes        0-1   7
-dataplane  yes        8     -      offline: 8
+dataplane  yes        0-1   7      draining
+dataplane  yes        8     -      offline: 8, draining
 empty      no         -     -      no CPU lists
 wrong      no         x     -      not a CPU list
 ";

@@ -196,7 +196,7 @@ mod tests {
 
     fn pool(exclusive: bool, lists: &[(&str, &[u32])]) -> Pool {
         let lists = lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec()));
-        Pool { exclusive, partial: false, isolated: false, lists: lists.collect() }
+        Pool { exclusive, lists: lists.collect(), ..Pool::default() }
     }
 
     #[test]

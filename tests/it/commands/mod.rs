@@ -1,5 +1,6 @@
 //! The command line, on a mount and on a plain directory.
 
+pub mod apply;
 pub mod describe;
 pub mod describe_people;
 pub mod describe_svg;
@@ -13,6 +14,7 @@ pub mod isolate_mount;
 pub mod isolate_plain;
 pub mod isolate_terminal;
 pub mod node_report;
+pub mod pool;
 pub mod reconcile;
 pub mod reconcile_interval;
 pub mod repair;
