@@ -36,7 +36,10 @@ impl<P: Ports> Engine<P> {
             let pool = serde_json::to_string(pool).unwrap_or_default();
             format!("\"{name}\":{pool}")
         });
-        format!("{{\"pools\":{{\n{}\n}}}}\n", lines.collect::<Vec<_>>().join(",\n"))
+        let lines = lines.collect::<Vec<_>>().join(",\n");
+        // Lines of their own, if there are any.
+        let end = if lines.is_empty() { "" } else { "\n" };
+        format!("{{\"pools\":{{{end}{lines}{end}}}}}\n")
     }
 
     fn document(&self) -> Document {
