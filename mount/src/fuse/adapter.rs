@@ -368,7 +368,9 @@ impl Filesystem for Fs {
         // Nothing is ever replaced, with or without that flag.
         if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
             let errno = nix::errno::Errno::EINVAL;
-            return self.unsupported_name(req, "rename", (parent, name), errno, |errno| reply.error(errno));
+            return self.refuse_name(req, "rename", (parent, name), ("exchanged", errno), |errno| {
+                reply.error(errno)
+            });
         }
         let names = (name.to_owned(), newname.to_owned());
         self.serve(req, &names, move |served, request, (name, new), fate| match fate {

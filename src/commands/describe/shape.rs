@@ -108,9 +108,8 @@ mod tests {
     fn a_cpu_is_found_in_its_list() {
         let pool = |lists: &[&str]| Pool {
             exclusive: true,
-            partial: false,
-            isolated: false,
             lists: lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect(),
+            ..Pool::default()
         };
         let pools: Pools =
             [("a".to_owned(), pool(&["8", "x"])), ("dataplane".to_owned(), pool(&["0-1"]))].into();

@@ -239,11 +239,10 @@ fn there_are_no_extended_attributes() {
 fn only_files_that_take_commands_can_be_truncated() {
     let mount = Mount::with_dataplane();
     for (path, stat) in mount.walk().iter().filter(|(_, stat)| stat.is_file()) {
-        let takes_commands = [
-            "tasks", "queue", "exclusive", "partial", "mode", "transient", "state", "config", "reclaimed",
-        ]
-        .iter()
-        .any(|name| path.ends_with(name));
+        let takes_commands =
+            ["tasks", "queue", "exclusive", "partial", "mode", "transient", "state", "config", "reclaimed"]
+                .iter()
+                .any(|name| path.ends_with(name));
         let file = mount.conf().join(path);
         let size = stat.len().cast_signed();
         for size in [0, 1, size, 1 << 40] {

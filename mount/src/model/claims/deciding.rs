@@ -217,7 +217,8 @@ impl Claims {
         if pool.strictest() == Exclusivity::Shared {
             return usize::MAX;
         }
-        let free = pool.lists().filter_map(|id| self.lists.get(&id)).filter(|list| list.is_free());
+        let free =
+            pool.lists().filter_map(|id| self.lists.get(&id)).filter(|it| it.is_free() && it.is_open());
         free.filter(|list| pool.can_serve(&list.cpus, offline)).count()
     }
 

@@ -344,7 +344,7 @@ fn tasks_that_wait_come_first() {
     // If no list is free, the refusal names a holder.
     take(&mut claims, pool(DATA), &[5, 6]);
     let last = Request { claim: vec![info(2)], ..behind(9, pool(DATA)) };
-    assert!(matches!(refusal(write(&mut claims, last)), Refusal::NoneFree { lists: 3, .. }));
+    assert!(matches!(refusal(write(&mut claims, last)), Refusal::NoneFree { taken: 3, .. }));
 }
 
 #[test]
