@@ -526,14 +526,19 @@ Examples:
   kcm status
   kcm status --json
   kcm status > /dev/null || echo look at this node
+  kcm status --prometheus > kcm.prom.new && mv kcm.prom.new kcm.prom
 
-Exit status: 0 no problem, 1 there are problems, 2 wrong usage, 3 no daemon runs, or it does not answer.")]
+Exit status: 0 no problem, 1 there are problems, 2 wrong usage, 3 no daemon runs, or it does not answer. With
+--prometheus it is 0 if the text is printed.")]
 pub(crate) struct Status {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print text for Prometheus: the result of each check, and the metrics of the daemon
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) prometheus: bool,
     /// Seconds to wait for answers
     #[arg(long, value_name = "seconds", default_value = "2", value_parser = validate::wait)]
     pub(crate) timeout: Wait,

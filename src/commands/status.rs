@@ -5,7 +5,9 @@
 //! A process that reads a mount may hang, in a way that not even SIGKILL ends, if the daemon stops in between. So another
 //! process reads, and this one waits for a bounded time.
 
-use std::collections::BTreeMap;
+mod prometheus;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,12 @@ const LONG: Duration = Duration::from_secs(3600);
 /// The status as `--json` prints it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
+    /// The checks that were done.
+    #[serde(skip)]
+    checks: BTreeSet<String>,
+    /// The metrics of the daemon.
+    #[serde(skip)]
+    metrics: String,
     path: PathBuf,
     pools: BTreeMap<String, PoolReport>,
     problems: Vec<Problem>,
@@ -89,15 +97,35 @@ struct Check {
     since: Option<String>,
 }
 
+/// What the other process has found out.
+enum Seen {
+    Report(Report),
+    /// The text for Prometheus.
+    Metrics(String),
+}
+
 /// Prints the status.
 pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
     if args.look {
         let report = look(&args.dir.conf_dir, &args.kubelet.kubelet_dir)?;
-        print(&json_text(&serde_json::to_value(report)?))?;
+        let text = if args.prometheus {
+            prometheus::text(&report)?
+        } else {
+            json_text(&serde_json::to_value(report)?)
+        };
+        print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Without a report, the other process has printed why.
-    let Some(report) = look_in_time(args)? else { return Ok(ExitCode::FAILURE) };
+    // Without an answer, the other process has printed why.
+    let Some(seen) = look_in_time(args)? else { return Ok(ExitCode::FAILURE) };
+    if args.prometheus {
+        print(&match seen {
+            Seen::Report(report) => prometheus::text(&report)?,
+            Seen::Metrics(text) => text,
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Seen::Report(report) = seen else { return Ok(ExitCode::FAILURE) };
     let code = match report.state {
         State::Healthy => ExitCode::SUCCESS,
         State::Problems => ExitCode::FAILURE,
@@ -108,12 +136,12 @@ pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
 }
 
 /// Looks in another process, and waits for it no longer than the user wants.
-fn look_in_time(args: &cli::Status) -> Result<Option<Report>, Error> {
+fn look_in_time(args: &cli::Status) -> Result<Option<Seen>, Error> {
     let (conf_dir, begun) = (&args.dir.conf_dir, Instant::now());
     let most = args.timeout.unwrap_or(LONG).min(LONG);
     let first = most - most / LAST_QUESTION;
     if let Some(report) = unserved(conf_dir, first) {
-        return Ok(Some(report));
+        return Ok(Some(Seen::Report(report)));
     }
     let mut command = Command::new("/proc/self/exe");
     command.args(std::env::args_os().skip(1)).arg("--look").stdin(Stdio::null()).stdout(Stdio::piped());
@@ -127,12 +155,14 @@ fn look_in_time(args: &cli::Status) -> Result<Option<Report>, Error> {
     })?;
     match answer.recv_timeout(first.saturating_sub(begun.elapsed())) {
         Ok(text) if text.is_empty() => Ok(None),
-        Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+        Ok(text) if args.prometheus => Ok(Some(Seen::Metrics(text))),
+        Ok(text) => Ok(Some(Seen::Report(serde_json::from_str(&text)?))),
         Err(_) => {
             let _ = child.kill();
             let late = "the checks take longer than --timeout; kcm node-report waits for them";
             let late = || Report::new(State::Problems, conf_dir, vec![Problem::new("checks", late)]);
-            Ok(Some(unserved(conf_dir, most.saturating_sub(begun.elapsed())).unwrap_or_else(late)))
+            let report = unserved(conf_dir, most.saturating_sub(begun.elapsed())).unwrap_or_else(late);
+            Ok(Some(Seen::Report(report)))
         }
     }
 }
@@ -163,6 +193,8 @@ fn unserved(conf_dir: &Path, most: Duration) -> Option<Report> {
 fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
     let Examined { report, found } = node_report::examine(conf_dir, kubelet_dir, &Host::with_processes()?)?;
     let Checks { checks } = serde_json::from_value(report)?;
+    let done = checks.keys().map(String::as_str).chain(["checks", "unit", "version"]);
+    let done = done.map(str::to_owned).collect();
     let since = checks.get("mount").and_then(|mount| mount.since.clone());
     let of_check = |(check, result): (&String, &Check)| -> Vec<Problem> {
         result.errors.iter().map(|error| Problem::new(check, error)).collect()
@@ -174,8 +206,10 @@ fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
     problems.extend(out_of_step(conf_dir, version.as_deref()));
     let state = if problems.is_empty() { State::Healthy } else { State::Problems };
     let reclaimed = file("info/reclaimed").map(|text| text.lines().count());
+    let metrics = file("info/metrics").unwrap_or_default();
     let pools = pools.iter().map(|(name, pool)| (name.clone(), PoolReport::new(pool))).collect();
-    Ok(Report { pools, reclaimed, since, version, ..Report::new(state, conf_dir, problems) })
+    let report = Report::new(state, conf_dir, problems);
+    Ok(Report { checks: done, metrics, pools, reclaimed, since, version, ..report })
 }
 
 /// Returns a problem if the daemon or its unit is of another version than this program.
@@ -220,8 +254,9 @@ fn cure(check: &str) -> &'static str {
 
 impl Report {
     fn new(state: State, conf_dir: &Path, problems: Vec<Problem>) -> Self {
-        let (path, pools) = (conf_dir.to_owned(), BTreeMap::new());
-        Self { path, pools, problems, reclaimed: None, since: None, state, version: None }
+        let (path, pools, metrics) = (conf_dir.to_owned(), BTreeMap::new(), String::new());
+        let checks = problems.iter().map(|problem| problem.check.clone()).collect();
+        Self { checks, metrics, path, pools, problems, reclaimed: None, since: None, state, version: None }
     }
 }
 

@@ -92,17 +92,36 @@ impl<P: Ports> Engine<P> {
         };
         for (list, cpus) in lists {
             let mut pinned = self.intruders.known.lock().get(&list).cloned().unwrap_or_default();
-            let is_there = |it: &Pinned| {
-                // A task that has died keeps its mask until it is collected.
-                let process = self.processes.open(it.task.pid).ok().flatten();
-                let is_alive = process.is_some_and(|process| process.id() == it.task && process.is_alive());
-                let mask = Pid::new(it.tid).and_then(|tid| self.processes.leader_mask(tid).ok());
-                is_alive
-                    && mask.is_some_and(|mask| !mask.is_empty() && mask.is_subset(&cpus))
-                    && !request.claim.iter().any(|info| info.task == it.task)
-            };
-            pinned.retain(is_there);
+            pinned.retain(|it| {
+                self.is_still_there(it, &cpus) && !request.claim.iter().any(|info| info.task == it.task)
+            });
             self.note_pinned(list, pinned);
         }
+    }
+
+    /// Returns how many of the known intruders are still there, and have not claimed in the meantime.
+    pub(super) fn count_intruders(&self) -> usize {
+        if !self.intruders.any.load(Ordering::Acquire) {
+            return 0;
+        }
+        let known = self.intruders.known.lock().clone();
+        let on_lists: Vec<(Pinned, CpuSet)> = {
+            let claims = self.claims.lock();
+            let of_list = |(id, pinned): (ListId, Vec<Pinned>)| {
+                let cpus = claims.list(id)?.cpus().clone();
+                Some(pinned.into_iter().map(move |it| (it, cpus.clone())))
+            };
+            let all = known.into_iter().filter_map(of_list).flatten();
+            all.filter(|(it, _)| claims.claim(&it.task).is_none()).collect()
+        };
+        on_lists.iter().filter(|(it, cpus)| self.is_still_there(it, cpus)).count()
+    }
+
+    fn is_still_there(&self, it: &Pinned, cpus: &CpuSet) -> bool {
+        // A task that has died keeps its mask until it is collected.
+        let process = self.processes.open(it.task.pid).ok().flatten();
+        let is_alive = process.is_some_and(|process| process.id() == it.task && process.is_alive());
+        let mask = Pid::new(it.tid).and_then(|tid| self.processes.leader_mask(tid).ok());
+        is_alive && mask.is_some_and(|mask| !mask.is_empty() && mask.is_subset(cpus))
     }
 }

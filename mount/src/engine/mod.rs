@@ -194,6 +194,8 @@ pub(crate) enum StartError {
     Processes(#[source] std::io::Error),
     #[error("cannot make an eventfd: {0}; raise the limit of open files")]
     Eventfd(#[source] nix::Error),
+    #[error("no metrics: {0}; this is an error in kcm")]
+    Metrics(#[from] prometheus::Error),
 }
 
 impl<P: Ports> Engine<P> {
@@ -234,7 +236,7 @@ impl<P: Ports> Engine<P> {
             write_time: Mutex::new(budget::of_write_time()),
             recorded_refusals: Mutex::new(budget::of_recorded_refusals()),
             changes: Changes::new().map_err(StartError::Eventfd)?,
-            metrics: Metrics::new(clock.wall_ms(), recovered.damage.len()),
+            metrics: Metrics::new(clock.wall_ms(), recovered.damage.len(), own.version)?,
             topology: CurrentTopology::new(topology, own.read_topology),
             own_pid: own_pid.ok_or_else(|| StartError::Processes(std::io::ErrorKind::NotFound.into()))?,
             supervisor: AtomicU32::new(own.supervisor.unwrap_or(0)),

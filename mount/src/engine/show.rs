@@ -9,11 +9,13 @@ use std::time::Duration;
 use super::Engine;
 use super::ports::{Journal as _, Ports};
 use super::search::{Concern, LIMIT};
-use crate::metrics::PoolGauge;
-use crate::model::claims::Claims;
+use crate::metrics::{Gauges, ListGauge, PoolGauge};
+use crate::model::claims::{Claims, Pool};
+use crate::model::cpuset::CpuSet;
 use crate::model::partition::PartitionState;
 use crate::model::pool::{Exclusivity, ListId, PoolId};
 use crate::model::task::Pid;
+use crate::model::topology::Topology;
 
 /// How long a reader of events waits until they are written. A worker that dies after a reader has seen an event
 /// that is not written would show another one in its place. If the disk does not answer, that is accepted.
@@ -78,24 +80,31 @@ impl<P: Ports> Engine<P> {
             (list.cpus().clone(), list.tasks().is_empty(), list.is_draining())
         };
         let topology = self.topology.get();
-        let partition = self.isolation.state(id).filter(|_| !is_free);
-        let invalid;
-        let word = if is_free {
-            "free"
-        } else if partition == Some(PartitionState::Isolated) {
-            "isolated"
-        } else if let Some(PartitionState::Invalid(why)) = partition {
-            invalid = format!("invalid: {why}");
-            &invalid
-        } else if cpus.is_subset(&topology.isolated()) {
-            "boot"
-        } else {
-            "affinity"
-        };
+        let (word, reason) = self.state(id, &cpus, is_free, &topology);
+        let reason = reason.map(|why| format!(": {why}")).unwrap_or_default();
         let offline = cpus.difference(&topology.online());
         let offline = if offline.is_empty() { String::new() } else { format!(" offline={offline}") };
         let draining = if is_draining { " draining" } else { "" };
-        format!("{word}{offline}{draining}\n")
+        format!("{word}{reason}{offline}{draining}\n")
+    }
+
+    /// Returns the word for the state of a list, and the reason if it is `invalid`.
+    fn state(
+        &self,
+        id: ListId,
+        cpus: &CpuSet,
+        is_free: bool,
+        topology: &Topology,
+    ) -> (&'static str, Option<String>) {
+        if is_free {
+            return ("free", None);
+        }
+        match self.isolation.state(id) {
+            Some(PartitionState::Isolated) => ("isolated", None),
+            Some(PartitionState::Invalid(why)) => ("invalid", Some(why)),
+            _ if cpus.is_subset(&topology.isolated()) => ("boot", None),
+            _ => ("affinity", None),
+        }
     }
 
     /// Returns `info/events`, and the size that the file would have if no line had been dropped. `since`: only the lines
@@ -122,22 +131,7 @@ impl<P: Ports> Engine<P> {
 
     /// Returns `info/metrics`.
     pub(crate) fn show_metrics(&self) -> String {
-        let pools: Vec<PoolGauge> = {
-            self.reap_briefly();
-            let claims = self.claims.lock();
-            let gauge = |(_, pool): (PoolId, &crate::model::claims::Pool)| {
-                let lists = pool.lists().filter_map(|id| claims.list(id));
-                let lists: Vec<usize> = lists.map(|list| list.tasks().len()).collect();
-                PoolGauge {
-                    pool: pool.name().to_string(),
-                    exclusive: pool.exclusivity() == Exclusivity::Exclusive,
-                    lists_free: lists.iter().filter(|&&tasks| tasks == 0).count(),
-                    lists_taken: lists.iter().filter(|&&tasks| tasks > 0).count(),
-                    tasks: lists.iter().sum(),
-                }
-            };
-            claims.pools().map(gauge).collect()
-        };
+        self.reap_briefly();
         let (unacknowledged, events_dropped, reclaims_dropped) = {
             let events = self.events.lock();
             (events.reclaimed_count(), events.dropped(), events.reclaims_dropped())
@@ -147,6 +141,29 @@ impl<P: Ports> Engine<P> {
             ("reclaim", reclaims_dropped),
             ("refusal", self.refusals.lock().dropped()),
         ];
-        self.metrics.show(pools, unacknowledged, dropped, self.displaced.count())
+        let gauges = Gauges {
+            pools: self.pool_gauges(),
+            unacknowledged,
+            dropped,
+            displaced: self.displaced.count(),
+            intruders: self.count_intruders(),
+        };
+        self.metrics.show(&gauges).unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
+    fn pool_gauges(&self) -> Vec<PoolGauge> {
+        let topology = self.topology.get();
+        let claims = self.claims.lock();
+        let of_list = |id: ListId| {
+            let list = claims.list(id)?;
+            let (state, _) = self.state(id, list.cpus(), list.tasks().is_empty(), &topology);
+            Some(ListGauge { list: list.name().cpus.clone(), tasks: list.tasks().len(), state })
+        };
+        let of_pool = |(_, pool): (PoolId, &Pool)| PoolGauge {
+            pool: pool.name().to_string(),
+            exclusive: pool.exclusivity() == Exclusivity::Exclusive,
+            lists: pool.lists().filter_map(of_list).collect(),
+        };
+        claims.pools().map(of_pool).collect()
     }
 }

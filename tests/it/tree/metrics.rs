@@ -1,4 +1,5 @@
-//! `info/metrics` is valid OpenMetrics text, which the older format of node_exporter accepts, too. Tests its values.
+//! `info/metrics` is valid text of Prometheus (format 0.0.4), with the names that `promtool check metrics` wants. Tests its
+//! values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,19 +9,19 @@ use nix::errno::Errno;
 /// Values by name and labels, the labels sorted: `kcm_lists{pool="a",state="free"}`.
 type Samples = BTreeMap<String, f64>;
 
-/// A strict parser of OpenMetrics 1.0: it checks each rule that a text of counters, gauges and histograms can break.
+/// A strict parser of the text format 0.0.4: it checks each rule that a text of counters, gauges and histograms can break,
+/// and the rules of Prometheus for names.
 fn check(text: &str) -> Result<Samples, String> {
-    let body = text.strip_suffix("# EOF\n").ok_or("does not end in # EOF")?;
     let mut samples = Samples::new();
     let mut families: BTreeSet<&str> = BTreeSet::new();
     let mut family = Family::default();
-    for line in body.split_inclusive('\n') {
+    for line in text.split_inclusive('\n') {
         let line = line.strip_suffix('\n').ok_or_else(|| format!("{line}: no newline"))?;
         let fail = |why: &str| Err(format!("{line}: {why}"));
         if let Some(comment) = line.strip_prefix('#') {
             let words: Vec<&str> = comment.splitn(4, ' ').collect();
-            let ["", keyword @ ("TYPE" | "HELP" | "UNIT"), name, value] = words[..] else {
-                return fail("neither TYPE, HELP nor UNIT");
+            let ["", keyword @ ("TYPE" | "HELP"), name, value] = words[..] else {
+                return fail("neither TYPE nor HELP");
             };
             if name != family.name {
                 family.end()?;
@@ -37,11 +38,9 @@ fn check(text: &str) -> Result<Samples, String> {
             }
             let known = match keyword {
                 "TYPE" if !["counter", "gauge", "histogram"].contains(&value) => {
-                    return fail("a type that the older format does not know");
+                    return fail("not a type of these metrics");
                 }
                 "TYPE" => family.kind.replace(value),
-                "UNIT" if !name.ends_with(&format!("_{value}")) => return fail("not the unit in the name"),
-                "UNIT" => family.unit.replace(value),
                 _ => family.help.replace(value),
             };
             if known.is_some() {
@@ -68,7 +67,6 @@ struct Family<'a> {
     name: &'a str,
     kind: Option<&'a str>,
     help: Option<&'a str>,
-    unit: Option<&'a str>,
     has_samples: bool,
     /// The buckets of a histogram: bound and count.
     buckets: Vec<(f64, f64)>,
@@ -91,7 +89,7 @@ impl Family<'_> {
         }
         match (self.kind, suffix) {
             (Some("gauge"), "") => Ok(()),
-            (Some("counter"), "_total") if value >= 0.0 && value.is_finite() => Ok(()),
+            (Some("counter"), "") if value >= 0.0 && value.is_finite() => Ok(()),
             (Some("histogram"), "_sum") if value >= 0.0 => {
                 self.sum.replace(value).map_or(Ok(()), |_| Err("two"))
             }
@@ -112,6 +110,12 @@ impl Family<'_> {
         let fail = |why: &str| Err(format!("{}: {why}", self.name));
         if !self.name.is_empty() && (self.kind.is_none() || self.help.is_none()) {
             return fail("no TYPE or no HELP");
+        }
+        if (self.kind == Some("counter")) != self.name.ends_with("_total") {
+            return fail("_total is the end of the name of a counter");
+        }
+        if !self.name.is_empty() && !self.has_samples {
+            return fail("no sample");
         }
         if self.kind == Some("histogram") {
             let Some(&(bound, all)) = self.buckets.last() else { return fail("no buckets") };
@@ -160,22 +164,23 @@ fn sample(line: &str) -> Option<(&str, BTreeMap<String, String>, f64)> {
 
 #[test]
 fn the_checker_refuses_invalid_metrics() {
-    let right = "# TYPE a counter\n# HELP a All of it.\na_total{x=\"1\",y=\"2\"} 3\na_total{x=\"1\",y=\"3\"} 0\n\
-        # TYPE b_seconds histogram\n# UNIT b_seconds seconds\n# HELP b_seconds B.\n\
-        b_seconds_bucket{le=\"0.1\"} 1\nb_seconds_bucket{le=\"+Inf\"} 2\nb_seconds_sum 0.3\nb_seconds_count 2\n# EOF\n";
+    let right = "# HELP a_total All of it.\n# TYPE a_total counter\na_total{x=\"1\",y=\"2\"} 3\n\
+        a_total{x=\"1\",y=\"3\"} 0\n# HELP b_seconds B.\n# TYPE b_seconds histogram\n\
+        b_seconds_bucket{le=\"0.1\"} 1\nb_seconds_bucket{le=\"+Inf\"} 2\nb_seconds_sum 0.3\nb_seconds_count 2\n";
     let samples = check(right).unwrap();
     assert_eq!(samples.get("a_total{x=\"1\",y=\"2\"}"), Some(&3.0), "{samples:?}");
     for (from, to) in [
-        ("# EOF\n", ""),
-        ("# EOF\n", "# EOF"),
-        ("# EOF\n", "# EOF\n\n"),
-        ("# TYPE a counter\n", ""),
-        ("# HELP a All of it.\n", ""),
-        ("# TYPE a counter\n", "# TYPE a counter\n# TYPE a counter\n"),
-        ("# TYPE a counter", "# TYPE a stateset"),
-        ("# TYPE a counter", "# TYPE a gauge"),
-        ("# HELP a", "#HELP a"),
-        ("# UNIT b_seconds seconds", "# UNIT b_seconds bytes"),
+        ("b_seconds_count 2\n", "b_seconds_count 2"),
+        ("b_seconds_count 2\n", "b_seconds_count 2\n# EOF\n"),
+        ("# TYPE a_total counter\n", ""),
+        ("# HELP a_total All of it.\n", ""),
+        ("# TYPE a_total counter\n", "# TYPE a_total counter\n# TYPE a_total counter\n"),
+        ("# TYPE a_total counter", "# TYPE a counter"),
+        ("# TYPE a_total counter", "# TYPE a_total stateset"),
+        ("# TYPE a_total counter", "# TYPE a_total gauge"),
+        ("# HELP a_total", "#HELP a_total"),
+        ("a_total", "a"),
+        ("b_seconds_sum 0.3\n", "# UNIT b_seconds seconds\nb_seconds_sum 0.3\n"),
         ("b_seconds_sum 0.3\n", "b_seconds_sum 0.3\n# HELP b_seconds B.\n"),
         ("a_total{x=\"1\",y=\"3\"} 0", "a_total{x=\"1\",y=\"2\"} 0"),
         ("a_total{x=\"1\",y=\"3\"} 0", "a_total{y=\"2\",x=\"1\"} 0"),
@@ -194,7 +199,11 @@ fn the_checker_refuses_invalid_metrics() {
         ("b_seconds_bucket{le=\"+Inf\"} 2\n", ""),
         ("b_seconds_count 2", "b_seconds_count 1"),
         ("b_seconds_sum 0.3\n", ""),
-        ("# EOF", "# TYPE a counter\n# HELP a All of it.\na_total 1\n# EOF"),
+        (
+            "b_seconds_count 2\n",
+            "b_seconds_count 2\n# HELP a_total All of it.\n# TYPE a_total counter\na_total 1\n",
+        ),
+        ("b_seconds_count 2\n", "b_seconds_count 2\n# HELP c_total C.\n# TYPE c_total counter\n"),
     ] {
         let wrong = right.replace(from, to);
         assert_ne!(wrong, right, "{from}");
@@ -203,7 +212,7 @@ fn the_checker_refuses_invalid_metrics() {
 }
 
 #[test]
-fn metrics_are_always_valid_openmetrics() {
+fn metrics_are_always_valid_text() {
     let mount = Mount::new();
     check(&mount.read("info/metrics")).unwrap();
     mount.make_pool("dataplane", true, &["0"]);
@@ -259,6 +268,13 @@ fn metrics_count_lists_tasks_and_events() {
 
     write(&list_0, format!("-{}", b.pid())).unwrap();
     assert_eq!(sample("kcm_releases_total"), 1.0);
+    assert_eq!(sample("kcm_list_tasks{list=\"0\",pool=\"dataplane\"}"), 0.0);
+    assert_eq!(sample("kcm_list_tasks{list=\"1\",pool=\"dataplane\"}"), 1.0);
+    let state = |list: &str, state: &str| {
+        format!("kcm_list_state{{list=\"{list}\",pool=\"dataplane\",state=\"{state}\"}}")
+    };
+    let now = mount.read("pools/dataplane/1/state").trim_end().to_owned();
+    assert_eq!((sample(&state("0", "free")), sample(&state("1", &now))), (1.0, 1.0));
     a.end();
     until("the metrics see a death before any other read", || sample("kcm_reclaimed_total") == 1.0);
     assert_eq!(sample("kcm_reclaimed_unacknowledged"), 1.0);
