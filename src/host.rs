@@ -117,6 +117,19 @@ impl Host {
         })
     }
 
+    /// Checks that the procfs has the processes of this PID namespace or of one above: in another one, all of them seem dead. A
+    /// copy of a procfs without `self` passes if it has processes.
+    ///
+    /// # Errors
+    /// This process is not in it.
+    pub(crate) fn check_namespace(&self) -> Result<(), Error> {
+        let has_self = fs::symlink_metadata(self.proc.join("self")).is_ok();
+        let mut has_processes = false;
+        // A procfs that cannot be listed has none.
+        let _ = self.processes.as_ref().map(|processes| processes.each_pid(|_| has_processes = true));
+        if has_self || !has_processes { self.own_pid().map(drop) } else { Ok(()) }
+    }
+
     /// Returns the name of the process's program, safe to print on a terminal.
     pub(crate) fn program_name(&self, pid: u32) -> Option<String> {
         self.processes.as_ref()?.program_name(pid)
@@ -128,9 +141,14 @@ impl Host {
         status.numbers("Tgid").first().copied()
     }
 
-    /// Whether the process is alive. A zombie is not, unless other threads of it still run.
+    /// Whether the process is alive. A zombie is not, unless other threads of it still run. The legacy kcm looked only for the
+    /// directory of the process, and there are copies of a procfs without all of its files.
     pub(crate) fn is_alive(&self, pid: u32) -> bool {
-        self.stat(pid).is_some_and(|stat| !stat.has_exited() || !self.thread_masks(pid).is_empty())
+        let status = || self.processes.as_ref()?.status(pid).ok().flatten();
+        match self.stat(pid) {
+            Some(stat) => !stat.has_exited() || !self.thread_masks(pid).is_empty(),
+            None => status().is_some_and(|status| !status.has_exited()),
+        }
     }
 
     /// Returns the affinity mask of each living thread by thread id, ascending. Masks contain offline CPUs, too

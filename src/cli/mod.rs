@@ -6,6 +6,7 @@
 //!
 //! Longer than 400 lines because the definitions of all commands are one table.
 
+mod order;
 mod suggestions;
 mod validate;
 
@@ -23,6 +24,7 @@ pub(crate) use validate::{HostCommands, Repeat, Wait, is_dns_name};
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "kcm", version = VERSION, arg_required_else_help = true, subcommand_required = true)]
+#[command(infer_long_args = true)]
 #[command(after_help = "\
 A session:
   kcm mount                                        serve /etc/kcm
@@ -50,7 +52,8 @@ pub(crate) struct Cli {
 impl Cli {
     /// Parses the command line of this process. If it is wrong, prints why and ends the process.
     pub(crate) fn of_process() -> Self {
-        Self::try_parse().unwrap_or_else(|error| suggestions::without_far_ones(error).exit())
+        let words = order::command_first(std::env::args_os().collect(), &Self::command());
+        Self::try_parse_from(words).unwrap_or_else(|error| suggestions::without_far_ones(error).exit())
     }
 }
 

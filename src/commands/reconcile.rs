@@ -205,7 +205,7 @@ fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Outcome, 
 /// Removes the PIDs of dead tasks from the lists of a plain directory.
 fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaim>, Error> {
     // Without procfs every task would seem dead.
-    host.own_pid()?;
+    host.check_namespace()?;
     let _lock = dir.lock()?;
     let time = daemon::timestamp();
     let mut reclaimed = Vec::new();
@@ -231,6 +231,8 @@ fn reclaim(dir: &ConfDir, host: &Host) -> Result<Vec<Reclaim>, Error> {
             }));
         }
     }
+    // As in the legacy report.
+    reclaimed.sort_by_key(|reclaim| reclaim.pid);
     Ok(reclaimed)
 }
 
@@ -307,6 +309,8 @@ fn strays(dir: &ConfDir, host: &Host, pools: &Pools) -> Vec<Strays> {
             }
         }
     }
+    // As in the legacy report.
+    all.sort_by_key(|strays| strays.pid);
     all
 }
 

@@ -96,7 +96,7 @@ fn usage_version_and_mistyped_words() {
         (&["isolat"], "isolate"),
         (&["reconsile"], "reconcile"),
         (&["reconcile", "--intervall=1"], "'--interval'"),
-        (&["init", "--num-dp-core=1"], "'--num-dp-cores'"),
+        (&["init", "--num-dp-corez=1"], "'--num-dp-cores'"),
         (&["init", "--num-dp-cores=-1"], "--num-dp-cores"),
         (&["init", "--num-dp-cores=many"], "--num-dp-cores"),
         (&["init", "more"], "unexpected argument"),
@@ -111,6 +111,37 @@ fn usage_version_and_mistyped_words() {
         assert_eq!((out.as_str(), code), ("", Some(2)), "{words:?}");
         assert!(err.contains(printed), "{words:?}: {err}");
     }
+}
+
+#[test]
+fn flags_can_precede_the_command_and_be_abbreviated() {
+    let plain = Plain::new();
+    plain.make_pool("p", true, &[("0", "")]);
+    let conf = plain.conf().display().to_string();
+    let with = |words: &[&str]| {
+        let words = words.iter().map(|word| word.replace("CONF", &conf));
+        let (out, err, status) = run(Command::new(KCM).args(words));
+        assert_eq!((err.as_str(), status), ("", Some(0)));
+        out
+    };
+    let described = with(&["describe", "--conf-dir=CONF"]);
+    for words in [
+        &["--conf-dir=CONF", "describe"][..],
+        &["--conf-dir", "CONF", "describe"],
+        &["--conf=CONF", "describe"],
+        &["--format=json", "--conf", "CONF", "describe"],
+        &["describe", "--conf=CONF"],
+    ] {
+        assert_eq!(with(words), described, "{words:?}");
+    }
+    assert_eq!(
+        with(&["--conf-dir=CONF", "--po=p", "isolate", "echo", "--", "--conf-dir=x"]),
+        "--conf-dir=x\n"
+    );
+    // An option of another command is still refused.
+    let (_, err, status) = run(Command::new(KCM).args(["--num-dp-cores=1", "describe"]));
+    assert!(err.contains("unexpected argument '--num-dp-cores'"), "{err}");
+    assert_eq!(status, Some(2));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::harness::dir::Dir as _;
 use crate::harness::{
     Mount, Plain, Sleeper, data, fails, killed_on, pids_in, pin, report, run, says, text, until, write,
 };
@@ -248,4 +249,22 @@ fn an_error_is_one_line() {
     let (_, err, code) = run(&mut plain.kcm(&["reconcile"]));
     let expected = format!("WARNING:root:{file}: not a list of PIDs; repair it by hand; passed over\n");
     assert_eq!((err, code), (expected, Some(0)));
+}
+
+#[test]
+fn a_copy_of_a_procfs_needs_only_status() {
+    let plain = Plain::new();
+    plain.make_pool("p", true, &[("0", "1"), ("1", "3"), ("2", "2")]);
+    let proc = plain.home().join("proc");
+    for (pid, state) in [("1", "S (sleeping)"), ("3", "Z (zombie)")] {
+        fs::create_dir_all(proc.join(pid)).unwrap();
+        let status = format!("Name:\tx\nState:\t{state}\nCpus_allowed_list:\t0\n");
+        fs::write(proc.join(pid).join("status"), status).unwrap();
+    }
+    let (out, err, status) = run(plain.kcm(&["reconcile"]).env("KCM_PROC_FS", &proc));
+    assert_eq!((err.as_str(), status), ("", Some(0)));
+    let reclaimed = |list: &str| out.contains(&format!("\"cpus\": \"{list}\""));
+    assert_eq!(["0", "1", "2"].map(reclaimed), [false, true, true], "{out}");
+    assert!(out.find("\"pid\": 2") < out.find("\"pid\": 3"), "ordered by PID: {out}");
+    assert_eq!(plain.tasks_of("p", "0"), "1");
 }
