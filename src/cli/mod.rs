@@ -115,15 +115,24 @@ pub(crate) struct Mount {
     /// Serve in this process, for service managers; readiness is reported with sd_notify(3)
     #[arg(long)]
     pub(crate) foreground: bool,
-    /// Import the pools, lists and running tasks of a plain directory, and rename that directory
-    #[arg(long)]
-    pub(crate) import: bool,
+    /// Import the pools, lists and running tasks of a plain directory, and rename that directory; without =partial, nothing is
+    /// changed if anything cannot be imported
+    #[arg(long, value_enum, value_name = "what", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "all")]
+    pub(crate) import: Option<Import>,
     /// End when there are no pools, and remove the state directory; for a machine without pools of its own
     #[arg(long, conflicts_with = "upgrade")]
     pub(crate) until_unused: bool,
     /// Replace the running daemon with this binary without unmounting (clients see a short pause)
     #[arg(long, conflicts_with_all = ["foreground", "import"])]
     pub(crate) upgrade: bool,
+}
+
+/// How much of a plain directory is imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Import {
+    All,
+    Partial,
 }
 
 /// Unmount and end the daemon; the state directory keeps the claims

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Error, bail};
-use kcm_mount::daemon::{self, MountPaths, Options};
+use kcm_mount::daemon::{self, Import, MountError, MountPaths, Options};
 
 use crate::cli;
 use crate::host::Host;
@@ -15,7 +15,11 @@ use crate::service;
 /// for the directory.
 pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
     let paths = MountPaths { conf_dir: args.dir.conf_dir.clone(), state_dir: args.state_dir.clone() };
-    let options = Options { import: args.import, until_unused: args.until_unused };
+    let import = args.import.map(|import| match import {
+        cli::Import::All => Import::Whole,
+        cli::Import::Partial => Import::Partial,
+    });
+    let options = Options { import, until_unused: args.until_unused };
     if args.upgrade {
         daemon::upgrade(&paths)?;
     } else if args.foreground {
@@ -23,6 +27,8 @@ pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
         // has not opened itself.
         let topology = Host::from_env().topology()?;
         daemon::serve(&paths, topology, options)?;
+    } else if args.import.is_none() && daemon::is_served(&paths) {
+        log::info!("{}: already mounted; nothing to do", paths.conf_dir.display());
     } else if let Some(unit) = service::unit_of(&paths.conf_dir) {
         // Two managers of one mount would work against each other.
         bail!("{}: mounts {}; run systemctl start kcm", unit.display(), paths.conf_dir.display());
@@ -32,8 +38,13 @@ pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Unmounts the directory and ends the daemon.
+/// Unmounts the directory and ends the daemon. Does nothing if it is not mounted.
 pub(super) fn unmount(args: &cli::Unmount) -> Result<ExitCode, Error> {
-    daemon::unmount(&args.dir.conf_dir)?;
+    let conf_dir = &args.dir.conf_dir;
+    match daemon::unmount(conf_dir) {
+        // A directory that does not exist is probably a typing error.
+        Err(error @ MountError::NotMounted(_)) if conf_dir.is_dir() => log::info!("{error}"),
+        result => result?,
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,6 +19,11 @@ pub enum MountError {
     NoFuse(io::Error),
     #[error("{0}: not an empty directory; import a legacy layout with kcm mount --import, or empty it")]
     NotEmpty(PathBuf),
+    #[error(
+        "{conf}: not imported and not changed: {count} things (above) cannot be taken over; repair them, or leave them out: \
+         kcm mount --import=partial"
+    )]
+    NotImported { conf: PathBuf, count: usize },
     #[error("{0}: already mounted; run kcm unmount first")]
     AlreadyMounted(PathBuf),
     #[error(

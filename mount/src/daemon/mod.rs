@@ -37,7 +37,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 pub use crate::engine::ReadTopology;
-use crate::journal::trust;
+use crate::journal::{StateLock, trust};
 use crate::model::topology::Topology;
 use crate::mountpoint;
 use crate::process::{self, PidFd};
@@ -62,11 +62,20 @@ const READY: &str = "ready\n";
 /// The name of the daemon's processes in `ps`, whatever file they were started from.
 const PROCESS_NAME: &std::ffi::CStr = c"kcm";
 
+/// How much of a legacy layout is imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Import {
+    /// Everything, or nothing.
+    Whole,
+    /// What can be taken over.
+    Partial,
+}
+
 /// How a daemon treats its directory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Import the legacy layout that is in the mount point.
-    pub import: bool,
+    pub import: Option<Import>,
     /// End when there are no pools, and remove the state directory. Without any pool from the start, that is after 10 s.
     pub until_unused: bool,
 }
@@ -74,7 +83,11 @@ pub struct Options {
 impl Options {
     /// The words for them on the command line.
     fn words(self) -> impl Iterator<Item = &'static str> {
-        let words = [self.import.then_some("--import"), self.until_unused.then_some("--until-unused")];
+        let import = self.import.map(|import| match import {
+            Import::Whole => "--import",
+            Import::Partial => "--import=partial",
+        });
+        let words = [import, self.until_unused.then_some("--until-unused")];
         words.into_iter().flatten()
     }
 }
@@ -120,8 +133,9 @@ pub fn serve(paths: &MountPaths, topology: Topology, options: Options) -> Result
     requirements::check()?;
     setup::reset_inherited();
     let paths = paths.absolute().map_err(|source| io_error(conf_dir, "cannot be resolved", source))?;
-    if !std::env::args_os().any(|arg| arg == paths.conf_dir_arg()) {
-        // The user may have typed another spelling of the path. The command line must show what is served.
+    let has = |wanted: &std::ffi::OsStr| std::env::args_os().any(|arg| arg == wanted);
+    if !has(&paths.conf_dir_arg()) || !has(paths::FOREGROUND.as_ref()) {
+        // The user may have typed another spelling. The command line must show that a daemon serves, and what.
         let mut command = paths.mount_command(Path::new(THIS_PROGRAM));
         let error = command.args(options.words()).exec();
         return Err(io_error(conf_dir, "cannot be served", error));
@@ -176,7 +190,7 @@ fn supervise(
     // From mount(2) on the mount must be ended by this process, so the signals are caught before it.
     let signals = setup::catch_signals()?;
     limits::raise()?;
-    let found = takeover::find(paths, options.import, stored)?;
+    let found = takeover::find(paths, options.import, &topology, stored)?;
     let canonical =
         |path: &PathBuf| path.canonicalize().map_err(|source| io_error(path, "cannot be resolved", source));
     let paths = MountPaths { conf_dir: canonical(&paths.conf_dir)?, state_dir: canonical(&paths.state_dir)? };
@@ -275,6 +289,14 @@ fn detach_output(log: &io::Result<File>) {
         let _ = nix::unistd::dup2_stderr(log.as_ref().unwrap_or(&null));
         setup::log_with_time();
     }
+}
+
+/// Whether a daemon serves the directory with this state directory.
+#[must_use]
+pub fn is_served(paths: &MountPaths) -> bool {
+    let MountPaths { conf_dir, state_dir } = paths;
+    matches!(mountpoint::status(conf_dir), Ok(mountpoint::Status::Live))
+        && StateLock::supervisor(state_dir).is_some()
 }
 
 /// Unmounts the directory and waits until its daemon has exited.

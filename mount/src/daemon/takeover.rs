@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 
+use super::Import;
 use super::error::{MountError, io_error};
 use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
 use super::identity::{self, Server};
@@ -18,7 +19,7 @@ use super::mount::{self, mount_device, new_mount_id};
 use super::paths::MountPaths;
 use super::systemd::Stored;
 use crate::import;
-use crate::journal::StateLock;
+use crate::journal::{self, StateLock};
 use crate::model::topology::Topology;
 use crate::mountpoint::{self, Connection, Status};
 use crate::process::KeptPidfds;
@@ -39,7 +40,12 @@ pub(super) enum Found {
 ///
 /// # Errors
 /// The directory is in use, or cannot be used.
-pub(super) fn find(paths: &MountPaths, import: bool, stored: Option<Stored>) -> Result<Found, MountError> {
+pub(super) fn find(
+    paths: &MountPaths,
+    import: Option<Import>,
+    topology: &Topology,
+    stored: Option<Stored>,
+) -> Result<Found, MountError> {
     let MountPaths { conf_dir, state_dir } = paths;
     if canonical(state_dir).starts_with(canonical(conf_dir)) {
         return Err(MountError::StateInside { state: state_dir.clone(), conf: conf_dir.clone() });
@@ -54,7 +60,7 @@ pub(super) fn find(paths: &MountPaths, import: bool, stored: Option<Stored>) -> 
             log::warn!("{}: this kernel (before 6.9) cannot continue the mount", conf_dir.display());
             umount2(conf_dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)
                 .map_err(|errno| io_error(conf_dir, "cannot be detached", errno.into()))?;
-            return find(paths, import, None);
+            return find(paths, import, topology, None);
         }
         log::info!("{}: continuing the mount that the service manager has held", conf_dir.display());
         let lock = StateLock::take(state_dir)?;
@@ -91,16 +97,39 @@ pub(super) fn find(paths: &MountPaths, import: bool, stored: Option<Stored>) -> 
     let mut entries =
         std::fs::read_dir(conf_dir).map_err(|source| io_error(conf_dir, "cannot be read", source))?;
     let is_empty = entries.next().is_none();
-    if !is_empty && !import {
-        return Err(MountError::NotEmpty(conf_dir.clone()));
+    if is_empty {
+        return Ok(Found::Directory { lock: StateLock::take(state_dir)?, layout: None });
     }
+    let import = import.ok_or_else(|| MountError::NotEmpty(conf_dir.clone()))?;
+    check_layout(paths, import, topology)?;
     let lock = StateLock::take(state_dir)?;
-    let layout = if is_empty { None } else { Some(move_layout_aside(conf_dir)?) };
+    let layout = Some(move_layout_aside(conf_dir)?);
     Ok(Found::Directory { lock, layout })
 }
 
+/// Checks that a legacy layout can be taken over, and names on the terminal what cannot. Changes nothing.
+fn check_layout(paths: &MountPaths, import: Import, topology: &Topology) -> Result<(), MountError> {
+    let MountPaths { conf_dir, state_dir } = paths;
+    let layout = import::Layout::read(conf_dir);
+    let layout = layout.map_err(|source| io_error(conf_dir, "is not a legacy layout", source))?;
+    // Without a state directory there are no pools yet.
+    let existing = journal::inspect(state_dir).map(|found| found.config.pools).unwrap_or_default();
+    let problems = layout.problems(&existing, &topology.cpus());
+    for problem in &problems {
+        match import {
+            Import::Whole => log::error!("{problem}"),
+            Import::Partial => log::warn!("not taken over: {problem}"),
+        }
+    }
+    match import {
+        Import::Whole if !problems.is_empty() => {
+            Err(MountError::NotImported { conf: conf_dir.clone(), count: problems.len() })
+        }
+        Import::Whole | Import::Partial => Ok(()),
+    }
+}
+
 fn move_layout_aside(conf_dir: &Path) -> Result<PathBuf, MountError> {
-    import::Layout::read(conf_dir).map_err(|source| io_error(conf_dir, "is not a legacy layout", source))?;
     let aside =
         import::move_aside(conf_dir).map_err(|source| io_error(conf_dir, "cannot be moved aside", source))?;
     log::info!("{}: the legacy layout is kept in {}", conf_dir.display(), aside.display());
@@ -202,6 +231,10 @@ fn canonical(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
+    fn no_cpus() -> Topology {
+        Topology::new(Vec::new())
+    }
+
     #[test]
     fn a_state_directory_inside_the_mount_point_is_refused_through_links_too() {
         let directory = tempfile::tempdir().unwrap();
@@ -211,7 +244,7 @@ mod tests {
         for state_dir in ["conf", "conf/state", "link/state", "other/../conf/state"] {
             let state_dir = directory.path().join(state_dir);
             let paths = MountPaths { conf_dir: conf_dir.clone(), state_dir };
-            let found = find(&paths, false, None);
+            let found = find(&paths, None, &no_cpus(), None);
             assert!(matches!(found, Err(MountError::StateInside { .. })), "{paths:?}: {found:?}");
         }
     }
@@ -223,8 +256,8 @@ mod tests {
             MountPaths { conf_dir: directory.path().join("conf"), state_dir: directory.path().join("state") };
         std::fs::create_dir(&paths.conf_dir).unwrap();
         std::fs::write(paths.conf_dir.join("file"), "").unwrap();
-        assert!(matches!(find(&paths, false, None), Err(MountError::NotEmpty(_))));
-        let error = find(&paths, true, None).unwrap_err().to_string();
+        assert!(matches!(find(&paths, None, &no_cpus(), None), Err(MountError::NotEmpty(_))));
+        let error = find(&paths, Some(Import::Whole), &no_cpus(), None).unwrap_err().to_string();
         assert!(error.contains("is not a legacy layout"), "{error}");
         assert!(paths.conf_dir.join("file").exists(), "nothing was moved");
     }
@@ -236,7 +269,7 @@ mod tests {
             conf_dir: directory.path().join("a/conf"),
             state_dir: directory.path().join("state"),
         };
-        let found = find(&paths, false, None).unwrap();
+        let found = find(&paths, None, &no_cpus(), None).unwrap();
         assert!(matches!(found, Found::Directory { layout: None, .. }), "{found:?}");
         assert!(paths.conf_dir.is_dir());
     }

@@ -53,7 +53,7 @@ fn pools_lists_and_pinned_tasks_are_imported() {
     let dead_pid = dead.pid();
     dead.end();
     make_pool(&mount, "dataplane", "1", &[("0", &format!("{},{dead_pid}", on_0.pid()))]);
-    let shared = format!("{}, {},{}\n", on_1.pid(), stranger.pid(), also_on_1.pid());
+    let shared = format!("{}, {},junk,{}\n", on_1.pid(), stranger.pid(), also_on_1.pid());
     make_pool(&mount, "infra", "0", &[("1", &shared)]);
     make_pool(&mount, "empty", "1", &[]);
     // The mount refuses these.
@@ -62,8 +62,33 @@ fn pools_lists_and_pinned_tasks_are_imported() {
     fs::write(mount.conf().join("lock"), "").unwrap();
     set_mode(&mount.conf(), 0o750);
     let before = content(&mount.conf());
+    // The terminal names each thing that cannot be taken over. Nothing is changed.
     let (_, err, status) = run(mount.mount_command().arg("--import"));
+    let expected = [
+        format!(
+            "infra 1: task {} may run on 0-1; pin it (taskset -a -p -c 1 {0}), or remove",
+            stranger.pid()
+        ),
+        "infra 1: \"junk\" is not a PID; remove it from the file tasks\n".into(),
+        "pool Strange: a pool name is 1 to 63 of a-z".into(),
+        "later 0: CPU 0 is in dataplane 0 already; remove that list first\n".into(),
+        "later 4000: ".into(),
+        "later x: not a CPU list".into(),
+        format!("{}: not imported and not changed: 6 things (above) cannot be taken", mount.conf().display()),
+    ];
+    for line in &expected {
+        assert!(err.contains(&format!("ERROR:root:{line}")), "{line}\n---\n{err}");
+    }
+    assert_eq!((status, err.matches("ERROR:root:").count()), (Some(1), expected.len()), "{err}");
+    assert!(err.contains(&format!("INFO:root:dataplane 0: task {dead_pid} has ended; left out\n")), "{err}");
+    assert_eq!((mount.mounted(), content(&mount.conf()), aside(&mount)), (0, before.clone(), Vec::new()));
+    assert!(!mount.state().exists());
+
+    let (_, err, status) = run(mount.mount_command().arg("--import=partial"));
     assert_eq!(status, Some(0), "{err}");
+    for line in &expected[..6] {
+        assert!(err.contains(&format!("WARNING:root:not taken over: {line}")), "{line}\n---\n{err}");
+    }
 
     assert_eq!(mount.sh("ls $C/pools"), "dataplane\nempty\ninfra\nlater\n");
     assert_eq!(mount.sh("ls $C/pools/dataplane $C/pools/empty $C/pools/later").matches("tasks").count(), 3);
@@ -106,7 +131,15 @@ fn an_exclusive_list_keeps_one_of_two_tasks() {
     let mount = Mount::not_mounted();
     let tasks = [pinned("0"), pinned("0")];
     make_pool(&mount, "p", "1", &[("0", &format!("{},{}", tasks[0].pid(), tasks[1].pid()))]);
-    assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
+    let (_, err, status) = run(mount.mount_command().arg("--import"));
+    let line = format!(
+        "p 0: task {}: the list is exclusive, and {} has it; end one",
+        tasks[1].pid(),
+        tasks[0].pid()
+    );
+    assert!(err.contains(&line), "{err}");
+    assert_eq!((status, mount.mounted()), (Some(1), 0));
+    assert_eq!(run(mount.mount_command().arg("--import=partial")).2, Some(0));
     assert_eq!(mount.tasks_of("p", "0"), tasks[0].pid().to_string());
     let log = mount.log();
     assert!(log.contains(&format!("p 0: task {}: not taken over", tasks[1].pid())), "{log}");
@@ -123,7 +156,7 @@ fn another_layout_is_left_alone() {
         let line = failure(mount.mount_command().arg("--import").env("KCM_LOG_LEVEL", "ERROR"));
         assert!(line.starts_with(&format!("{}: is not a legacy layout: ", mount.conf().display())), "{line}");
         assert_eq!((mount.mounted(), content(&mount.conf()), aside(&mount)), (0, before, Vec::new()));
-        fs::write(mount.pool("p").join(file), "0").unwrap();
+        fs::write(mount.pool("p").join(file), "").unwrap();
     }
     assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
     assert_eq!(aside(&mount).len(), 1);
@@ -139,4 +172,25 @@ fn without_anything_to_import_it_is_a_plain_mount() {
         mount.stop();
     }
     until("the moved directory is gone", || mount.mounted() == 0);
+}
+
+#[test]
+fn what_the_state_directory_has_is_in_the_way() {
+    let mount = Mount::new();
+    mount.make_pool("p", false, &["0"]);
+    mount.stop();
+    make_pool(&mount, "p", "0", &[("1", "")]);
+    make_pool(&mount, "q", "0", &[("0", "")]);
+    let before = content(&mount.conf());
+    let (_, err, status) = run(mount.mount_command().arg("--import"));
+    assert!(err.contains("ERROR:root:pool p: the state directory has one; rename one of the two\n"), "{err}");
+    assert!(err.contains("ERROR:root:q 0: CPU 0 is in p 0 already; remove that list first\n"), "{err}");
+    assert_eq!((status, mount.mounted(), content(&mount.conf())), (Some(1), 0, before));
+    // A directory that can be imported as a whole is.
+    for pool in ["p", "q"] {
+        fs::remove_dir_all(mount.pool(pool)).unwrap();
+    }
+    make_pool(&mount, "r", "1", &[("1", "")]);
+    assert_eq!(run(mount.mount_command().arg("--import")).2, Some(0));
+    assert_eq!(mount.sh("ls $C/pools"), "p\nr\n");
 }

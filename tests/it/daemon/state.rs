@@ -219,3 +219,28 @@ fn node_ids_are_never_reused() {
     }
     assert_eq!(look(6), nodes);
 }
+
+#[test]
+fn a_copy_of_the_configuration_can_be_restored() {
+    let mount = Mount::with_dataplane();
+    mount.sh("chgrp 65534 $C/pools/dataplane/tasks");
+    let copy = mount.home().join("copy");
+    fs::copy(mount.state().join("config"), &copy).unwrap();
+    let (kept, lost) = (pinned("0-1"), pinned("0-1"));
+    mount.sh("rmdir $C/pools/dataplane/1 && mkdir $C/pools/other $C/pools/other/1");
+    write(&mount.tasks("dataplane", "0"), kept.pid().to_string()).unwrap();
+    write(&mount.tasks("other", "1"), lost.pid().to_string()).unwrap();
+    mount.stop();
+    fs::copy(&copy, mount.state().join("config")).unwrap();
+    mount.start();
+    assert_eq!(mount.sh("ls $C/pools; stat -c %g $C/pools/dataplane/tasks"), "dataplane\n65534\n");
+    assert_eq!(mount.tasks_of("dataplane", "0"), kept.pid().to_string());
+    assert_eq!(
+        mount.tasks_of("dataplane", "1"),
+        "",
+        "the claim of a list that is gone is no claim of another"
+    );
+    mount.replace_worker();
+    mount.make_pool("third", true, &[]);
+    assert_eq!((mount.tasks_of("dataplane", "1"), masks(lost.pid())), (String::new(), vec!["1".to_owned()]));
+}

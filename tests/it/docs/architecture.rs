@@ -29,7 +29,7 @@ const MOUNT: &[(&str, &[&str])] = &[
     ("fuse", &["engine", "handles", "model", "process", "tree"]),
     ("handles", &["model", "tree"]),
     ("tree", &["engine", "model"]),
-    ("import", &["clock", "engine", "model", "plain"]),
+    ("import", &["clock", "engine", "journal", "model", "plain", "process"]),
     ("engine", &["clock", "failpoint", "fair", "journal", "metrics", "model", "partitions", "process"]),
     ("partitions", &["failpoint", "model", "text"]),
     ("journal", &["clock", "failpoint", "fair", "model"]),

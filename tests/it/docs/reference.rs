@@ -70,7 +70,7 @@ fn the_messages_of_a_daemon_that_does_not_start_are_in_the_table() {
         failure(&mut other.kcm_as_nobody(&["mount"])),
         failure(&mut without_fuse),
         full.mount_failure(),
-        failure(served.mount_command().env("KCM_LOG_LEVEL", "ERROR")),
+        failure(served.mount_command().arg("--foreground").env("KCM_LOG_LEVEL", "ERROR")),
         failure(same_state.env("KCM_LOG_LEVEL", "ERROR")),
         newer.mount_failure(),
     ];
