@@ -385,10 +385,14 @@ Examples:
   kcm isolate --pool=dataplane 'cd /src && make' -- -j2
   kcm isolate --pool=dataplane -- /bin/prog 'a  b'   run a program without a shell
   kcm isolate --pool=dataplane --wait=30 -- prog     wait up to 30 seconds for a free list
+  kcm isolate --pool=dataplane --list=0,8 -- prog    run a program on this list
+  kcm isolate --pool=dataplane --user=alice -- prog  run a program as another user
+  kcm isolate --pool=dataplane --pid=4711            put a running process on a list
 The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list.")]
 #[command(override_usage = "\
 kcm isolate [OPTIONS] --pool=<pool> <command> [-- <args>...]
-       kcm isolate [OPTIONS] --pool=<pool> -- <program> [<args>...]")]
+       kcm isolate [OPTIONS] --pool=<pool> -- <program> [<args>...]
+       kcm isolate [OPTIONS] --pool=<pool> --pid=<pid>")]
 pub(crate) struct Isolate {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
@@ -402,8 +406,18 @@ pub(crate) struct Isolate {
     /// Run the command in a scope of its own, which systemd leaves alone: for isolated pools
     #[arg(long)]
     pub(crate) scope: bool,
+    /// CPU list, in the kernel's list format; without it, any free one of the pool
+    #[arg(long, value_name = "list", value_parser = validate::cpus)]
+    pub(crate) list: Option<CpuSet>,
+    /// Put this running process on the list, and run no command
+    #[arg(long, value_name = "pid", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(conflicts_with_all = ["command", "rest", "scope", "user"])]
+    pub(crate) pid: Option<u32>,
+    /// Run the command as this user, with its groups; root claims the list before
+    #[arg(long, value_name = "name", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) user: Option<String>,
     /// Program, or a command line for the shell
-    #[arg(value_name = "command", required_unless_present = "rest")]
+    #[arg(value_name = "command", required_unless_present_any = ["rest", "pid"])]
     command: Option<OsString>,
     #[arg(hide = true)]
     args: Vec<OsString>,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Error, bail};
 use kcm_mount::affinity;
 
 use super::common::output::print;
-use super::isolate;
+use super::isolate::{self, Wanted};
 use crate::cli;
 use crate::confdir::ConfDir;
 
@@ -26,7 +26,8 @@ pub(super) fn run(args: &cli::Claim) -> Result<ExitCode, Error> {
         bail!("the calling process is in another PID namespace; name one: --pid=PID");
     }
     isolate::check_pool(&dir, &args.pool)?;
-    isolate::claim(&dir, &args.pool, &pid.to_string(), isolate::deadline(args.wait))?;
+    let wanted = Wanted { pool: &args.pool, list: None, pid: Some(pid) };
+    isolate::claim(&dir, &wanted, isolate::deadline(args.wait))?;
     let cpus = affinity::get(pid).with_context(|| format!("the CPUs of {pid}"))?;
     let cpus = cpus.with_context(|| format!("{pid} has ended"))?;
     print(&format!("{cpus}\n"))?;

@@ -3,6 +3,7 @@
 //! Owns the command's arguments and environment, and its start. Does not know how a list is chosen on a mount: the
 //! daemon does that.
 
+mod account;
 mod plain;
 mod simple;
 mod turn;
@@ -13,7 +14,7 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -24,14 +25,15 @@ use kcm_mount::{affinity, child};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
+use account::Account;
+
 use super::common::deadline::Deadline;
+use super::describe;
 use crate::cli::{self, Program, Wait};
 use crate::confdir::{self, ConfDir};
 use crate::service;
 use turn::Turn;
 
-/// The process that writes, as a `tasks` file names it.
-const OWN: &str = "0";
 /// The environment variable in which the command finds its CPU list.
 const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
 /// The status of a shell if a program cannot be executed.
@@ -45,6 +47,32 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a directory whose daemon is away is tried again.
 const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What is claimed, and for whom.
+pub(super) struct Wanted<'a> {
+    pub(super) pool: &'a str,
+    /// Any list of the pool, if there is none.
+    pub(super) list: Option<&'a str>,
+    /// This process, if there is none.
+    pub(super) pid: Option<u32>,
+}
+
+impl Wanted<'_> {
+    /// The file to write to.
+    fn tasks(&self, dir: &ConfDir) -> PathBuf {
+        match self.list {
+            Some(list) => dir.tasks(self.pool, list),
+            None => dir.pool(self.pool).join("tasks"),
+        }
+    }
+
+    /// The line to write.
+    fn line(&self) -> String {
+        // The newline makes this a command. Through a file that is open for reading and writing, a list without
+        // white space is a rewrite, as legacy clients make it; there "0" would not stand for the writer.
+        format!("{}\n", self.pid.unwrap_or(0))
+    }
+}
+
 /// Claims a list and executes the command in this process; on a plain directory, runs it as a child.
 pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
     args.check_wait().unwrap_or_else(|error| error.exit());
@@ -52,15 +80,26 @@ pub(super) fn run(args: &cli::Isolate) -> Result<ExitCode, Error> {
         return Err(enter_scope());
     }
     let dir = ConfDir::open(&args.dir.conf_dir)?;
-    let Some(program) = args.program().map(simple::without_shell) else { bail!("no command; give one") };
     check_pool(&dir, &args.pool)?;
-    if !dir.is_mounted() {
-        return plain::run(&dir, &args.pool, &program, deadline(args.wait));
+    let list = args.list.as_ref().map(|cpus| find_list(&dir, &args.pool, cpus)).transpose()?;
+    let wanted = Wanted { pool: &args.pool, list: list.as_deref(), pid: args.pid };
+    if !dir.is_mounted() && (args.pid.is_some() || args.user.is_some()) {
+        bail!("{}: --pid and --user need a mount; run kcm mount --import", dir.path().display());
     }
+    if let Some(pid) = args.pid {
+        let list = claim(&dir, &wanted, deadline(args.wait))?;
+        log::info!("{pid} is on {} {list}.", args.pool);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(program) = args.program().map(simple::without_shell) else { bail!("no command; give one") };
+    if !dir.is_mounted() {
+        return plain::run(&dir, &wanted, &program, deadline(args.wait));
+    }
+    let account = args.user.as_deref().map(Account::find).transpose()?;
     name_process(&program);
-    let cpus = claim(&dir, &args.pool, OWN, deadline(args.wait))?;
+    let cpus = claim(&dir, &wanted, deadline(args.wait))?;
     log::debug!("claimed {} {cpus}; executing the command", args.pool);
-    Ok(execute(&program, &cpus, &dir.pool(&args.pool)))
+    Ok(execute_as(account.as_ref(), &program, &cpus, &dir.pool(&args.pool)))
 }
 
 /// Gives this process the name that it has as the program, so that refusals and events name that.
@@ -78,7 +117,19 @@ fn name_process(program: &Program) {
 
 /// Executes the program in this process, which has claimed a list of the pool. Returns the status if that fails.
 pub(super) fn execute(program: &Program, cpus: &str, pool: &Path) -> ExitCode {
-    let error = command(program, cpus).exec();
+    execute_as(None, program, cpus, pool)
+}
+
+/// As [`execute`], as another user.
+fn execute_as(account: Option<&Account>, program: &Program, cpus: &str, pool: &Path) -> ExitCode {
+    let mut command = command(program, cpus);
+    if let Some(account) = account
+        && let Err(error) = account.become_it(&mut command)
+    {
+        log::error!("--user: {error}; look at the capabilities of this process");
+        return ExitCode::from(NOT_EXECUTABLE);
+    }
+    let error = command.exec();
     // A release is not needed, since this process ends, but it makes the list free before the error is shown.
     let _ = fs::write(pool.join("tasks"), "-0");
     not_started(program, &error)
@@ -96,7 +147,9 @@ pub(super) fn enter_scope() -> Error {
     };
     let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
     // The first one is the flag, because another one can only follow --.
-    if let Some(flag) = words.iter().position(|word| word == "--scope") {
+    // It may be abbreviated.
+    let is_flag = |word: &OsString| word.to_str().is_some_and(|it| it.len() > 2 && "--scope".starts_with(it));
+    if let Some(flag) = words.iter().position(is_flag) {
         words.remove(flag);
     }
     let mut command = Command::new("systemd-run");
@@ -116,10 +169,29 @@ pub(super) fn check_pool(dir: &ConfDir, pool: &str) -> Result<(), Error> {
     let is_name = !pool.contains('/');
     if !is_name || !flag.try_exists().map_err(|error| confdir::file_error(&flag, error))? {
         // If the directory has no pools at all, that error helps more.
-        dir.find()?;
-        bail!("Requested pool {pool} does not exist");
+        let pools = dir.find()?.pools;
+        let names: Vec<String> = pools.keys().map(|name| describe::shown(name)).collect();
+        bail!("Requested pool {pool} does not exist; the pools are {}", names.join(", "));
     }
     Ok(())
+}
+
+/// Returns the name of the list of the pool that has these CPUs.
+fn find_list(dir: &ConfDir, pool: &str, cpus: &CpuSet) -> Result<String, Error> {
+    let pools = dir.find()?.pools;
+    let mut lists = pools.get(pool).into_iter().flat_map(|pool| pool.lists.keys());
+    match lists.find(|list| confdir::parse_cpu_list(list).as_ref() == Some(cpus)) {
+        Some(list) => Ok(list.clone()),
+        None => bail!("pool {pool} has no CPU list {cpus}; kcm describe --format=table shows its lists"),
+    }
+}
+
+/// Returns the name of the list of the pool that has this task. The task may have died since.
+fn list_of(dir: &ConfDir, pool: &str, pid: u32) -> Result<String, Error> {
+    let pools = dir.find()?.pools;
+    let lists = pools.get(pool).into_iter().flat_map(|pool| &pool.lists);
+    let mut lists = lists.filter(|(_, tasks)| tasks.contains(&pid));
+    Ok(lists.next().map(|(list, _)| list.clone()).unwrap_or_default())
 }
 
 /// Returns until when to wait for a free list; without `--wait`, that is over at once.
@@ -131,12 +203,12 @@ pub(super) fn deadline(wait: Option<Wait>) -> Deadline {
     }
 }
 
-/// Claims a list of the pool for a task (a PID, or [`OWN`]), and returns the list of this process. Waits for a daemon that is away, too: a pod
+/// Claims a list of the pool, and returns the list's name. Waits for a daemon that is away, too: a pod
 /// that is replaced takes the mount along, and the next one mounts again.
-pub(super) fn claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Result<String, Error> {
+pub(super) fn claim(dir: &ConfDir, wanted: &Wanted<'_>, deadline: Deadline) -> Result<String, Error> {
     loop {
         let before = device(dir.path());
-        let error = match try_claim(dir, pool, task, deadline) {
+        let error = match try_claim(dir, wanted, deadline) {
             Ok(list) => return Ok(list),
             Err(error) => error,
         };
@@ -155,8 +227,8 @@ fn device(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|file| file.dev())
 }
 
-fn try_claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Result<String, Error> {
-    let file = dir.pool(pool).join("tasks");
+fn try_claim(dir: &ConfDir, wanted: &Wanted<'_>, deadline: Deadline) -> Result<String, Error> {
+    let (pool, file) = (wanted.pool, wanted.tasks(dir));
     // For reading too, because poll(2) reports changes since the last read of this open file.
     let mut tasks = OpenOptions::new()
         .read(true)
@@ -166,21 +238,21 @@ fn try_claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Resul
     let begun = Instant::now();
     let mut turn: Option<Turn> = None;
     loop {
-        // The newline makes this a command. Through a file that is open for reading and writing, a list without
-        // white space is a rewrite, as legacy clients make it; there "0" would not stand for the writer.
-        match tasks.write(format!("{task}\n").as_bytes()) {
+        match tasks.write(wanted.line().as_bytes()) {
             Ok(_) => break,
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
                 if deadline.has_passed() {
                     // Scripts know the beginning from the legacy kcm.
                     match dir.last_error(&error) {
+                        Some(reason) if wanted.list.is_some() => bail!("{reason}"),
                         Some(reason) => bail!("No free cpu lists in pool {pool}: {reason}"),
                         None => bail!("No free cpu lists in pool {pool}"),
                     }
                 }
-                if turn.is_none() {
+                // A turn is for any list of the pool.
+                if turn.is_none() && wanted.list.is_none() {
                     let reason = dir.last_error(&error).unwrap_or_default();
-                    turn = Turn::enter(dir, pool, task, &reason)?;
+                    turn = Turn::enter(dir, pool, &wanted.line(), &reason)?;
                 }
                 match &turn {
                     Some(turn) => turn.wait(deadline)?,
@@ -199,6 +271,8 @@ fn try_claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Resul
             Err(error)
                 if error.raw_os_error() == Some(Errno::EINVAL as i32)
                     && !deadline.has_passed()
+                    && wanted.list.is_none()
+                    && wanted.pid.is_none()
                     && a_taken_list_suits(dir, pool)? =>
             {
                 log::debug!("{}: EINVAL; waiting for a list that suits", file.display());
@@ -206,6 +280,9 @@ fn try_claim(dir: &ConfDir, pool: &str, task: &str, deadline: Deadline) -> Resul
             }
             Err(error) => return dir.with_reason(&file, || Err(error)),
         }
+    }
+    if let Some(pid) = wanted.pid {
+        return list_of(dir, pool, pid);
     }
     let cpus = dir.path().join("self/cpus");
     let cpus = fs::read_to_string(&cpus).map_err(|error| confdir::file_error(&cpus, error))?;

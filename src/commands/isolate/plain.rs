@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::Wanted;
 use crate::cli::Program;
 use crate::commands::common::deadline::Deadline;
 use crate::confdir::{ConfDir, Pool};
@@ -44,18 +45,19 @@ const NOT_CAUGHT: [Signal; 10] = [
 /// Claims a list under the lock, runs the command, and removes the claim.
 pub(super) fn run(
     dir: &ConfDir,
-    pool: &str,
+    wanted: &Wanted<'_>,
     program: &Program,
     deadline: Deadline,
 ) -> Result<ExitCode, Error> {
+    let pool = wanted.pool;
     let pid = Host::from_env().own_pid()?;
     let mut is_first = true;
     let (list, signals) = loop {
-        if let Some(claimed) = claim(dir, pool, pid, is_first)? {
+        if let Some(claimed) = claim(dir, wanted, pid, is_first)? {
             break claimed;
         }
         if deadline.has_passed() {
-            bail!("No free cpu lists in pool {pool}");
+            bail!("No free cpu lists in pool {pool}: {}", why_not(dir, wanted)?);
         }
         is_first = false;
         std::thread::sleep(RETRY_INTERVAL);
@@ -69,7 +71,12 @@ pub(super) fn run(
 
 /// Writes `pid`, this process, into a free list. Signals are caught before, because the process must not end without
 /// removing its PID. Returns `None` if no list is free. `warn`: whether damaged lists are named.
-fn claim(dir: &ConfDir, pool: &str, pid: u32, warn: bool) -> Result<Option<(String, SignalFd)>, Error> {
+fn claim(
+    dir: &ConfDir,
+    &Wanted { pool, list: wanted, .. }: &Wanted<'_>,
+    pid: u32,
+    warn: bool,
+) -> Result<Option<(String, SignalFd)>, Error> {
     let _lock = dir.lock()?;
     let found = dir.find()?;
     if found.pools.get(pool).is_none_or(|pool| pool.lists.is_empty()) {
@@ -79,15 +86,36 @@ fn claim(dir: &ConfDir, pool: &str, pid: u32, warn: bool) -> Result<Option<(Stri
         }
     }
     let pools = if warn { found.warned() } else { found.pools };
-    let Some(list) = pools.get(pool).and_then(choose) else { return Ok(None) };
+    let Some(list) = pools.get(pool).and_then(|pool| choose(pool, wanted)) else { return Ok(None) };
     let signals = catch_signals()?;
     dir.change_tasks(pool, &list, |tasks| tasks.push(pid))?;
     Ok(Some((list, signals)))
 }
 
-/// Returns the first free list of an exclusive pool, or the list with the fewest tasks of a shared pool.
-fn choose(pool: &Pool) -> Option<String> {
-    let mut lists = pool.lists_by_cpu().into_iter();
+/// Returns why no list is free, and what to do.
+fn why_not(dir: &ConfDir, wanted: &Wanted<'_>) -> Result<String, Error> {
+    let pools = dir.find()?.pools;
+    let lists = pools.get(wanted.pool).map(Pool::lists_by_cpu).unwrap_or_default();
+    let mut lists = lists.into_iter().filter(|(list, _)| wanted.list.is_none_or(|wanted| wanted == *list));
+    let held = lists.find_map(|(list, tasks)| Some((list, *tasks.first()?)));
+    Ok(match held {
+        Some((list, pid)) => {
+            let name = Host::from_env().program_name(pid);
+            let holder = name.map_or_else(|| pid.to_string(), |name| format!("{pid} ({name})"));
+            format!("{list} is held by {holder}; wait with --wait, or run kcm reconcile if that has ended")
+        }
+        None => format!(
+            "{0} has no CPU lists; make one: mkdir pools/{0}/<cpulist>, and an empty file tasks in it",
+            wanted.pool
+        ),
+    })
+}
+
+/// Returns the first free list of an exclusive pool, or the list with the fewest tasks of a shared pool. `wanted`: only this
+/// list.
+fn choose(pool: &Pool, wanted: Option<&str>) -> Option<String> {
+    let is_wanted = |list: &str| wanted.is_none_or(|wanted| wanted == list);
+    let mut lists = pool.lists_by_cpu().into_iter().filter(|(list, _)| is_wanted(list));
     let list = if pool.exclusive {
         lists.find(|(_, tasks)| tasks.is_empty())
     } else {
@@ -201,14 +229,16 @@ mod tests {
 
     #[test]
     fn an_exclusive_pool_has_the_first_free_list() {
-        assert_eq!(choose(&pool(true, &[("10", &[]), ("2", &[]), ("1", &[7])])).as_deref(), Some("2"));
-        assert_eq!(choose(&pool(true, &[("1", &[7])])), None);
-        assert_eq!(choose(&pool(true, &[])), None);
+        assert_eq!(choose(&pool(true, &[("10", &[]), ("2", &[]), ("1", &[7])]), None).as_deref(), Some("2"));
+        assert_eq!(choose(&pool(true, &[("1", &[7])]), None), None);
+        assert_eq!(choose(&pool(true, &[]), None), None);
+        assert_eq!(choose(&pool(true, &[("1", &[7]), ("2", &[])]), Some("1")), None);
+        assert_eq!(choose(&pool(true, &[("1", &[]), ("2", &[])]), Some("2")).as_deref(), Some("2"));
     }
 
     #[test]
     fn a_shared_pool_has_the_list_with_the_fewest_tasks() {
         let lists: &[(&str, &[u32])] = &[("0", &[1, 2]), ("1", &[3]), ("2", &[4])];
-        assert_eq!(choose(&pool(false, lists)).as_deref(), Some("1"));
+        assert_eq!(choose(&pool(false, lists), None).as_deref(), Some("1"));
     }
 }

@@ -25,12 +25,12 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Enters `task` (a PID, or 0 for this process) at the end of the queue, and says so. `reason`: why it was refused.
+    /// Enters a task (`line` is its PID, or 0 for this process) at the end of the queue, and says so. `reason`: why it was refused.
     /// Returns `None` if the daemon is of a version without queues.
     ///
     /// # Errors
     /// The daemon refuses it.
-    pub(super) fn enter(dir: &ConfDir, pool: &str, task: &str, reason: &str) -> Result<Option<Self>, Error> {
+    pub(super) fn enter(dir: &ConfDir, pool: &str, line: &str, reason: &str) -> Result<Option<Self>, Error> {
         let path = dir.pool(pool).join("queue");
         let opened = OpenOptions::new().read(true).write(true).open(&path);
         let queue = match opened {
@@ -38,7 +38,7 @@ impl Turn {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(confdir::file_error(&path, error)),
         };
-        dir.with_reason(&path, || (&queue).write_all(format!("{task}\n").as_bytes()))?;
+        dir.with_reason(&path, || (&queue).write_all(line.as_bytes()))?;
         let mut turn = Self { queue, path };
         let before = turn.count_before().map_err(|error| confdir::file_error(&turn.path, error))?;
         log::info!("waiting for {pool}: {}", waits_for(reason, before));

@@ -10,6 +10,7 @@ pub mod hostile;
 pub mod init;
 pub mod install;
 pub mod isolate;
+pub mod isolate_choice;
 pub mod isolate_mount;
 pub mod isolate_plain;
 pub mod isolate_terminal;
