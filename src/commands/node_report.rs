@@ -378,7 +378,7 @@ mod tests {
     #[test]
     fn the_mount_check_names_what_to_do() {
         let live = mount(Some(Status::Live), "kcm_start_time_seconds 1000.5\nkcm_state_damaged 0\n");
-        let expected = json!({ "ok": true, "errors": [], "live": true, "since": "1970-01-01T00:16:40Z" });
+        let expected = json!({ "ok": true, "errors": [], "live": true, "since": "1970-01-01T00:16:40.500Z" });
         assert_eq!(live, expected);
         let damaged = mount(Some(Status::Live), "kcm_state_damaged 2\n");
         assert_eq!(damaged["ok"], false);
