@@ -1,18 +1,14 @@
 //! `kcm status`: whether all is well, on one screen, in time.
 //!
-//! Owns the summary and what to do about each problem. Does not know the checks: those are of `kcm node-report`.
-//!
-//! A process that reads a mount may hang, in a way that not even SIGKILL ends, if the daemon stops in between. So another
-//! process reads, and this one waits for a bounded time.
+//! Owns the summary and what to do about each problem. Does not know the checks: those are of `kcm node-report`. Another
+//! process reads the mount, and this one waits for a bounded time (`common/other_process`).
 
 mod prometheus;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error};
@@ -20,6 +16,7 @@ use kcm_mount::model::cpuset::CpuSet;
 use kcm_mount::mountpoint::{self, Status};
 use serde::{Deserialize, Serialize};
 
+use super::common::other_process::output_within;
 use super::common::output::{json_text, print};
 use super::node_report::{self, Examined};
 use super::{describe, install};
@@ -144,21 +141,13 @@ fn look_in_time(args: &cli::Status) -> Result<Option<Seen>, Error> {
         return Ok(Some(Seen::Report(report)));
     }
     let mut command = Command::new("/proc/self/exe");
-    command.args(std::env::args_os().skip(1)).arg("--look").stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().context("no process can be started; look at the limits of this user")?;
-    let mut output = child.stdout.take().context("no pipe")?;
-    let (sender, answer) = mpsc::channel();
-    std::thread::Builder::new().spawn(move || {
-        let mut text = String::new();
-        let _ = output.read_to_string(&mut text);
-        let _ = sender.send(text);
-    })?;
-    match answer.recv_timeout(first.saturating_sub(begun.elapsed())) {
-        Ok(text) if text.is_empty() => Ok(None),
-        Ok(text) if args.prometheus => Ok(Some(Seen::Metrics(text))),
-        Ok(text) => Ok(Some(Seen::Report(serde_json::from_str(&text)?))),
-        Err(_) => {
-            let _ = child.kill();
+    command.args(std::env::args_os().skip(1)).arg("--look");
+    let answer = output_within(command, first.saturating_sub(begun.elapsed()));
+    match answer.context("no process can be started; look at the limits of this user")? {
+        Some(text) if text.is_empty() => Ok(None),
+        Some(text) if args.prometheus => Ok(Some(Seen::Metrics(text))),
+        Some(text) => Ok(Some(Seen::Report(serde_json::from_str(&text)?))),
+        None => {
             let late = "the checks take longer than --timeout; kcm node-report waits for them";
             let late = || Report::new(State::Problems, conf_dir, vec![Problem::new("checks", late)]);
             let report = unserved(conf_dir, most.saturating_sub(begun.elapsed())).unwrap_or_else(late);

@@ -1,6 +1,6 @@
 //! Code that several commands share.
 //!
-//! Owns what is not about one command: output, intervals, the node's name and the connection to the cluster.
+//! Owns what is not about one command: output, answers of other processes, intervals, the node's name and the connection to the cluster.
 //! Does not know any command; a command does not import another one for such things.
 
 pub(super) mod cluster;
@@ -8,4 +8,5 @@ pub(super) mod columns;
 pub(super) mod deadline;
 pub(super) mod interval;
 pub(super) mod node;
+pub(super) mod other_process;
 pub(super) mod output;
