@@ -1,74 +1,11 @@
 //! `kcm isolate` at a terminal: Ctrl-C, Ctrl-Z and fg act on the command as they do without kcm, on a mount and on a
 //! plain directory.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
-
 use crate::harness::dir::{Dir, on_both};
-use crate::harness::{KCM, Sleeper, children, stat, text, until};
-use nix::pty::openpty;
+use crate::harness::{Terminal, children, stat, until};
 
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
-
-/// A person at a terminal with bash.
-struct Terminal {
-    _bash: Sleeper,
-    keyboard: File,
-    screen: Arc<Mutex<String>>,
-}
-
-impl Terminal {
-    fn start(dir: &dyn Dir) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let end = |fd: &std::os::fd::OwnedFd| Stdio::from(fd.try_clone().unwrap());
-        let mut bash = Command::new("setsid");
-        bash.args(["--ctty", "bash", "--norc", "--noprofile", "-i"]);
-        bash.env("PS1", "$ ").env("TERM", "dumb").env("KCM", KCM).env("C", dir.conf());
-        bash.stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
-        let bash = Sleeper::spawn(&mut bash);
-        let (keyboard, screen) = (File::from(pty.master), Arc::default());
-        let (mut output, shown) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
-        std::thread::spawn(move || {
-            let mut bytes = [0; 1024];
-            while let Ok(length @ 1..) = output.read(&mut bytes) {
-                let shown: &Mutex<String> = &shown;
-                shown.lock().unwrap().push_str(&text(&bytes[..length]));
-            }
-        });
-        Self { _bash: bash, keyboard, screen }
-    }
-
-    fn press(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Waits until a text is shown; forgets what came before it.
-    fn see(&self, wanted: &str) {
-        let deadline = std::time::Instant::now() + crate::harness::TIMEOUT;
-        loop {
-            let mut screen = self.screen.lock().unwrap();
-            if let Some(at) = screen.find(wanted) {
-                screen.drain(..at + wanted.len());
-                return;
-            }
-            assert!(std::time::Instant::now() < deadline, "{wanted:?} is not shown: {screen:?}");
-            drop(screen);
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-    }
-
-    /// The status of the last command.
-    fn status(&mut self) -> String {
-        self.press("echo status=$?.\n");
-        self.see("status=$?.");
-        self.see("status=");
-        until("the line is complete", || self.screen.lock().unwrap().contains('.'));
-        self.screen.lock().unwrap().split('.').next().unwrap().to_owned()
-    }
-}
 
 /// kcm and, on a plain directory, its command.
 fn processes(dir: &dyn Dir) -> Vec<u32> {

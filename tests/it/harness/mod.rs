@@ -15,6 +15,7 @@ mod processes;
 pub mod program;
 pub mod reconcile_loop;
 mod shell;
+mod terminal;
 
 use std::fs;
 use std::path::Path;
@@ -31,6 +32,7 @@ pub use processes::{
     pids, pin, proc_number, signal, sleeper_of_nobody, sleeps, stat, threads,
 };
 pub use shell::Shell;
+pub use terminal::Terminal;
 
 /// The program under test.
 pub const KCM: &str = env!("CARGO_BIN_EXE_kcm");
