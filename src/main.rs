@@ -20,6 +20,7 @@ use kcm_mount::daemon::Invocation;
 
 fn main() -> ExitCode {
     logging::init();
+    commands::complete_if_asked();
     // The daemon's own processes have a command line that is not for users; clap does not know it.
     let result = match Invocation::parse(std::env::args_os().skip(1)) {
         Some(invocation) => {

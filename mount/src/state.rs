@@ -42,6 +42,26 @@ impl State {
         })
     }
 
+    /// The supervisor of the daemon that uses the directory, if there is one.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<u32> {
+        self.supervisor
+    }
+
+    /// Whether it has something that only a daemon can take back: claims of this boot, or their partitions.
+    #[must_use]
+    pub fn has_claims(&self) -> bool {
+        let log = &self.found.log;
+        let is_empty = log.claims.is_empty() && log.intents.is_empty() && log.releasing.is_empty();
+        self.is_of_this_boot && !(is_empty && log.partitions.is_empty())
+    }
+
+    /// Whether it has pools.
+    #[must_use]
+    pub fn has_pools(&self) -> bool {
+        !self.found.config.pools.is_empty()
+    }
+
     /// Everything that is wrong with the files.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {

@@ -388,7 +388,11 @@ Examples:
   kcm isolate --pool=dataplane --list=0,8 -- prog    run a program on this list
   kcm isolate --pool=dataplane --user=alice -- prog  run a program as another user
   kcm isolate --pool=dataplane --pid=4711            put a running process on a list
-The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list.")]
+
+Environment of the command:
+  KCM_CPUS_ASSIGNED  its CPU list
+
+Exit status: the command's own, 126 if it cannot be started, 127 if it does not exist, 1 if no list is free, 2 wrong usage.")]
 #[command(override_usage = "\
 kcm isolate [OPTIONS] --pool=<pool> <command> [-- <args>...]
        kcm isolate [OPTIONS] --pool=<pool> -- <program> [<args>...]
@@ -482,7 +486,13 @@ pub(crate) struct Events {
 Examples:
   kcm shield --cpus=2-3 ./forwarder --fast
   kcm shield --cpus=2-3 -- taskset -c 3 ./forwarder
-The environment variable KCM_CPUS_ASSIGNED of the command has its CPU list. Needs root and cgroup v2 (Linux 6.8).")]
+Needs root and cgroup v2 (Linux 6.8).
+
+Environment of the program:
+  KCM_CPUS_ASSIGNED  its CPU list
+
+Exit status: the program's own, 126 if it cannot be started, 127 if it does not exist, 1 if the CPUs cannot be had, 2 wrong
+usage.")]
 #[command(override_usage = "kcm shield [OPTIONS] --cpus=<list> [--] <program> [<args>...]")]
 pub(crate) struct Shield {
     #[command(flatten)]
@@ -773,11 +783,14 @@ pub(crate) struct NodeReport {
 }
 
 /// Copy kcm, one static file, to a directory
+///
+/// With --systemd also installs the unit that mounts at boot, man pages, and completions for bash, fish and zsh.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm install --install-dir=/opt/bin
-  kcm install --systemd         install a systemd unit too, which runs kcm mount at boot")]
+  kcm install --systemd                                 for containers, which mount /opt/bin
+  kcm install --systemd --install-dir=/usr/local/bin    for people, who have it in PATH")]
 pub(crate) struct Install {
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
@@ -786,14 +799,17 @@ pub(crate) struct Install {
     #[arg(default_missing_value = "/etc/systemd/system")]
     pub(crate) systemd: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) man: ManDirArg,
+    pub(crate) share: ShareDirArg,
+    /// Put all files below this directory, for a package
+    #[arg(long, value_name = "dir")]
+    pub(crate) root: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ManDirArg {
-    /// Directory of the man page that belongs to the systemd unit
-    #[arg(long, value_name = "dir", default_value = "/usr/local/share/man")]
-    pub(crate) man_dir: PathBuf,
+pub(crate) struct ShareDirArg {
+    /// Directory of man pages and completions, which belong to the systemd unit
+    #[arg(long, value_name = "dir", default_value = "/usr/local/share")]
+    pub(crate) share_dir: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -803,13 +819,17 @@ pub(crate) struct InstallDirArg {
     pub(crate) install_dir: PathBuf,
 }
 
-/// Undo discover, install and init on this node
+/// Undo discover, install, init and mount on this node
 ///
-/// Refuses while any list has tasks. Removes what discover has set if NODE_NAME or --node names this node.
+/// Refuses while any list has tasks. Removes the pools, stops the service, unmounts, and removes what kcm install has
+/// installed. Removes what discover has set if NODE_NAME or --node names this node. In a pod (NODE_NAME is set) the mount
+/// stays: delete the pod. A service of another directory than --conf-dir stays, with its program. If no daemon runs and the
+/// state directory has claims or pools, kcm starts one for the removal.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kcm uninstall
+  kcm uninstall --dry-run       say what would be removed
+  kcm uninstall --purge         remove the state directory and the mount point too
   kcm uninstall --force         release the claims first")]
 pub(crate) struct Uninstall {
     #[command(flatten)]
@@ -822,27 +842,45 @@ pub(crate) struct Uninstall {
     #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
     pub(crate) systemd: PathBuf,
     #[command(flatten)]
-    pub(crate) man: ManDirArg,
+    pub(crate) share: ShareDirArg,
+    /// State directory; by default the one of the daemon, and /var/lib/kcm for /etc/kcm if none runs
+    #[arg(long, value_name = "dir")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// Release live claims instead of refusing
     #[arg(long)]
     pub(crate) force: bool,
+    /// Remove the state directory and the mount point too
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Print a completion script for a shell
+///
+/// The script asks kcm at each completion, which knows the pools, CPU lists and nodes at that time.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kcm completions bash > /usr/share/bash-completion/completions/kcm")]
+#[command(after_help = "\
+Examples:
+  source <(kcm completions bash)
+  kcm completions fish > ~/.config/fish/completions/kcm.fish")]
 pub(crate) struct Completions {
-    pub(crate) shell: clap_complete::Shell,
+    #[arg(required_unless_present = "nodes")]
+    pub(crate) shell: Option<clap_complete::Shell>,
+    /// Print the names of the nodes of the cluster, one in each line
+    #[arg(long, hide = true)]
+    pub(crate) nodes: bool,
 }
 
 /// Print a man page
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  kcm man > /usr/share/man/man1/kcm.1
-  kcm man isolate | man -l -")]
+  kcm man isolate | man -l -
+  kcm man 5 | man -l -          the files of the configuration directory")]
 pub(crate) struct Man {
-    /// Command whose page to print; without it, the page of kcm
+    /// Command whose page to print, or 5 for kcm(5); without it, the page of kcm
     pub(crate) command: Option<String>,
 }
 

@@ -112,7 +112,7 @@ fn show(plan: &Plan, nodes: &[String]) -> Result<ExitCode, Error> {
 }
 
 /// Returns the names of all nodes.
-fn nodes(cluster: &Cluster) -> Result<Vec<String>, Error> {
+pub(super) fn nodes(cluster: &Cluster) -> Result<Vec<String>, Error> {
     let (mut names, mut token) = (Vec::new(), None::<String>);
     loop {
         let page = cluster.send(&node::list(token.as_deref())?)?;

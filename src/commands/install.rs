@@ -1,7 +1,7 @@
-//! `kcm install` and `kcm uninstall`.
+//! `kcm install`.
 //!
-//! Owns the files that are installed on a node, the systemd unit and its man page among them, and their removal. Does not
-//! know how pools are created.
+//! Owns the files that are installed on a machine: the program, the systemd unit, man pages and completions. Does not know
+//! how they are removed, or what a page says.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,131 +9,59 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Error, bail};
+use anyhow::{Context as _, Error};
+use clap_complete::Shell;
 
-use super::common::node::node_name_if_any;
-use super::{discover, manual};
+use super::{complete, manual};
 use crate::cli;
-use crate::confdir::{self, ConfDir};
-use crate::host::Host;
+use crate::confdir;
 use crate::service::UNIT;
 
 /// The file name of the program.
-const PROGRAM: &str = "kcm";
-/// The man page that the unit names, below the directory of man pages.
-const MAN_PAGE: &str = "man1/kcm.1";
+pub(super) const PROGRAM: &str = "kcm";
 /// The systemd target that starts the unit.
-const TARGET: &str = "multi-user.target";
+pub(super) const TARGET: &str = "multi-user.target";
+/// Where shells look for completions, below the directory of shared files.
+const COMPLETIONS: [(Shell, &str); 3] = [
+    (Shell::Bash, "bash-completion/completions/kcm"),
+    (Shell::Fish, "fish/vendor_completions.d/kcm.fish"),
+    (Shell::Zsh, "zsh/site-functions/_kcm"),
+];
 
-/// The number of PIDs in one write: with 12 bytes each they are far below the limit of a command, 64 KiB.
-const RELEASES_PER_WRITE: usize = 1000;
-
-/// Installs this program and, with `--systemd`, its unit and the man page that the unit names.
-pub(super) fn install(args: &cli::Install) -> Result<ExitCode, Error> {
+/// Installs this program and, with `--systemd`, its unit, man pages and completions.
+pub(super) fn run(args: &cli::Install) -> Result<ExitCode, Error> {
+    let placed = |path: &Path| match &args.root {
+        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        None => path.to_owned(),
+    };
     let program = args.target.install_dir.join(PROGRAM);
     let own = File::open("/proc/self/exe").context("/proc/self/exe: cannot be read; mount /proc")?;
-    install_file(&program, own, 0o755)?;
-    log::info!("Installed {}.", program.display());
-    if let Some(directory) = &args.systemd {
-        let program = std::path::absolute(&program)?;
-        let unit = directory.join(UNIT);
-        let text = unit_text(&program)?;
-        let page = args.man.man_dir.join(MAN_PAGE);
-        match install_file(&page, manual::page()?.as_slice(), 0o644) {
-            Ok(()) => log::info!("Installed {}.", page.display()),
-            // A system whose /usr cannot be written runs the daemon all the same.
-            Err(error) => log::warn!("{error:#}; the man page is not installed"),
+    install_file(&placed(&program), own, 0o755)?;
+    log::info!("Installed {}.", placed(&program).display());
+    let Some(directory) = &args.systemd else { return Ok(ExitCode::SUCCESS) };
+    let text = unit_text(&std::path::absolute(&program)?)?;
+    let share_dir = placed(&args.share.share_dir);
+    let install = |(name, content): (PathBuf, Vec<u8>)| install_file(&share_dir.join(name), &*content, 0o644);
+    match documentation()?.into_iter().try_for_each(install) {
+        Ok(()) => log::info!("Installed the man pages and completions below {}.", share_dir.display()),
+        // A system whose /usr cannot be written runs the daemon all the same. A package has to be complete.
+        Err(error) if args.root.is_none() => {
+            log::warn!("{error:#}; the man pages and completions are not installed");
         }
-        install_file(&unit, text.as_bytes(), 0o644)?;
-        log::info!(
-            "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
-            unit.display()
-        );
+        Err(error) => return Err(error),
     }
+    let unit = placed(&directory.join(UNIT));
+    install_file(&unit, text.as_bytes(), 0o644)?;
+    let start = "systemctl daemon-reload && systemctl enable --now kcm";
+    log::info!("Installed {}; start it: {start}", unit.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Uninstalls in order of increasing damage: the node's Kubernetes resources first (if this is a node), so that no pod
-/// arrives; the pools last.
-pub(super) fn uninstall(args: &cli::Uninstall) -> Result<ExitCode, Error> {
-    confdir::check_answers(&args.dir.conf_dir)?;
-    let dir = if args.dir.conf_dir.exists() { Some(ConfDir::open(&args.dir.conf_dir)?) } else { None };
-    let dir = dir.filter(|dir| dir.pools_dir().exists());
-    let locked_and_unused = || {
-        let lock = dir.as_ref().map(ConfDir::lock).transpose()?;
-        dir.as_ref().filter(|_| !args.force).map_or(Ok(()), check_unused).map(|()| lock)
-    };
-    if let Some(node) = node_name_if_any(&args.node)? {
-        // The API server may take long to answer, and others need the lock meanwhile.
-        drop(locked_and_unused()?);
-        discover::unadvertise(&node)?;
-    }
-    let _lock = locked_and_unused()?;
-    let unit = args.systemd.join(UNIT);
-    // The link that `systemctl enable` creates.
-    let wanted = args.systemd.join(format!("{TARGET}.wants")).join(UNIT);
-    for file in [args.target.install_dir.join(PROGRAM), wanted, unit, args.man.man_dir.join(MAN_PAGE)] {
-        match fs::remove_file(&file) {
-            Ok(()) => log::info!("Removed {}.", file.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(confdir::file_error(&file, error)),
-        }
-    }
-    if let Some(dir) = &dir {
-        remove_pools(dir, args.force)?;
-        log::info!("Removed the pools of {}.", dir.path().display());
-        if dir.is_mounted() {
-            log::info!("{0} is still served; end that: kcm unmount --conf-dir={0}", dir.path().display());
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Checks that no list has tasks.
-fn check_unused(dir: &ConfDir) -> Result<(), Error> {
-    let host = Host::with_processes()?;
-    // A plain directory also has the PIDs of dead tasks.
-    let is_live = |pid: &u32| dir.is_mounted() || host.is_alive(*pid);
-    for (pool, content) in &dir.pools()? {
-        for (list, tasks) in &content.lists {
-            if let Some(pid) = tasks.iter().find(|pid| is_live(pid)) {
-                bail!("{pool} {list} is held by {pid}; end that first, or release it with --force");
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Removes all pools. `force`: on a mount, releases the tasks of each list first. The caller holds the lock.
-fn remove_pools(dir: &ConfDir, force: bool) -> Result<(), Error> {
-    for (pool, content) in dir.pools()? {
-        for (list, tasks) in content.lists {
-            for pids in tasks.chunks(RELEASES_PER_WRITE).filter(|_| force && dir.is_mounted()) {
-                let words: Vec<String> = pids.iter().map(|pid| format!("-{pid}")).collect();
-                // An error needs no handling: the removal fails if a task is left, for this reason or a later claim.
-                let _ = fs::write(dir.tasks(&pool, &list), words.join(" ") + "\n");
-            }
-            remove(dir, &dir.pool(&pool).join(&list))?;
-        }
-        remove(dir, &dir.pool(&pool))?;
-    }
-    if !dir.is_mounted() {
-        let pools = dir.pools_dir();
-        fs::remove_dir(&pools).map_err(|error| confdir::file_error(&pools, error))?;
-        let lock = dir.path().join("lock");
-        fs::remove_file(&lock).map_err(|error| confdir::file_error(&lock, error))?;
-    }
-    Ok(())
-}
-
-/// Removes a pool or a list.
-fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
-    dir.remove_created(directory);
-    if directory.exists() {
-        // Removing it again returns the reason of the failure.
-        dir.with_reason(directory, || fs::remove_dir(directory))?;
-    }
-    Ok(())
+/// Returns the man pages and completions, by their names below the directory of shared files (`/usr/share`).
+pub(super) fn documentation() -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
+    let pages = manual::all()?.into_iter().map(|page| (Path::new("man").join(page.file), page.text));
+    let scripts = COMPLETIONS.into_iter().map(|(shell, file)| Ok((file.into(), complete::script(shell)?)));
+    pages.map(Ok).chain(scripts).collect()
 }
 
 /// Installs a file by atomic replacement: a process that starts the program gets the old one or the new one.
@@ -177,7 +105,7 @@ pub(super) fn unit_text(program: &Path) -> Result<String, Error> {
         "\
 [Unit]
 Description=CPU pools as a live filesystem
-Documentation=man:kcm(1)
+Documentation=man:kcm(1) man:kcm(5)
 Wants=modprobe@fuse.service
 After=modprobe@fuse.service
 # Whatever starts containers, which bind the directory.
@@ -258,32 +186,5 @@ mod tests {
         fs::create_dir(home.path().join("directory")).unwrap();
         assert!(install_file(&home.path().join("directory"), "x".as_bytes(), 0o644).is_err());
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "the new file is removed after an error");
-    }
-
-    #[test]
-    fn a_plain_directory_is_removed_with_its_pools_and_lock() {
-        let home = tempfile::tempdir().unwrap();
-        let dir = ConfDir::open(home.path()).unwrap();
-        dir.create_pools_dir().unwrap();
-        dir.create_pool("p").unwrap();
-        dir.set_exclusive("p", true).unwrap();
-        dir.create_list("p", "0").unwrap();
-        let _lock = dir.lock().unwrap();
-        check_unused(&dir).unwrap();
-        remove_pools(&dir, false).unwrap();
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_list_with_a_live_task_is_in_use() {
-        let home = tempfile::tempdir().unwrap();
-        let dir = ConfDir::open(home.path()).unwrap();
-        dir.create_pools_dir().unwrap();
-        dir.create_pool("p").unwrap();
-        dir.set_exclusive("p", true).unwrap();
-        dir.create_list("p", "0").unwrap();
-        fs::write(dir.tasks("p", "0"), std::process::id().to_string()).unwrap();
-        let error = check_unused(&dir).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("p 0 is held by {}", std::process::id())), "{error}");
     }
 }

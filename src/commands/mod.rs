@@ -6,6 +6,7 @@ mod apply;
 mod claim;
 mod cluster_init;
 mod common;
+mod complete;
 mod describe;
 mod discover;
 mod events;
@@ -22,12 +23,14 @@ mod reconcile;
 mod shield;
 mod state;
 mod status;
+mod uninstall;
 
 use std::process::ExitCode;
 
 use anyhow::Error;
 
 pub(crate) use common::output::display_error;
+pub(crate) use complete::complete_if_asked;
 
 use crate::cli::{Cli, Command};
 use crate::confdir;
@@ -56,10 +59,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Discover(args) => discover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::NodeReport(args) => node_report::run(&args),
-        Command::Install(args) => install::install(&args),
-        Command::Uninstall(args) => install::uninstall(&args),
-        Command::Completions(args) => manual::completions(&args),
-        Command::Man(args) => manual::man(&args),
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
+        Command::Completions(args) => complete::run(&args),
+        Command::Man(args) => manual::run(&args),
         Command::State(args) => state::run(&args),
     }
 }

@@ -144,23 +144,43 @@ holds "kcm unmount by hand" kcm unmount
 until_up "$old"
 is "the service mounts again" "$(cat $D/0/tasks)" "$job"
 
+fails "kcm uninstall while a list is held" "dataplane 0 is held by $job" kcm uninstall
+is "changes nothing" "$(state ActiveState) $(cat $D/0/tasks)" "active $job"
 claim $D/0/tasks "-$job"
 claim $D/1/tasks "-$$"
-holds "kcm uninstall" kcm uninstall
-holds "and systemctl stop after it" systemctl stop kcm
-systemctl daemon-reload
+# What is left of kcm, without what this machine was started with.
+rest() { find / -xdev -name '*kcm*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/t/*' ! -path '/tmp/*' ! -path '/var/log/*' ! -path '/run/systemd/*' | sort; }
+uninstall() { /t/kcm uninstall "$@"; }
+holds "kcm uninstall" uninstall
 is "nothing is mounted" "$(mounted)" ""
-is "no unit has failed" "$(systemctl list-units --failed --no-legend 'kcm*' | wc -l)" 0
-holds "it is installed again" kcm install --systemd
+is "no unit is left, and none has failed" "$(state LoadState) $(systemctl list-units --failed --no-legend 'kcm*' | wc -l)" "not-found 0"
+is "no process is left" "$(pidof kcm)" ""
+is "the mount point and the state directory stay" "$(rest | tr '\n' ' ')" "/etc/kcm /var/lib/kcm "
+
+holds "it is installed again" /t/kcm install --systemd
 systemctl daemon-reload
 holds "and started" systemctl enable --now kcm
+holds "with pools and a claim" sh -c "kcm init --num-dp-cores=2 --num-cp-cores=1 && echo $job >$D/1/tasks"
 holds "systemctl disable --now" systemctl disable --now kcm
 is "nothing is mounted then" "$(mounted)" ""
-fails "kcm uninstall needs the daemon" "start it: systemctl start kcm" kcm uninstall
+fails "kcm uninstall after it while a list is held" "dataplane 1 is held by $job" uninstall --purge
+is "mounts nothing" "$(mounted)" ""
+holds "kcm uninstall --force --purge after it" uninstall --force --purge
+is "gives the claim back" "$(mask "$job")" "0-3"
+is "nothing of kcm is left" "$(rest)" ""
+is "and no process" "$(pidof kcm)" ""
+
+# The daemon of another directory has no service.
+holds "another directory is mounted" /t/kcm mount --conf-dir=/run/other --state-dir=/run/other.state
+holds "the service is installed again" /t/kcm install --systemd
+systemctl daemon-reload
+holds "it is started again" systemctl enable --now kcm
+holds "kcm uninstall --purge of the other directory" uninstall --conf-dir=/run/other --purge
+is "leaves the service and its program alone" "$(state ActiveState) $(ls /opt/bin/kcm) $(ls -d /run/other* 2>&1 | grep -c 'No such file')" \
+    "active /opt/bin/kcm 1"
 
 # The machine is shut down while the directory is in use; tests/vm/shutdown has the checks.
-holds "it is started again" systemctl enable --now kcm
-holds "and has pools again" kcm init --num-dp-cores=2 --num-cp-cores=1
+holds "it has pools again" kcm init --num-dp-cores=2 --num-cp-cores=1
 claim $D/0/tasks "$job"
 is "with a claim" "$(cat $D/0/tasks)" "$job"
 (cd $D && exec sleep 99999) &

@@ -15,6 +15,7 @@ mod limits;
 mod messages;
 mod mount;
 mod paths;
+mod removal;
 mod requirements;
 mod role;
 mod setup;
@@ -51,6 +52,7 @@ pub use args::Invocation;
 pub use error::MountError;
 pub use messages::write as write_message;
 pub use paths::MountPaths;
+pub use removal::{Served, remove_state, served};
 pub use role::Role;
 pub use setup::{timestamp, writes_to_log};
 pub use upgrade::upgrade;
@@ -273,7 +275,9 @@ fn finish(
         Exit::Stop => log::info!("{}: no longer served", conf_dir.display()),
         Exit::Unused => {
             log::info!("{}: has no pools, and is no longer served", conf_dir.display());
-            trust::remove(state_dir);
+            if let Err(error) = trust::remove(state_dir) {
+                log::warn!("{}: cannot be removed: {error}", state_dir.display());
+            }
             let _ = std::fs::remove_dir(conf_dir);
         }
         Exit::Detach => log::info!("{}: left to the process that has its descriptors", conf_dir.display()),

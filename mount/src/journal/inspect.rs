@@ -86,7 +86,7 @@ impl Found {
         let mut found = Self::default();
         for entry in fs::read_dir(path)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.contains(".damaged-") {
+            if name.contains(trust::DAMAGED) {
                 found.set_aside.push(name);
             }
         }

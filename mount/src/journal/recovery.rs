@@ -140,7 +140,7 @@ fn read(file: &Path, damage: &mut Vec<Damage>) -> Result<Option<Vec<u8>>, StateE
 fn set_aside(file: &Path, what: String, damage: &mut Vec<Damage>) {
     let name = |suffix: String| {
         let mut name = file.as_os_str().to_owned();
-        name.push(format!(".damaged-{}{suffix}", clock::wall_ms() / 1000));
+        name.push(format!("{}{}{suffix}", trust::DAMAGED, clock::wall_ms() / 1000));
         PathBuf::from(name)
     };
     let free =

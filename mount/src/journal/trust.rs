@@ -27,6 +27,8 @@ const NAMES: [&str; 10] = [
     "log.old",
     "upgrade",
 ];
+/// What follows the name of a damaged file that was set aside; then comes the time.
+pub(super) const DAMAGED: &str = ".damaged-";
 /// The most symbolic links that are followed in one path, as in path_resolution(7).
 const MAX_LINKS: usize = 40;
 /// The bits of a mode: writable by the group, by others; only owners may remove entries.
@@ -41,14 +43,20 @@ pub(crate) struct Untrusted {
     pub(crate) why: String,
 }
 
-/// Removes the files of a state directory, and the directory if nothing else is in it.
-pub(crate) fn remove(directory: &Path) {
-    for name in NAMES {
-        let _ = fs::remove_file(directory.join(name));
+/// Removes the files of a state directory, the damaged ones that were set aside too, and the directory if nothing else is in
+/// it.
+///
+/// # Errors
+/// The directory is still there.
+pub(crate) fn remove(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)?.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let name = name.to_str().map(|name| name.split_once(DAMAGED).map_or(name, |(original, _)| original));
+        if name.is_some_and(|name| NAMES.contains(&name)) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
-    if let Err(error) = fs::remove_dir(directory) {
-        log::warn!("{}: cannot be removed: {error}", directory.display());
-    }
+    fs::remove_dir(directory)
 }
 
 /// Checks a state directory, as far as it exists, and its files.
@@ -249,6 +257,30 @@ mod tests {
         assert_eq!(why(&state), "config.new is a symbolic link");
         assert!(write(&state.join("config.new"), b"x").is_err(), "no link is followed");
         assert!(read(&state.join("config.new")).is_err());
+    }
+
+    #[test]
+    fn only_files_of_a_state_directory_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        for name in
+            ["lock", "config", "config.damaged-1700000000", "claims.damaged-1700000000-1", "events.new"]
+        {
+            fs::write(state.join(name), "").unwrap();
+        }
+        for name in ["notes", "configuration", "notes.damaged-1"] {
+            fs::write(state.join(name), "").unwrap();
+        }
+        assert!(remove(&state).is_err());
+        let left =
+            fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut left: Vec<String> = left.collect();
+        left.sort();
+        assert_eq!(left, ["configuration", "notes", "notes.damaged-1"]);
+        left.iter().for_each(|name| fs::remove_file(state.join(name)).unwrap());
+        remove(&state).unwrap();
+        assert!(!state.exists());
     }
 
     mod as_root {

@@ -28,6 +28,11 @@ pub(crate) fn node_name_if_any(arg: &cli::NodeArg) -> Result<Option<String>, Err
     choose(from_env, arg.node.clone())
 }
 
+/// Returns whether this process is in a pod of kcm, which has the name of its node in `NODE_NAME`.
+pub(crate) fn is_in_pod() -> bool {
+    std::env::var_os("NODE_NAME").is_some_and(|name| !name.is_empty())
+}
+
 /// Returns the name from the environment, else the one from the flag.
 fn choose(env: Option<String>, flag: Option<String>) -> Result<Option<String>, Error> {
     let name = env.or(flag);

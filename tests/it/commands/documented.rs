@@ -273,7 +273,7 @@ fn a_held_lock_ends_the_command_after_the_timeout() {
         &["isolate", "--pool=infra", "true"],
         &["reconcile"],
         &["init", "--num-dp-cores=1"],
-        &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--man-dir=/nowhere"],
+        &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--share-dir=/nowhere"],
     ];
     for words in commands {
         for (timeout, printed) in [("0.2", "0.2"), ("0", "0.0")] {

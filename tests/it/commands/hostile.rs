@@ -127,7 +127,7 @@ fn a_damaged_list_is_named_and_the_others_are_used() {
         // A command that makes or removes lists does all or nothing.
         for words in [
             &["init", "--num-dp-cores=1"][..],
-            &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--man-dir=/nowhere"],
+            &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--share-dir=/nowhere"],
         ] {
             let (_, err, code) = at_once(&mut plain.kcm(words));
             assert!(code == Some(1) && err.contains(tasks.to_str().unwrap()), "{name} {words:?}: {err}");
@@ -226,7 +226,7 @@ fn names_of_pools_and_lists_stay_in_their_place() {
         fs::write(pool.join("1/tasks"), "no PID").unwrap();
         let line = failure(
             plain
-                .kcm(&["uninstall", "--install-dir=/nowhere", "--man-dir=/nowhere"])
+                .kcm(&["uninstall", "--install-dir=/nowhere", "--share-dir=/nowhere"])
                 .arg("--systemd=/nowhere"),
         );
         assert_harmless(&line);

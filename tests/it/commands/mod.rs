@@ -1,6 +1,7 @@
 //! The command line, on a mount and on a plain directory.
 
 pub mod apply;
+pub mod completions;
 pub mod describe;
 pub mod describe_people;
 pub mod describe_svg;
@@ -23,3 +24,4 @@ pub mod shield;
 pub mod state;
 pub mod status;
 pub mod unanswered;
+pub mod uninstall;

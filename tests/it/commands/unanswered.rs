@@ -61,7 +61,7 @@ fn every_command_ends(conf: &Path) {
         &["isolate", "--pool=dataplane", "--wait", "true"],
         &["init"],
         &["discover", "--node=n"],
-        &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--man-dir=/nowhere"],
+        &["uninstall", "--install-dir=/nowhere", "--systemd=/nowhere", "--share-dir=/nowhere"],
         &["node-report"],
     ];
     std::thread::scope(|scope| {

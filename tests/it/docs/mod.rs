@@ -2,6 +2,7 @@
 
 pub mod architecture;
 pub mod compatibility;
+pub mod manual;
 pub mod monitoring;
 pub mod pages;
 pub mod programming;

@@ -61,13 +61,15 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// A shell as root on its own machine: with its own /etc, /opt, /var/lib, processes and four cores.
+/// A shell as root on its own machine: with its own /etc, /opt, /var/lib, /usr/local/share, processes and four cores.
 fn session(home: &Path) -> Shell {
     let root = home.join("machine");
     Machine::new(1, 4, 1).write(&root);
     // PIDs have four digits; for the first process of a namespace, self/ says nothing about others.
-    let script = "for place in /etc /opt /var/lib; do mount -t tmpfs none $place; done
+    let script = "for place in /etc /opt /var/lib /usr/local/share; do mount -t tmpfs none $place; done
         mkdir -p /etc/systemd/system
+        # The service manager of this machine has nothing to do with it.
+        [ ! -d /run/systemd ] || mount -t tmpfs none /run/systemd
         echo 4700 > /proc/sys/kernel/ns_last_pid
         exec 2>&1
         bash
