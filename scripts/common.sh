@@ -18,7 +18,14 @@ need() {
 # $CARGO_BUILD_TARGET), and statically linked. Naming a target keeps build scripts and procedural macros dynamic; they
 # do not work as static programs. A plain `cargo build` uses neither setting and has its own directory below target/.
 need_rust() {
-    command -v cargo >/dev/null || fail "cargo is missing; install Rust (rustup.rs), 1.89 or newer"
+    local least has
+    least=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    if ! command -v cargo >/dev/null || ! command -v rustc >/dev/null; then
+        fail "cargo or rustc is missing; install Rust $least or newer (rustup.rs)"
+    fi
+    has=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$least" "$has" | sort -V | head -1)" = "$least" ] ||
+        fail "rustc $has is too old: kcm needs Rust $least or newer; update it (rustup update, rustup.rs)"
     need cc gcc
     need lscpu util-linux
     export CARGO_BUILD_TARGET=${CARGO_BUILD_TARGET:-$(rustc -vV | sed -n 's/^host: //p')}
@@ -31,9 +38,15 @@ need_rust() {
     esac
 }
 
-# Builds the release program as target/static/kcm.
+# need_component COMMAND COMPONENT: a part of the toolchain that rustup's profile `minimal` leaves out.
+need_component() {
+    command -v "$1" >/dev/null || fail "$1 is missing; install it: rustup component add $2"
+}
+
+# Builds the release program as target/static/kcm. Options of cargo follow; without any, it is quiet.
 build_static() {
-    cargo build --quiet --release --bin kcm
+    [ $# -gt 0 ] || set -- --quiet
+    cargo build "$@" --release --bin kcm
     install -D -m 755 "${CARGO_TARGET_DIR:-target}/$CARGO_BUILD_TARGET/release/kcm" target/static/kcm
 }
 

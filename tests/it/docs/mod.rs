@@ -8,4 +8,5 @@ pub mod pages;
 pub mod programming;
 pub mod reference;
 pub mod schemas;
+pub mod scripts;
 pub mod semantics;
