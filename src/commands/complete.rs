@@ -32,7 +32,7 @@ const VARIABLE: &str = "KCM_COMPLETE";
 /// How long a shell waits for names at most.
 const MOST: Duration = Duration::from_secs(1);
 const SHELLS: Shells<'_> = Shells(&[&bash::Bash, &Elvish, &Fish, &Powershell, &Zsh]);
-/// What follows the script for zsh. A file of a completion is the body of a function, which has to complete when it is called
+/// The end of the script for zsh. A file of a completion is the body of a function, which has to complete when it is called
 /// for the first time.
 const ZSH_AUTOLOAD: &str = "\nif [[ $funcstack[1] == _kcm ]]; then _clap_dynamic_completer_kcm \"$@\"; fi\n";
 
@@ -126,7 +126,7 @@ fn nodes_of_cluster() -> Vec<CompletionCandidate> {
     names.lines().map(CompletionCandidate::new).collect()
 }
 
-/// What has a man page.
+/// The names of man pages.
 fn pages() -> Vec<CompletionCandidate> {
     let of = |command: &clap::Command| {
         CompletionCandidate::new(command.get_name()).help(command.get_about().cloned())

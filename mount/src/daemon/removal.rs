@@ -10,7 +10,7 @@ use super::{fds, identity};
 use crate::journal::{StateLock, trust};
 use crate::mountpoint::{self, Status};
 
-/// Who serves a mount point, as far as this process can see.
+/// The daemon of a mount point, as far as this process can see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Served {
     /// Nothing is mounted there.

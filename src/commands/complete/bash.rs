@@ -11,7 +11,7 @@ use clap::Command;
 use clap_complete::engine::complete;
 use clap_complete::env::EnvCompleter;
 
-/// What the script sets: the number of the word that is completed.
+/// The variable with the number of the word that is completed, which the script sets.
 const INDEX: &str = "KCM_COMPLETE_INDEX";
 
 /// The completion for bash, instead of the one in clap_complete, which does not complete `--flag=<value>`.

@@ -1,4 +1,4 @@
-//! What the first and the last line of each page say.
+//! The first and the last line of each page.
 //!
 //! Owns the name of the manual. Does not know the pages.
 

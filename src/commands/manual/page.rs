@@ -15,7 +15,7 @@ use super::heading::{MANUAL, date, source};
 
 /// The exit status of a command that has no other one.
 const EXIT_STATUS: &str = "0 success, 1 failure, 2 wrong usage.";
-/// What each page has, whatever its command reads.
+/// The files of each page, whatever its command reads.
 const FILES: [(&str, &str); 3] = [
     ("/etc/kcm", "the configuration directory, see kcm(5)"),
     ("/var/lib/kcm", "the state directory: pools, claims, and the log of a daemon in the background"),

@@ -78,7 +78,7 @@ const STATE: &[(&str, &str)] = &[
     ("upgrade", "exists while an upgrade is requested"),
 ];
 
-/// What may be written to a file `tasks`.
+/// The words that may be written to a file `tasks`.
 const COMMANDS: &[(&str, &str)] = &[
     ("0", "claims for the writer"),
     ("N", "claims for the process N, as the writer's PID namespace numbers it"),

@@ -16,7 +16,7 @@ fn mount() -> Mount {
     mount
 }
 
-/// What bash offers for the last of these words, as the script passes them: split at `=`.
+/// The words that bash offers for the last of these words, as the script passes them: split at `=`.
 fn offered(words: &[&str]) -> Vec<String> {
     let script = "source <(\"$KCM\" completions bash); kcm() { \"$KCM\" \"$@\"; }; COMP_WORDS=(\"$@\")
         COMP_CWORD=$(($# - 1)); last=${@: -1}; [ \"$last\" != = ] || last=

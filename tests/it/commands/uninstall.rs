@@ -82,7 +82,7 @@ fn is_mounted(mount: &Mount) -> bool {
     table.contains(&format!(" {} ", mount.conf().display()))
 }
 
-/// What is said about a mount that is not purged.
+/// The message about a mount that is not purged.
 fn stay(mount: &Mount) -> String {
     let (conf, state) = (mount.conf(), mount.state());
     format!("The mount point {} and {} stay; --purge removes them, too.", conf.display(), state.display())
