@@ -6,14 +6,16 @@ mounted() { grep -c " $C .* - fuse.kcm " /proc/self/mountinfo; }
 # Everything that a package or a daemon could leave behind. dpkg keeps its own records.
 rest() {
     find / -xdev -name '*kcm*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/t/*' ! -path '/tmp/*' ! -path '/var/lib/dpkg/*' \
-        ! -path '/var/log/*' ! -path '/var/cache/*' ! -path '/run/systemd/transient/*' 2>/dev/null | sort
+        ! -path '/var/log/*' ! -path '/var/cache/*' ! -path '/run/systemd/transient/*' 2>/dev/null | sort | tr '\n' ' '
 }
+# By its path: the shell would start busybox's own one.
+DPKG=/usr/bin/dpkg
 FIRST=/t/kcm_first.deb NEXT=/t/kcm_next.deb
 
 is "nothing of kcm is there" "$(rest)" ""
 holds "apt-get install" apt-get install -y -q $FIRST
 is "kcm is in PATH" "$(command -v kcm) $(kcm --version | cut -d' ' -f1)" "/usr/bin/kcm kcm"
-is "dpkg finds all of its files as they were" "$(dpkg --verify kcm)" ""
+is "dpkg finds all of its files as they were" "$($DPKG --verify kcm)" ""
 is "nothing was started" "$(state ActiveState) $(mounted)" "inactive 0"
 holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify kcm.service 2>&1)" ]'
 for page in "1 kcm" "1 kcm-isolate" "1 kcm-uninstall" "5 kcm"; do
@@ -28,7 +30,7 @@ sleeper
 claim $D/0/tasks "$job"
 is "a claim" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
 main=$(state MainPID) old=$(worker)
-holds "dpkg -i of a higher version" dpkg -i $NEXT
+holds "dpkg -i of a higher version" $DPKG -i $NEXT
 is "the service was not restarted" "$(state MainPID) $(state NRestarts)" "$main 0"
 is "another worker serves" "$([ "$(worker)" != "$old" ] && [ -n "$(worker)" ] && echo yes)" yes
 is "with the claim" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
@@ -49,7 +51,7 @@ kcm mount --foreground >/dev/null 2>&1 &
 until_is "a daemon without the service" 1 mounted
 claim $D/1/tasks "$job"
 old=$(worker)
-holds "it is upgraded, too" dpkg -i $NEXT
+holds "it is upgraded, too" $DPKG -i $NEXT
 is "another worker serves" "$([ "$(worker)" != "$old" ] && [ -n "$(worker)" ] && echo yes)" yes
 is "with the claim" "$(cat $D/1/tasks)" "$job"
 
@@ -58,5 +60,5 @@ is "ends the mount, and leaves the package" "$(mounted) $(ls /usr/bin/kcm)" "0 /
 holds "apt-get purge" apt-get purge -y -q kcm
 is "nothing is left" "$(rest)" ""
 is "and no process" "$(pidof kcm)" ""
-is "dpkg knows nothing of it" "$(dpkg -s kcm 2>&1 | grep -c 'not installed')" 1
+is "dpkg knows nothing of it" "$($DPKG -s kcm 2>&1 | grep -c 'not installed')" 1
 finish
