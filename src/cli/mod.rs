@@ -49,9 +49,18 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// The stack of the thread that parses the command line, in bytes: ten times as much as a program without optimization needs.
+const PARSER_STACK: usize = 4 << 20;
+
 impl Cli {
     /// Parses the command line of this process. If it is wrong, prints why and ends the process.
     pub(crate) fn of_process() -> Self {
+        // The stack of the first thread may be small (ulimit -s), and the definitions need some room.
+        let thread = std::thread::Builder::new().stack_size(PARSER_STACK).spawn(Self::parsed);
+        thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(Self::parsed)
+    }
+
+    fn parsed() -> Self {
         let words = order::command_first(std::env::args_os().collect(), &Self::command());
         Self::try_parse_from(words).unwrap_or_else(|error| suggestions::without_far_ones(error).exit())
     }

@@ -22,12 +22,13 @@ const fn file(path: &'static str, mode: u32, about: &'static str) -> File {
 /// All files and directories below the configuration directory.
 const FILES: &[File] = &[
     file("info", 0o755, "Directory of what concerns the whole mount."),
+    file("info/config", 0o600, "The whole configuration as JSON. A write replaces it, see kcm-apply(1)."),
     file(
         "info/events",
         0o600,
         "The newest 1,024 events, one JSON object on each line: claims, releases, deaths, refusals.",
     ),
-    file("info/metrics", 0o444, "Counters as OpenMetrics text, for Prometheus."),
+    file("info/metrics", 0o444, "Counters as text for Prometheus."),
     file(
         "info/reclaimed",
         0o600,
@@ -41,8 +42,9 @@ const FILES: &[File] = &[
     file("pools/POOL/LIST", 0o755, "A CPU list. rmdir(2) removes it if it has no tasks."),
     file(
         "pools/POOL/LIST/state",
-        0o444,
-        "free, affinity, boot, isolated or invalid: what keeps others off the CPUs; then offline CPUs.",
+        0o644,
+        "free, affinity, boot, isolated or invalid: what keeps others off the CPUs; then offline CPUs. Write drain to let no \
+         new task on the list, and undrain to end that.",
     ),
     file(
         "pools/POOL/LIST/tasks",
@@ -56,6 +58,11 @@ const FILES: &[File] = &[
         "affinity, or isolated: while a list is claimed, nothing else runs on its CPUs.",
     ),
     file("pools/POOL/partial", 0o644, "1: exclusive lists serve while some of their CPUs are offline."),
+    file(
+        "pools/POOL/queue",
+        0o644,
+        "The tasks that wait in turn for a list. Write 0 or a PID, then wait with poll(2).",
+    ),
     file("pools/POOL/tasks", 0o644, "The tasks on all lists. A write claims a free list of the pool."),
     file("pools/POOL/transient", 0o644, "1: a list is removed when its last task leaves."),
     file("self", 0o755, "Directory of what concerns the reader."),

@@ -221,14 +221,14 @@ fn operations_on_names_are_explained() {
         ("touch $C/pools/new", "EACCES", "created"),
         ("ln -s x $C/pools/new", "EPERM", "created"),
         ("ln $C/info/version $C/info/other", "EPERM", "linked"),
-        ("mv $C/info/version $C/info/other", "EPERM", "renamed"),
     ] {
         let message = mount.sh(&format!("{operation} 2>/dev/null; cat $C/self/last_error"));
         let expected = format!(": {errno}: files cannot be {what} here; make pools and CPU lists with mkdir");
         assert!(message.contains(&expected), "{operation}: {message}");
     }
     for (operation, reason) in [
-        ("mkdir $C/new", "EPERM: nothing can be made or removed here"),
+        ("mkdir $C/new", "EPERM: nothing can be made, renamed or removed here"),
+        ("mv $C/info/version $C/info/other", "EPERM: nothing can be made, renamed or removed here"),
         ("echo x > $C/info/version", "EINVAL: this file is read-only"),
         ("echo x > $C/self/claim", "EINVAL: this file is read-only"),
         ("echo x > $C/lock", "EINVAL: this file is read-only"),

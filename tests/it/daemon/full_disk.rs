@@ -195,7 +195,7 @@ fn a_configuration_that_cannot_be_stored_is_refused() {
     assert!(fs::metadata(mount.pool("new")).unwrap().ino() > before);
     mount.kill_daemon();
     mount.start();
-    assert_eq!(tree().len(), was.len() + 6, "a pool has six nodes");
+    assert_eq!(tree().len(), was.len() + 7, "a pool has seven nodes");
 }
 
 #[test]
