@@ -2,6 +2,8 @@
 //!
 //! Owns the checks and their messages. Does not know the API server.
 
+pub(super) mod intruders;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -151,33 +153,9 @@ fn offline(pools: &Pools, online: &CpuSet) -> Vec<String> {
     offline.map(|(name, cpus)| format!("CPU list {name} has offline CPUs: {cpus}")).collect()
 }
 
-/// Returns an error for each intruder: a process with a thread whose affinity lies within an exclusive list, while
-/// neither the process nor an ancestor is a task of that list. Such a thread was pinned with taskset(1) or similar.
+/// Returns an error for each intruder.
 fn intruders(pools: &Pools, online: &CpuSet, host: &Host) -> Vec<String> {
-    let exclusive: Vec<List<'_>> = lists(pools).filter(|list| list.exclusive).collect();
-    if exclusive.is_empty() {
-        return Vec::new();
-    }
-    let mut errors = Vec::new();
-    for pid in host.user_processes() {
-        let masks = host.thread_masks(pid);
-        let found =
-            masks.iter().find_map(|(tid, mask)| Some((tid, mask, pinned_to(&exclusive, mask, online)?)));
-        let Some((tid, mask, list)) = found else { continue };
-        let mut ancestors = std::iter::successors(Some(pid), |&pid| host.parent(pid));
-        if ancestors.any(|pid| list.tasks.contains(&pid)) {
-            continue;
-        }
-        // A process without a name has exited since.
-        if let Some(program) = host.program_name(pid) {
-            let thread = if *tid == pid { String::new() } else { format!("thread {tid} of ") };
-            errors.push(format!(
-                "{thread}{pid} ({program}) is pinned to {mask}, within CPU list {}, without a claim",
-                list.name
-            ));
-        }
-    }
-    errors
+    intruders::find(pools, online, host).iter().map(ToString::to_string).collect()
 }
 
 /// Returns an error for each task that does not run on its whole list: a thread is elsewhere, or the cpuset of the task has
@@ -225,15 +203,6 @@ fn siblings(pools: &Pools, machine: &Topology) -> Vec<String> {
         }
     }
     errors
-}
-
-/// Returns the exclusive list that contains the whole affinity of a thread. A thread that may run on every CPU is not
-/// pinned, even if one list has all CPUs.
-fn pinned_to<'a>(exclusive: &'a [List<'a>], mask: &CpuSet, online: &CpuSet) -> Option<&'a List<'a>> {
-    if mask.is_empty() || online.is_subset(mask) {
-        return None;
-    }
-    exclusive.iter().find(|list| mask.is_subset(&list.cpus))
 }
 
 /// Returns an error for each CPU of a list that the kubelet's static CPU manager has assigned or may assign.
@@ -341,19 +310,6 @@ mod tests {
     fn offline_cpus_are_reported_per_list() {
         let pools = pools(&[("a", true, &["0-2", "3"])]);
         assert_eq!(offline(&pools, &cpus("0-1,3")), ["CPU list a:0-2 has offline CPUs: 2"]);
-    }
-
-    #[test]
-    fn a_thread_is_pinned_if_it_may_only_use_the_list() {
-        let pools = pools(&[("a", true, &["0-1", "2-3"])]);
-        let exclusive: Vec<List<'_>> = lists(&pools).collect();
-        let list = |mask: CpuSet, online: &str| {
-            pinned_to(&exclusive, &mask, &cpus(online)).map(|list| list.name.clone())
-        };
-        assert_eq!(list(cpus("3"), "0-3").as_deref(), Some("a:2-3"));
-        assert_eq!(list(cpus("1-2"), "0-3"), None, "in no single list");
-        assert_eq!(list(cpus("0-1"), "0-1"), None, "all CPUs that are online");
-        assert_eq!(list(CpuSet::new(), "0-3"), None);
     }
 
     #[test]
