@@ -15,6 +15,7 @@ use kcm_mount::procfs::{ProcFs, Stat};
 mod cpuset;
 mod isolcpus;
 mod topology;
+mod usage;
 
 /// The machine that a command looks at.
 #[derive(Clone, Debug)]

@@ -49,7 +49,7 @@ pub struct Stat {
     /// The start time in clock ticks since boot.
     pub started: u64,
     /// The CPU on which it runs or ran last.
-    pub(crate) cpu: u32,
+    pub cpu: u32,
     /// The exit status in the encoding of wait(2).
     pub exit_code: i32,
 }
@@ -192,8 +192,22 @@ impl ProcFs {
 
     /// Reads `/proc/PID/task/TID/stat`; `None` if the thread has gone. Unlike [`ProcFs::stat`] of a process, it does not add
     /// up all threads.
-    pub(crate) fn thread_stat(&self, pid: u32, tid: u32) -> io::Result<Option<Stat>> {
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read for another reason.
+    pub fn thread_stat(&self, pid: u32, tid: u32) -> io::Result<Option<Stat>> {
         Ok(self.read(&format!("{pid}/task/{tid}/stat"))?.and_then(|text| Stat::parse(&text)))
+    }
+
+    /// Returns the CPU time that a thread has used, in nanoseconds (`/proc/PID/task/TID/schedstat`); `None` if the thread has
+    /// gone, or the kernel does not have the file. The kernel brings it up to date at each clock tick, and when the thread
+    /// stops running.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read for another reason.
+    pub fn thread_nanoseconds(&self, pid: u32, tid: u32) -> io::Result<Option<u64>> {
+        let run_time = run_time(self.root.as_fd(), &format!("{pid}/task/{tid}/schedstat"))?;
+        Ok(run_time.map(|run_time| run_time.nanoseconds))
     }
 
     /// Reads `/proc/TID/status` of a process or thread; `None` if it has gone.
@@ -328,7 +342,11 @@ pub(crate) struct RunTime {
 /// Reads `TID/schedstat` below the directory `/proc/PID/task`; `None` if the thread has gone, or the kernel does not
 /// have the file.
 pub(crate) fn run_time_of_thread(tasks: BorrowedFd<'_>, tid: u32) -> io::Result<Option<RunTime>> {
-    Ok(read(tasks, &format!("{tid}/schedstat"))?.and_then(|text| {
+    run_time(tasks, &format!("{tid}/schedstat"))
+}
+
+fn run_time(directory: BorrowedFd<'_>, path: &str) -> io::Result<Option<RunTime>> {
+    Ok(read(directory, path)?.and_then(|text| {
         let text = String::from_utf8_lossy(&text);
         let mut numbers = text.split_ascii_whitespace().map(str::parse);
         let (nanoseconds, _, turns) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);

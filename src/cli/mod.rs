@@ -12,6 +12,7 @@ mod validate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
@@ -34,6 +35,7 @@ A session:
   echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
   cat /etc/kcm/self/last_error                     show why the last operation was refused
   kcm status                                       show whether all is well
+  kcm top                                          show the CPUs live
 
 Environment:
   KCM_LOG_LEVEL        CRITICAL (no messages), ERROR, WARNING, INFO (the default) or DEBUG
@@ -80,6 +82,7 @@ pub(crate) enum Command {
     Shield(Shield),
     Status(Status),
     Events(Events),
+    Top(Top),
     Describe(Describe),
     Discover(Discover),
     Reconcile(Reconcile),
@@ -594,6 +597,32 @@ pub(crate) struct Status {
     pub(crate) look: bool,
 }
 
+/// Show the CPUs live: who has each one, for how long, and who else runs there
+///
+/// One row per CPU in the machine's shape, brought up to date each second. `?` explains columns, marks and keys. Needs a
+/// terminal; --once prints one frame as text.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  kcm top
+  kcm top --interval=0.5
+  kcm top --once | grep '!'      the CPUs with intruders
+
+Keys: q quit, s sort, / filter, p pause, arrows scroll, ? help. NO_COLOR=1 turns colours off.")]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Seconds between two frames; shares are of this time
+    #[arg(long, value_name = "seconds", default_value = "1", value_parser = validate::interval)]
+    pub(crate) interval: Duration,
+    /// Print one frame as text, after one interval, and exit
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Look, and print JSON for each line of standard input, in a process that may hang
+    #[arg(long, hide = true)]
+    pub(crate) look: bool,
+}
+
 /// Print the pools, their CPU lists and tasks
 ///
 /// At a terminal, table and map are shortened to its width. Elsewhere nothing is shortened.
@@ -895,8 +924,6 @@ pub(crate) struct Man {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use clap::CommandFactory as _;
 
     use super::*;

@@ -98,6 +98,15 @@ pub(super) fn repeat(text: &str) -> Result<Repeat, String> {
     }
 }
 
+/// Parses the interval of a view: at least a tenth of a second, because it costs the machine something.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        (_, interval) if interval < Duration::from_millis(100) => Err("less than 0.1 seconds".into()),
+        (_, interval) if interval > Duration::from_secs(86_400) => Err("more than a day".into()),
+        (_, interval) => Ok(interval),
+    }
+}
+
 /// Parses a number of seconds that a `Duration` can hold; also returns the number itself.
 fn seconds(text: &str) -> Result<(f64, Duration), String> {
     let number: Option<f64> = text.parse().ok();
@@ -133,6 +142,14 @@ mod tests {
         assert_eq!(repeat("0.5"), Ok(Repeat::Every(Duration::from_millis(500))));
         for text in ["-1", "soon", "inf", "nan", "1e-12", "1e30", ""] {
             assert!(repeat(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_view_changes_at_most_ten_times_a_second() {
+        assert_eq!(interval("0.1"), Ok(Duration::from_millis(100)));
+        for text in ["0", "0.09", "-1", "soon", "inf", "86401"] {
+            assert!(interval(text).is_err(), "{text:?}");
         }
     }
 

@@ -23,6 +23,7 @@ mod reconcile;
 mod shield;
 mod state;
 mod status;
+mod top;
 mod uninstall;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Events(args) => events::run(&args),
         Command::Shield(args) => shield::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),

@@ -80,14 +80,14 @@ enum Line {
 
 /// The threads of one task that are outside its list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Strays {
-    pool: String,
-    list: String,
+pub(super) struct Strays {
+    pub(super) pool: String,
+    pub(super) list: String,
     cpus: CpuSet,
     /// The task's PID.
-    pid: u32,
+    pub(super) pid: u32,
     /// Thread IDs and affinities.
-    threads: Vec<(u32, CpuSet)>,
+    pub(super) threads: Vec<(u32, CpuSet)>,
 }
 
 /// The content of `info/reclaimed`.
@@ -280,7 +280,7 @@ fn not_isolated(dir: &ConfDir, pools: &Pools) -> Vec<NotIsolated> {
 }
 
 /// Returns those threads of `now` that are also in `earlier`, outside the same list.
-fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
+pub(super) fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
     now.retain_mut(|now| {
         let is_same = |was: &&Strays| (was.pid, &was.pool, &was.list) == (now.pid, &now.pool, &now.list);
         let was = earlier.iter().find(is_same).map_or(&[][..], |was| &was.threads);
@@ -291,7 +291,7 @@ fn in_both(earlier: &[Strays], mut now: Vec<Strays>) -> Vec<Strays> {
 }
 
 /// Returns the strays of these pools at this moment.
-fn strays(dir: &ConfDir, host: &Host, pools: &Pools) -> Vec<Strays> {
+pub(super) fn strays(dir: &ConfDir, host: &Host, pools: &Pools) -> Vec<Strays> {
     let mut all = Vec::new();
     // Damaged lists were named when the reclaims were looked for.
     for (pool, content) in pools {

@@ -23,5 +23,6 @@ pub mod repair;
 pub mod shield;
 pub mod state;
 pub mod status;
+pub mod top;
 pub mod unanswered;
 pub mod uninstall;

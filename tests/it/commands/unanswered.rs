@@ -56,6 +56,7 @@ impl Drop for Silent {
 fn every_command_ends(conf: &Path) {
     let commands: &[&[&str]] = &[
         &["describe"],
+        &["top", "--once"],
         &["reconcile"],
         &["isolate", "--pool=dataplane", "true"],
         &["isolate", "--pool=dataplane", "--wait", "true"],
