@@ -70,7 +70,7 @@ mod tests {
     fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, &[&str])| {
             let lists = lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, partial: false, isolated: false, lists })
+            (name.to_owned(), Pool { exclusive, lists, ..Pool::default() })
         };
         pools.iter().map(pool).collect()
     }

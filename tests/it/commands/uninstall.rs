@@ -98,7 +98,10 @@ fn a_mount_without_tasks_is_taken_down() {
     fails(&mut node.uninstall(&[]), &begin, "end that first, or release it with --force");
     fails(&mut node.uninstall(&["--dry-run"]), &begin, "end that first, or release it with --force");
     assert!(node.is_installed(), "a refused uninstall changes nothing");
-    assert_eq!(mount.sh("ls $C/pools/dataplane"), "0\n1\nexclusive\nmode\npartial\nqueue\ntasks\ntransient\n");
+    assert_eq!(
+        mount.sh("ls $C/pools/dataplane"),
+        "0\n1\nexclusive\nmode\npartial\nqueue\ntasks\ntransient\n"
+    );
 
     task.end();
     let supervisor = mount.supervisor();
