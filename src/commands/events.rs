@@ -14,7 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value};
 
 use super::common::output::print;
-use super::describe::shown;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 
@@ -116,10 +115,15 @@ impl Printer {
     }
 }
 
+/// Returns a text that is safe to print on a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// Returns an event as a line for people.
 fn text_of(event: &Map<String, Value>) -> String {
     let text = |name: &str| match event.get(name) {
-        Some(Value::String(text)) => Some(shown(text)),
+        Some(Value::String(text)) => Some(printable(text)),
         Some(Value::Null) | None => None,
         Some(other) => Some(other.to_string()),
     };
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     const CLAIMED: &str = r#"{"seq":7,"time":"2026-11-26T10:00:00.250Z","event":"claimed","pool":"dp","cpus":"2-3","pid":42,"program":"fw","uid":0}"#;
-    const REFUSED: &str = r#"{"seq":8,"time":"2026-11-26T10:00:01.250Z","event":"refused","pool":"dp","pid":43,"program":"sh","uid":1000,"errno":"EBUSY","reason":"no"}"#;
+    const REFUSED: &str = r#"{"seq":8,"time":"2026-11-26T10:00:01.250Z","event":"refused","pool":"dp","pid":43,"program":"sh","uid":1000,"errno":"EBUSY","reason":"dp 0 is held (1), wait;\u001b[1m"}"#;
 
     #[test]
     fn an_event_is_one_line() {
@@ -161,7 +165,7 @@ mod tests {
         let expected = "\
 3 older events had to make room
 2026-11-26T10:00:00.250Z 7 claimed   dp 2-3 42 (fw) uid 0
-2026-11-26T10:00:01.250Z 8 refused   dp 43 (sh) uid 1000: EBUSY: no
+2026-11-26T10:00:01.250Z 8 refused   dp 43 (sh) uid 1000: EBUSY: dp 0 is held (1), wait;?[1m
 ";
         assert_eq!(printer.lines(&text), expected);
         assert_eq!(printer.lines(&text), "", "each once");

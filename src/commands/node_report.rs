@@ -285,20 +285,8 @@ fn mount(status: Option<Status>, metrics: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::intruders::tests::{cpus, pools};
     use super::*;
-    use crate::confdir::Pool;
-
-    fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
-        let pool = |&(name, exclusive, lists): &(&str, bool, &[&str])| {
-            let lists = lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect();
-            (name.to_owned(), Pool { exclusive, lists, ..Pool::default() })
-        };
-        pools.iter().map(pool).collect()
-    }
-
-    fn cpus(text: &str) -> CpuSet {
-        text.parse().unwrap()
-    }
 
     #[test]
     fn each_overlap_is_reported_once() {

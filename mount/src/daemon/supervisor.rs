@@ -386,7 +386,15 @@ impl Supervisor {
             self.replace_aborted()?;
             return Ok(None);
         }
-        log::warn!("the worker has died: {}; the next one is started", failure.unwrap_or(exit_reason));
+        match failure {
+            None if self.stage == Stage::AwaitingWorker && !is_own => {
+                log::info!("the worker of the program before has ended; the next one is started");
+            }
+            failure => {
+                let reason = failure.unwrap_or(exit_reason);
+                log::warn!("the worker has died: {reason}; the next one is started");
+            }
+        }
         self.schedule_start(uptime);
         if !self.resends {
             self.remount("this kernel (before 6.9) cannot continue the mount")?;

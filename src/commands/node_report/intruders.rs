@@ -63,11 +63,11 @@ fn pinned_to<'a>(exclusive: &'a [List<'a>], mask: &CpuSet, online: &CpuSet) -> O
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::confdir::Pool;
 
-    fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
+    pub(in crate::commands::node_report) fn pools(pools: &[(&str, bool, &[&str])]) -> Pools {
         let pool = |&(name, exclusive, lists): &(&str, bool, &[&str])| {
             let lists = lists.iter().map(|list| ((*list).to_owned(), Vec::new())).collect();
             (name.to_owned(), Pool { exclusive, lists, ..Pool::default() })
@@ -75,7 +75,7 @@ mod tests {
         pools.iter().map(pool).collect()
     }
 
-    fn cpus(text: &str) -> CpuSet {
+    pub(in crate::commands::node_report) fn cpus(text: &str) -> CpuSet {
         text.parse().unwrap()
     }
 
