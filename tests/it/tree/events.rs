@@ -52,7 +52,9 @@ fn events_report_each_claim_in_order() {
     assert_eq!(errno(write(&list_1, "0")), Errno::EBUSY);
     task.end();
     let ended = mount.sh("echo $$ > $C/pools/dataplane/1/tasks; echo $$");
-    let heir = mount.sh("echo $$ > $C/pools/dataplane/1/tasks; sleep 1000 >&- 2>&- & echo $$ $!");
+    // The shell ends when the process that it leaves behind has become sleep(1).
+    let heir = mount.sh("echo $$ > $C/pools/dataplane/1/tasks; sleep 1000 >&- 2>&- &
+        until [ $(< /proc/$!/comm) = sleep ]; do :; done; echo $$ $!");
     let (shell, heir) = heir.trim().split_once(' ').unwrap();
     let heir = Stray(heir.parse().unwrap());
     let shell: u32 = shell.parse().unwrap();
