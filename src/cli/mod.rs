@@ -271,7 +271,7 @@ pub(crate) struct CreatePool {
     /// Let each list have one task only
     #[arg(long)]
     pub(crate) exclusive: bool,
-    /// What keeps others off the CPUs; isolated lists are exclusive
+    /// How others are kept off the CPUs; isolated lists are exclusive
     #[arg(long, value_enum, value_name = "mode", default_value_t = PoolMode::Affinity)]
     pub(crate) mode: PoolMode,
     /// Let exclusive lists with offline CPUs be claimed

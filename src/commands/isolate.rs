@@ -47,7 +47,7 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a directory whose daemon is away is tried again.
 const AWAY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is claimed, and for whom.
+/// A claim: its pool or list, and its task.
 pub(super) struct Wanted<'a> {
     pub(super) pool: &'a str,
     /// Any list of the pool, if there is none.

@@ -20,7 +20,7 @@ pub(super) const NEW_TASKS: Attributes = Attributes { uid: 0, gid: 0, mode: 0o64
 pub(super) struct Difference {
     /// How many node ids are used.
     pub(super) nodes: u64,
-    /// What is reserved, in this order, and how that is cancelled.
+    /// The reservations in their order, each with the command that cancels it.
     pub(super) reserve: Vec<(Command, Command)>,
     pub(super) changes: Vec<Command>,
     /// The CPUs of new lists.

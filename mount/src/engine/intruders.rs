@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::events::Event;
-use super::ports::{Masks as _, Ports, Process as _, Processes as _};
+use super::ports::{Masks as _, Ports, Processes as _};
 use super::{Engine, list_event_of};
 use crate::metrics::Counter;
 use crate::model::command::{Command, Request, Target};
@@ -119,8 +119,7 @@ impl<P: Ports> Engine<P> {
 
     fn is_still_there(&self, it: &Pinned, cpus: &CpuSet) -> bool {
         // A task that has died keeps its mask until it is collected.
-        let process = self.processes.open(it.task.pid).ok().flatten();
-        let is_alive = process.is_some_and(|process| process.id() == it.task && process.is_alive());
+        let is_alive = self.reopen(it.task).is_some();
         let mask = Pid::new(it.tid).and_then(|tid| self.processes.leader_mask(tid).ok());
         is_alive && mask.is_some_and(|mask| !mask.is_empty() && mask.is_subset(cpus))
     }

@@ -556,8 +556,14 @@ impl PoolId {
 
     /// Returns the nodes of the pool.
     fn nodes(self) -> [u64; 7] {
-        let far = [self.mode_node(), self.transient_node(), self.queue_node()];
-        let [mode, transient, queue] = far;
-        [self.0, self.exclusive_node(), self.tasks_node(), self.partial_node(), mode, transient, queue]
+        [
+            self.0,
+            self.exclusive_node(),
+            self.tasks_node(),
+            self.partial_node(),
+            self.mode_node(),
+            self.transient_node(),
+            self.queue_node(),
+        ]
     }
 }

@@ -5,7 +5,6 @@
 //! A program writes a PID to `queue`, and polls that open file: it becomes ready at the turn of the task, which then claims
 //! as ever. While tasks wait, others are refused unless there are more free lists than tasks that wait before them.
 
-use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +13,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::ports::{Clock as _, Journal as _, Masks as _, Ports, Process as _, Processes as _};
-use super::requester::Requester;
 use super::resolve::single_pid;
 use super::{Caller, Engine, Refused};
 use crate::clock;
@@ -69,9 +67,7 @@ impl<P: Ports> Engine<P> {
         };
         let refused = |refusal| Refused { refusal, pid: single_pid(&tokens) };
         let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
-        let time = self.allowance(caller, opener);
-        let (process, waiting) = (writer.id(), caller.waiting().within(time.limit));
-        let requester = Requester { opener, caller, process, waiting, time, writer: OnceCell::new() };
+        let requester = self.requester(caller, opener, writer.id(), self.allowance(caller, opener));
         let (named, _) = self.resolve(&writer, &tokens, &requester).map_err(refused)?;
         let found = named.first().ok_or(Refusal::NoSuchProcess)?;
         let program = self.processes.comm(&found.process).unwrap_or_default();
@@ -93,8 +89,7 @@ impl<P: Ports> Engine<P> {
     /// Enters the tasks that waited when the worker before ended.
     pub(super) fn recover_queues(&self, waiters: Vec<Waiter>) {
         for waiter in waiters {
-            let process = self.processes.open(waiter.task.pid).ok().flatten();
-            let Some(process) = process.filter(|process| process.id() == waiter.task) else { continue };
+            let Some(process) = self.reopen(waiter.task) else { continue };
             let program = self.processes.comm(&process).unwrap_or_default();
             let claims = self.configuration();
             let list = claims.claim(&waiter.task).and_then(|claim| claims.list(claim.list));
@@ -118,7 +113,7 @@ impl<P: Ports> Engine<P> {
         pool.inspect(|pool| self.queue_changed(*pool)).is_some()
     }
 
-    /// A pool is removed: nobody waits for it any more.
+    /// Ends the places in the queue of a pool that is removed.
     pub(super) fn remove_queue(&self, pool: PoolId) {
         let mut queues = self.waiting.queues.lock();
         let files = queues.remove_pool(pool);
@@ -207,8 +202,9 @@ impl<P: Ports> Engine<P> {
             let room = claims.room(pool, &offline);
             let woken = loop {
                 let woken = queues.give_turns(pool, room, now);
-                let is_dead =
-                    |fh: &&u64| queues.entry(**fh).is_none_or(|entry| !self.is_alive(entry.waiter.task));
+                let is_dead = |fh: &&u64| {
+                    queues.entry(**fh).is_none_or(|entry| self.reopen(entry.waiter.task).is_none())
+                };
                 let dead: Vec<u64> = woken.iter().filter(is_dead).copied().collect();
                 begun.extend(&woken);
                 if dead.is_empty() {
@@ -231,11 +227,6 @@ impl<P: Ports> Engine<P> {
         self.changes.changed(changed);
         let left = oldest.map(|began| Duration::from_nanos((began + turn).saturating_sub(now)));
         Some(left.map_or(INTERVAL, |left| left.min(INTERVAL)))
-    }
-
-    fn is_alive(&self, task: TaskId) -> bool {
-        let process = self.processes.open(task.pid).ok().flatten();
-        process.is_some_and(|process| process.id() == task && process.is_alive())
     }
 }
 

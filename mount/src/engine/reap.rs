@@ -13,7 +13,7 @@ use super::search::{BRIEF, Concern, DeadClaim, LIMIT};
 use super::{Engine, ProcessOf};
 use crate::journal::{Reclaimed, Record};
 use crate::model::claims::Claims;
-use crate::model::command::{Change, Claim, Command, Ending, Heir, Request, Target, TaskInfo};
+use crate::model::command::{Change, Claim, Command, Ending, Heir, Request, Target};
 use crate::model::pool::PoolId;
 use crate::model::task::TaskId;
 
@@ -115,7 +115,7 @@ impl<P: Ports> Engine<P> {
     /// precedes the record of any later claim on the list.
     pub(super) fn end_claim(&self, dead: &DeadClaim, heir: Option<Heir>) {
         let task = dead.claim.task;
-        let heir = heir.and_then(|heir| Some((self.reopen(&heir.info)?, heir)));
+        let heir = heir.and_then(|heir| Some((Arc::new(self.reopen(heir.info.task)?), heir)));
         if let Some((process, _)) = &heir {
             self.note_program(process);
         }
@@ -166,8 +166,8 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Returns the process of a task, if it is alive.
-    fn reopen(&self, info: &TaskInfo) -> Option<Arc<ProcessOf<P>>> {
-        let process = self.processes.open(info.task.pid).ok().flatten()?;
-        (process.id() == info.task && process.is_alive()).then(|| Arc::new(process))
+    pub(super) fn reopen(&self, task: TaskId) -> Option<ProcessOf<P>> {
+        let process = self.processes.open(task.pid).ok().flatten()?;
+        (process.id() == task && process.is_alive()).then_some(process)
     }
 }

@@ -71,6 +71,18 @@ impl Requester {
 }
 
 impl<P: Ports> Engine<P> {
+    /// Returns the users and the request behind a write of `writer`, which may take this much time.
+    pub(super) fn requester(
+        &self,
+        caller: Caller,
+        opener: User,
+        writer: TaskId,
+        time: Allowance,
+    ) -> Requester {
+        let waiting = caller.waiting().within(time.limit);
+        Requester { opener, caller, process: writer, waiting, time, writer: OnceCell::new() }
+    }
+
     /// Returns how much time a write may take.
     pub(super) fn allowance(&self, caller: Caller, opener: User) -> Allowance {
         let now = Instant::now();

@@ -14,7 +14,6 @@
 //!
 //! Longer than 400 lines because the steps of a claim and their undoing are read together.
 
-use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,8 +140,7 @@ impl<P: Ports> Engine<P> {
             NoWrite::TooLong => Refusal::TooLong,
         })?;
         let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
-        let (process, waiting) = (writer.id(), caller.waiting().within(time.limit));
-        let requester = Requester { opener, caller, process, waiting, time, writer: OnceCell::new() };
+        let requester = self.requester(caller, opener, writer.id(), time);
         match write {
             Write::Command(tokens) if tokens.is_empty() => Ok(()),
             Write::Command(tokens) => self

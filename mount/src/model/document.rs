@@ -241,7 +241,7 @@ fn spec(name: &str, entry: &PoolEntry) -> Result<PoolSpec, Refusal> {
     Ok(PoolSpec { name, exclusivity, partial, mode, tasks, lists })
 }
 
-/// Checks that the lists of a pool have no CPU twice, and none of another pool.
+/// Checks that no CPU is in two lists, of one pool or of several.
 fn overlaps_none(others: &[PoolSpec], pool: &PoolSpec) -> Result<(), Refusal> {
     for (index, list) in pool.lists.iter().enumerate() {
         let before = pool.lists.iter().take(index).map(|other| (pool, other));

@@ -64,14 +64,20 @@ fn remove(dir: &ConfDir, directory: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_plain_directory_is_removed_with_its_pools_and_lock() {
+    /// A plain directory with pool `p`, list `0`.
+    fn plain() -> (tempfile::TempDir, ConfDir) {
         let home = tempfile::tempdir().unwrap();
         let dir = ConfDir::open(home.path()).unwrap();
         dir.create_pools_dir().unwrap();
         dir.create_pool("p").unwrap();
         dir.set_exclusive("p", true).unwrap();
         dir.create_list("p", "0").unwrap();
+        (home, dir)
+    }
+
+    #[test]
+    fn a_plain_directory_is_removed_with_its_pools_and_lock() {
+        let (home, dir) = plain();
         let _lock = dir.lock().unwrap();
         check_unused(&dir).unwrap();
         remove_all(&dir, false).unwrap();
@@ -80,12 +86,7 @@ mod tests {
 
     #[test]
     fn a_list_with_a_live_task_is_in_use() {
-        let home = tempfile::tempdir().unwrap();
-        let dir = ConfDir::open(home.path()).unwrap();
-        dir.create_pools_dir().unwrap();
-        dir.create_pool("p").unwrap();
-        dir.set_exclusive("p", true).unwrap();
-        dir.create_list("p", "0").unwrap();
+        let (_home, dir) = plain();
         fs::write(dir.tasks("p", "0"), std::process::id().to_string()).unwrap();
         let error = check_unused(&dir).unwrap_err().to_string();
         assert!(error.starts_with(&format!("p 0 is held by {}", std::process::id())), "{error}");

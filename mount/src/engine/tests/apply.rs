@@ -7,7 +7,7 @@ use crate::model::partition::Missing;
 use crate::model::refusal::Refusal;
 
 const A: u32 = 100;
-/// What a bed has.
+/// The state of a bed.
 const AS_IT_IS: &str =
     r#"{"pools":{"excl":{"exclusive":true,"lists":["1","2-3"]},"shared":{"lists":["4-5"]}}}"#;
 

@@ -1,7 +1,7 @@
 //! Adding and removing pools and lists.
 //!
 //! Owns their rules: names are unique, lists are disjoint, and no task loses its list unless that is forced. Does not know
-//! where the configuration is stored.
+//! how the configuration is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
