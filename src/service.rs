@@ -44,6 +44,11 @@ pub(crate) fn unit_of_package() -> Option<PathBuf> {
     PACKAGE_UNIT_DIRS.iter().map(|directory| Path::new(directory).join(UNIT)).find(|unit| unit.exists())
 }
 
+/// Returns whether the service serves this directory now.
+pub(crate) fn is_active(conf_dir: &Path) -> bool {
+    unit_of(conf_dir).is_some() && systemctl(&["is-active", "--quiet", UNIT]).is_ok()
+}
+
 /// Runs systemctl with these words.
 ///
 /// # Errors

@@ -182,6 +182,7 @@ pub(crate) struct Init {
 #[command(arg_required_else_help = true, subcommand_required = true)]
 #[command(after_help = "\
 Examples:
+  kcm pool list
   kcm pool create dataplane --exclusive 0-1 2-3
   kcm pool drain dataplane 0-1         no new task gets this list
   kcm pool resize dataplane 2-3 2-5    the tasks of the list move to the new CPUs
@@ -196,6 +197,8 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
+    /// Show the pools with their CPU lists, as describe --format=table does
+    List,
     Create(CreatePool),
     /// Add CPU lists to a pool
     Add {
@@ -271,18 +274,12 @@ pub(crate) struct CreatePool {
     /// Let each list have one task only
     #[arg(long)]
     pub(crate) exclusive: bool,
-    /// How others are kept off the CPUs; isolated lists are exclusive
-    #[arg(long, value_enum, value_name = "mode", default_value_t = PoolMode::Affinity)]
-    pub(crate) mode: PoolMode,
+    /// Let nothing else run on the CPUs of a claimed list; isolated lists are exclusive
+    #[arg(long)]
+    pub(crate) isolated: bool,
     /// Let exclusive lists with offline CPUs be claimed
     #[arg(long)]
     pub(crate) partial: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PoolMode {
-    Affinity,
-    Isolated,
 }
 
 /// Make a file the configuration: all pools, in one step or not at all

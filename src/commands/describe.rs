@@ -41,6 +41,17 @@ pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints the pools as a table that fits the terminal.
+///
+/// # Errors
+/// It cannot be printed, or the CPUs of the machine cannot be read.
+pub(super) fn print_table(pools: &Pools) -> Result<(), Error> {
+    print(&columns::columns(
+        &table::rows(pools, &Host::with_processes()?.online()?),
+        columns::terminal_width(),
+    ))
+}
+
 /// Returns `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`.
 pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
     let pools = pools.iter().map(|(name, pool)| {

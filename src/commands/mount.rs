@@ -41,10 +41,17 @@ pub(super) fn mount(args: &cli::Mount) -> Result<ExitCode, Error> {
 /// Unmounts the directory and ends the daemon. Does nothing if it is not mounted.
 pub(super) fn unmount(args: &cli::Unmount) -> Result<ExitCode, Error> {
     let conf_dir = &args.dir.conf_dir;
+    let is_service = service::is_active(conf_dir);
     match daemon::unmount(conf_dir) {
         // A directory that does not exist is probably a typing error.
         Err(error @ MountError::NotMounted(_)) if conf_dir.is_dir() => log::info!("{error}"),
-        result => result?,
+        result => {
+            result?;
+            if is_service {
+                let conf_dir = conf_dir.display();
+                log::warn!("{conf_dir}: the service kcm mounts it again; to end it, run systemctl stop kcm");
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, bail};
 
-use crate::cli::{self, PoolCommand, PoolMode};
+use super::describe;
+use crate::cli::{self, PoolCommand};
 use crate::confdir::ConfDir;
 
 /// PIDs in one write: a command is at most 64 KiB.
@@ -21,6 +22,7 @@ const RELEASES_PER_WRITE: usize = 1000;
 pub(super) fn run(args: &cli::Pool) -> Result<ExitCode, Error> {
     let dir = ConfDir::open_mounted(&args.conf_dir)?;
     match &args.command {
+        PoolCommand::List => describe::print_table(&dir.find()?.warned())?,
         PoolCommand::Create(args) => create(&dir, args)?,
         PoolCommand::Add { pool, lists } => {
             // Else the error of mkdir(2) would name the list.
@@ -42,15 +44,14 @@ pub(super) fn run(args: &cli::Pool) -> Result<ExitCode, Error> {
 fn create(dir: &ConfDir, args: &cli::CreatePool) -> Result<(), Error> {
     let pool = dir.pool(&args.pool);
     dir.create_pool(&args.pool)?;
-    let is_isolated = args.mode == PoolMode::Isolated;
     let fill = || {
         // Only exclusive lists can be isolated.
-        let flags = [("exclusive", args.exclusive || is_isolated), ("partial", args.partial)];
+        let flags = [("exclusive", args.exclusive || args.isolated), ("partial", args.partial)];
         flags
             .iter()
             .filter(|(_, is_set)| *is_set)
             .try_for_each(|(flag, _)| dir.write_word(&pool.join(flag), "1"))?;
-        if is_isolated {
+        if args.isolated {
             dir.isolate(&args.pool)?;
         }
         all_or_none(dir, &args.pool, &args.lists)

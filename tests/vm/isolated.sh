@@ -14,6 +14,8 @@ if ! newer 6.8; then
     fails "this kernel cannot isolate" "ot supported" sh -c "echo isolated >$D/mode"
     is "and the error says why" "$(grep -c 'EOPNOTSUPP: .*the kernel has no cpuset.cpus.exclusive' $C/self/last_error)" 1
     is "the pool keeps its mode" "$(cat $D/mode)" affinity
+    fails "kcm pool create --isolated says it, too" "no cpuset.cpus.exclusive" kcm pool create other --isolated 1
+    is "and makes nothing" "$(ls $C/pools)" dp
     finish
 fi
 
@@ -29,6 +31,9 @@ state() { cat "$D/$1/state"; }
 mkdir -p $G/pod/container $G/other
 echo +memory +pids >$G/cgroup.subtree_control
 tree >/tmp/before
+holds "kcm pool create --isolated" kcm pool create other --isolated 1
+is "makes an exclusive isolated pool" "$(cat $C/pools/other/exclusive $C/pools/other/mode | tr '\n' ' ')" "1 isolated "
+kcm pool delete other
 holds "the mode is set" sh -c "echo isolated >$D/mode"
 is "nothing is written for that" "$(same_tree)" same
 

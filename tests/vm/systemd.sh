@@ -142,7 +142,8 @@ is "claims are there again" "$(cat $D/0/tasks) $(mask "$job")" "$job 0"
 is "node-report names the damage" "$(kcm node-report | grep -c 'damaged state file')" 1
 
 old=$(state MainPID)
-holds "kcm unmount by hand" kcm unmount
+is "kcm unmount by hand says what ends the service" "$(kcm unmount 2>&1)" \
+    "WARNING:root:$C: the service kcm mounts it again; to end it, run systemctl stop kcm"
 until_up "$old"
 is "the service mounts again" "$(cat $D/0/tasks)" "$job"
 

@@ -35,6 +35,10 @@ fn a_pool_is_made_changed_and_removed() {
     let task = Sleeper::new();
     write(&mount.tasks("a", "0"), task.pid().to_string()).unwrap();
     pool(&mount, &["delete", "b", "1"]);
+    let table = |words: &[&str]| run(&mut mount.kcm(words));
+    let (out, err, status) = table(&["pool", "list"]);
+    assert!(out.contains("a ") && out.contains("b "), "{out}");
+    assert_eq!((out, err, status), table(&["describe", "--format=table"]));
     pool(&mount, &["resize", "a", "0", "0-1"]);
     assert_eq!(
         (masks(task.pid()), held(&mount.tasks("a", "0-1"))),
