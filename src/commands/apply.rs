@@ -12,6 +12,7 @@ use anyhow::{Context as _, Error, anyhow};
 use kcm_mount::model::document::{self, Document, Order, PoolSpec};
 
 use super::common::output::print;
+use super::common::yaml;
 use crate::cli;
 use crate::confdir::{self, ConfDir};
 
@@ -21,9 +22,9 @@ use crate::confdir::{self, ConfDir};
 /// The file is not a configuration, or the daemon refuses it; then nothing has changed.
 pub(super) fn apply(args: &cli::Apply) -> Result<ExitCode, Error> {
     let (name, text) = read(&args.file)?;
-    let wanted = parse(&name, &text)?;
+    let wanted: Document = yaml::parse(&name, &text)?;
     let specs = checked(&wanted)
-        .map_err(|(pool, why)| at(&name, line_of(&text, &pool), &format!("pool {pool}: {why}")))?;
+        .map_err(|(pool, why)| yaml::at(&name, line_of(&text, &pool), &format!("pool {pool}: {why}")))?;
     let dir = ConfDir::open_mounted(&args.dir.conf_dir)?;
     let before =
         checked(&dir.document()?).map_err(|(pool, why)| anyhow!("pool {pool} of the daemon: {why}"))?;
@@ -64,26 +65,8 @@ fn read(file: &Path) -> Result<(String, String), Error> {
     Ok((file.display().to_string(), text))
 }
 
-/// Parses YAML. JSON is a part of it.
-fn parse(name: &str, text: &str) -> Result<Document, Error> {
-    serde_saphyr::from_str(text).map_err(|error| {
-        let line = error.location().map(|location| location.line());
-        let error = error.without_snippet().to_string();
-        // The line is named in front.
-        let why = error.lines().next().unwrap_or_default();
-        at(name, line, why.rsplit_once(" at line ").map_or(why, |(why, _)| why))
-    })
-}
-
 fn checked(document: &Document) -> Result<Vec<PoolSpec>, (String, String)> {
     document::specs(&document.pools).map_err(|(pool, refusal)| (pool, refusal.sentence("a task")))
-}
-
-fn at(file: &str, line: Option<u64>, why: &str) -> Error {
-    match line {
-        Some(line) => anyhow!("{file}:{line}: {why}"),
-        None => anyhow!("{file}: {why}"),
-    }
 }
 
 /// Returns the line in which a pool begins.
@@ -96,6 +79,10 @@ fn line_of(text: &str, pool: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(name: &str, text: &str) -> Result<Document, Error> {
+        yaml::parse(name, text)
+    }
 
     const WHOLE: &str = "\
 # Two pools.

@@ -82,6 +82,12 @@ impl Failure {
         matches!(self, Self::Refused { code: 404, reason: None, .. })
     }
 
+    /// Whether the server lets us not name the owner of an object: the admission plugin OwnerReferencesPermissionEnforcement, which
+    /// some distributions switch on, asks for the right to delete the object.
+    pub(crate) fn is_about_owner(&self) -> bool {
+        matches!(self, Self::Refused { code: 403, message, .. } if message.contains("cannot set an ownerRef"))
+    }
+
     /// Whether another attempt later can succeed.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod deploy;
+pub(crate) mod event;
 #[cfg(test)]
 mod golden;
 pub(crate) mod node;

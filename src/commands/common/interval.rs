@@ -21,16 +21,24 @@ use crate::cli::Repeat;
 /// # Errors
 /// The error of `work`, if it runs only once.
 pub(crate) fn run(repeat: Repeat, mut work: impl FnMut() -> Result<(), Error>) -> Result<ExitCode, Error> {
+    run_with_end(repeat, |_| work())
+}
+
+/// The same for work that waits meanwhile, and looks whether it should end.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_with_end(
+    repeat: Repeat,
+    mut work: impl FnMut(&End) -> Result<(), Error>,
+) -> Result<ExitCode, Error> {
     let Repeat::Every(interval) = repeat else {
-        return work().map(|()| ExitCode::SUCCESS);
+        return work(&End(None)).map(|()| ExitCode::SUCCESS);
     };
-    let mut end = SigSet::empty();
-    end.extend([Signal::SIGTERM, Signal::SIGINT]);
-    let signals = end.thread_block().and_then(|()| SignalFd::with_flags(&end, SfdFlags::SFD_CLOEXEC));
-    let signals = signals.context("cannot catch signals")?;
+    let end = End::on_signals()?;
     let start = Instant::now();
     loop {
-        if let Err(error) = work() {
+        if let Err(error) = work(&end) {
             match output::display_error(&error) {
                 Some(line) => log::error!("{line}"),
                 // stdout is closed, so further reports have no reader.
@@ -39,14 +47,35 @@ pub(crate) fn run(repeat: Repeat, mut work: impl FnMut() -> Result<(), Error>) -
         }
         let left = until_next(interval, start.elapsed());
         log::debug!("The next run is in {left:?}.");
-        let next = Deadline::after(left);
-        while !next.has_passed() {
-            if let Ok(1..) = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], next.poll_timeout())
-            {
-                log::debug!("A signal ends the command.");
-                return Ok(ExitCode::SUCCESS);
+        if end.comes_within(left) {
+            log::debug!("A signal ends the command.");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// The end of a periodic command: SIGTERM or SIGINT.
+pub(crate) struct End(Option<SignalFd>);
+
+impl End {
+    fn on_signals() -> Result<Self, Error> {
+        let mut end = SigSet::empty();
+        end.extend([Signal::SIGTERM, Signal::SIGINT]);
+        let signals = end.thread_block().and_then(|()| SignalFd::with_flags(&end, SfdFlags::SFD_CLOEXEC));
+        signals.context("cannot catch signals").map(|signals| Self(Some(signals)))
+    }
+
+    /// Waits, and returns whether the command should end.
+    pub(crate) fn comes_within(&self, time: Duration) -> bool {
+        let deadline = Deadline::after(time);
+        while !deadline.has_passed() {
+            let mut signals: Vec<PollFd<'_>> =
+                self.0.iter().map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)).collect();
+            if let Ok(1..) = poll(&mut signals, deadline.poll_timeout()) {
+                return true;
             }
         }
+        false
     }
 }
 

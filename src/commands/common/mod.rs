@@ -1,6 +1,7 @@
 //! Code that several commands share.
 //!
-//! Owns what is not about one command: output, answers of other processes, intervals, the node's name and the connection to the cluster.
+//! Owns what is not about one command: output, answers of other processes, intervals, files of a user, the node's name, its
+//! Events, and the connection to the cluster.
 //! Does not know any command; a command does not import another one for such things.
 
 pub(super) mod cluster;
@@ -8,5 +9,7 @@ pub(super) mod columns;
 pub(super) mod deadline;
 pub(super) mod interval;
 pub(super) mod node;
+pub(super) mod node_events;
 pub(super) mod other_process;
 pub(super) mod output;
+pub(super) mod yaml;

@@ -27,6 +27,8 @@ pub(crate) fn output_within(mut command: Command, most: Duration) -> io::Result<
     if answer.is_none() {
         let _ = child.kill();
     }
+    // A command that runs periodically must not collect dead children. One that cannot be killed yet keeps the thread.
+    let _ = std::thread::Builder::new().spawn(move || child.wait());
     Ok(answer)
 }
 
