@@ -20,7 +20,7 @@ use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use kcm_mount::model::cpuset::CpuSet;
 
 use crate::version::VERSION;
-pub(crate) use validate::{HostCommands, Repeat, Wait, is_dns_name};
+pub(crate) use validate::{Cores, HostCommands, Repeat, TaintSpec, Wait, is_dns_name};
 
 /// CPU pools as a live filesystem: a PID written into a file is an exclusive, verified claim to CPUs.
 #[derive(Debug, Parser)]
@@ -85,6 +85,7 @@ pub(crate) enum Command {
     Top(Top),
     Describe(Describe),
     Discover(Discover),
+    Undiscover(Undiscover),
     Reconcile(Reconcile),
     NodeReport(NodeReport),
     Install(Install),
@@ -160,19 +161,36 @@ pub(crate) struct Unmount {
 /// Cores are assigned in order of sockets and cores. If isolcpus= isolates whole cores, dataplane and controlplane get
 /// only those. Changes nothing if the pools exist and have the requested number of cores.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kcm init --num-dp-cores=4 --num-cp-cores=1")]
+#[command(after_help = "\
+Examples:
+  kcm init --num-dp-cores=4 --num-cp-cores=1
+  kcm init --num-dp-cores=auto --num-cp-cores=auto
+  kcm init --if-empty --layouts=/etc/kcm-layouts/layouts.yaml
+
+A file for --layouts, YAML or JSON. A node has the fields of its own entry, else those of default, else the flags:
+  default: {dataplane: auto, controlplane: auto}
+  node1: {dataplane: 8, controlplane: 2, isolated: true}")]
 pub(crate) struct Init {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Number of data plane cores
-    #[arg(long, value_name = "num", default_value_t = 4)]
-    pub(crate) num_dp_cores: usize,
-    /// Number of control plane cores
-    #[arg(long, value_name = "num", default_value_t = 1)]
-    pub(crate) num_cp_cores: usize,
+    /// Number of data plane cores, or auto: all but one for infra and those of the control plane
+    #[arg(long, value_name = "num", default_value = "4", value_parser = validate::cores)]
+    pub(crate) num_dp_cores: Cores,
+    /// Number of control plane cores, or auto: one, but none if the data plane needs it
+    #[arg(long, value_name = "num", default_value = "1", value_parser = validate::cores)]
+    pub(crate) num_cp_cores: Cores,
     /// Let nothing else run on the data plane cores while they are claimed (needs kcm mount and cgroup v2)
     #[arg(long)]
     pub(crate) isolated: bool,
+    /// Create pools only if there are none; a difference to existing pools is a warning. If this machine cannot have the
+    /// requested pools, say why, also with an Event of the Kubernetes node, and succeed without pools
+    #[arg(long)]
+    pub(crate) if_empty: bool,
+    /// File with the numbers of cores per node; a file that does not exist is empty
+    #[arg(long, value_name = "file")]
+    pub(crate) layouts: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeArg,
 }
 
 /// Create, change and remove pools and their CPU lists
@@ -722,12 +740,15 @@ pub(crate) enum Output {
 /// Advertise this node's exclusive CPU lists to Kubernetes
 ///
 /// Sets one slot per list, a label, and a taint that keeps other pods away. Keeps everything that others have set on the
-/// node. A second run changes nothing.
+/// node. A second run changes nothing. With --interval, removes the slots while the daemon does not answer; a signal that ends
+/// the command removes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   kcm discover                                       the legacy resource, for dataplane
   kcm discover --resource-name=extended --interval=60
+  kcm discover --taint=dedicated=kcm:NoSchedule      another taint
+  kcm discover --no-taint                            other pods may run on the node, too
   kcm discover --dry-run                             print the patches")]
 pub(crate) struct Discover {
     #[command(flatten)]
@@ -738,9 +759,45 @@ pub(crate) struct Discover {
     /// extended: kcm.intel.com/POOL for every exclusive pool
     #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
     pub(crate) resource_name: ResourceName,
+    /// The taint, key[=value]:effect; a taint that an earlier run has set is removed
+    #[arg(long, value_name = "taint", default_value = "kcm=true:NoSchedule", value_parser = validate::taint)]
+    pub(crate) taint: TaintSpec,
+    /// Set no taint; a taint that an earlier run has set is removed
+    #[arg(long, conflicts_with = "taint")]
+    pub(crate) no_taint: bool,
     /// Seconds between runs; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
+    /// Print the changes instead of making them
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the slots as JSON, in a process that may hang
+    #[arg(long, hide = true)]
+    pub(crate) look: bool,
+}
+
+/// Remove from Kubernetes nodes what discover has set
+///
+/// Works from everywhere with the credentials of kubectl, also if kcm or the node itself does not run any more: after the
+/// DaemonSet has left a node. Removes the slots, the label, the taint and the published reports. Programs on their CPUs are not
+/// disturbed, and the pools stay. A second run changes nothing.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("nodes").required(true).args(["node", "all_hosts"])))]
+#[command(after_help = "\
+Examples:
+  kcm undiscover --node=node1 --dry-run
+  kcm undiscover --node=node1,node2
+  kcm undiscover --all-hosts")]
+pub(crate) struct Undiscover {
+    /// Comma separated list of Kubernetes nodes; NODE_NAME is ignored
+    #[arg(long, value_name = "list", value_delimiter = ',', value_parser = validate::host)]
+    pub(crate) node: Vec<String>,
+    /// All Kubernetes nodes
+    #[arg(long)]
+    pub(crate) all_hosts: bool,
+    /// Namespace of published reports
+    #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
+    pub(crate) namespace: String,
     /// Print the changes instead of making them
     #[arg(long)]
     pub(crate) dry_run: bool,

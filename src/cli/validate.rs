@@ -24,6 +24,73 @@ pub(crate) enum Repeat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostCommands(pub(crate) Vec<HostCommand>);
 
+/// A number of cores (`--num-dp-cores`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cores {
+    /// A number that is made for the machine.
+    Auto,
+    Number(usize),
+}
+
+impl std::fmt::Display for Cores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+/// A taint of a node (`--taint`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TaintSpec {
+    pub(crate) key: String,
+    pub(crate) value: Option<String>,
+    pub(crate) effect: String,
+}
+
+/// Parses a number of cores, or `auto`.
+pub(super) fn cores(text: &str) -> Result<Cores, String> {
+    match text {
+        "auto" => Ok(Cores::Auto),
+        _ => text.parse().map(Cores::Number).map_err(|_| "neither a number of cores nor auto".into()),
+    }
+}
+
+/// Parses a taint in the form of kubectl-taint(1), `key[=value]:effect`.
+pub(super) fn taint(text: &str) -> Result<TaintSpec, String> {
+    const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let (taint, effect) = text.split_once(':').ok_or("not a taint: key[=value]:effect")?;
+    if !EFFECTS.contains(&effect) {
+        return Err(format!("{effect:?}: not an effect; there are {}", EFFECTS.join(", ")));
+    }
+    let (key, value) = match taint.split_once('=') {
+        Some((key, value)) => (key, Some(value).filter(|value| !value.is_empty())),
+        None => (taint, None),
+    };
+    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    if !is_label_value(name) || prefix.is_some_and(|prefix| !is_dns_name(prefix)) {
+        return Err(format!(
+            "{key:?}: not a key; it is [prefix/]name, with letters, digits, -, _ and . in the name"
+        ));
+    }
+    if let Some(value) = value.filter(|value| !is_label_value(value)) {
+        return Err(format!("{value:?}: not a value; it has at most 63 letters, digits, -, _ and ."));
+    }
+    Ok(TaintSpec { key: key.into(), value: value.map(str::to_owned), effect: effect.into() })
+}
+
+/// Whether Kubernetes takes this for the value of a label or a taint, which is not empty: at most 63 characters, a letter or a
+/// digit at both ends. The name of a qualified name has the same form.
+fn is_label_value(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    text.len() <= 63
+        && alphanumeric(bytes.first())
+        && alphanumeric(bytes.last())
+        && bytes.iter().all(|b| alphanumeric(Some(b)) || b"-_.".contains(b))
+}
+
 /// Parses `--kcm-cmd-list`.
 pub(super) fn host_commands(text: &str) -> Result<HostCommands, String> {
     let mut commands = Vec::new();
@@ -134,6 +201,52 @@ mod tests {
         assert!(namespace("kube-system").is_ok());
         assert!(namespace("a.b").is_err());
         assert!(namespace(&"a".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn cores_are_a_number_or_auto() {
+        assert_eq!(cores("auto"), Ok(Cores::Auto));
+        assert_eq!(cores("0"), Ok(Cores::Number(0)));
+        for text in ["", "-1", "Auto", "all", "1.5"] {
+            assert!(cores(text).is_err(), "{text:?}");
+        }
+        assert_eq!([Cores::Auto, Cores::Number(3)].map(|cores| cores.to_string()), ["auto", "3"]);
+    }
+
+    #[test]
+    fn a_taint_is_one_that_kubectl_takes() {
+        let spec = |key: &str, value: Option<&str>, effect: &str| {
+            Ok(TaintSpec { key: key.into(), value: value.map(str::to_owned), effect: effect.into() })
+        };
+        for (text, expected) in [
+            ("kcm=true:NoSchedule", spec("kcm", Some("true"), "NoSchedule")),
+            ("kcm:NoExecute", spec("kcm", None, "NoExecute")),
+            ("kcm=:NoExecute", spec("kcm", None, "NoExecute")),
+            ("a.b-c/d_E.1=x-1:PreferNoSchedule", spec("a.b-c/d_E.1", Some("x-1"), "PreferNoSchedule")),
+        ] {
+            assert_eq!(taint(text), expected, "{text}");
+        }
+        let long = format!("k={}:NoSchedule", "v".repeat(64));
+        for text in [
+            "",
+            "kcm",
+            "kcm=true",
+            "kcm=true:",
+            "kcm=true:NoRun",
+            "kcm=true:noschedule",
+            "=true:NoSchedule",
+            "-k:NoSchedule",
+            "k=-v:NoSchedule",
+            "a/b/c:NoSchedule",
+            "A/b:NoSchedule",
+            "/b:NoSchedule",
+            "a b:NoSchedule",
+            "k=a=b:NoSchedule",
+            "k=a:b:NoSchedule",
+            &long,
+        ] {
+            assert!(taint(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

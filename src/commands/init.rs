@@ -3,17 +3,22 @@
 //! Owns the assignment of cores to pools, and its messages, which are the legacy ones. Does not know how pools are
 //! created.
 
+mod existing;
+mod if_empty;
+mod layout;
 mod plan;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Error, bail};
 use kcm_mount::model::cpuset::CpuSet;
 use kcm_mount::model::topology::Topology;
 
+use layout::Layout;
 use plan::{CONTROLPLANE, Counts, DATAPLANE, INFRA, PlannedPool, plan};
 
+use super::common::node::node_name_if_any;
 use crate::cli;
 use crate::confdir::{self, ConfDir, Pool, Pools};
 use crate::host::Host;
@@ -21,43 +26,100 @@ use crate::host::Host;
 /// Creates the pools, completes an interrupted init, or checks the existing pools.
 pub(super) fn run(args: &cli::Init) -> Result<ExitCode, Error> {
     let path = &args.dir.conf_dir;
-    let counts =
-        Counts { dataplane: args.num_dp_cores, controlplane: args.num_cp_cores, isolated: args.isolated };
-    log::info!("Writing config to {}.", path.display());
-    log::info!("Requested data plane cores = {}.", counts.dataplane);
-    log::info!("Requested control plane cores = {}.", counts.controlplane);
+    let node = node_name_if_any(&args.node)?;
+    if args.if_empty {
+        return if_empty::run(args, node.as_deref());
+    }
+    let layout = Layout::requested(args, node.as_deref())?;
+    announce(path, layout);
     confdir::check_answers(path)?;
-    // An error does not mean that nothing is there: it may be a mount whose daemon has ended.
-    let is_new = matches!(path.try_exists(), Ok(false));
-    if !is_new && !is_unconfigured(&ConfDir::open(path)?)? {
+    match Target::find(path)? {
+        Target::Configured(dir) => {
+            let _lock = dir.lock()?;
+            complete_or_check(&dir, layout)
+        }
+        Target::Empty { is_new } => {
+            // Before anything is created, so that a refused init leaves nothing behind.
+            let topology = Host::from_env().topology()?;
+            let plan = plan(&topology, Counts::of(layout, &topology)?)?;
+            match create_new(path, is_new, &topology, &plan)? {
+                Created::All => Ok(ExitCode::SUCCESS),
+                Created::Nothing(dir) => {
+                    let _lock = dir.lock()?;
+                    complete_or_check(&dir, layout)
+                }
+            }
+        }
+    }
+}
+
+/// Says what is done, in the legacy words.
+fn announce(path: &Path, layout: Layout) {
+    log::info!("Writing config to {}.", path.display());
+    log::info!("Requested data plane cores = {}.", layout.dataplane);
+    log::info!("Requested control plane cores = {}.", layout.controlplane);
+}
+
+/// The directory before anything is done.
+enum Target {
+    /// It has pools, or the remains of an interrupted init.
+    Configured(ConfDir),
+    /// It has no pools, or does not exist.
+    Empty { is_new: bool },
+}
+
+impl Target {
+    fn find(path: &Path) -> Result<Self, Error> {
+        // An error does not mean that nothing is there: it may be a mount whose daemon has ended.
+        if matches!(path.try_exists(), Ok(false)) {
+            return Ok(Self::Empty { is_new: true });
+        }
         let dir = ConfDir::open(path)?;
+        if is_unconfigured(&dir)? {
+            return Ok(Self::Empty { is_new: false });
+        }
         if !dir.pools_dir().is_dir() {
             bail!(
                 "{}: neither empty nor a configuration directory; empty it, or give another --conf-dir",
                 dir.path().display()
             );
         }
-        let _lock = dir.lock()?;
-        return complete_or_check(&dir, counts);
+        Ok(Self::Configured(dir))
     }
-    // Before anything is created, so that a refused init leaves nothing behind.
-    let topology = Host::from_env().topology()?;
-    let plan = plan(&topology, counts)?;
+}
+
+/// What became of a plan.
+enum Created {
+    All,
+    /// Another init was faster.
+    Nothing(ConfDir),
+}
+
+/// Creates the pools of a plan in a directory without pools. If that fails, nothing is left.
+fn create_new(
+    path: &Path,
+    is_new: bool,
+    topology: &Topology,
+    plan: &[PlannedPool],
+) -> Result<Created, Error> {
     if is_new {
         std::fs::create_dir_all(path).map_err(|error| confdir::file_error(path, error))?;
     }
     let dir = ConfDir::open(path)?;
     let lock = dir.lock();
     let created = lock.and_then(|_lock| match is_unconfigured(&dir)? {
-        true => create(&dir, &plan, &Pools::new()).inspect(|()| advise(&dir, &topology, &plan)),
-        // Another init was faster.
-        false => complete_or_check(&dir, counts).map(|_| ()),
+        true => create(&dir, plan, &Pools::new()).map(|()| Created::All),
+        false => Ok(Created::Nothing(ConfDir::open(path)?)),
     });
-    if created.is_err() && is_new {
-        let _ = std::fs::remove_file(path.join("lock"));
-        let _ = std::fs::remove_dir(path);
+    match &created {
+        Ok(Created::All) => advise(&dir, topology, plan),
+        Err(_) if is_new => {
+            let _ = std::fs::remove_file(path.join("lock"));
+            let _ = std::fs::remove_dir(path);
+        }
+        _ => {}
     }
-    created.map(|()| ExitCode::SUCCESS)
+    created
 }
 
 /// Says what others may do on the CPUs of the data plane, unless it is isolated.
@@ -83,20 +145,25 @@ fn is_unconfigured(dir: &ConfDir) -> Result<bool, Error> {
 
 /// Completes the pools of an interrupted init, or checks that the existing pools are the requested ones. The caller
 /// holds the lock.
-fn complete_or_check(dir: &ConfDir, counts: Counts) -> Result<ExitCode, Error> {
+fn complete_or_check(dir: &ConfDir, layout: Layout) -> Result<ExitCode, Error> {
     dir.remove_incomplete();
     let topology = Host::from_env().topology()?;
     let existing = dir.pools()?;
+    let counts = Counts::of(layout, &topology)?;
     if !is_complete(&existing)
         && let Ok(plan) = plan(&topology, counts)
         && is_part_of(&existing, &plan)
     {
-        log::info!("Completing what an earlier init began.");
-        create(dir, &plan, &existing)?;
+        complete(dir, &plan, &existing)?;
         return Ok(ExitCode::SUCCESS);
     }
     log::info!("Configuration directory already exists.");
     check(&existing, &topology, counts)
+}
+
+fn complete(dir: &ConfDir, plan: &[PlannedPool], existing: &Pools) -> Result<(), Error> {
+    log::info!("Completing what an earlier init began.");
+    create(dir, plan, existing)
 }
 
 /// Whether an init has created everything: infra's list comes last.

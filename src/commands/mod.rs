@@ -24,6 +24,7 @@ mod shield;
 mod state;
 mod status;
 mod top;
+mod undiscover;
 mod uninstall;
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Top(args) => top::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::Undiscover(args) => undiscover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::NodeReport(args) => node_report::run(&args),
         Command::Install(args) => install::run(&args),

@@ -29,13 +29,27 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::with_processes()?;
     let mut publisher = Publisher::new(&args.publish, args.interval)?;
     interval::run(args.interval, || {
-        let report = examine(&args.dir.conf_dir, &args.kubelet.kubelet_dir, &host)?.report;
-        print(&json_text(&report))?;
-        match &mut publisher {
-            Some(publisher) => publisher.publish(&NodeReport::new(&report)?).map(|_| ()),
-            None => Ok(()),
+        let Examined { mut report, found } = examine(&args.dir.conf_dir, &args.kubelet.kubelet_dir, &host)?;
+        if let Ok((_, pools)) = &found {
+            note_missing_pools(&mut report, pools);
         }
+        print(&json_text(&report))?;
+        let Some(publisher) = &mut publisher else { return Ok(()) };
+        publisher.publish(&NodeReport::new(&report)?)?;
+        publisher.send_events(&report);
+        Ok(())
     })
+}
+
+/// Says in a report that a directory without pools is not configured. `kcm status` does not: it is also asked whether the daemon
+/// runs, before there are pools.
+fn note_missing_pools(report: &mut Value, pools: &Pools) {
+    if let Some(check_of_directory) =
+        report.pointer_mut("/checks/configDirectory").filter(|_| pools.is_empty())
+    {
+        let cure = "make them by hand or with kcm init, whose message and Event say why it has made none";
+        *check_of_directory = check(vec![format!("there are no pools; {cure}")]);
+    }
 }
 
 /// What was found out about a node.

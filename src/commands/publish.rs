@@ -1,20 +1,23 @@
 //! Publishes reports on the API server.
 //!
-//! Owns that a report is written when it has changed and at every tenth run, the pauses after failures, and that a
-//! missing kind is defined. Does not know what is in a report.
+//! Owns that a report is written when it has changed and at every tenth run, the pauses after failures, that a missing kind is
+//! defined, and that the node is the owner of its reports. Does not know what is in a report.
 
 use std::ops::RangeInclusive;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Error, anyhow};
+use serde_json::Value;
 
 use super::common::cluster::connected;
 use super::common::node::node_name;
+use super::common::node_events::NodeEvents;
 use crate::backoff::Backoff;
 use crate::cli::{self, Repeat};
 use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::CRDS;
+use crate::kubernetes::objects::node;
 use crate::kubernetes::objects::reports::{self, PublishedState, Report, Target};
 
 /// A report that has not changed is written again after this number of runs, to show that its author lives.
@@ -39,6 +42,7 @@ pub(super) struct Publisher<R> {
     cluster: Option<Cluster>,
     is_periodic: bool,
     schedule: Schedule<R>,
+    events: NodeEvents,
 }
 
 impl<R: Report> Publisher<R> {
@@ -51,8 +55,8 @@ impl<R: Report> Publisher<R> {
             return Ok(None);
         }
         let target = Target { namespace: args.namespace.clone(), node: node_name(&args.node)? };
-        let is_periodic = repeat != Repeat::Once;
-        Ok(Some(Self { target, cluster: None, is_periodic, schedule: Schedule::new() }))
+        let (is_periodic, events) = (repeat != Repeat::Once, NodeEvents::new(&target.node));
+        Ok(Some(Self { target, cluster: None, is_periodic, schedule: Schedule::new(), events }))
     }
 
     /// Writes a report if it has changed or is due. Returns whether it was written. A periodic run logs a failure,
@@ -83,6 +87,14 @@ impl<R: Report> Publisher<R> {
             Err(failure) if failure.code() == Some(404) => Ok(PublishedState::default()),
             Err(failure) => Err(failure.into()),
         })
+    }
+
+    /// Sends Events about the checks of a report, as `kcm node-report` prints it, that have failed. Does nothing while the API
+    /// server is not available.
+    pub(super) fn send_events(&mut self, printed: &Value) {
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| !self.schedule.is_paused()) {
+            self.events.set_checks(cluster, printed);
+        }
     }
 
     /// Runs `work`, unless the last failure is too recent. Returns `None` if it did not run, or failed in a periodic
@@ -152,7 +164,9 @@ impl<R: Clone + PartialEq> Schedule<R> {
 }
 
 fn write<R: Report>(cluster: &Cluster, target: &Target, report: &R) -> Result<(), Error> {
-    let request = reports::publish(target, report, &timestamp(SystemTime::now()))?;
+    let time = timestamp(SystemTime::now());
+    let mut owner = uid(cluster, &target.node)?;
+    let mut request = reports::publish(target, report, &time, owner.as_deref())?;
     let (mut deadline, mut conflicts) = (None, 0);
     let (mut establish_pauses, mut conflict_pauses) =
         (Backoff::new(ESTABLISH_PAUSES), Backoff::new(CONFLICT_PAUSES));
@@ -172,6 +186,12 @@ fn write<R: Report>(cluster: &Cluster, target: &Target, report: &R) -> Result<()
                 }
                 deadline.get_or_insert_with(|| Instant::now() + ESTABLISH_TIMEOUT);
             }
+            // The report stays when the node is gone.
+            Err(failure) if failure.is_about_owner() && owner.is_some() => {
+                log::debug!("{failure}; the report gets no owner");
+                owner = None;
+                request = reports::publish(target, report, &time, None)?;
+            }
             // Others apply the same object at the same time. Our fields do not depend on theirs.
             Err(failure) if failure.code() == Some(409) && conflicts < CONFLICTS => {
                 conflicts += 1;
@@ -179,6 +199,19 @@ fn write<R: Report>(cluster: &Cluster, target: &Target, report: &R) -> Result<()
             }
             sent => return Ok(sent.map(|_| ())?),
         }
+    }
+}
+
+/// Returns the UID of a node; `None` if the server does not tell it to us. It is read each time, because a node that was deleted
+/// and registered anew has another one.
+fn uid(cluster: &Cluster, node: &str) -> Result<Option<String>, Error> {
+    match cluster.send(&node::metadata(node)?) {
+        Ok(node) => Ok(node.metadata.uid),
+        Err(failure) if matches!(failure.code(), Some(403 | 404)) => {
+            log::debug!("{failure}; the report gets no owner");
+            Ok(None)
+        }
+        Err(failure) => Err(failure.into()),
     }
 }
 

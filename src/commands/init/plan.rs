@@ -1,11 +1,15 @@
 //! Which cores each pool gets.
 //!
-//! Owns the assignment, which is the legacy one. Does not know what exists already, or how pools are created.
+//! Owns the assignment, which is the legacy one, and the numbers that `auto` stands for. Does not know what exists already, or
+//! how pools are created.
 
 use anyhow::{Error, bail};
 use kcm_mount::model::cpuset::CpuSet;
 use kcm_mount::model::topology::{Core, Topology};
 use serde_json::json;
+
+use super::layout::Layout;
+use crate::cli::Cores;
 
 pub(super) const DATAPLANE: &str = "dataplane";
 pub(super) const CONTROLPLANE: &str = "controlplane";
@@ -18,6 +22,42 @@ pub(super) struct Counts {
     pub(super) controlplane: usize,
     /// Whether the data plane is isolated.
     pub(super) isolated: bool,
+}
+
+impl Counts {
+    /// Returns the numbers of cores for this machine. `auto` leaves one core to infra, unless cores are isolated at boot, because
+    /// infra gets the others then. One core is for the control plane if the data plane keeps one, and the rest for the data
+    /// plane.
+    ///
+    /// # Errors
+    /// `auto` leaves no core for the data plane.
+    pub(super) fn of(layout: Layout, topology: &Topology) -> Result<Self, Error> {
+        let cores = topology.cores();
+        let isolated = whole_isolated(topology, &cores).len();
+        let usable = if isolated > 0 { isolated } else { cores.len().saturating_sub(1) };
+        let controlplane = match (layout.controlplane, layout.dataplane) {
+            (Cores::Number(number), _) => number,
+            (Cores::Auto, Cores::Number(dataplane)) => usable.saturating_sub(dataplane).min(1),
+            (Cores::Auto, Cores::Auto) => usable.saturating_sub(1).min(1),
+        };
+        let dataplane = match layout.dataplane {
+            Cores::Number(number) => number,
+            Cores::Auto => usable.saturating_sub(controlplane),
+        };
+        if layout.dataplane == Cores::Auto && dataplane == 0 {
+            bail!(
+                "auto leaves no core for {DATAPLANE}: {usable} of {} cores can be in {DATAPLANE} and {CONTROLPLANE}, which gets {controlplane}",
+                cores.len()
+            );
+        }
+        if layout.dataplane == Cores::Auto || layout.controlplane == Cores::Auto {
+            log::info!(
+                "auto: {dataplane} data plane cores and {controlplane} control plane cores of {}.",
+                cores.len()
+            );
+        }
+        Ok(Self { dataplane, controlplane, isolated: layout.isolated })
+    }
 }
 
 /// A pool that should exist.
@@ -91,17 +131,23 @@ fn take(cores: &mut Vec<CpuSet>, pool: &str, count: usize) -> Result<Vec<CpuSet>
     Ok(cores.drain(..count).collect())
 }
 
-/// Returns the CPUs of each core whose threads are all isolated.
+/// Returns the cores whose threads are all isolated.
+fn whole_isolated<'a>(topology: &Topology, cores: &'a [Core]) -> Vec<&'a Core> {
+    let isolated = topology.isolated();
+    cores.iter().filter(|core| !core.cpus.is_empty() && core.cpus.is_subset(&isolated)).collect()
+}
+
+/// Returns the CPUs of each core whose threads are all isolated, and says what is isolated.
 fn isolated_cores(topology: &Topology, cores: &[Core]) -> Vec<CpuSet> {
     let isolated = topology.isolated();
     if isolated.is_empty() {
         return Vec::new();
     }
-    let (whole, others): (Vec<&Core>, Vec<&Core>) =
-        cores.iter().partition(|core| core.cpus.is_subset(&isolated));
+    let whole = whole_isolated(topology, cores);
+    let others = cores.iter().filter(|core| !core.cpus.is_subset(&isolated));
     log::info!("Isolated logical cores: {}", joined(isolated.iter()));
     log::info!("Isolated physical cores: {}", joined(whole.iter().map(|core| core.id)));
-    for core in others.into_iter().filter(|core| !core.cpus.is_disjoint(&isolated)) {
+    for core in others.filter(|core| !core.cpus.is_disjoint(&isolated)) {
         let cpus = core.cpus.iter().map(|cpu| json!({ "id": cpu.get(), "isolated": isolated.contains(cpu) }));
         let shown = json!({ "cpus": cpus.collect::<Vec<_>>(), "id": core.id });
         log::warn!("Physical core {} is partially isolated: {shown}", core.id);
@@ -180,6 +226,35 @@ pub(super) mod tests {
     #[test]
     fn partially_isolated_cores_do_not_count_as_isolated() {
         assert_eq!(planned(&machine(1, 2, "0,1"), 1, 0), expected(["0,2", "", "1,3"]));
+    }
+
+    #[test]
+    fn auto_leaves_a_core_for_infra_and_fits_small_machines() {
+        let counts = |topology: &Topology, dataplane, controlplane| {
+            let counts = Counts::of(Layout { dataplane, controlplane, isolated: false }, topology);
+            counts.map(|counts| (counts.dataplane, counts.controlplane)).map_err(|error| error.to_string())
+        };
+        use Cores::{Auto, Number};
+        for (cores, dataplane, controlplane, expected) in [
+            (64, Auto, Auto, (62, 1)),
+            (4, Auto, Auto, (2, 1)),
+            (3, Auto, Auto, (1, 1)),
+            (2, Auto, Auto, (1, 0)),
+            (8, Auto, Number(3), (4, 3)),
+            (8, Number(4), Auto, (4, 1)),
+            (8, Number(7), Auto, (7, 0)),
+            (8, Number(1), Number(2), (1, 2)),
+        ] {
+            let topology = machine(1, cores, "");
+            assert_eq!(counts(&topology, dataplane, controlplane), Ok(expected), "{cores}");
+            let counts = Counts { dataplane: expected.0, controlplane: expected.1, isolated: false };
+            assert!(plan(&topology, counts).is_ok(), "{cores}");
+        }
+        assert_eq!(counts(&machine(1, 8, "0-3,8-11"), Auto, Auto), Ok((3, 1)), "the isolated cores");
+        for (cores, controlplane) in [(1, Auto), (2, Number(1)), (4, Number(9))] {
+            let refusal = counts(&machine(1, cores, ""), Auto, controlplane).unwrap_err();
+            assert!(refusal.starts_with("auto leaves no core for dataplane"), "{refusal}");
+        }
     }
 
     #[test]

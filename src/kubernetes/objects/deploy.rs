@@ -42,9 +42,9 @@ struct Rule {
     verbs: &'static [&'static str],
 }
 
-const NODE_RULES: [Rule; 4] = [
+const NODE_RULES: [Rule; 5] = [
     Rule {
-        why: "discover reads its node, and sets the label and the taint",
+        why: "discover reads its node, and sets the label and the taint; reports name the node as their owner",
         group: "",
         resource: "nodes",
         verbs: &["get", "patch"],
@@ -54,6 +54,12 @@ const NODE_RULES: [Rule; 4] = [
         group: "",
         resource: "nodes/status",
         verbs: &["patch"],
+    },
+    Rule {
+        why: "init, discover and node-report send Events of the node by server-side apply, which creates a missing object",
+        group: "",
+        resource: "events",
+        verbs: &["create", "patch"],
     },
     Rule {
         why: "node-report publishes by server-side apply, which creates a missing object",

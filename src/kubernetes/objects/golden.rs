@@ -9,7 +9,8 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-use super::node::{self, Change, OPAQUE, Slots, extended};
+use super::event::{self, NodeEvent, Reason};
+use super::node::{self, Change, Marks, OPAQUE, Slots, extended};
 use super::pods::{self, Plan};
 use super::reports::{self, NodeReport, PublishedState, ReconcileReport, Target};
 use super::{Built, Request};
@@ -65,8 +66,13 @@ fn requests_about_a_node() {
             { "key": "gpu", "value": "a", "effect": "NoExecute", "timeAdded": "2026-11-23T20:57:18Z" },
             { "key": "kcm", "value": "true", "effect": "NoSchedule" },
         ]},
-        "status": { "capacity": { "cpu": "16", OPAQUE: "4" } },
+        "status": { "capacity": { "cpu": "16", OPAQUE: "4" }, "allocatable": { "cpu": "15", OPAQUE: "4" } },
     });
+    let taint = |key: &str, value: &str, effect: &str| {
+        let taint = json!({ "key": key, "value": value, "effect": effect });
+        Marks { taint: Some(serde_json::from_value(taint).unwrap()) }
+    };
+    let usual = taint("kcm", "true", "NoSchedule");
     let opaque = slots(&[(OPAQUE, 4)]);
     let pools = slots(&[(&dataplane, 4), (&fast, 2)]);
     let mut of_others = ours.clone();
@@ -87,16 +93,48 @@ fn requests_about_a_node() {
                 "discover --resource-name=extended, after the legacy one",
                 change(node::capacity(&ours, &pools)),
             ),
-            ("discover, label and taint", change(node::label_and_taint(&fresh, true))),
+            ("discover, label and taint", change(node::label_and_taint(&fresh, Some(&usual)))),
             (
                 "discover, label and taint of a node without taints",
-                change(node::label_and_taint(&bare, true)),
+                change(node::label_and_taint(&bare, Some(&usual))),
             ),
-            ("discover, label and taint with other values", change(node::label_and_taint(&of_others, true))),
-            ("discover, label and taint, a second time", change(node::label_and_taint(&ours, true))),
-            ("uninstall, slots", change(node::capacity(&ours, &slots(&[])))),
-            ("uninstall, label and taint", change(node::label_and_taint(&ours, false))),
-            ("uninstall on a node that has nothing of ours", change(node::label_and_taint(&fresh, false))),
+            (
+                "discover, label and taint with other values",
+                change(node::label_and_taint(&of_others, Some(&usual))),
+            ),
+            ("discover, label and taint, a second time", change(node::label_and_taint(&ours, Some(&usual)))),
+            (
+                "discover --taint, after a run without it",
+                change(node::label_and_taint(&ours, Some(&taint("dedicated", "kcm", "NoExecute")))),
+            ),
+            (
+                "discover --no-taint, after a run without it",
+                change(node::label_and_taint(&ours, Some(&Marks::default()))),
+            ),
+            ("a report names its node as owner", shown(node::metadata("n1"))),
+            ("uninstall and undiscover, slots", change(node::capacity(&ours, &slots(&[])))),
+            ("uninstall and undiscover, label and taint", change(node::label_and_taint(&ours, None))),
+            (
+                "uninstall and undiscover on a node that has nothing of ours",
+                change(node::label_and_taint(&fresh, None)),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn requests_about_events() {
+    let at = |seconds| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let message = "kcm mount does not answer; look at its log";
+    let event = |reason, count| {
+        let (first, last) = (at(1_484_265_308), at(1_484_267_108));
+        shown(event::publish(&NodeEvent { node: "n1", reason, message, count, first, last }))
+    };
+    assert_requests(
+        "events.yaml",
+        &[
+            ("discover, no daemon answers", event(Reason::Unavailable, 2)),
+            ("discover, a daemon answers again", event(Reason::Available, 1)),
         ],
     );
 }
@@ -133,13 +171,15 @@ fn requests_about_reports() {
     assert_requests(
         "reports.yaml",
         &[
-            ("node-report --publish", shown(reports::publish(&target, &report, time))),
+            ("node-report --publish", shown(reports::publish(&target, &report, time, Some("3f0c")))),
             (
                 "node-report --publish, of an unreadable directory",
-                shown(reports::publish(&target, &unreadable, time)),
+                shown(reports::publish(&target, &unreadable, time, None)),
             ),
             ("reconcile --publish reads what is published", shown(reports::get_state(&target))),
-            ("reconcile --publish", shown(reports::publish(&target, &reconciled, time))),
+            ("reconcile --publish", shown(reports::publish(&target, &reconciled, time, Some("3f0c")))),
+            ("undiscover", shown(reports::delete::<NodeReport>(&target))),
+            ("undiscover --dry-run", shown(reports::get::<NodeReport>(&target))),
             ("the kind NodeReport is missing", shown(reports::apply_definition::<NodeReport>())),
             ("the kind ReconcileReport is missing", shown(reports::apply_definition::<ReconcileReport>())),
             ("is the kind established?", shown(reports::get_definition::<ReconcileReport>())),

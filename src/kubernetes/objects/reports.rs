@@ -10,9 +10,11 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource as _;
-use kube::core::params::{GetParams, Patch};
+use kube::core::params::{DeleteParams, GetParams, Patch};
 use kube::core::request::Error as BuildError;
 use kube::core::{ApiResource, DynamicObject};
 use schemars::JsonSchema;
@@ -312,11 +314,40 @@ pub(crate) fn get_state(target: &Target) -> Built<PublishedState> {
     Ok(Request::new(http, subject::<ReconcileReport>(target)))
 }
 
-/// Publishes a report. `time`: see [`Dated::last_updated`].
-pub(crate) fn publish<R: Report>(target: &Target, report: &R, time: &str) -> Built<IgnoredAny> {
+/// Reads a report, to know whether there is one.
+pub(crate) fn get<R: Report>(target: &Target) -> Built<IgnoredAny> {
+    let http = objects::<R>(target).get(&target.node, &GetParams::default())?;
+    Ok(Request::new(http, subject::<R>(target)))
+}
+
+/// Deletes a report.
+pub(crate) fn delete<R: Report>(target: &Target) -> Built<IgnoredAny> {
+    let http = objects::<R>(target).delete(&target.node, &DeleteParams::default())?;
+    Ok(Request::new(http, subject::<R>(target)))
+}
+
+/// Publishes a report. `time`: see [`Dated::last_updated`]. `node_uid`: the UID of the node, if it is known; then Kubernetes
+/// deletes the report with the node.
+pub(crate) fn publish<R: Report>(
+    target: &Target,
+    report: &R,
+    time: &str,
+    node_uid: Option<&str>,
+) -> Built<IgnoredAny> {
     let fields = Dated { last_updated: time.to_owned(), report };
     let fields = serde_json::to_value(fields).map_err(BuildError::SerializeBody)?;
-    let object = DynamicObject::new(&target.node, &resource::<R>()).within(&target.namespace).data(fields);
+    let mut object =
+        DynamicObject::new(&target.node, &resource::<R>()).within(&target.namespace).data(fields);
+    object.metadata.owner_references = node_uid.map(|uid| {
+        let (api_version, kind) = (Node::api_version(&()).into(), Node::kind(&()).into());
+        vec![OwnerReference {
+            api_version,
+            kind,
+            name: target.node.clone(),
+            uid: uid.into(),
+            ..Default::default()
+        }]
+    });
     let http = objects::<R>(target).patch(&target.node, &apply(), &Patch::Apply(&object))?;
     Ok(Request::new(http, subject::<R>(target)))
 }
@@ -355,7 +386,7 @@ mod tests {
         let mut unreadable = printed();
         unreadable["description"] = Value::Null;
         let report = NodeReport::new(&unreadable).unwrap();
-        let request = publish(&target, &report, "2017-01-12T23:55:08.735918").unwrap();
+        let request = publish(&target, &report, "2017-01-12T23:55:08.735918", None).unwrap();
         assert_eq!(
             request.path(),
             "/apis/kcm.intel.com/v1/namespaces/default/nodereports/n?force=true&fieldManager=kcm"
@@ -382,7 +413,7 @@ mod tests {
         state.summary.reclaimed = 9;
         let report = ReconcileReport::new(&printed, state.clone()).unwrap();
         let target = Target { namespace: "default".into(), node: "n".into() };
-        let body = publish(&target, &report, "t").unwrap().body();
+        let body = publish(&target, &report, "t", None).unwrap().body();
         assert_eq!(body["summary"], json!({ "reclaimed": 9, "mismatched": 1 }));
         state.summary.mismatched = 1;
         assert_eq!(serde_json::from_value::<PublishedState>(body).unwrap(), state);

@@ -80,6 +80,93 @@ fn slots_have_one_resource_name() {
 }
 
 #[test]
+fn slots_of_another_name_leave_allocatable_too() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    let allocatable = |name: &str| {
+        server.kubelet_copies(NODE);
+        server.object(NODE).unwrap()["status"]["allocatable"][name].clone()
+    };
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
+    assert_eq!(allocatable(OPAQUE), "2", "the kubelet copies it");
+    // The kubelet itself never takes the legacy resource away.
+    server.change(NODE, |node| {
+        node["status"]["capacity"].as_object_mut().unwrap().remove(OPAQUE);
+    });
+    assert_eq!(allocatable(OPAQUE), "2");
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover", "--resource-name=extended"])).2, Some(0));
+    assert_eq!((allocatable(OPAQUE), allocatable("kcm.intel.com/dataplane")), (Value::Null, json!("2")));
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
+    assert_eq!((allocatable(OPAQUE), allocatable("kcm.intel.com/dataplane")), (json!("2"), Value::Null));
+    // A slot that goes is gone before the kubelet looks.
+    std::fs::remove_dir(mount.pool("dataplane").join("1")).unwrap();
+    assert_eq!(run(&mut kcm(&server, &mount, &["discover"])).2, Some(0));
+    assert_eq!(server.object(NODE).unwrap()["status"]["allocatable"][OPAQUE], "1");
+    let home = mount.home().display().to_string();
+    let (install, systemd) = (format!("--install-dir={home}"), format!("--systemd={home}"));
+    assert_eq!(run(&mut kcm(&server, &mount, &["uninstall", &install, &systemd])).2, Some(0));
+    assert_eq!((allocatable(OPAQUE), allocatable("cpu")), (Value::Null, json!("2")));
+}
+
+#[test]
+fn the_taint_is_chosen_and_the_one_before_is_removed() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    let not_ready = json!({ "key": "node.kubernetes.io/not-ready", "effect": "NoSchedule" });
+    let discover = |words: &[&str]| {
+        let (_, err, code) = run(kcm(&server, &mount, &["discover"]).args(words));
+        assert_eq!(code, Some(0), "{words:?}: {err}");
+        server.forget_log();
+        let (_, err, code) = run(kcm(&server, &mount, &["discover"]).args(words));
+        assert_eq!(
+            (err.as_str(), code, server.changes().len()),
+            ("", Some(0), 0),
+            "{words:?} changes nothing more"
+        );
+        let node = server.object(NODE).unwrap();
+        assert_eq!(node["metadata"]["labels"], json!({ "kcm.intel.com/kcm-node": "true" }), "{words:?}");
+        let taints = node["spec"]["taints"].as_array().unwrap().clone();
+        assert_eq!(taints[0], not_ready, "{words:?}");
+        taints[1..].to_vec()
+    };
+    let dedicated = json!({ "key": "example.com/dedicated", "value": "kcm", "effect": "PreferNoSchedule" });
+    assert_eq!(discover(&[]), [ours()]);
+    assert_eq!(discover(&["--taint=example.com/dedicated=kcm:PreferNoSchedule"]), [dedicated]);
+    assert_eq!(
+        discover(&["--taint=dedicated:NoSchedule"]),
+        [json!({ "key": "dedicated", "effect": "NoSchedule" })]
+    );
+    assert_eq!(discover(&["--no-taint"]), [Value::Null; 0]);
+    assert_eq!(
+        discover(&["--taint=kcm=yes:NoExecute"]),
+        [json!({ "key": "kcm", "value": "yes", "effect": "NoExecute" })]
+    );
+    assert_eq!(discover(&[]), [ours()]);
+    for words in [
+        &["--taint=kcm"][..],
+        &["--taint=k=v:Never"],
+        &["--taint=a b:NoSchedule"],
+        &["--taint=a:NoSchedule", "--no-taint"],
+    ] {
+        let (out, err, code) = run(kcm(&server, &mount, &["discover"]).args(words));
+        assert_eq!((out.as_str(), code), ("", Some(2)), "{words:?}: {err}");
+    }
+}
+
+#[test]
+fn each_request_of_each_command_names_kcm() {
+    let (server, mount) = (super::api_server::commands::cluster(), Mount::with_dataplane());
+    for words in super::api_server::commands::COMMANDS {
+        server.forget_log();
+        let kubeconfig = server.kubeconfig(ADMIN);
+        let (_, err, code) = run(&mut super::api_server::commands::kcm(&mount, words, &kubeconfig, "ERROR"));
+        assert_eq!(code, Some(0), "{words:?}: {err}");
+        let agents: std::collections::BTreeSet<String> =
+            server.log().into_iter().map(|entry| entry.agent).collect();
+        let version = concat!("kcm/", env!("CARGO_PKG_VERSION")).to_owned();
+        assert_eq!(agents.into_iter().collect::<Vec<_>>(), [version], "{words:?}");
+    }
+}
+
+#[test]
 fn every_exclusive_pool_has_an_extended_resource() {
     let (server, mount) = (cluster(), Mount::new());
     mount.make_pool("dataplane", true, &["0"]);

@@ -171,6 +171,91 @@ fn publication_waits_for_transient_errors() {
 }
 
 #[test]
+fn reports_go_with_their_node() {
+    let mount = Mount::with_shared();
+    let server = defined(&mount);
+    let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" } });
+    let publish = |token: &str| {
+        for command in ["node-report", "reconcile"] {
+            let mut command = kcm(&server, &mount, &[command, "--publish"]);
+            let (_, err, code) = run(command.env("KUBECONFIG", server.kubeconfig(token)));
+            assert_eq!((err.as_str(), code), ("", Some(0)));
+        }
+    };
+    let owners = |report: &str| server.object(report).unwrap()["metadata"]["ownerReferences"].clone();
+    for _ in 0..2 {
+        // The second node has the same name and another UID.
+        server.put("/api/v1/nodes/n1", node.clone());
+        let uid = server.object("/api/v1/nodes/n1").unwrap()["metadata"]["uid"].clone();
+        publish(ADMIN);
+        let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": uid }]);
+        assert_eq!([NODE_REPORT, RECONCILE_REPORT].map(owners), [owner.clone(), owner]);
+        server.remove("/api/v1/nodes/n1");
+        assert_eq!([NODE_REPORT, RECONCILE_REPORT].map(|report| server.object(report)), [None, None]);
+    }
+
+    // Without the right to read the node, or to name an owner, there is a report without one.
+    server.put("/api/v1/nodes/n1", node);
+    let reports =
+        json!({ "apiGroups": ["kcm.intel.com"], "resources": ["*"], "verbs": ["create", "get", "patch"] });
+    let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] });
+    server.add_user("reporter", "reporter", Rights::Rules(vec![reports.clone()]));
+    server.add_user("reader", "reader", Rights::Rules(vec![reports, nodes]));
+    publish("reporter");
+    assert_eq!([NODE_REPORT, RECONCILE_REPORT].map(owners), [Value::Null, Value::Null]);
+    server.remove(NODE_REPORT);
+    server.remove(RECONCILE_REPORT);
+    server.guard_owners();
+    publish("reader");
+    assert_eq!([NODE_REPORT, RECONCILE_REPORT].map(owners), [Value::Null, Value::Null]);
+}
+
+#[test]
+fn failed_checks_become_events_of_the_node() {
+    let mount = Mount::with_dataplane();
+    let server = defined(&mount);
+    let event = || server.object("/api/v1/namespaces/default/events/n1.kcmstrays");
+    let sleeper = Sleeper::new();
+    fs::write(mount.tasks("dataplane", "0"), sleeper.pid().to_string()).expect("a claim");
+    let mut command = kcm(&server, &mount, &["node-report", "--publish", "--interval=0.05"]);
+    let _reports = Sleeper::spawn(command.stdout(Stdio::null()));
+    let written = || server.changes().iter().filter(|entry| entry.path.contains("nodereports/n1")).count();
+    until("it has reported", || written() >= 1);
+    assert_eq!(event(), None, "nothing is wrong");
+
+    crate::harness::pin(sleeper.pid(), &[1]);
+    until("the stray is an Event", || event().is_some());
+    let found = event().unwrap();
+    for (field, value) in [("type", "Warning"), ("reason", "KcmStrays")] {
+        assert_eq!(found[field], value);
+    }
+    assert!(found["message"].as_str().unwrap().contains("kcm reconcile --repair"), "{found}");
+    assert_eq!((&found["count"], &found["involvedObject"]["name"]), (&json!(1), &json!("n1")));
+    let before = written();
+    until("it has reported again", || written() > before);
+    assert_eq!(event().unwrap()["count"], 1, "an Event is not sent at each run");
+    crate::harness::pin(sleeper.pid(), &[0]);
+    let is_ok = || server.object(NODE_REPORT).unwrap()["report"]["checks"]["masks"]["ok"] == true;
+    until("the stray is back", is_ok);
+    crate::harness::pin(sleeper.pid(), &[1]);
+    until("it is gone again", || event().unwrap()["count"] == 2);
+}
+
+#[test]
+fn a_report_without_pools_says_what_to_do() {
+    let mount = Mount::new();
+    let (out, err, code) = run(&mut mount.kcm(&["node-report"]));
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let check = &report["checks"]["configDirectory"];
+    assert_eq!(check["ok"], false);
+    assert!(check["errors"][0].as_str().unwrap().starts_with("there are no pools; make them"), "{check}");
+    // A probe that asks kcm status does not wait for pools.
+    let (out, _, code) = run(&mut mount.kcm(&["status", "--timeout=60"]));
+    assert_eq!(code, Some(0), "{out}");
+}
+
+#[test]
 fn concurrent_definitions_do_not_interfere() {
     let (server, mount) = (ApiServer::start(), Mount::with_shared());
     let start = || {
@@ -280,14 +365,11 @@ fn a_plain_directory_publishes_reclaims() {
 fn periodic_reports_survive_a_server_outage() {
     let mount = Mount::with_shared();
     let server = defined(&mount);
-    let node_reports = |server: &ApiServer| {
-        server.log().iter().filter(|entry| entry.path.contains("nodereports/n1")).count()
-    };
     server.misbehave(Fault::Cut, usize::MAX, |_, _| true);
     let out = mount.home().join("out");
     let mut command = kcm(&server, &mount, &["node-report", "--publish", "--interval=0.1"]);
     let mut running = Sleeper::spawn(command.stdout(fs::File::create(&out).unwrap()));
-    until("it has tried again at a later beat", || node_reports(&server) > 8);
+    until("it has tried again at a later beat", || server.log().len() > 8);
     let printed = || fs::read_to_string(&out).unwrap().matches("\"topology\"").count();
     let before = printed();
     until("it reports on", || printed() > before);

@@ -140,6 +140,7 @@ pub(crate) fn answer(inner: &mut Inner, asked: &Asked, user: &str, rights: &Righ
         "GET" => "list",
         "POST" => "create",
         "PATCH" => "patch",
+        "DELETE" if named.name.is_some() => "delete",
         _ => return (Vec::new(), Answer::status(405, "MethodNotAllowed", "method not allowed")),
     };
     let mut verbs = vec![verb];
@@ -159,12 +160,22 @@ pub(crate) fn answer(inner: &mut Inner, asked: &Asked, user: &str, rights: &Righ
     if !objects::is_served(&inner.store, &named) {
         return (wanted, not_served());
     }
+    if inner.guards_owners && names_owner(&asked.body) && !rights.allow(&deletion(&named)) {
+        let refusal = forbidden_owner(&named);
+        return (wanted, refusal);
+    }
     let answer = match verb {
         "get" if named.subresource.as_deref() == Some("log") => log(inner, &named, &query),
         "get" => match inner.store.get(path) {
+            Some(object) if asked.accept.contains("as=PartialObjectMetadata") => {
+                let metadata = &object["metadata"];
+                let kind = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata });
+                Answer::ok(200, kind)
+            }
             Some(object) => Answer::ok(200, object.clone()),
             None => not_found(&named),
         },
+        "delete" => delete(inner, &named, path),
         "list" => list(inner, &named, path, &query, asked),
         "watch" => watch(inner, path, &query),
         "create" => create(inner, &named, path, asked),
@@ -250,6 +261,33 @@ fn forbidden(named: &Named, verb: &str, user: &str) -> Answer {
         "{what} is forbidden: User \"{user}\" cannot {verb} resource \"{}\" in API group \"{}\" {scope}",
         named.with_subresource(),
         named.group
+    );
+    Answer::status(403, "Forbidden", &message).details(details(named))
+}
+
+fn delete(inner: &mut Inner, named: &Named, path: &str) -> Answer {
+    let Some(object) = inner.store.get(path) else { return not_found(named) };
+    let mut details = details(named);
+    details["uid"] = object["metadata"]["uid"].clone();
+    inner.store.remove(path);
+    let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details });
+    Answer::ok(200, status)
+}
+
+fn names_owner(body: &Value) -> bool {
+    body["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty())
+}
+
+fn deletion(named: &Named) -> Wanted {
+    Wanted { verb: "delete", group: named.group.clone(), resource: named.with_subresource() }
+}
+
+/// The admission plugin OwnerReferencesPermissionEnforcement.
+fn forbidden_owner(named: &Named) -> Answer {
+    let name = named.name.as_deref().unwrap_or_default();
+    let message = format!(
+        "{} \"{name}\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>",
+        named.qualified()
     );
     Answer::status(403, "Forbidden", &message).details(details(named))
 }
@@ -399,6 +437,7 @@ fn patch(
                 Some("status") => object["spec"] = old["spec"].clone(),
                 _ => object["status"] = old["status"].clone(),
             }
+            objects::default_allocatable(&mut object);
         }
     }
     if let Some(refusal) = invalid(named, &object) {

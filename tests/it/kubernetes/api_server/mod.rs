@@ -96,6 +96,8 @@ pub(crate) struct Inner {
     faults: Vec<(Fault, usize, When)>,
     log: Vec<Logged>,
     kubelet: Option<Kubelet>,
+    /// Whether the admission plugin OwnerReferencesPermissionEnforcement is on.
+    pub(crate) guards_owners: bool,
     /// The output of containers, by `pod/container`.
     pub(crate) logs: Vec<(String, String)>,
 }
@@ -137,6 +139,7 @@ impl ApiServer {
             faults: Vec::new(),
             log: Vec::new(),
             kubelet: None,
+            guards_owners: false,
             logs: Vec::new(),
         };
         let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: tokio::sync::Notify::new() });
@@ -190,7 +193,10 @@ impl ApiServer {
     }
 
     /// Stores an object.
-    pub fn put(&self, path: &str, object: Value) {
+    pub fn put(&self, path: &str, mut object: Value) {
+        if object["kind"] == "Node" {
+            objects::default_allocatable(&mut object);
+        }
         self.shared.lock().store.put(path, object);
         self.shared.changed.notify_waiters();
     }
@@ -208,6 +214,16 @@ impl ApiServer {
     pub fn remove(&self, path: &str) {
         self.shared.lock().store.remove(path);
         self.shared.changed.notify_waiters();
+    }
+
+    /// Copies a node's capacity to allocatable, as its kubelet does every ten seconds.
+    pub fn kubelet_copies(&self, node: &str) {
+        self.change(node, objects::copy_capacity);
+    }
+
+    /// Lets only users with the right to delete an object name its owner, as some distributions do.
+    pub fn guard_owners(&self) {
+        self.shared.lock().guards_owners = true;
     }
 
     /// Forgets the past changes, so that no watch can continue from its version.

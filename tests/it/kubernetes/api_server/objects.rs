@@ -37,6 +37,7 @@ pub fn kind(store: &Store, named: &Named) -> String {
     match named.resource.as_str() {
         "nodes" => "Node".into(),
         "pods" => "Pod".into(),
+        "events" => "Event".into(),
         _ => definition(store, named).and_then(|d| d["spec"]["names"]["kind"].as_str()).unwrap_or("?").into(),
     }
 }
@@ -61,7 +62,7 @@ pub fn established(definition: &Value) -> Value {
 
 /// Whether objects of this resource have a generation.
 pub fn has_generation(named: &Named) -> bool {
-    !matches!(named.resource.as_str(), "nodes" | "clusterroles")
+    !matches!(named.resource.as_str(), "nodes" | "clusterroles" | "events")
 }
 
 /// Records the manager who created an object.
@@ -91,6 +92,26 @@ pub fn default(named: &Named, object: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// A node with capacity and without allocatable has everything allocatable.
+pub fn default_allocatable(node: &mut Value) {
+    let status = &mut node["status"];
+    if status["capacity"].is_object() && !status["allocatable"].is_object() {
+        status["allocatable"] = status["capacity"].clone();
+    }
+}
+
+/// Copies capacity to allocatable, as a kubelet does every ten seconds: of what is no longer in capacity, it removes extended
+/// resources only. The legacy name is a native one, because it contains `kubernetes.io/`.
+pub fn copy_capacity(node: &mut Value) {
+    let is_extended = |name: &str| name.contains('/') && !name.contains("kubernetes.io/");
+    let status = &mut node["status"];
+    let capacity = status["capacity"].as_object().cloned().unwrap_or_default();
+    let mut allocatable = status["allocatable"].as_object().cloned().unwrap_or_default();
+    allocatable.retain(|name, _| capacity.contains_key(name) || !is_extended(name));
+    allocatable.extend(capacity);
+    status["allocatable"] = allocatable.into();
 }
 
 fn default_pod(named: &Named, object: &mut Value) {
@@ -152,6 +173,7 @@ pub fn faults(named: &Named, object: &Value) -> Vec<Cause> {
     match named.resource.as_str() {
         "nodes" => node_faults(object),
         "pods" => pod_faults(object),
+        "events" => event_faults(object),
         _ => Vec::new(),
     }
 }
@@ -193,6 +215,21 @@ fn node_faults(node: &Value) -> Vec<Cause> {
         }
     }
     causes
+}
+
+/// An Event about an object without a namespace is in `default`.
+fn event_faults(event: &Value) -> Vec<Cause> {
+    let involved = event["involvedObject"]["namespace"].as_str().unwrap_or_default();
+    let own = event["metadata"]["namespace"].as_str().unwrap_or_default();
+    let fits = if involved.is_empty() { own == "default" } else { own == involved };
+    if fits {
+        return Vec::new();
+    }
+    vec![Cause {
+        field: "involvedObject.namespace".into(),
+        reason: "FieldValueInvalid",
+        message: format!("Invalid value: \"{involved}\": does not match event.namespace"),
+    }]
 }
 
 fn pod_faults(pod: &Value) -> Vec<Cause> {

@@ -61,11 +61,19 @@ impl Store {
         }
     }
 
+    /// Removes an object, and as the garbage collector of a cluster the objects of which it was the owner.
     pub fn remove(&mut self, path: &str) {
-        if let Some(object) = self.objects.remove(path) {
-            self.version += 1;
-            self.note("DELETED", path, object);
-        }
+        let Some(object) = self.objects.remove(path) else { return };
+        self.version += 1;
+        let uid = object["metadata"]["uid"].clone();
+        self.note("DELETED", path, object);
+        let is_owned = |object: &Value| {
+            let owners = object["metadata"]["ownerReferences"].as_array();
+            owners.is_some_and(|owners| !owners.is_empty() && owners.iter().all(|owner| owner["uid"] == uid))
+        };
+        let owned = self.objects.iter().filter(|(_, object)| is_owned(object));
+        let owned: Vec<String> = owned.map(|(path, _)| path.clone()).collect();
+        owned.iter().for_each(|path| self.remove(path));
     }
 
     fn note(&mut self, kind: &'static str, path: &str, object: Value) {
