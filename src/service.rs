@@ -9,6 +9,8 @@ use anyhow::{Context as _, Error, bail};
 
 /// The name of the unit.
 pub(crate) const UNIT: &str = "kcm.service";
+/// The name of the unit that keeps the specs for container runtimes up to date.
+pub(crate) const CDI_UNIT: &str = "kcm-cdi.service";
 /// The directory that the unit serves, unless an administrator has changed it.
 pub(crate) const CONF_DIR: &str = "/etc/kcm";
 /// The state directory that belongs to it.
@@ -27,8 +29,17 @@ pub(crate) fn manages_machine() -> bool {
 
 /// Returns the unit that serves this directory, if systemd manages the machine and has one.
 pub(crate) fn unit_of(conf_dir: &Path) -> Option<PathBuf> {
+    named_unit_of(conf_dir, UNIT)
+}
+
+/// Returns the unit that keeps the specs of this directory up to date, if systemd manages the machine and has one.
+pub(crate) fn cdi_unit_of(conf_dir: &Path) -> Option<PathBuf> {
+    named_unit_of(conf_dir, CDI_UNIT)
+}
+
+fn named_unit_of(conf_dir: &Path, name: &str) -> Option<PathBuf> {
     let units =
-        || UNIT_DIRS.iter().map(|directory| Path::new(directory).join(UNIT)).find(|unit| unit.exists());
+        || UNIT_DIRS.iter().map(|directory| Path::new(directory).join(name)).find(|unit| unit.exists());
     (conf_dir == Path::new(CONF_DIR) && manages_machine()).then(units).flatten()
 }
 

@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Isolate(Isolate),
     Claim(Claim),
     Shield(Shield),
+    Cdi(Cdi),
+    Hook(Hook),
     Status(Status),
     Events(Events),
     Top(Top),
@@ -543,6 +545,74 @@ impl Shield {
     }
 }
 
+/// Describe the CPU lists to container runtimes, so that --device claims one for a container
+///
+/// Writes a spec of the Container Device Interface for each pool: the kind is kcm.intel.com/POOL, and the devices are its CPU
+/// lists, with _ for each comma, and any. The hook of the spec is kcm hook.
+#[derive(Args, Debug)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+#[command(after_help = "\
+Examples:
+  kcm cdi install
+  kcm cdi install --follow                                 and again whenever lists come and go
+  podman run --device kcm.intel.com/dataplane=any IMAGE    a container on any free list
+  podman run --device kcm.intel.com/dataplane=4_12 IMAGE   a container on the list 4,12
+  kcm cdi uninstall")]
+pub(crate) struct Cdi {
+    /// KCM configuration directory
+    #[arg(long, value_name = "dir", default_value = "/etc/kcm", global = true)]
+    pub(crate) conf_dir: PathBuf,
+    /// Directory of the specs
+    #[arg(long, value_name = "dir", default_value = CDI_DIR, global = true)]
+    pub(crate) dir: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: CdiCommand,
+}
+
+/// Where container runtimes look for specs.
+const CDI_DIR: &str = "/etc/cdi";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CdiCommand {
+    /// Write the specs of all pools, and remove those of pools that are gone
+    Install {
+        /// Stay, and write them again whenever pools and lists come and go, also when another daemon takes over
+        #[arg(long)]
+        follow: bool,
+        /// The program that runs as the hook, as container runtimes see it; this program by default
+        #[arg(long, value_name = "file")]
+        program: Option<PathBuf>,
+    },
+    /// Remove the specs that install has written for the directory
+    Uninstall,
+}
+
+/// Claim a CPU list for a container, as the createRuntime hook of an OCI runtime
+///
+/// Reads the state of the container from standard input, and claims the list for the first process of the container, before it
+/// runs. If it fails, the runtime does not start the container, and prints the reason. kcm cdi install writes specs with this
+/// hook.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  kcm hook --pool=dataplane < state.json")]
+pub(crate) struct Hook {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Pool name
+    #[arg(long, value_name = "pool", value_parser = validate::pool)]
+    pub(crate) pool: String,
+    /// CPU list, by its name; without it, any free one of the pool
+    #[arg(long, value_name = "list", value_parser = validate::list)]
+    pub(crate) list: Option<String>,
+    /// Claim for this process, and print the result as JSON, in a process that may hang
+    #[arg(long, hide = true, value_name = "pid", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) claim: Option<u32>,
+    /// The bundle of the container
+    #[arg(long, hide = true, value_name = "dir", requires = "claim")]
+    pub(crate) bundle: Option<PathBuf>,
+}
+
 /// The program that `isolate` or `shield` runs.
 #[derive(Debug)]
 pub(crate) enum Program {
@@ -876,7 +946,8 @@ pub(crate) struct NodeReport {
 
 /// Copy kcm, one static file, to a directory
 ///
-/// With --systemd also installs the unit that mounts at boot, man pages, and completions for bash, fish and zsh.
+/// With --systemd also installs the unit that mounts at boot, one that keeps CDI specs up to date, man pages, and completions for
+/// bash, fish and zsh.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -886,7 +957,7 @@ Examples:
 pub(crate) struct Install {
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
-    /// Install kcm.service too, in this directory
+    /// Install kcm.service and kcm-cdi.service too, in this directory
     #[arg(long, value_name = "dir", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "/etc/systemd/system")]
     pub(crate) systemd: Option<PathBuf>,
@@ -930,11 +1001,14 @@ pub(crate) struct Uninstall {
     pub(crate) target: InstallDirArg,
     #[command(flatten)]
     pub(crate) node: NodeArg,
-    /// Directory of the systemd unit
+    /// Directory of the systemd units
     #[arg(long, value_name = "dir", default_value = "/etc/systemd/system")]
     pub(crate) systemd: PathBuf,
     #[command(flatten)]
     pub(crate) share: ShareDirArg,
+    /// Directory of the specs of kcm cdi install
+    #[arg(long, value_name = "dir", default_value = CDI_DIR)]
+    pub(crate) cdi_dir: PathBuf,
     /// State directory; by default the one of the daemon, and /var/lib/kcm for /etc/kcm if none runs
     #[arg(long, value_name = "dir")]
     pub(crate) state_dir: Option<PathBuf>,

@@ -37,7 +37,7 @@ pub(super) fn run(args: &cli::Events) -> Result<ExitCode, Error> {
             Ok(Ended::Done) => return Ok(ExitCode::SUCCESS),
             Ok(Ended::Failed(error)) => return Err(error),
             // The file belongs to a daemon that has ended.
-            Err(error) if args.follow && is_of_another_daemon(&error) => {}
+            Err(error) if args.follow && confdir::is_of_another_daemon(&error) => {}
             Err(error) => return Err(confdir::file_error(&path, error)),
         }
         log::info!("{}: the daemon has ended; waiting for the next one", dir.path().display());
@@ -49,12 +49,6 @@ pub(super) fn run(args: &cli::Events) -> Result<ExitCode, Error> {
             }
         };
     }
-}
-
-/// Whether another open file of the same path may work.
-fn is_of_another_daemon(error: &io::Error) -> bool {
-    let stale = error.raw_os_error().map(Errno::from_raw) == Some(Errno::ESTALE);
-    stale || confdir::is_daemon_gone(error) || error.kind() == io::ErrorKind::NotFound
 }
 
 /// Why nothing more is printed.

@@ -1,6 +1,6 @@
 //! `kcm install`.
 //!
-//! Owns the files that are installed on a machine: the program, the systemd unit, man pages and completions. Does not know
+//! Owns the files that are installed on a machine: the program, the systemd units, man pages and completions. Does not know
 //! how they are removed, or what a page says.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ use clap_complete::Shell;
 use super::{complete, manual};
 use crate::cli;
 use crate::confdir;
-use crate::service::UNIT;
+use crate::service::{CDI_UNIT, UNIT};
 
 /// The file name of the program.
 pub(super) const PROGRAM: &str = "kcm";
@@ -39,7 +39,8 @@ pub(super) fn run(args: &cli::Install) -> Result<ExitCode, Error> {
     install_file(&placed(&program), own, 0o755)?;
     log::info!("Installed {}.", placed(&program).display());
     let Some(directory) = &args.systemd else { return Ok(ExitCode::SUCCESS) };
-    let text = unit_text(&std::path::absolute(&program)?)?;
+    let program = std::path::absolute(&program)?;
+    let (unit, cdi_unit) = (unit_text(&program)?, cdi_unit_text(&program)?);
     let share_dir = placed(&args.share.share_dir);
     let install = |(name, content): (PathBuf, Vec<u8>)| install_file(&share_dir.join(name), &*content, 0o644);
     match documentation()?.into_iter().try_for_each(install) {
@@ -50,10 +51,15 @@ pub(super) fn run(args: &cli::Install) -> Result<ExitCode, Error> {
         }
         Err(error) => return Err(error),
     }
-    let unit = placed(&directory.join(UNIT));
-    install_file(&unit, text.as_bytes(), 0o644)?;
-    let start = "systemctl daemon-reload && systemctl enable --now kcm";
-    log::info!("Installed {}; start it: {start}", unit.display());
+    let units = [
+        (UNIT, unit, "start it: systemctl daemon-reload && systemctl enable --now kcm"),
+        (CDI_UNIT, cdi_unit, "for containers: systemctl enable --now kcm-cdi"),
+    ];
+    for (name, text, start) in units {
+        let unit = placed(&directory.join(name));
+        install_file(&unit, text.as_bytes(), 0o644)?;
+        log::info!("Installed {}; {start}", unit.display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,7 +71,7 @@ pub(super) fn documentation() -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
 }
 
 /// Installs a file by atomic replacement: a process that starts the program gets the old one or the new one.
-fn install_file(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
+pub(super) fn install_file(file: &Path, mut content: impl io::Read, mode: u32) -> Result<(), Error> {
     let directory = file.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(|error| confdir::file_error(directory, error))?;
     let new = PathBuf::from(format!("{}.{}.new", file.display(), std::process::id()));
@@ -88,19 +94,27 @@ fn install_file(file: &Path, mut content: impl io::Read, mode: u32) -> Result<()
     })
 }
 
-/// Returns the unit that starts the daemon at boot. It is as restricted as the daemon's work allows: setting affinities
-/// of all users' processes, and mounting in the mount namespace of the machine.
+/// Returns the path of the program as a unit has it.
 ///
 /// # Errors
 /// systemd cannot have this path in a unit.
-pub(super) fn unit_text(program: &Path) -> Result<String, Error> {
+fn unit_path(program: &Path) -> Result<String, Error> {
     let plain =
         program.to_str().filter(|path| !path.contains(|c: char| c.is_control() || "\"\\$".contains(c)));
     let path = plain.with_context(|| {
         format!("{}: systemd does not accept such a name; give another", program.display())
     })?;
     // A percent sign begins a specifier (systemd.unit(5)).
-    let program = path.replace('%', "%%");
+    Ok(path.replace('%', "%%"))
+}
+
+/// Returns the unit that starts the daemon at boot. It is as restricted as the daemon's work allows: setting affinities
+/// of all users' processes, and mounting in the mount namespace of the machine.
+///
+/// # Errors
+/// systemd cannot have this path in a unit.
+pub(super) fn unit_text(program: &Path) -> Result<String, Error> {
+    let program = unit_path(program)?;
     Ok(format!(
         "\
 [Unit]
@@ -149,6 +163,42 @@ KeyringMode=private
 ManagedOOMPreference=omit
 SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
 SystemCallErrorNumber=EPERM
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+
+[Install]
+WantedBy={TARGET}
+"
+    ))
+}
+
+/// Returns the unit that keeps the specs for container runtimes up to date. It reads one file of the mount and writes to one
+/// directory. The capabilities are for opening that file, and for a directory that root may not write to.
+fn cdi_unit_text(program: &Path) -> Result<String, Error> {
+    let program = unit_path(program)?;
+    Ok(format!(
+        "\
+[Unit]
+Description=CDI specs of the CPU lists of kcm
+Documentation=man:kcm-cdi(1)
+After={UNIT}
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart=\"{program}\" cdi install --follow
+Restart=always
+RestartSec=1s
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE
+IPAddressDeny=any
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+NoNewPrivileges=yes
+ProtectClock=yes
+ProtectHostname=yes
+KeyringMode=private
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native

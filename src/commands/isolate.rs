@@ -35,7 +35,7 @@ use crate::service;
 use turn::Turn;
 
 /// The environment variable in which the command finds its CPU list.
-const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
+pub(super) const CPUS_ASSIGNED: &str = "KCM_CPUS_ASSIGNED";
 /// The status of a shell if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
 /// The status of a shell if a program does not exist.

@@ -3,6 +3,7 @@
 //! Owns the dispatch. Does not know any flag.
 
 mod apply;
+mod cdi;
 mod claim;
 mod cluster_init;
 mod common;
@@ -10,6 +11,7 @@ mod complete;
 mod describe;
 mod discover;
 mod events;
+mod hook;
 mod init;
 mod install;
 mod isolate;
@@ -55,6 +57,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Isolate(args) => isolate::run(&args),
         Command::Claim(args) => claim::run(&args),
         Command::Events(args) => events::run(&args),
+        Command::Cdi(args) => cdi::run(&args),
+        Command::Hook(args) => hook::run(&args),
         Command::Shield(args) => shield::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),

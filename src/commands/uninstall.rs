@@ -19,10 +19,10 @@ use kcm_mount::mountpoint;
 use kcm_mount::state::State;
 
 use super::common::node::{is_in_pod, node_name_if_any};
-use super::{discover, install};
+use super::{cdi, discover, install};
 use crate::cli;
 use crate::confdir::{self, ConfDir};
-use crate::service::{self, UNIT};
+use crate::service::{self, CDI_UNIT, UNIT};
 
 /// What is there to be removed.
 struct Installed<'a> {
@@ -180,9 +180,10 @@ impl<'a> Installed<'a> {
     /// Stops the service and unmounts.
     fn end_mount(&self, served: &Served) -> Result<(), Error> {
         let conf_dir = self.conf_dir.display();
-        if self.unit.is_some() {
-            service::systemctl(&["disable", "--now", "--quiet", UNIT])?;
-            log::info!("Stopped {UNIT}.");
+        let units = [(CDI_UNIT, service::cdi_unit_of(self.conf_dir)), (UNIT, self.unit.clone())];
+        for (name, _) in units.into_iter().filter(|(_, unit)| unit.is_some()) {
+            service::systemctl(&["disable", "--now", "--quiet", name])?;
+            log::info!("Stopped {name}.");
         }
         if !mountpoint::is_mounted(self.conf_dir)? {
             return Ok(());
@@ -206,12 +207,11 @@ impl<'a> Installed<'a> {
             return Vec::new();
         }
         let program = args.target.install_dir.join(install::PROGRAM);
-        // The link that `systemctl enable` creates.
-        let wanted = args.systemd.join(format!("{}.wants", install::TARGET)).join(UNIT);
-        [program, wanted, args.systemd.join(UNIT)]
-            .into_iter()
-            .filter(|file| fs::symlink_metadata(file).is_ok())
-            .collect()
+        // The links that `systemctl enable` creates.
+        let wanted = args.systemd.join(format!("{}.wants", install::TARGET));
+        let units =
+            [UNIT, CDI_UNIT].into_iter().flat_map(|unit| [wanted.join(unit), args.systemd.join(unit)]);
+        std::iter::once(program).chain(units).filter(|file| fs::symlink_metadata(file).is_ok()).collect()
     }
 
     /// The pages and completions that `kcm install --systemd` may have made.
@@ -225,6 +225,10 @@ impl<'a> Installed<'a> {
     }
 
     fn remove_files(&self) -> Result<(), Error> {
+        // A spec whose hook does not exist keeps containers from starting.
+        for file in cdi::remove(&self.args.cdi_dir, self.conf_dir)? {
+            log::info!("Removed {}.", file.display());
+        }
         if let Some(unit) = service::unit_of_another(self.conf_dir, &self.args.systemd) {
             let (unit, conf_dir) = (unit.display(), service::CONF_DIR);
             log::info!("{unit} serves {conf_dir}, so the program and its service stay.");
@@ -301,10 +305,14 @@ impl<'a> Installed<'a> {
         }
         if self.unit.is_some() {
             log::info!("Would stop {UNIT}.");
+            if service::cdi_unit_of(self.conf_dir).is_some() {
+                log::info!("Would stop {CDI_UNIT}.");
+            }
         } else if self.can_unmount() {
             log::info!("Would unmount {}.", self.conf_dir.display());
         }
-        for file in self.files().into_iter().chain(self.documentation()?) {
+        let specs = cdi::installed(&self.args.cdi_dir, self.conf_dir)?;
+        for file in specs.into_iter().chain(self.files()).chain(self.documentation()?) {
             log::info!("Would remove {}.", file.display());
         }
         let purged = self.state_dir.as_deref().into_iter().chain([self.conf_dir]);

@@ -151,6 +151,13 @@ pub(crate) fn is_daemon_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
+/// Whether the error is about an open file, or a path, of a daemon that has ended: the same path may work when the next one
+/// serves.
+pub(crate) fn is_of_another_daemon(error: &io::Error) -> bool {
+    let stale = error.raw_os_error().map(Errno::from_raw) == Some(Errno::ESTALE);
+    stale || is_daemon_gone(error) || error.kind() == ErrorKind::NotFound
+}
+
 /// Returns the message for a file that cannot be used: the file, the cause, and what to do if that is known.
 pub(crate) fn file_error(file: &Path, error: io::Error) -> Error {
     let file = file.display();

@@ -146,6 +146,10 @@ fn systemd_accepts_the_unit() {
             "Installed {}; start it: systemctl daemon-reload && systemctl enable --now kcm",
             unit.display()
         ),
+        format!(
+            "Installed {}; for containers: systemctl enable --now kcm-cdi",
+            units.join("kcm-cdi.service").display()
+        ),
     ];
     let share = flag("--share-dir", &share_dir);
     logs(kcm(&["install", &share], home.path()).arg(flag("--systemd", &units)), &expected);
@@ -191,9 +195,15 @@ fn systemd_accepts_the_unit() {
     }
     // Without systemd there is no verifier; the lines above are what it would read.
     // The page is not where systemd looks for it.
-    if let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() {
-        assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
-        assert_eq!(crate::harness::text(&output.stderr), "");
+    let cdi = units.join("kcm-cdi.service");
+    let text = fs::read_to_string(&cdi).unwrap();
+    let start = format!("\nExecStart=\"{}\" cdi install --follow\n", program.display());
+    assert!(text.contains(&start) && text.contains("\nAfter=kcm.service\n"), "{text}");
+    for unit in [&unit, &cdi] {
+        if let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(unit).output() {
+            assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
+            assert_eq!(crate::harness::text(&output.stderr), "");
+        }
     }
 }
 

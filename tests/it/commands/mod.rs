@@ -1,12 +1,14 @@
 //! The command line, on a mount and on a plain directory.
 
 pub mod apply;
+pub mod cdi;
 pub mod completions;
 pub mod describe;
 pub mod describe_people;
 pub mod describe_svg;
 pub mod documented;
 pub mod documented_init;
+pub mod hook;
 pub mod hostile;
 pub mod init;
 pub mod install;

@@ -33,6 +33,7 @@ impl Node {
         command.args(words).arg("--conf-dir").arg(&self.conf);
         command.arg(flag("--systemd", &self.home.path().join("units")));
         command.arg(flag("--share-dir", &self.home.path().join("share")));
+        command.arg(flag("--cdi-dir", &self.home.path().join("cdi")));
         command
     }
 
@@ -41,12 +42,13 @@ impl Node {
             "bin/kcm",
             "units/kcm.service",
             "units/multi-user.target.wants/kcm.service",
+            "units/kcm-cdi.service",
             "share/man/man1/kcm.1",
             "share/man/man5/kcm.5",
             "share/zsh/site-functions/_kcm",
         ];
         let there = files.map(|file| fs::symlink_metadata(self.home.path().join(file)).is_ok());
-        assert!(there == [true; 6] || there == [false; 6], "{there:?}");
+        assert!(there == [true; 7] || there == [false; 7], "{there:?}");
         there[0]
     }
 
@@ -58,6 +60,7 @@ impl Node {
             file("bin/kcm"),
             file("units/multi-user.target.wants/kcm.service"),
             file("units/kcm.service"),
+            file("units/kcm-cdi.service"),
             format!("Removed the man pages and completions below {}.", share.display()),
         ]
     }
