@@ -6,12 +6,14 @@ PATH=$PATH:$HOME/.cargo/bin
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "$0: $*" >&2; exit 1; }
 
-# need COMMAND PACKAGE: installs the Debian package if the command is missing.
+# need COMMAND PACKAGE [OPTION...]: installs the Debian package, with options of apt-get, if the command is missing.
 need() {
-    command -v "$1" >/dev/null && return
-    command -v apt-get >/dev/null || fail "$1 is missing and apt-get is not here; install $2 by hand"
-    { apt-get install -y "$2" || { apt-get update && apt-get install -y "$2"; }; } >/dev/null 2>&1 ||
-        fail "$1 is missing and $2 cannot be installed; install it by hand"
+    local command=$1 package=$2
+    shift
+    command -v "$command" >/dev/null && return
+    command -v apt-get >/dev/null || fail "$command is missing and apt-get is not here; install $package by hand"
+    { apt-get install -y "$@" || { apt-get update && apt-get install -y "$@"; }; } >/dev/null 2>&1 ||
+        fail "$command is missing and $package cannot be installed; install it by hand"
 }
 
 # All scripts build with the same settings, so that nothing is built twice: for the architecture of this machine (or

@@ -13,6 +13,7 @@
 mod benchmark;
 mod claims;
 mod commands;
+mod containers;
 mod daemon;
 mod docs;
 mod example;

@@ -175,6 +175,11 @@ impl Cgroup {
         entries.filter(is_read_only).map(|file| file.path()).min().expect("a file that is only read")
     }
 
+    /// Its name below the root of each hierarchy, for programs that make it there, too.
+    pub fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).expect("a name")
+    }
+
     /// For a cgroup with the controller `memory`.
     pub fn limit_memory(&self, bytes: u64) {
         let file = if self.hierarchy.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
@@ -192,6 +197,14 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        // What another program has made by its name; empty by now.
+        for root in Hierarchy::all().into_iter().map(|hierarchy| hierarchy.root) {
+            if let Some(below) =
+                self.path.file_name().map(|name| root.join(name)).filter(|it| *it != self.path)
+            {
+                remove_empty(&below);
+            }
+        }
         // The cgroups below it, which have no processes.
         let below = fs::read_dir(&self.path).into_iter().flatten().filter_map(Result::ok);
         below.for_each(|entry| drop(fs::remove_dir(entry.path())));
@@ -205,6 +218,14 @@ impl Drop for Cgroup {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// Removes a cgroup and those below it, as far as they are empty.
+fn remove_empty(cgroup: &Path) {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().filter_map(Result::ok);
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    below.for_each(|entry| remove_empty(&entry.path()));
+    let _ = fs::remove_dir(cgroup);
 }
 
 /// The hierarchy of v2, mounted in a temporary directory.
