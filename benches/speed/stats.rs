@@ -56,4 +56,10 @@ impl Rounds {
         let ratios = self.0.iter().zip(&other.0).map(|(ours, theirs)| figure(ours) / figure(theirs));
         Samples::new(ratios.filter(|ratio| ratio.is_finite()).collect()).median()
     }
+
+    /// Returns the median over all rounds of the difference between this contender's figure and the other's.
+    pub fn difference(&self, other: &Self, figure: impl Fn(&Samples) -> f64) -> f64 {
+        let differences = self.0.iter().zip(&other.0).map(|(ours, theirs)| figure(ours) - figure(theirs));
+        Samples::new(differences.filter(|it| it.is_finite()).collect()).median()
+    }
 }

@@ -36,6 +36,7 @@ fn contenders_are_compared_per_round() {
     let (ours, theirs) = (rounds([20.0, 22.0, 900.0]), rounds([10.0, 11.0, 300.0]));
     assert_eq!(ours.ratio(&theirs, Samples::median), 2.0);
     assert_eq!(ours.all().median(), 22.0);
+    assert_eq!(ours.difference(&theirs, Samples::median), 11.0);
     // A round without a measurement is ignored.
     assert_eq!(ours.ratio(&rounds([10.0, 11.0, 0.0]), Samples::median), 2.0);
 }

@@ -13,7 +13,7 @@ use crate::stats::Samples;
 use crate::table::{Row, Target};
 
 /// Returns wall time and CPU time of commands, repeated several times, in microseconds.
-fn race(commands: &mut [Command], times: u64) -> [Vec<crate::stats::Rounds>; 2] {
+pub(super) fn race(commands: &mut [Command], times: u64) -> [Vec<crate::stats::Rounds>; 2] {
     let mut cpu: Vec<Samples> = Vec::new();
     let wall = interleave(commands.len(), FEW.rounds, |n| {
         let (mut walls, mut cpus) = (Vec::new(), Vec::new());

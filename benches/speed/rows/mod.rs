@@ -8,6 +8,7 @@ use crate::table::Row;
 mod claims;
 mod clients;
 mod commands;
+mod containers;
 mod deaths;
 mod idle;
 mod reads;
@@ -19,7 +20,7 @@ mod threads;
 pub type Group = (&'static str, fn() -> Vec<Row>);
 
 /// The names of rows begin with the name of their group.
-pub const GROUPS: [Group; 9] = [
+pub const GROUPS: [Group; 10] = [
     ("claim", claims::rows),
     ("clients", clients::rows),
     ("read", reads::rows),
@@ -27,6 +28,7 @@ pub const GROUPS: [Group; 9] = [
     ("threads", threads::rows),
     ("shell", shell::rows),
     ("command", commands::rows),
+    ("container", containers::rows),
     ("death", deaths::rows),
     ("rest", idle::rows),
 ];
