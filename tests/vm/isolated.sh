@@ -75,6 +75,20 @@ is "the task is in its cgroup again" "$(cgroup "$task") $(mask "$task")" "/pod/c
 is "who was pinned there is there again" "$(mask "$pinned")" 3
 kill "$pinned" "$task"
 
+# The hook of a container runtime, and what `exec` into the container does: a process in the cgroup of the container.
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+task=$job
+holds "the hook claims" sh -c "echo '{\"pid\": $task}' | kcm hook --pool=dp --list=3"
+is "and isolates the first process of the container" "$(state 3) $(mask "$task")" "isolated 3"
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+is "a process that is executed in the container later runs elsewhere" "$(cgroup "$job") $(mask "$job")" "/pod/container $rest"
+fails "and cannot be put on the list" "nvalid argument" taskset -p 8 "$job"
+kill "$task" "$job"
+until_is "the container has ended: the list is free" free state 3
+until_is "everything is as before" same same_tree
+
 # How much of the CPU a busy holder gets beside two busy loops for each CPU, and how often it is interrupted.
 measure() {
     local holder others='' begun before after ended

@@ -17,7 +17,7 @@ holds "apt-get install" apt-get install -y -q $FIRST
 is "kcm is in PATH" "$(command -v kcm) $(kcm --version | cut -d' ' -f1)" "/usr/bin/kcm kcm"
 is "dpkg finds all of its files as they were" "$($DPKG --verify kcm)" ""
 is "nothing was started" "$(state ActiveState) $(mounted)" "inactive 0"
-holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify kcm.service 2>&1)" ]'
+holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify kcm.service kcm-cdi.service 2>&1)" ]'
 for page in "1 kcm" "1 kcm-isolate" "1 kcm-uninstall" "5 kcm"; do
     holds "man $page" sh -c "man $page | grep -q 'SEE ALSO'"
 done

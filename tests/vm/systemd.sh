@@ -46,7 +46,7 @@ quiet() {
 }
 
 holds "kcm install --systemd" kcm install --systemd
-holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify kcm.service 2>&1)" ]'
+holds "systemd-analyze verify has nothing to say" sh -c '[ -z "$(systemd-analyze verify kcm.service kcm-cdi.service 2>&1)" ]'
 systemctl daemon-reload
 holds "systemctl enable --now" systemctl enable --now kcm
 is "it is active once the directory answers" "$(state ActiveState) $(wc -l <$C/info/version)" "active 1"
