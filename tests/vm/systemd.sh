@@ -147,6 +147,23 @@ is "kcm unmount by hand says what ends the service" "$(kcm unmount 2>&1)" \
 until_up "$old"
 is "the service mounts again" "$(cat $D/0/tasks)" "$job"
 
+# The specs for container runtimes.
+specs() { ls /etc/cdi | tr '\n' ' '; }
+three="kcm.intel.com-controlplane.json kcm.intel.com-dataplane.json kcm.intel.com-infra.json "
+holds "the specs for containers have a service" systemctl enable --now kcm-cdi
+until_is "it writes them" "$three" specs
+follower=$(systemctl show --value -p MainPID kcm-cdi)
+for when in "while the daemon runs" "after a restart of the daemon"; do
+    mkdir $C/pools/more
+    until_is "a new pool has a spec $when" "${three}kcm.intel.com-more.json " specs
+    rmdir $C/pools/more
+    until_is "and loses it with its end" "$three" specs
+    old=$(state MainPID)
+    systemctl restart kcm
+    until_up "$old"
+done
+is "it is the same process" "$(systemctl show --value -p MainPID,NRestarts kcm-cdi | tr '\n' ' ')" "$follower 0 "
+
 fails "kcm uninstall while a list is held" "dataplane 0 is held by $job" kcm uninstall
 is "changes nothing" "$(state ActiveState) $(cat $D/0/tasks)" "active $job"
 claim $D/0/tasks "-$job"
