@@ -169,7 +169,7 @@ Examples:
   kcm init --num-dp-cores=auto --num-cp-cores=auto
   kcm init --if-empty --layouts=/etc/kcm-layouts/layouts.yaml
 
-A file for --layouts, YAML or JSON. A node has the fields of its own entry, else those of default, else the flags:
+A file of layouts:
   default: {dataplane: auto, controlplane: auto}
   node1: {dataplane: 8, controlplane: 2, isolated: true}")]
 pub(crate) struct Init {
@@ -188,7 +188,8 @@ pub(crate) struct Init {
     /// requested pools, say why, also with an Event of the Kubernetes node, and succeed without pools
     #[arg(long)]
     pub(crate) if_empty: bool,
-    /// File with the numbers of cores per node; a file that does not exist is empty
+    /// YAML or JSON file with the numbers of cores per node; what the entry of a node leaves out is as in default, else as the
+    /// other flags say; a file that does not exist is empty
     #[arg(long, value_name = "file")]
     pub(crate) layouts: Option<PathBuf>,
     #[command(flatten)]

@@ -5,7 +5,7 @@
 //!
 //! Slots that cannot be claimed are removed and not set to 0. For the scheduler both are the same. But a kubelet that restarts
 //! refuses its running pods if they request more of a resource than there is, unless the node does not have that resource: those
-//! requests it ignores.
+//! requests it ignores. There is no taint for such a node: with the effect NoExecute it would evict the pods that run.
 
 pub(super) mod change;
 mod slots;
@@ -71,7 +71,7 @@ struct Advertiser<'a> {
     marks: Marks,
     cluster: Option<Cluster>,
     events: NodeEvents,
-    /// What the last run found, so that a message is printed once.
+    /// The state after the last run, so that a message is printed once.
     state: State,
 }
 
@@ -159,6 +159,12 @@ impl Advertiser<'_> {
         }
         if let State::Withdrawn(_, why) = &self.state {
             self.events.set(cluster, reason, Some(why));
+        }
+        // Two outages may have no other run in between.
+        for over in [Reason::Available, Reason::NoSlots, Reason::Unavailable] {
+            if over != reason {
+                self.events.set(cluster, over, None);
+            }
         }
         Ok(())
     }

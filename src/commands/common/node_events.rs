@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::kubernetes::objects::event::{self, NodeEvent, Reason};
 use crate::kubernetes::{Cluster, Failure};
 
-/// What lasts is sent again after this time. An API server keeps Events for an hour, unless `--event-ttl` says otherwise.
+/// An Event about something that lasts is sent again after this time. An API server keeps Events for an hour, unless `--event-ttl` says otherwise.
 const AGAIN: Duration = Duration::from_secs(30 * 60);
 /// The checks of a node report that become Events. The check of the mount is not one of them: discover sends that.
 const CHECKS: [(&str, Reason); 4] = [
@@ -33,7 +33,7 @@ pub(crate) struct NodeEvents {
 /// The last Event of a reason.
 #[derive(Clone, Debug)]
 struct Sent {
-    /// What is so; `None` if it is no longer so.
+    /// The message; `None` if the condition is over.
     message: Option<String>,
     count: u32,
     first: SystemTime,
@@ -45,7 +45,8 @@ impl NodeEvents {
         Self { node: node.to_owned(), sent: BTreeMap::new(), has_failed: false }
     }
 
-    /// Says what is so now, or with `None` that it is not so. Sends an Event if that is new, or was sent long ago.
+    /// Notes that a condition holds, with a message, or with `None` that it does not hold. Sends an Event if the condition is new,
+    /// has another message, or was sent long ago.
     pub(crate) fn set(&mut self, cluster: &Cluster, reason: Reason, message: Option<&str>) {
         let Some(message) = message else {
             if let Some(sent) = self.sent.get_mut(&reason) {

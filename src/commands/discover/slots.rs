@@ -1,4 +1,4 @@
-//! What this node has to offer.
+//! The slots of this node.
 //!
 //! Owns which CPU lists are slots, and reading them in another process, because a process that reads a mount hangs with its
 //! daemon. Does not know the API server.
@@ -22,7 +22,7 @@ const MOST: Duration = Duration::from_secs(5);
 /// The pool whose CPU lists are the slots of the legacy resource.
 const DATAPLANE: &str = "dataplane";
 
-/// What was found.
+/// The result of a look at the pools.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Offer {
     /// Slots, or none if all lists are draining or offline.

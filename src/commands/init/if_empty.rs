@@ -1,8 +1,8 @@
-//! `kcm init --if-empty`: pools where there are none.
+//! `kcm init --if-empty`: creates pools only if there are none.
 //!
-//! Owns that existing pools are the configuration, and that a machine that cannot have the requested ones is no failure: in a pod,
-//! a failure would keep all other containers from running. What is no property of the machine, such as a daemon that does not
-//! answer, stays a failure, and the pod tries again. Does not know how pools are planned or created.
+//! Owns that existing pools are the configuration, and that the command succeeds on a machine that cannot have the requested ones:
+//! in a pod, a failure would keep all other containers from running. Other problems, such as a daemon that does not answer, are
+//! failures, and the pod tries again. Does not know how pools are planned or created.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,7 +29,11 @@ pub(super) fn run(args: &cli::Init, node: Option<&str>) -> Result<ExitCode, Erro
     let path = &args.dir.conf_dir;
     confdir::check_answers(path)?;
     let target = Target::find(path)?;
-    let wanted = wanted(args, node);
+    let layout = Layout::requested(args, node);
+    if let (Target::Empty { .. }, Ok(layout)) = (&target, &layout) {
+        announce(path, *layout);
+    }
+    let wanted = layout.and_then(wanted);
     match (target, wanted) {
         (Target::Configured(dir), wanted) => keep(&dir, wanted)?,
         (Target::Empty { is_new }, Ok((topology, plan))) => {
@@ -53,10 +57,8 @@ type Wanted = (Topology, [PlannedPool; 3]);
 /// Returns the requested pools.
 ///
 /// # Errors
-/// The machine cannot have them, or the file with the layouts is wrong.
-fn wanted(args: &cli::Init, node: Option<&str>) -> Result<Wanted, Error> {
-    let layout = Layout::requested(args, node)?;
-    announce(&args.dir.conf_dir, layout);
+/// The machine cannot have them.
+fn wanted(layout: Layout) -> Result<Wanted, Error> {
     let topology = Host::from_env().topology()?;
     let plan = plan(&topology, Counts::of(layout, &topology)?)?;
     Ok((topology, plan))

@@ -52,7 +52,7 @@ impl Counts {
         }
         if layout.dataplane == Cores::Auto || layout.controlplane == Cores::Auto {
             log::info!(
-                "auto: {dataplane} data plane cores and {controlplane} control plane cores of {}.",
+                "auto: {DATAPLANE} {dataplane}, {CONTROLPLANE} {controlplane} of {} cores.",
                 cores.len()
             );
         }

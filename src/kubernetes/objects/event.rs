@@ -22,7 +22,7 @@ const NAMESPACE: &str = "default";
 /// The longest message, in bytes: the limit of events.k8s.io/v1, under which the same object can be read.
 const LONGEST: usize = 1024;
 
-/// What an Event is about.
+/// The condition that an Event reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
     /// The machine cannot have the requested pools.

@@ -11,6 +11,7 @@ pub mod documented_init;
 pub mod hook;
 pub mod hostile;
 pub mod init;
+pub mod init_if_empty;
 pub mod install;
 pub mod isolate;
 pub mod isolate_choice;

@@ -1,4 +1,5 @@
-//! The sources of credentials, and that no command writes a secret into any line, at any log level and with any error.
+//! The sources of credentials, that no command writes a secret into any line, at any log level and with any error, and what
+//! each request says of its author.
 
 use std::fs;
 use std::path::Path;
@@ -178,4 +179,17 @@ fn a_token_can_have_four_sources() {
         assert_no_secret(&format!("{out}{err}"), ADMIN);
     }
     assert!(server.log().iter().all(|entry| entry.user == "admin"));
+}
+
+#[test]
+fn each_request_of_each_command_names_kcm() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    let version = concat!("kcm/", env!("CARGO_PKG_VERSION"));
+    for words in COMMANDS {
+        server.forget_log();
+        let (_, err, code) = run(&mut kcm(&mount, words, &server.kubeconfig(ADMIN), "ERROR"));
+        assert_eq!(code, Some(0), "{words:?}: {err}");
+        let log = server.log();
+        assert!(!log.is_empty() && log.iter().all(|entry| entry.agent == version), "{words:?}: {log:?}");
+    }
 }

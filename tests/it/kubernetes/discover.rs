@@ -152,21 +152,6 @@ fn the_taint_is_chosen_and_the_one_before_is_removed() {
 }
 
 #[test]
-fn each_request_of_each_command_names_kcm() {
-    let (server, mount) = (super::api_server::commands::cluster(), Mount::with_dataplane());
-    for words in super::api_server::commands::COMMANDS {
-        server.forget_log();
-        let kubeconfig = server.kubeconfig(ADMIN);
-        let (_, err, code) = run(&mut super::api_server::commands::kcm(&mount, words, &kubeconfig, "ERROR"));
-        assert_eq!(code, Some(0), "{words:?}: {err}");
-        let agents: std::collections::BTreeSet<String> =
-            server.log().into_iter().map(|entry| entry.agent).collect();
-        let version = concat!("kcm/", env!("CARGO_PKG_VERSION")).to_owned();
-        assert_eq!(agents.into_iter().collect::<Vec<_>>(), [version], "{words:?}");
-    }
-}
-
-#[test]
 fn every_exclusive_pool_has_an_extended_resource() {
     let (server, mount) = (cluster(), Mount::new());
     mount.make_pool("dataplane", true, &["0"]);
