@@ -119,7 +119,11 @@ fn follow(conf_dir: &Path, files: &Files<'_>) -> Result<(), Error> {
 /// Follows the configuration of one daemon.
 fn follow_mount(dir: &ConfDir, files: &Files<'_>) -> Result<Infallible, Error> {
     let path = dir.path().join("info/config");
-    let mut config = File::open(&path).map_err(|error| failed(&path, error))?;
+    let mut config = File::open(&path).map_err(|error| match error.kind() {
+        // A daemon without this file is of an older version.
+        io::ErrorKind::NotFound => confdir::file_error(&path, error),
+        _ => failed(&path, error),
+    })?;
     let mut said = None;
     loop {
         let mut text = Vec::new();

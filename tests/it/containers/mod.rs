@@ -28,9 +28,13 @@ pub struct Node {
 impl Node {
     /// One with a pool of these lists, whose name begins so.
     pub fn new(name: &str, exclusive: bool, lists: &[&str]) -> Self {
+        Self::with(Mount::new(), name, exclusive, lists)
+    }
+
+    /// The same on this mount.
+    pub fn with(mount: Mount, name: &str, exclusive: bool, lists: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pool = format!("{name}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mount = Mount::new();
         mount.make_pool(&pool, exclusive, lists);
         let node = Self { mount, pool, cgroup: Cgroup::new() };
         let bin = node.root().join("bin");

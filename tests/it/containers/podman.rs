@@ -1,10 +1,11 @@
 //! `podman run --device kcm.intel.com/POOL=any`: a container has its list before it runs, or is not started and the reason is shown.
 
 use std::fs;
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use super::{Node, devices};
-use crate::harness::{Sleeper, masks, run, signal, until, write};
+use crate::harness::{Mount, Sleeper, masks, run, signal, until, write};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -110,6 +111,54 @@ fn a_container_that_may_not_run_on_the_list_is_refused() {
     let err = node.refused(&["--rm", "--cpuset-cpus=0", &format!("--device={}", node.device("1"))]);
     assert!(err.contains("the kernel"), "{err}");
     assert_eq!(node.held("1"), [0; 0]);
+}
+
+/// A directory that is shared with mount namespaces, as all are on a machine with systemd.
+struct Shared(PathBuf);
+
+impl Shared {
+    fn new(directory: PathBuf) -> Self {
+        fs::create_dir(&directory).unwrap();
+        let path = directory.display().to_string();
+        for words in [&["--bind", &path, &path][..], &["--make-private", &path], &["--make-shared", &path]] {
+            let (_, err, code) = run(Command::new("mount").args(words));
+            assert_eq!(code, Some(0), "{err}");
+        }
+        Self(directory)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_container_sees_the_directory_again_if_its_parent_is_kcms() {
+    let mount = Mount::not_mounted_below_kcm();
+    let shared = Shared::new(mount.home().join("kcm"));
+    mount.start();
+    let node = Node::with(mount, "dp", true, &["1"]);
+    let (id, pid) = node.start("any");
+    let conf = node.mount.conf().display().to_string();
+    let ask = |line: &str| {
+        let (out, err, _) = run(&mut node.podman(&["exec", &id, "sh", "-c", line]));
+        (out, err)
+    };
+    let held = (format!("{pid}\n"), String::new());
+    let read = format!("cat {conf}/pools/{}/1/tasks", node.pool);
+    assert_eq!(ask(&read), held);
+    for place in [shared.0.display().to_string(), conf.clone()] {
+        let (_, err) = ask(&format!("echo > {place}/x"));
+        assert!(err.contains("can't create"), "nobody can put a file there: {err}");
+    }
+    node.mount.stop();
+    let (_, err) = ask(&format!("echo > {conf}/x"));
+    assert!(err.contains("Read-only file system"), "nor into the empty mount point: {err}");
+    node.mount.start();
+    assert_eq!(ask(&read), held);
+    assert_eq!(ask(&format!("echo -1 > {conf}/pools/{}/tasks; {read}", node.pool)).0, "", "it can write");
 }
 
 #[test]

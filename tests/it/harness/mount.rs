@@ -17,6 +17,8 @@ use super::{
 /// A mount in a temporary directory; unmounted when dropped.
 pub struct Mount {
     home: TempDir,
+    /// The mount point below it.
+    conf: &'static str,
     _cgroup: Arc<OwnCgroup>,
 }
 
@@ -37,7 +39,14 @@ impl Mount {
     pub fn not_mounted_in(directory: &Path) -> Self {
         reset_signals();
         let home = tempfile::tempdir_in(directory).expect("a temporary directory");
-        Self { home, _cgroup: OwnCgroup::of_this_thread() }
+        Self { home, conf: "conf", _cgroup: OwnCgroup::of_this_thread() }
+    }
+
+    /// Only the directories, with a mount point that has a parent for kcm only.
+    pub fn not_mounted_below_kcm() -> Self {
+        let mut mount = Self::not_mounted();
+        mount.conf = "kcm/conf";
+        mount
     }
 
     /// `dataplane`, which is exclusive, with the lists 0 and 1: all CPUs of a small machine.
@@ -68,7 +77,7 @@ impl Mount {
     }
 
     pub fn conf(&self) -> PathBuf {
-        self.home.path().join("conf")
+        self.home.path().join(self.conf)
     }
 
     pub fn state(&self) -> PathBuf {
