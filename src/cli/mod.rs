@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Apply(Apply),
     Export(Export),
     ClusterInit(ClusterInit),
+    ClusterUninstall(ClusterUninstall),
     Isolate(Isolate),
     Claim(Claim),
     Shield(Shield),
@@ -404,6 +405,53 @@ pub(crate) struct ClusterInit {
     pub(crate) dry_run: bool,
 }
 
+/// Undo cluster-init: uninstall on each node, delete the pods, and remove slots, label and taint
+///
+/// Runs kcm uninstall in a pod on each node, which removes the pools and the installed program, and is refused while a claim
+/// is live. Then it deletes the pods of cluster-init. A node that has none of this is left as it is, so that a second run
+/// continues an interrupted first one. The state directory and the mount point stay on the nodes.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("hosts").required(true).args(["host_list", "all_hosts"])))]
+#[command(after_help = "\
+Examples:
+  kcm cluster-uninstall --all-hosts --dry-run
+  kcm cluster-uninstall --host-list=node1 --namespace=kcm-system
+  kcm cluster-uninstall --all-hosts --force          release live claims")]
+pub(crate) struct ClusterUninstall {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Comma separated list of Kubernetes nodes
+    #[arg(long, value_name = "list", value_delimiter = ',', value_parser = validate::host)]
+    pub(crate) host_list: Vec<String>,
+    /// All Kubernetes nodes
+    #[arg(long)]
+    pub(crate) all_hosts: bool,
+    /// KCM image
+    #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) kcm_img: String,
+    /// Image pull policy
+    #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
+    #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
+    pub(crate) kcm_img_pol: String,
+    #[command(flatten)]
+    pub(crate) target: InstallDirArg,
+    /// Directory for configuration and claims on each node
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
+    pub(crate) state_dir: PathBuf,
+    /// Namespace of the pods
+    #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
+    pub(crate) namespace: String,
+    /// Seconds to wait for each pod, or inf
+    #[arg(long, value_name = "seconds", default_value = "300", value_parser = validate::wait)]
+    pub(crate) timeout: Wait,
+    /// Release live claims instead of refusing
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 /// Run a command on a CPU list of a pool
 ///
 /// On a mount, kcm claims a list and then executes the command in the same process, so that PID, signals, terminal and
@@ -673,6 +721,9 @@ pub(crate) struct Status {
     /// Print text for Prometheus: the result of each check, and the metrics of the daemon
     #[arg(long, conflicts_with = "json")]
     pub(crate) prometheus: bool,
+    /// Check only that a daemon answers, for probes: exit status 0 or 3, whatever the checks would find
+    #[arg(long, conflicts_with_all = ["json", "prometheus"])]
+    pub(crate) alive: bool,
     /// Seconds to wait for answers
     #[arg(long, value_name = "seconds", default_value = "2", value_parser = validate::wait)]
     pub(crate) timeout: Wait,

@@ -6,6 +6,7 @@ mod apply;
 mod cdi;
 mod claim;
 mod cluster_init;
+mod cluster_uninstall;
 mod common;
 mod complete;
 mod describe;
@@ -50,6 +51,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Mount(args) => mount::mount(&args),
         Command::Unmount(args) => mount::unmount(&args),
         Command::ClusterInit(args) => cluster_init::run(&args),
+        Command::ClusterUninstall(args) => cluster_uninstall::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Pool(args) => pool::run(&args),
         Command::Apply(args) => apply::apply(&args),

@@ -113,6 +113,9 @@ pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
         print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if args.alive {
+        return Ok(alive(&args.dir.conf_dir, args.timeout.unwrap_or(LONG).min(LONG)));
+    }
     // Without an answer, the other process has printed why.
     let Some(seen) = look_in_time(args)? else { return Ok(ExitCode::FAILURE) };
     if args.prometheus {
@@ -130,6 +133,25 @@ pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
     };
     print(&if args.json { json_text(&serde_json::to_value(report)?) } else { text(&report) })?;
     Ok(code)
+}
+
+/// Says whether a daemon serves the directory and answers. This looks at nothing else, so that it is cheap.
+fn alive(conf_dir: &Path, most: Duration) -> ExitCode {
+    match mountpoint::status_within(conf_dir, most) {
+        Ok(Status::Live) => ExitCode::SUCCESS,
+        Ok(Status::NotAnswering) => {
+            log::error!("{}: kcm mount does not answer", conf_dir.display());
+            ExitCode::from(NOT_RUNNING)
+        }
+        Ok(Status::Stale | Status::Marked | Status::Plain | Status::Absent) => {
+            log::error!("{}: kcm mount is not running", conf_dir.display());
+            ExitCode::from(NOT_RUNNING)
+        }
+        Err(error) => {
+            log::error!("{}: {error}", conf_dir.display());
+            ExitCode::from(NOT_RUNNING)
+        }
+    }
 }
 
 /// Looks in another process, and waits for it no longer than the user wants.

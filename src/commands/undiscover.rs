@@ -38,7 +38,7 @@ pub(super) fn run(args: &cli::Undiscover) -> Result<ExitCode, Error> {
 }
 
 /// Removes everything of ours from a node, and its reports. The reports of a node that does not exist are removed, too.
-fn clean(cluster: &Cluster, target: &Target) -> Result<(), Error> {
+pub(super) fn clean(cluster: &Cluster, target: &Target) -> Result<(), Error> {
     let node = &target.node;
     let changed = match change::apply(cluster, node, &removal(), RETRY_TIMEOUT) {
         Err(error) if !is_missing(&error) => return Err(error),

@@ -29,7 +29,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Request(#[from] kube::core::request::Error),
     /// The server refuses the request, and would refuse it again.
-    #[error("{subject}: {message} ({code}{}){}", .reason.as_deref().map(|r| format!(" {r}")).unwrap_or_default(), cure(*.code, .manifest))]
+    #[error("{subject}: {message} ({code}{}){}", .reason.as_deref().map(|r| format!(" {r}")).unwrap_or_default(), cure(*.code, .message, .manifest))]
     Refused {
         /// The object of the request.
         subject: String,
@@ -94,15 +94,27 @@ impl Failure {
     }
 }
 
-fn cure(code: u16, manifest: &str) -> String {
+fn cure(code: u16, message: &str, manifest: &str) -> String {
     match code {
         401 => {
             "; the token or certificate is not accepted; check the kubeconfig or the service account".into()
+        }
+        // The manifest grants it to accounts of its own, so that applying it does not help another account.
+        403 if has_other_account(message) => {
+            format!(
+                "; kubectl apply -f {manifest}, and use an account of it (cluster-init --service-account=kcm-node)"
+            )
         }
         403 => format!("; grant the right: kubectl apply -f {manifest}"),
         404 => "; check the name, and the cluster that KUBECONFIG names".into(),
         _ => String::new(),
     }
+}
+
+/// Whether a refusal is about a service account that is not one of `deploy/rbac.yaml`.
+fn has_other_account(message: &str) -> bool {
+    let account = message.split_once("\"system:serviceaccount:").and_then(|(_, rest)| rest.split('"').next());
+    account.and_then(|account| account.split(':').nth(1)).is_some_and(|name| !name.starts_with("kcm-"))
 }
 
 /// Whether an error of kube is about our own credentials or certificates: a retry would fail in the same way.
@@ -185,6 +197,18 @@ mod tests {
             let failure = of_status(code, reason, "no").unwrap();
             assert_eq!((failure.to_string().as_str(), failure.code()), (line, Some(code)));
             assert!(!failure.is_transient());
+        }
+    }
+
+    #[test]
+    fn an_account_that_the_manifest_does_not_have_is_pointed_to_one() {
+        let message =
+            |user: &str| format!("nodes \"n1\" is forbidden: User \"{user}\" cannot get resource \"nodes\"");
+        let said = |user: &str| of_status(403, "Forbidden", &message(user)).unwrap().to_string();
+        let other = said("system:serviceaccount:default:default");
+        assert!(other.ends_with("; kubectl apply -f deploy/rbac.yaml, and use an account of it (cluster-init --service-account=kcm-node)"), "{other}");
+        for user in ["system:serviceaccount:kcm-system:kcm-node", "alice"] {
+            assert!(said(user).ends_with("; grant the right: kubectl apply -f deploy/rbac.yaml"), "{user}");
         }
     }
 

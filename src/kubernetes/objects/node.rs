@@ -148,6 +148,21 @@ pub(crate) fn label_and_taint(node: &Node, wanted: Option<&Marks>) -> Change {
     Ok(Some(Request::new(http, subject(name))))
 }
 
+/// Returns which of slots, label and taint a node does not have.
+pub(crate) fn missing(node: &Node) -> Option<&'static str> {
+    let capacity = node.status.as_ref().and_then(|status| status.capacity.as_ref());
+    if !capacity.into_iter().flat_map(BTreeMap::keys).any(|name| is_ours(name)) {
+        return Some("slots of kcm");
+    }
+    let labels = node.metadata.labels.as_ref();
+    if labels.and_then(|labels| labels.get(LABEL)).is_none_or(|value| value != "true") {
+        return Some("label kcm.intel.com/kcm-node=true");
+    }
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let is_there = taints.iter().any(|taint| taint.key == TAINT && taint.effect == EFFECT);
+    (!is_there).then_some("taint kcm=true:NoSchedule")
+}
+
 /// What tells a taint apart from the others of a node.
 fn identity(taint: &Taint) -> String {
     identity_of(&taint.key, &taint.effect)
@@ -277,6 +292,18 @@ mod tests {
         node.metadata.labels = Some([(LABEL.to_owned(), "true".to_owned())].into());
         assert!(capacity(&node, &slots(&[(OPAQUE, 4)])).unwrap().is_none());
         assert!(label_and_taint(&node, Some(&usual())).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_node_does_not_have_is_named() {
+        let ours = json!([{ "key": "kcm", "value": "true", "effect": "NoSchedule" }]);
+        let mut all = node(json!({ "cpu": "4", OPAQUE: "4" }), ours.clone());
+        assert_eq!(missing(&all), Some("label kcm.intel.com/kcm-node=true"));
+        all.metadata.labels = Some([(LABEL.to_owned(), "true".to_owned())].into());
+        assert_eq!(missing(&all), None);
+        assert_eq!(missing(&Node { spec: None, ..all.clone() }), Some("taint kcm=true:NoSchedule"));
+        assert_eq!(missing(&Node { status: None, ..all }), Some("slots of kcm"));
+        assert_eq!(missing(&node(json!({ "cpu": "4" }), ours)), Some("slots of kcm"));
     }
 
     #[test]

@@ -7,13 +7,15 @@
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ExecAction, HostPathVolumeSource, ObjectFieldSelector,
-    Pod, PodSpec, Probe, SecurityContext, Toleration, Volume, VolumeMount,
+    Pod, PodSpec, Probe, ResourceRequirements, SecurityContext, Toleration, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Resource as _;
-use kube::core::params::{GetParams, ListParams, PostParams, WatchParams};
+use kube::core::params::{DeleteParams, GetParams, ListParams, PostParams, WatchParams};
 use kube::core::request::Error as BuildError;
 use kube::core::subresource::LogParams;
 use kube::core::{ObjectList, ObjectMeta, WatchEvent};
+use serde_json::Value;
 
 use super::{Built, Request};
 use crate::host_command::HostCommand;
@@ -68,13 +70,22 @@ pub(crate) struct PlannedPod {
 }
 
 impl Plan {
+    /// Whether the nodes are advertised.
+    pub(crate) fn discovers(&self) -> bool {
+        self.commands.contains(&HostCommand::Discover)
+    }
+
     /// Returns the pods of a node in the order in which they are created.
     pub(crate) fn pods(&self, node: &str) -> Vec<PlannedPod> {
-        let (periodic, once): (Vec<HostCommand>, Vec<HostCommand>) =
+        let (periodic, mut once): (Vec<HostCommand>, Vec<HostCommand>) =
             self.commands.iter().partition(|command| command.is_periodic());
+        // A pod has the name of its commands, and no two pods have the same one.
+        if once == [HostCommand::Discover] && periodic.is_empty() {
+            once.clear();
+        }
         let mut pods = Vec::new();
         if self.commands.iter().any(|command| *command != HostCommand::Install) {
-            pods.push(self.pod(node, &["mount"], Goal::Running, Vec::new(), vec![self.mount()]));
+            pods.push(self.mount_pod(node));
         }
         if !once.is_empty() {
             // A pod needs at least one container that is not an init container.
@@ -86,11 +97,47 @@ impl Plan {
             };
             pods.push(self.pod(node, &names(&once), Goal::Succeeded, first, self.containers(rest)));
         }
-        if !periodic.is_empty() {
-            let containers = self.containers(&periodic);
-            pods.push(self.pod(node, &names(&periodic), Goal::Running, Vec::new(), containers));
+        let mut containers = self.containers(&periodic);
+        if self.discovers() {
+            // Kubelets reset capacity, and people remove taints.
+            containers.push(self.repeated_discover());
+        }
+        if !containers.is_empty() {
+            let phase = if periodic.is_empty() { vec!["discover"] } else { names(&periodic) };
+            pods.push(self.pod(node, &phase, Goal::Running, Vec::new(), containers));
         }
         pods
+    }
+
+    /// Returns the pod that undoes the others, except their mount. `force`: releases live claims, which takes the right to set
+    /// the CPU masks of other processes.
+    pub(crate) fn uninstall_pod(&self, node: &str, force: bool) -> PlannedPod {
+        let args = [
+            "uninstall".into(),
+            format!("--conf-dir={}", self.conf_dir_in_container()),
+            format!("--install-dir={}", self.install_dir),
+        ];
+        let args = args.into_iter().chain(force.then(|| "--force".into())).collect();
+        let mounts = vec![self.conf_mount("HostToContainer"), volume_mount("install", &self.install_dir)];
+        let container = Container {
+            image_pull_policy: Some(self.pull_policy.clone()),
+            // Without the name of the node it asks no API server: its account may have no right to change nodes.
+            env: None,
+            security_context: Some(capable(&["SYS_ADMIN", "SYS_NICE"])),
+            ..admin_container("uninstall", &self.image, args, mounts)
+        };
+        self.pod(node, &["uninstall"], Goal::Succeeded, Vec::new(), vec![container])
+    }
+
+    /// Returns the pod that mounts.
+    pub(crate) fn mount_pod(&self, node: &str) -> PlannedPod {
+        self.pod(node, &["mount"], Goal::Running, Vec::new(), vec![self.mount()])
+    }
+
+    fn repeated_discover(&self) -> Container {
+        let mut container = self.container(HostCommand::Discover);
+        container.args.get_or_insert_default().push("--interval=60".into());
+        container
     }
 
     fn containers(&self, commands: &[HostCommand]) -> Vec<Container> {
@@ -111,6 +158,7 @@ impl Plan {
             host_pid: Some(true),
             restart_policy: Some(if goal == Goal::Running { "Always" } else { "Never" }.into()),
             service_account_name: self.service_account.clone(),
+            priority_class_name: Some(PRIORITY.into()),
             // Above all our own taint, which discover sets before the last pod is created.
             tolerations: Some(vec![any_taint()]),
             volumes: Some(self.volumes(init_containers.iter().chain(&containers))),
@@ -168,7 +216,10 @@ impl Plan {
                 format!("--state-dir={}", self.state_dir),
             ]),
             security_context: Some(privileged()),
-            readiness_probe: Some(mount_probe(&conf_dir, 2)),
+            startup_probe: Some(startup_probe(&conf_dir)),
+            readiness_probe: Some(readiness_probe(&conf_dir)),
+            liveness_probe: Some(liveness_probe(&conf_dir)),
+            resources: Some(requests("32Mi")),
             volume_mounts: Some(vec![
                 self.conf_mount("Bidirectional"),
                 volume_mount("state", &self.state_dir),
@@ -217,7 +268,9 @@ impl Plan {
     }
 }
 
-const FUSE: &str = "/dev/fuse";
+pub(crate) const FUSE: &str = "/dev/fuse";
+/// The priority of our pods. Without it, a node that runs out of memory ends them before the pods of users.
+pub(crate) const PRIORITY: &str = "system-node-critical";
 /// The directory in which the kubelet keeps `cpu_manager_state`.
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
 
@@ -269,6 +322,7 @@ pub(crate) fn plain_container(
             read_only_root_filesystem: Some(true),
             ..Default::default()
         }),
+        resources: Some(requests("16Mi")),
         volume_mounts: Some(mounts),
         ..Default::default()
     }
@@ -283,27 +337,55 @@ pub(crate) fn admin_container(
     args: Vec<String>,
     mounts: Vec<VolumeMount>,
 ) -> Container {
-    let capabilities = Capabilities { add: Some(vec!["SYS_ADMIN".into()]), drop: Some(vec!["ALL".into()]) };
     Container {
-        security_context: Some(SecurityContext {
-            capabilities: Some(capabilities),
-            read_only_root_filesystem: Some(true),
-            ..Default::default()
-        }),
+        security_context: Some(capable(&["SYS_ADMIN"])),
         ..plain_container(name, image, args, mounts)
     }
 }
 
-/// Returns a probe that succeeds once the mount answers: `kcm describe` reads all of it.
-pub(crate) fn mount_probe(conf_dir: &str, period_seconds: i32) -> Probe {
-    let command = vec!["/kcm".into(), "describe".into(), format!("--conf-dir={conf_dir}")];
+/// Returns the security context with only these capabilities.
+fn capable(names: &[&str]) -> SecurityContext {
+    let add = names.iter().map(|name| (*name).to_owned()).collect();
+    SecurityContext {
+        capabilities: Some(Capabilities { add: Some(add), drop: Some(vec!["ALL".into()]) }),
+        read_only_root_filesystem: Some(true),
+        ..Default::default()
+    }
+}
+
+/// What a container asks of its node. It is never best-effort: then every other pod would come first.
+pub(crate) fn requests(memory: &str) -> ResourceRequirements {
+    let requests = [("cpu", "10m"), ("memory", memory)];
+    let requests = requests.map(|(name, quantity)| (name.to_owned(), Quantity(quantity.into())));
+    ResourceRequirements { requests: Some(requests.into()), ..Default::default() }
+}
+
+/// Asks whether a daemon answers, and nothing else: a problem of the node is not a reason to restart the daemon.
+fn probe(conf_dir: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    let command = vec!["/kcm".into(), "status".into(), "--alive".into(), format!("--conf-dir={conf_dir}")];
     Probe {
         exec: Some(ExecAction { command: Some(command) }),
         period_seconds: Some(period_seconds),
-        failure_threshold: Some(30),
+        failure_threshold: Some(failure_threshold),
         timeout_seconds: Some(5),
         ..Default::default()
     }
+}
+
+/// Gives the daemon a minute to restore claims. The next containers wait until it succeeds.
+pub(crate) fn startup_probe(conf_dir: &str) -> Probe {
+    probe(conf_dir, 2, 30)
+}
+
+/// Shows within 30 s that no daemon answers.
+pub(crate) fn readiness_probe(conf_dir: &str) -> Probe {
+    probe(conf_dir, 10, 3)
+}
+
+/// Restarts the container after 90 s without an answer. The watchdog replaces a worker that hangs within seconds, and gives
+/// the next one a minute.
+pub(crate) fn liveness_probe(conf_dir: &str) -> Probe {
+    probe(conf_dir, 10, 9)
 }
 
 fn parent(directory: &str) -> &str {
@@ -333,6 +415,12 @@ pub(crate) fn get(namespace: &str, name: &str) -> Built<Pod> {
     Ok(Request::new(pods(namespace).get(name, &GetParams::default())?, subject(namespace, name)))
 }
 
+/// Deletes a pod. The server answers with the pod, which ends within its time, or with a status.
+pub(crate) fn delete(namespace: &str, name: &str) -> Built<Value> {
+    let http = pods(namespace).delete(name, &DeleteParams::default())?;
+    Ok(Request::new(http, subject(namespace, name)))
+}
+
 /// Reads all our pods.
 pub(crate) fn list(namespace: &str) -> Built<ObjectList<Pod>> {
     let params = ListParams::default().labels(&selector());
@@ -352,7 +440,8 @@ pub(crate) fn last_line(namespace: &str, pod: &str, container: &str) -> Built<St
     Ok(Request::new(http, format!("the log of {}", subject(namespace, pod))))
 }
 
-fn selector() -> String {
+/// Selects the pods of `cluster-init`.
+pub(crate) fn selector() -> String {
     format!("{LABEL}={LABEL_VALUE}")
 }
 

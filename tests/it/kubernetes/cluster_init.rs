@@ -3,9 +3,9 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::api_server::ADMIN;
-use super::api_server::nodes::{KINDS, PODS, cluster, cluster_init, made, pod_path, well};
+use super::api_server::nodes::{KINDS, PODS, advertised, cluster, cluster_init, made, pod_path, well};
 use super::api_server::rights::Rights;
+use super::api_server::{ADMIN, Logged};
 use crate::harness::{KCM, run, until};
 use serde_json::{Value, json};
 
@@ -86,17 +86,21 @@ fn the_pods_have_the_legacy_form() {
     };
     assert_eq!(names(&once["initContainers"]), ["init"]);
     assert_eq!(names(&once["containers"]), ["install", "discover"]);
-    assert_eq!(names(&on["containers"]), ["reconcile", "nodereport"]);
+    // The legacy pod, and discover again: what others reset on the node is set again.
+    assert_eq!(names(&on["containers"]), ["reconcile", "nodereport", "discover"]);
+    assert!(on["containers"][2]["args"].as_array().unwrap().contains(&json!("--interval=60")));
     assert!(once["initContainers"][0]["args"].as_array().unwrap().contains(&json!("--num-dp-cores=7")));
     assert_eq!((&once["restartPolicy"], &on["restartPolicy"]), (&json!("Never"), &json!("Always")));
     for spec in [&mount, &once, &on] {
         assert_eq!(spec["serviceAccountName"], "kcm-node");
         assert_eq!(spec["tolerations"], json!([{ "operator": "Exists" }]));
+        assert_eq!(spec["priorityClassName"], "system-node-critical", "as in deploy/");
         for container in spec["containers"].as_array().unwrap() {
             assert_eq!(
                 (&container["image"], &container["imagePullPolicy"]),
                 (&json!("registry/kcm:1"), &json!("Always"))
             );
+            assert!(container["resources"]["requests"]["cpu"].is_string(), "not best-effort: {container}");
         }
     }
     // kcm knows every argument of the containers.
@@ -132,8 +136,11 @@ fn five_hundred_nodes_side_by_side() {
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(made(&server).len(), 1500);
     assert!(err.ends_with("INFO:root:500 nodes are ready.\n"));
-    let reads = server.log().iter().filter(|entry| entry.method == "GET").count();
+    let is_read = |entry: &&Logged| entry.method == "GET" && !entry.path.contains("/nodes/");
+    let reads = server.log().iter().filter(is_read).count();
     assert!(reads < 100, "one watch sees all pods: {reads} reads");
+    let looks = server.log().iter().filter(|entry| entry.path.contains("/nodes/")).count();
+    assert_eq!(looks, 500, "each node is looked at once");
     assert!(started.elapsed() < Duration::from_secs(60));
 }
 
@@ -171,6 +178,45 @@ fn a_second_cluster_init_creates_nothing() {
     server.remove(&pod_path(KINDS[2], "n2"));
     assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
     assert_eq!(made(&server), [format!("{}-n2", KINDS[2])]);
+}
+
+#[test]
+fn a_node_is_ready_only_while_it_is_advertised() {
+    let server = cluster(2);
+    assert_eq!(run(&mut cluster_init(&server, &["--all-hosts"])).2, Some(0));
+    let node = |name: &str| format!("/api/v1/nodes/{name}");
+    let bare = |node: &mut Value| {
+        node["status"]["capacity"] = json!({ "cpu": "8" });
+        node["spec"]["taints"] = json!([]);
+    };
+    // All pods run, but the node has lost its slots and taint.
+    server.change(&node("n1"), bare);
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts", "--timeout=1"]));
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("ERROR:root:node n1: it has no slots of kcm after 1 s; look at the log of discover: kubectl logs -n default -l app.kubernetes.io/managed-by=kcm-cluster-init -c discover\n"), "{err}");
+    assert!(err.contains("INFO:root:n2: ready"), "{err}");
+    // discover, in the pod that keeps running, sets them again meanwhile.
+    let child = cluster_init(&server, &["--all-hosts"]).stderr(Stdio::piped()).spawn().unwrap();
+    let looks = || server.log().iter().filter(|entry| entry.path == node("n1")).count();
+    let before = looks();
+    until("it waits for the node", || looks() > before + 1);
+    server.change(&node("n1"), |node| *node = advertised("n1"));
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", crate::harness::text(&output.stderr));
+    // Without discover, nobody advertises.
+    server.change(&node("n1"), bare);
+    let words = ["--host-list=n1", "--kcm-cmd-list=install"];
+    assert_eq!(run(&mut cluster_init(&server, &words)).2, Some(0));
+}
+
+#[test]
+fn discover_by_itself_keeps_running() {
+    let server = cluster(1);
+    let words = ["--host-list=n1", "--kcm-cmd-list=discover"];
+    assert_eq!(run(&mut cluster_init(&server, &words)).2, Some(0));
+    assert_eq!(made(&server), ["kcm-mount-pod-n1", "kcm-discover-pod-n1"]);
+    let spec = server.object(&pod_path("kcm-discover-pod", "n1")).unwrap()["spec"].clone();
+    assert_eq!(spec["restartPolicy"], "Always");
 }
 
 #[test]

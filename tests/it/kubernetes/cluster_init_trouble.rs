@@ -5,7 +5,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::api_server::Fault;
-use super::api_server::nodes::{KINDS, PODS, cluster, cluster_init, made, name, pod_path, well};
+use super::api_server::nodes::{
+    KINDS, PODS, cluster, cluster_init, cluster_uninstall, made, name, pod_path, well,
+};
 use super::api_server::rights::Rights;
 use crate::harness::{run, text, until};
 use nix::sys::signal::{Signal, kill};
@@ -63,6 +65,29 @@ fn a_failed_pod_is_explained() {
     }
     assert!(err.contains("INFO:root:n1: ready"), "the other nodes are prepared");
     assert!(server.object(&pod_path(KINDS[2], "n2")).is_none(), "the next pod is not created");
+}
+
+#[test]
+fn missing_rights_of_the_default_account_have_a_cure_that_helps() {
+    let server = cluster(1);
+    server.kubelet(|pod| match name(pod) {
+        "kcm-init-install-discover-pod-n1" => vec![(Duration::ZERO, json!({
+            "phase": "Failed",
+            "containerStatuses": [{ "name": "discover", "state": { "terminated": { "exitCode": 1, "reason": "Error" } } }],
+        }))],
+        _ => well(pod),
+    });
+    let line = "ERROR:root:node n1: nodes \"n1\" is forbidden: User \"system:serviceaccount:default:default\" cannot get resource \"nodes\" (403 Forbidden); …\n";
+    server.write_log("kcm-init-install-discover-pod-n1", "discover", line);
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts"]));
+    assert_eq!(code, Some(1));
+    let cure = "; the default service account has no rights: kcm cluster-uninstall --host-list=n1 --namespace=default, kubectl apply -f deploy/rbac.yaml -f deploy/crds.yaml, then run again with --namespace=kcm-system --service-account=kcm-node\n";
+    assert!(err.contains(cure), "{err}");
+    // With an account, the message of the server is the cure.
+    assert_eq!(run(&mut cluster_uninstall(&server, &["--all-hosts"])).2, Some(0));
+    let (_, err, code) = run(&mut cluster_init(&server, &["--all-hosts", "--service-account=a"]));
+    assert_eq!(code, Some(1));
+    assert!(err.contains("403 Forbidden") && !err.contains(cure), "{err}");
 }
 
 #[test]

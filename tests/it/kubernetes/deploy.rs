@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::api_server::deployed::{deployed, manifest, of_kind};
+use super::api_server::nodes;
 use super::api_server::rights::{Named, Wanted};
 use super::api_server::{ApiServer, apply, objects};
 use crate::harness::{KCM, Mount, Sleeper, run};
@@ -28,8 +29,9 @@ fn granted(role: &str) -> BTreeSet<Wanted> {
         for group in words(rule, "apiGroups") {
             for resource in words(rule, "resources") {
                 for verb in words(rule, "verbs") {
-                    let verb =
-                        ["create", "get", "list", "patch", "watch"].into_iter().find(|known| *known == verb);
+                    let verb = ["create", "delete", "get", "list", "patch", "watch"]
+                        .into_iter()
+                        .find(|known| *known == verb);
                     let wanted = Wanted {
                         verb: verb.expect("a verb"),
                         group: group.clone(),
@@ -87,10 +89,13 @@ fn the_role_of_cluster_init_is_minimal() {
     server.kubelet(|pod| {
         let status = match pod["metadata"]["name"].as_str().unwrap() {
             "kcm-init-install-discover-pod-n1" => json!({ "phase": "Failed" }),
+            "kcm-init-install-discover-pod-n3" => json!({ "phase": "Succeeded" }),
             _ => json!({ "phase": "Running" }),
         };
         vec![(Duration::ZERO, status)]
     });
+    // The pods of n3 run, and its node is advertised.
+    server.put("/api/v1/nodes/n3", nodes::advertised("n3"));
     // A pod that has the name of one of ours, but not its label.
     let foreign = json!({ "kind": "Pod", "metadata": { "name": "kcm-mount-pod-n2" } });
     server.put(&format!("{PODS}/kcm-mount-pod-n2"), foreign);
@@ -99,6 +104,90 @@ fn the_role_of_cluster_init_is_minimal() {
     let (_, err, code) = run(&mut command);
     assert_eq!(code, Some(1), "{err}");
     assert_eq!(used(&server, "kcm-cluster-init"), granted("kcm-cluster-init"));
+}
+
+#[test]
+fn the_role_of_cluster_uninstall_is_minimal() {
+    let server = deployed();
+    server.kubelet(nodes::well);
+    let user = "kcm-cluster-uninstall";
+    server.put("/api/v1/nodes/n1", nodes::advertised("n1"));
+    let uninstall = |status: i32| {
+        let mut command = Command::new(KCM);
+        command.args(["cluster-uninstall", "--host-list=n1"]).env("KUBECONFIG", server.kubeconfig(user));
+        let (_, err, code) = run(&mut command);
+        assert_eq!(code, Some(status), "{err}");
+    };
+    uninstall(0);
+    // A pod of this name has no label of kcm: it is read. And one that fails is explained.
+    server.put(&format!("{PODS}/kcm-mount-pod-n1"), json!({ "kind": "Pod", "metadata": { "name": "x" } }));
+    server.kubelet(|_| vec![(Duration::ZERO, json!({ "phase": "Failed" }))]);
+    uninstall(1);
+    server.remove(&format!("{PODS}/kcm-mount-pod-n1"));
+    uninstall(1);
+    assert_eq!(used(&server, user), granted(user));
+}
+
+/// Returns the command of a probe, for this mount.
+fn probe(mount: &Mount, container: &Value, kind: &str) -> Command {
+    let words = container[kind]["exec"]["command"].as_array().unwrap().iter();
+    let words: Vec<&str> = words.map(|word| word.as_str().unwrap()).collect();
+    let [kcm, rest @ .., conf_dir] = words.as_slice() else { panic!("{words:?}") };
+    assert_eq!((*kcm, *conf_dir), ("/kcm", "--conf-dir=/run/kcm/conf"));
+    mount.kcm(rest)
+}
+
+#[test]
+fn probes_fail_only_if_no_daemon_answers() {
+    let mount = Mount::with_dataplane();
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let container = &daemon_set["spec"]["template"]["spec"]["initContainers"][0];
+    let kinds = ["startupProbe", "readinessProbe", "livenessProbe"];
+    // Whatever the checks of the node find is not a reason to take the mount away.
+    let intruder = Sleeper::new();
+    crate::harness::pin(intruder.pid(), &[0]);
+    let (_, err, code) = run(&mut mount.kcm(&["status", "--timeout=60"]));
+    assert_eq!(code, Some(1), "there are problems: {err}");
+    for kind in kinds {
+        let (out, err, code) = run(&mut probe(&mount, container, kind));
+        assert_eq!((out.as_str(), err.as_str(), code), ("", "", Some(0)), "{kind}");
+    }
+    let paused = mount.pause();
+    for kind in kinds {
+        let (_, err, code) = run(&mut probe(&mount, container, kind));
+        assert_eq!(code, Some(3), "{kind}: {err}");
+        assert!(err.ends_with("kcm mount does not answer\n"), "{err}");
+    }
+    drop(paused);
+    mount.stop();
+    let (_, err, code) = run(&mut probe(&mount, container, "livenessProbe"));
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.ends_with("kcm mount is not running\n"), "{err}");
+
+    // The watchdog gives a worker that has just been started 60 s. Restarting the container earlier would undo that.
+    let number = |kind: &str, field: &str| container[kind][field].as_i64().unwrap();
+    assert!(number("livenessProbe", "periodSeconds") * number("livenessProbe", "failureThreshold") > 60 + 6);
+    for kind in kinds {
+        // kcm waits for 2 s, so that the probe ends by itself.
+        assert!(number(kind, "timeoutSeconds") > 2, "{kind}");
+    }
+}
+
+#[test]
+fn only_chosen_nodes_run_kcm() {
+    let daemon_set = manifest("daemonset.yaml").remove(0);
+    let pod = &daemon_set["spec"]["template"]["spec"];
+    assert_eq!(pod["nodeSelector"], json!({ "kcm.intel.com/enabled": "true" }));
+    assert!(document().contains("kubectl label node n1 kcm.intel.com/enabled=true\n"));
+    // discover removes its own label with the slots: the choice must not go with it.
+    assert_ne!(pod["nodeSelector"], json!({ "kcm.intel.com/kcm-node": "true" }));
+    let namespace = of_kind("rbac.yaml", "Namespace").remove(0);
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+    // No container is best-effort, and the node ends other pods first.
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    for container in ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap()) {
+        assert!(container["resources"]["requests"]["cpu"].is_string(), "{container}");
+    }
 }
 
 #[test]
@@ -206,9 +295,6 @@ fn manifests_name_objects_that_exist() {
     let pod = &spec["template"]["spec"];
     assert!(has("ServiceAccount", namespace, &pod["serviceAccountName"]));
     assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
-    // docs/kubernetes.md names this place of `mount`.
-    assert_eq!(pod["initContainers"][0]["name"], "mount");
-    assert!(document().contains("path: /spec/template/spec/initContainers/0\n"));
     for container in ["initContainers", "containers"].iter().flat_map(|kind| pod[kind].as_array().unwrap()) {
         assert!(
             kustomization["images"]

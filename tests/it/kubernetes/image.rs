@@ -25,7 +25,7 @@ fn the_image_contains_the_release_binary() {
     assert!(file("deploy/Dockerfile.dockerignore").ends_with(&format!("\n*\n!{source}\n")));
     for probe in ["daemonset.yaml"].iter().flat_map(|name| manifest(name)) {
         assert!(
-            probe.to_string().contains(r#""command":["/kcm","describe""#),
+            probe.to_string().contains(r#""command":["/kcm","status","--alive""#),
             "the probe runs the program of the image"
         );
     }
@@ -99,10 +99,18 @@ fn the_daemonset_works_with_only_the_program() {
         let said = shell.ask(&format!("{kcm} {}; echo @$?", words(name)));
         assert!(said.ends_with("@0\n"), "{name}: {said}");
     }
+    // init has chosen how many cores suit the node.
+    let lists = shell.ask("ls -d $R/run/kcm/conf/pools/dataplane/[0-9]* | wc -l");
+    let lists: usize = lists.trim().parse().unwrap();
+    assert!(lists > 0);
     let node = server.object("/api/v1/nodes/n1").unwrap();
-    assert_eq!(node["status"]["capacity"], json!({ "kcm.intel.com/dataplane": "4" }));
+    assert_eq!(node["status"]["capacity"], json!({ "kcm.intel.com/dataplane": lists.to_string() }));
     let report = server.object("/apis/kcm.intel.com/v1/namespaces/default/nodereports/n1").unwrap();
-    assert_eq!(report["summary"]["exclusiveFree"], "4/4");
+    assert_eq!(report["summary"]["exclusiveFree"], format!("{lists}/{lists}"));
+    // Pools that people have changed are the configuration: the next pod starts with them.
+    shell.ask("mkdir $R/run/kcm/conf/pools/own && rmdir $R/run/kcm/conf/pools/controlplane/*");
+    let said = shell.ask(&format!("{kcm} {}; echo @$?", words("init")));
+    assert!(said.ends_with("@0\n"), "{said}");
     assert!(server.object("/apis/kcm.intel.com/v1/namespaces/default/reconcilereports/n1").is_some());
 
     // docs/kubernetes.md uninstalls in the container reconcile.

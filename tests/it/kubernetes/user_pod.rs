@@ -5,18 +5,18 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::harness::{KCM, Mount, run, until};
+use crate::harness::{KCM, Mount, Sleeper, run, set_mode, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// A node. It shares the parent of the mount point with pods. The daemon has its own mount namespace, from which its
 /// mount reaches the node (`Bidirectional`).
-struct Node {
-    mount: Mount,
+pub(super) struct Node {
+    pub(super) mount: Mount,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mount = Mount::not_mounted();
         let home = mount.home().display().to_string();
         for words in [&["--bind", &home, &home][..], &["--make-private", &home], &["--make-shared", &home]] {
@@ -26,7 +26,7 @@ impl Node {
         Self { mount }
     }
 
-    fn start(&self) {
+    pub(super) fn start(&self) {
         let mount = self.mount.mount_command();
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation=unchanged"]).arg(mount.get_program()).args(mount.get_args());
@@ -57,6 +57,10 @@ impl Drop for Node {
     }
 }
 
+/// Mounts as a container runtime does for `readOnly` and `HostToContainer`: only the mount itself is read-only.
+pub(super) const READ_ONLY: &str =
+    "mount --rbind $H $H && mount -o remount,bind,ro $H && mount --make-rslave $H";
+
 /// A shell in a container: `mountPropagation: HostToContainer` is rslave.
 struct Pod {
     child: Child,
@@ -66,7 +70,7 @@ struct Pod {
 
 impl Pod {
     fn new(home: &Path, conf: &Path) -> Self {
-        Self::start("true", conf, home.parent().unwrap())
+        Self::start(&READ_ONLY.replace("$H", &home.display().to_string()), conf, Path::new("/"))
     }
 
     /// Mounts as a container runtime does: a recursive bind mount with slave propagation.
@@ -161,25 +165,74 @@ fn pods_claim_across_restarts_and_remounts() {
     }
 }
 
+/// The container of `kcm cluster-uninstall`: it has two capabilities, the PIDs of the node, and no NODE_NAME.
 #[test]
-fn the_example_pod_claims_or_says_why_not() {
+fn uninstall_in_a_pod_leaves_the_mount_to_its_pod() {
     let node = Node::new();
     node.start();
     node.mount.make_pool("dataplane", true, &["0"]);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/example-pod.yaml");
-    let pod: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-    let line = pod["spec"]["containers"][0]["command"][2].as_str().unwrap().replace("/run/kcm/conf", "$C");
-    let script = node.mount.home().join("example");
-    std::fs::write(&script, line).unwrap();
-    let (mut first, mut second) = (node.pod(), node.pod());
-    let command = format!("sh {}", script.display());
-    assert_eq!(first.sh(&format!("timeout 0.5 {command}")), ("my CPUs: 0\n".into(), 124));
-    assert_eq!(
-        first.sh(&format!("({command} >/dev/null &); until [ -s $C/pools/dataplane/0/tasks ]; do :; done")).1,
-        0
-    );
-    let (text, status) = second.sh(&command);
-    assert!(status == 1 && text.contains("EBUSY: no list of dataplane is free (1 taken)"), "{text}");
+    let program = node.mount.home().join("kcm");
+    std::fs::write(&program, "x").unwrap();
+    let uninstall = |more: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation=slave",
+            "setpriv",
+            "--bounding-set=-all,+sys_admin,+sys_nice",
+        ]);
+        command.args(["--inh-caps=-all", KCM, "uninstall", "--systemd=/nowhere"]).args(more);
+        command.arg(format!("--conf-dir={}", node.mount.conf().display()));
+        run(command.arg(format!("--install-dir={}", node.mount.home().display())).env_remove("NODE_NAME"))
+    };
+    let claimed = Sleeper::new();
+    crate::harness::write(&node.mount.tasks("dataplane", "0"), claimed.pid().to_string()).unwrap();
+    let (_, err, code) = uninstall(&[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains(&format!("dataplane 0 is held by {}", claimed.pid())), "{err}");
+    assert!(program.exists() && node.mount.pool("dataplane").exists(), "nothing is removed");
+
+    let (_, err, code) = uninstall(&["--force"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("is still served by a daemon in another mount namespace"), "{err}");
+    assert!(!program.exists() && !node.mount.pool("dataplane").exists());
+    assert!(node.mount.conf().join("info/version").exists(), "the mount ends with its pod");
+}
+
+#[test]
+fn a_user_namespace_needs_a_mode_for_all() {
+    let node = Node::new();
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0"]);
+    let conf = node.mount.conf();
+    let claim = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=100000", "--regid=100000", "--clear-groups"]);
+        command.args(["unshare", "--user", "--map-root-user", "--pid", "--fork", "bash", "-c"]);
+        command
+            .arg("id -u; echo 0 > $C/pools/dataplane/tasks && cat $C/self/claim || cat $C/self/last_error");
+        run(command.env("C", &conf).current_dir("/"))
+    };
+    let (out, err, _) = claim();
+    assert_eq!(out, "0\n", "root in its container, and no reason: {err}");
+    assert!(err.contains("Permission denied"), "{err}");
+    set_mode(&conf.join("pools/dataplane/tasks"), 0o666);
+    let (out, err, code) = claim();
+    assert_eq!((out.as_str(), err.as_str(), code), ("0\ndataplane 0\n", "", Some(0)));
+}
+
+#[test]
+fn a_pod_can_put_nothing_into_the_empty_mount_point() {
+    let node = Node::new();
+    std::fs::create_dir(node.mount.conf()).unwrap();
+    let mut pod = node.pod();
+    for line in ["touch $C/x", "mkdir $C/pools", "rmdir $C && ln -s /etc $C", "mv $C $C.old"] {
+        let (text, status) = pod.sh(line);
+        assert!(status != 0 && text.contains("Read-only file system"), "{line}: {text}");
+    }
+    node.start();
+    node.mount.make_pool("dataplane", true, &["0"]);
+    pod.claims("the mount below is writable");
 }
 
 #[test]

@@ -178,8 +178,8 @@ pub(crate) fn answer(inner: &mut Inner, asked: &Asked, user: &str, rights: &Righ
         "delete" => delete(inner, &named, path),
         "list" => list(inner, &named, path, &query, asked),
         "watch" => watch(inner, path, &query),
-        "create" => create(inner, &named, path, asked),
-        _ => patch(inner, &named, path, &query, asked),
+        "create" => create(inner, &named, path, asked, user),
+        _ => patch(inner, &named, path, &query, asked, user),
     };
     (wanted, answer)
 }
@@ -267,6 +267,13 @@ fn forbidden(named: &Named, verb: &str, user: &str) -> Answer {
 
 fn delete(inner: &mut Inner, named: &Named, path: &str) -> Answer {
     let Some(object) = inner.store.get(path) else { return not_found(named) };
+    if named.resource == "pods" {
+        // It stays until its kubelet has ended it.
+        let mut pod = object.clone();
+        pod["metadata"]["deletionTimestamp"] = "2026-11-23T20:57:48Z".into();
+        pod["metadata"]["deletionGracePeriodSeconds"] = 30.into();
+        return Answer::ok(200, inner.store.put(path, pod));
+    }
     let mut details = details(named);
     details["uid"] = object["metadata"]["uid"].clone();
     inner.store.remove(path);
@@ -349,7 +356,18 @@ fn watch(inner: &Inner, path: &str, query: &BTreeMap<String, String>) -> Answer 
     answer
 }
 
-fn create(inner: &mut Inner, named: &Named, path: &str, asked: &Asked) -> Answer {
+/// Returns the refusal of an admission policy.
+fn denied(inner: &Inner, named: &Named, user: &str, operation: &str, object: &Value) -> Option<Answer> {
+    let (policy, message) = inner.admission.as_ref()?.denial(named, user, operation, object)?;
+    let message = format!(
+        "{} \"{}\" is forbidden: ValidatingAdmissionPolicy '{policy}' with binding '{policy}' denied request: {message}",
+        named.qualified(),
+        named.name.as_deref().unwrap_or_default()
+    );
+    Some(Answer::status(422, "Invalid", &message).details(details(named)))
+}
+
+fn create(inner: &mut Inner, named: &Named, path: &str, asked: &Asked, user: &str) -> Answer {
     let mut object = asked.body.clone();
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let named = Named { name: Some(name.clone()), ..named.clone() };
@@ -365,6 +383,9 @@ fn create(inner: &mut Inner, named: &Named, path: &str, asked: &Asked) -> Answer
         return Answer::status(409, "AlreadyExists", &message).details(details(&named));
     }
     objects::default(&named, &mut object);
+    if let Some(refusal) = denied(inner, &named, user, "CREATE", &object) {
+        return refusal;
+    }
     if let Some(refusal) = invalid(&named, &object) {
         return refusal;
     }
@@ -401,6 +422,7 @@ fn patch(
     path: &str,
     query: &BTreeMap<String, String>,
     asked: &Asked,
+    user: &str,
 ) -> Answer {
     let at = object_path(named, path);
     let old = inner.store.get(&at).cloned();
@@ -439,6 +461,10 @@ fn patch(
             }
             objects::default_allocatable(&mut object);
         }
+    }
+    let operation = if old.is_some() { "UPDATE" } else { "CREATE" };
+    if let Some(refusal) = denied(inner, named, user, operation, &object) {
+        return refusal;
     }
     if let Some(refusal) = invalid(named, &object) {
         return refusal;

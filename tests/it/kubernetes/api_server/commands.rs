@@ -11,13 +11,14 @@ use super::rights::Rights;
 use crate::harness::{KCM, Mount};
 
 /// Every command that talks to a server. The last one removes the pools.
-pub const COMMANDS: [&[&str]; 8] = [
+pub const COMMANDS: [&[&str]; 9] = [
     &["discover", "--dry-run"],
     &["discover", "--resource-name=extended"],
     &["node-report", "--publish"],
     &["reconcile", "--publish"],
     &["cluster-init", "--all-hosts", "--timeout=60"],
     &["cluster-init", "--all-hosts", "--dry-run"],
+    &["cluster-uninstall", "--all-hosts", "--timeout=60"],
     &["undiscover", "--node=n1"],
     &["uninstall"],
 ];
@@ -45,7 +46,7 @@ pub fn kcm(mount: &Mount, words: &[&str], kubeconfig: &Path, level: &str) -> Com
         let home = mount.home().display();
         command.args([format!("--install-dir={home}"), format!("--systemd={home}")]);
     }
-    if !matches!(words[0], "cluster-init" | "undiscover") {
+    if words[0] != "undiscover" && !words[0].starts_with("cluster-") {
         command.arg("--conf-dir").arg(mount.conf());
     }
     command.env("KUBECONFIG", kubeconfig).env("NODE_NAME", "n1");

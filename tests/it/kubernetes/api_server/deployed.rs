@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::admission::Admission;
 use super::rights::Rights;
 use super::{ApiServer, objects};
 
@@ -20,7 +21,43 @@ pub fn of_kind(name: &str, kind: &str) -> Vec<Value> {
     manifest(name).into_iter().filter(|object| object["kind"] == kind).collect()
 }
 
-/// Starts a server with two nodes. Each role has a user of the same name, with the name as its token.
+/// Returns the admission policies of `deploy/`, for pods on this node.
+pub fn admission(node: Option<&str>) -> Admission {
+    let policies = of_kind("admission.yaml", "ValidatingAdmissionPolicy");
+    for policy in &policies {
+        let name = &policy["metadata"]["name"];
+        let bindings = of_kind("admission.yaml", "ValidatingAdmissionPolicyBinding");
+        let binding =
+            bindings.iter().find(|binding| binding["spec"]["policyName"] == *name).expect("a binding");
+        assert_eq!(binding["spec"], json!({ "policyName": name, "validationActions": ["Deny"] }));
+    }
+    Admission::new(policies, "kcm-system", node)
+}
+
+/// Expands a word of `command` or `args` as a kubelet does: `$$` is `$`, `$(NAME)` the variable, if there is one.
+pub fn expanded(text: &str, variables: &[(&str, &str)]) -> String {
+    let (mut done, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('$') {
+        done.push_str(before);
+        rest = after;
+        if let Some(after) = rest.strip_prefix('$') {
+            done.push('$');
+            rest = after;
+        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+            match variables.iter().find(|(known, _)| *known == name) {
+                Some((_, value)) => done.push_str(value),
+                None => done.push_str(&format!("$({name})")),
+            }
+            rest = after;
+        } else {
+            done.push('$');
+        }
+    }
+    done + rest
+}
+
+/// Starts a server with two nodes and the admission policies, for pods on n1. Each role has a user of the same name, with
+/// the name as its token.
 pub fn deployed() -> ApiServer {
     let server = ApiServer::start();
     for role in of_kind("rbac.yaml", "ClusterRole") {
@@ -36,5 +73,6 @@ pub fn deployed() -> ApiServer {
         let node = json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": name }, "status": {} });
         server.put(&format!("/api/v1/nodes/{name}"), node);
     }
+    server.admit_by(admission(Some("n1")));
     server
 }

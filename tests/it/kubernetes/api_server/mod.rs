@@ -5,6 +5,7 @@
 //!
 //! Longer than 400 lines because the server and its misbehaviour share one state.
 
+pub mod admission;
 pub mod answer;
 pub mod apply;
 pub mod commands;
@@ -36,6 +37,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
+use admission::Admission;
 use answer::{Answer, Asked};
 use rights::{Rights, Wanted};
 use store::Store;
@@ -98,6 +100,7 @@ pub(crate) struct Inner {
     kubelet: Option<Kubelet>,
     /// Whether the admission plugin OwnerReferencesPermissionEnforcement is on.
     pub(crate) guards_owners: bool,
+    pub(crate) admission: Option<Admission>,
     /// The output of containers, by `pod/container`.
     pub(crate) logs: Vec<(String, String)>,
 }
@@ -140,6 +143,7 @@ impl ApiServer {
             log: Vec::new(),
             kubelet: None,
             guards_owners: false,
+            admission: None,
             logs: Vec::new(),
         };
         let shared = Arc::new(Shared { inner: Mutex::new(inner), changed: tokio::sync::Notify::new() });
@@ -236,6 +240,11 @@ impl ApiServer {
     /// Sets how the kubelet changes the status of a new pod: each status after its time.
     pub fn kubelet(&self, kubelet: impl Fn(&Value) -> Vec<(Duration, Value)> + Send + 'static) {
         self.shared.lock().kubelet = Some(Box::new(kubelet));
+    }
+
+    /// Sets the admission policies.
+    pub fn admit_by(&self, admission: Admission) {
+        self.shared.lock().admission = Some(admission);
     }
 
     /// Sets the output of a container.
@@ -348,8 +357,10 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
     };
     note(&shared, &asked, user, wanted, answer.code);
     shared.changed.notify_waiters();
-    if answer.code == 201 {
-        tend(&shared, &asked, &answer);
+    match asked.method.as_str() {
+        _ if answer.code == 201 => tend(&shared, &asked, &answer),
+        "DELETE" if answer.code == 200 && asked.path.contains("/pods/") => end(&shared, &asked),
+        _ => {}
     }
     if matches!(fault, Some(Fault::CutAfterwards)) {
         return Err(Cut);
@@ -404,6 +415,16 @@ fn tend(shared: &Arc<Shared>, asked: &Asked, answer: &Answer) {
             shared.lock().store.change(&path, |object| object["status"] = status);
             shared.changed.notify_waiters();
         }
+    });
+}
+
+/// Ends a deleted pod, as its kubelet does.
+fn end(shared: &Arc<Shared>, asked: &Asked) {
+    let (shared, path) = (Arc::clone(shared), asked.path.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        shared.lock().store.remove(path.split('?').next().unwrap_or_default());
+        shared.changed.notify_waiters();
     });
 }
 

@@ -35,14 +35,22 @@ pub fn well(pod: &Value) -> Vec<(Duration, Value)> {
     }
 }
 
+/// Returns a node on which discover has run.
+pub fn advertised(name: &str) -> Value {
+    json!({
+        "kind": "Node", "apiVersion": "v1",
+        "metadata": { "name": name, "labels": { "kcm.intel.com/kcm-node": "true" } },
+        "spec": { "taints": [{ "key": "kcm", "value": "true", "effect": "NoSchedule" }] },
+        "status": { "capacity": { "cpu": "8", "pod.alpha.kubernetes.io/opaque-int-resource-kcm": "4" } },
+    })
+}
+
+/// Starts a server with nodes that discover has advertised.
 pub fn cluster(nodes: usize) -> ApiServer {
     let server = ApiServer::start();
     for node in 1..=nodes {
         let node = format!("n{node}");
-        server.put(
-            &format!("/api/v1/nodes/{node}"),
-            json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": node } }),
-        );
+        server.put(&format!("/api/v1/nodes/{node}"), advertised(&node));
     }
     server.kubelet(well);
     server
@@ -54,6 +62,13 @@ pub fn cluster_init(server: &ApiServer, words: &[&str]) -> Command {
     command
 }
 
+pub fn cluster_uninstall(server: &ApiServer, words: &[&str]) -> Command {
+    let mut command = Command::new(KCM);
+    command.arg("cluster-uninstall").args(words).env("KUBECONFIG", server.kubeconfig(ADMIN));
+    command
+}
+
+/// The names of the pods that were created.
 pub fn made(server: &ApiServer) -> Vec<String> {
     let log = server.log().into_iter().filter(|entry| entry.method == "POST" && entry.status == 201);
     log.map(|entry| name(&entry.body).to_owned()).collect()
