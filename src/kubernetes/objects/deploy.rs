@@ -18,6 +18,7 @@ use super::{GROUP, yaml, yaml_stream};
 mod admission;
 mod daemon_set;
 mod example;
+mod helm;
 mod kustomize;
 
 const NAMESPACE: &str = "kcm-system";
@@ -227,6 +228,7 @@ fn files() -> Vec<(String, String)> {
         ("rbac.yaml".into(), rbac()),
     ];
     files.extend(kustomize::files());
+    files.extend(helm::files());
     files
 }
 

@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod deploy;
 pub mod discover;
 pub mod example_pod;
+pub mod helm;
 pub mod image;
 pub mod kustomize;
 pub mod layouts;

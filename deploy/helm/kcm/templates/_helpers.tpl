@@ -1,0 +1,3 @@
+{{- define "kcm.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag }}
+{{- end }}
