@@ -2,12 +2,15 @@
 //!
 //! Owns the messages, each with its cure. Does not know when an error occurs.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
 use crate::journal::StateError;
+use crate::text;
 
 /// Why the directory cannot be mounted or unmounted; each message has its cure.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,17 @@ pub enum MountError {
     NoFuse(io::Error),
     #[error("{0}: not an empty directory; import a legacy layout with kcm mount --import, or empty it")]
     NotEmpty(PathBuf),
+    #[error(
+        "{conf}: not an empty directory: it has {names}, which kcm has not put there; find out who did, remove it, then run \
+         kcm mount"
+    )]
+    Foreign { conf: PathBuf, names: String },
+    #[error(
+        "{conf}: a symbolic link to {}, not a directory; remove the link, or give the directory itself: --conf-dir={}",
+        shown(target),
+        shown(target)
+    )]
+    Link { conf: PathBuf, target: PathBuf },
     #[error(
         "{conf}: not imported and not changed: {count} things (above) cannot be taken over; repair them, or leave them out: \
          kcm mount --import=partial"
@@ -67,6 +81,26 @@ pub enum MountError {
     /// The command line of a daemon process is wrong; only this program writes such command lines.
     #[error("kcm __daemon: {0}; this command is for the daemon itself, use kcm mount")]
     Usage(String),
+}
+
+/// How many names a message has.
+const NAMES: usize = 3;
+
+impl MountError {
+    /// The error about a mount point with entries that others have put there.
+    pub(super) fn foreign(conf_dir: &Path, names: &[OsString]) -> Self {
+        let mut shown: Vec<String> =
+            names.iter().take(NAMES).map(|name| text::name(name.as_bytes()).into_owned()).collect();
+        if names.len() > NAMES {
+            shown.push(format!("{} more", names.len() - NAMES));
+        }
+        Self::Foreign { conf: conf_dir.to_path_buf(), names: shown.join(", ") }
+    }
+}
+
+/// A path that somebody else has chosen.
+fn shown(path: &Path) -> String {
+    text::one_line(&path.to_string_lossy()).into_owned()
 }
 
 /// An error of the operating system at `path`, with the cure that fits its errno.

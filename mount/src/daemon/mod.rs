@@ -103,6 +103,7 @@ pub fn start_in_background(paths: &MountPaths, options: Options) -> Result<(), M
         // Without /proc, the daemon itself cannot be started.
         requirements::check()?;
     }
+    mount::refuse_link(&paths.conf_dir)?;
     let program = Path::new(THIS_PROGRAM);
     let failed = |cause| MountError::Io {
         path: program.to_path_buf(),
@@ -133,6 +134,8 @@ pub fn serve(paths: &MountPaths, topology: Topology, options: Options) -> Result
     let conf_dir = &paths.conf_dir;
     init_daemon(conf_dir)?;
     requirements::check()?;
+    // Before the path is resolved.
+    mount::refuse_link(conf_dir)?;
     setup::reset_inherited();
     let paths = paths.absolute().map_err(|source| io_error(conf_dir, "cannot be resolved", source))?;
     let has = |wanted: &std::ffi::OsStr| std::env::args_os().any(|arg| arg == wanted);
@@ -195,7 +198,10 @@ fn supervise(
     let found = takeover::find(paths, options.import, &topology, stored)?;
     let canonical =
         |path: &PathBuf| path.canonicalize().map_err(|source| io_error(path, "cannot be resolved", source));
-    let paths = MountPaths { conf_dir: canonical(&paths.conf_dir)?, state_dir: canonical(&paths.state_dir)? };
+    // The directories above the mount point exist now.
+    let MountPaths { conf_dir, .. } =
+        paths.absolute().map_err(|source| io_error(&paths.conf_dir, "cannot be resolved", source))?;
+    let paths = MountPaths { conf_dir, state_dir: canonical(&paths.state_dir)? };
     let (fds, is_new) = match found {
         Found::Mount(fds) => (fds, false),
         Found::Directory { lock, layout } => {

@@ -2,14 +2,16 @@
 //!
 //! Owns the mount's flags and its identity. Does not know who serves it.
 
-use std::fs::OpenOptions;
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -27,20 +29,75 @@ pub(super) fn new_mount_id() -> u64 {
     clock::since_boot()
 }
 
-/// Mounts the filesystem at `conf_dir` and returns the open device that connects the mount to its server.
+/// A directory to mount on. It is open, so nobody can put another one, or a link, in its place before mount(2).
+pub(super) struct MountPoint {
+    conf_dir: PathBuf,
+    directory: OwnedFd,
+}
+
+impl MountPoint {
+    /// Opens the directory. Links above it are followed, but it must not be one itself.
+    ///
+    /// # Errors
+    /// It is a symbolic link, another kind of file, or missing.
+    pub(super) fn open(conf_dir: &Path) -> Result<Self, MountError> {
+        refuse_link(conf_dir)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(conf_dir, flags, Mode::empty())
+            .map_err(|errno| io_error(conf_dir, "cannot be opened", errno.into()))?;
+        Ok(Self { conf_dir: conf_dir.to_path_buf(), directory })
+    }
+
+    /// A path to the directory, whatever has its name meanwhile.
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.directory.as_raw_fd()).into()
+    }
+
+    /// Returns the names in it, sorted.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+        let entries = fs::read_dir(self.path())?;
+        let mut names: Vec<OsString> =
+            entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// Refuses a mount point that is a symbolic link: who can write to the directory above it, such as a container that has it as a
+/// volume, may have put the link there.
+///
+/// # Errors
+/// It is one.
+pub(super) fn refuse_link(conf_dir: &Path) -> Result<(), MountError> {
+    // Without a slash at the end, with which the link would be followed.
+    let own = match (conf_dir.parent(), conf_dir.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => conf_dir.to_path_buf(),
+    };
+    match fs::read_link(&own) {
+        Ok(target) => Err(MountError::Link { conf: own, target }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Mounts the filesystem and returns the open device that connects the mount to its server.
 ///
 /// # Errors
 /// No permission, no FUSE in this kernel or container, or mount(2) failed.
-pub(super) fn mount_device(conf_dir: &Path) -> Result<OwnedFd, MountError> {
+pub(super) fn mount_device(point: &MountPoint) -> Result<OwnedFd, MountError> {
+    let conf_dir = &point.conf_dir;
     let device = open_device()?;
     let options = abi::mount_options(device.as_raw_fd());
     let options =
         options.map(|(name, value)| value.map_or(name.to_owned(), |value| format!("{name}={value}")));
     let data = options.join(",");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    match mount(Some(SOURCE), conf_dir, Some(abi::FSTYPE), flags, Some(data.as_str())) {
+    match mount(Some(SOURCE), &point.path(), Some(abi::FSTYPE), flags, Some(data.as_str())) {
         Ok(()) => Ok(device),
-        Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.to_path_buf())),
+        Err(Errno::EPERM) => Err(MountError::NotRoot(conf_dir.clone())),
         // The opened file is not the FUSE device, or the kernel has no FUSE.
         Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => Err(MountError::NoFuse(errno.into())),
         Err(errno) => Err(io_error(conf_dir, "cannot be mounted", errno.into())),
@@ -63,16 +120,15 @@ pub(super) fn replace_mount(conf_dir: &Path, detach: impl FnOnce()) -> Result<Ow
     let device = open_device()?;
     let Ok(mounted) = mount_nowhere(&device) else {
         detach();
-        return mount_device(conf_dir);
+        return mount_device(&MountPoint::open(conf_dir)?);
     };
-    let attach = |flags| {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | flags;
-        move_mount(&mounted, "", CWD, conf_dir, flags)
-    };
-    let is_beneath = attach(MoveMountFlags::MOVE_MOUNT_BENEATH).is_ok();
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let beneath = flags | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    let is_beneath = move_mount(&mounted, "", CWD, conf_dir, beneath).is_ok();
     detach();
     if !is_beneath {
-        attach(MoveMountFlags::empty())
+        let point = MountPoint::open(conf_dir)?;
+        move_mount(&mounted, "", CWD, point.path(), flags | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS)
             .map_err(|errno| io_error(conf_dir, "cannot be mounted", errno.into()))?;
     }
     Ok(device)

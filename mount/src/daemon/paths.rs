@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::role::{self, Role};
-use crate::mountpoint;
 
 /// The running program, even if its file has been replaced.
 pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -67,9 +66,16 @@ impl MountPaths {
         command
     }
 
-    /// The same paths, absolute, so that they mean the same to every process.
+    /// The same paths, absolute, so that they mean the same to every process. A mount point that is a link stays one, so that
+    /// it is refused.
     pub(super) fn absolute(&self) -> io::Result<Self> {
-        let conf_dir = mountpoint::resolved(&self.conf_dir);
+        let conf_dir = std::path::absolute(&self.conf_dir)?;
+        let conf_dir = match (conf_dir.parent(), conf_dir.file_name()) {
+            (Some(parent), Some(name)) => parent.canonicalize().map(|parent| parent.join(name)),
+            _ => conf_dir.canonicalize(),
+        };
+        // If the directory above it is missing, too, nothing can be resolved yet.
+        let conf_dir = conf_dir.or_else(|_| std::path::absolute(&self.conf_dir))?;
         Ok(Self { conf_dir, state_dir: std::path::absolute(&self.state_dir)? })
     }
 

@@ -437,7 +437,7 @@ impl Supervisor {
             })?
         } else {
             self.unmount(end);
-            mount::mount_device(conf_dir)?
+            mount::mount_device(&mount::MountPoint::open(conf_dir)?)?
         };
         let connection = identity::connection_of(&device);
         self.mounted = mountpoint::at(&self.paths.conf_dir, connection).map_err(failed)?;

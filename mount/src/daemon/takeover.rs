@@ -3,6 +3,7 @@
 //! Owns the checks of the mount point, and taking a mount from a daemon that does not answer. Does not know who
 //! supervises the mount afterwards.
 
+use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +16,7 @@ use super::Import;
 use super::error::{MountError, io_error};
 use super::fds::{self, HandoffMemfd, HandoffState, InheritedFds};
 use super::identity::{self, Server};
-use super::mount::{self, mount_device, new_mount_id};
+use super::mount::{self, MountPoint, mount_device, new_mount_id};
 use super::paths::MountPaths;
 use super::systemd::Stored;
 use crate::import;
@@ -68,7 +69,7 @@ pub(super) fn find(
         let kept = kept.map_or_else(|| new_kept(conf_dir), Ok)?;
         return Ok(Found::Mount(InheritedFds { device, handoff, lock, spare, kept }));
     }
-    loop {
+    let is_marked = loop {
         let status = mountpoint::status(conf_dir)
             .map_err(|source| io_error(conf_dir, "cannot be examined", source))?;
         match status {
@@ -91,20 +92,30 @@ pub(super) fn find(
                     .and_then(|()| std::fs::set_permissions(conf_dir, Permissions::from_mode(0o755)))
                     .map_err(|source| io_error(conf_dir, "cannot be created", source))?;
             }
-            Status::Marked | Status::Plain => break,
+            Status::Marked => break true,
+            Status::Plain => break false,
         }
-    }
-    let mut entries =
-        std::fs::read_dir(conf_dir).map_err(|source| io_error(conf_dir, "cannot be read", source))?;
-    let is_empty = entries.next().is_none();
-    if is_empty {
+    };
+    let names = names(&MountPoint::open(conf_dir)?, conf_dir)?;
+    if names.is_empty() {
         return Ok(Found::Directory { lock: StateLock::take(state_dir)?, layout: None });
     }
-    let import = import.ok_or_else(|| MountError::NotEmpty(conf_dir.clone()))?;
+    let Some(import) = import else {
+        // In a directory that has been a mount point already, a layout is not an old one.
+        let may_be_layout = !is_marked && conf_dir.join("pools").is_dir();
+        return Err(match may_be_layout {
+            true => MountError::NotEmpty(conf_dir.clone()),
+            false => MountError::foreign(conf_dir, &names),
+        });
+    };
     check_layout(paths, import, topology)?;
     let lock = StateLock::take(state_dir)?;
     let layout = Some(move_layout_aside(conf_dir)?);
     Ok(Found::Directory { lock, layout })
+}
+
+fn names(point: &MountPoint, conf_dir: &Path) -> Result<Vec<OsString>, MountError> {
+    point.names().map_err(|source| io_error(conf_dir, "cannot be read", source))
 }
 
 /// Checks that a legacy layout can be taken over, and names on the terminal what cannot. Changes nothing.
@@ -148,7 +159,13 @@ pub(super) fn mount_new(
     until_unused: bool,
 ) -> Result<InheritedFds, MountError> {
     let conf_dir = &paths.conf_dir;
-    if let Err(error) = mountpoint::mark(conf_dir) {
+    let point = MountPoint::open(conf_dir)?;
+    // Again, of the directory that is mounted on.
+    let names = names(&point, conf_dir)?;
+    if !names.is_empty() {
+        return Err(MountError::foreign(conf_dir, &names));
+    }
+    if let Err(error) = mountpoint::mark(&point.path()) {
         log::warn!(
             "{}: cannot be marked as a mount point: {error}; without a daemon, tools take it for an empty directory",
             conf_dir.display()
@@ -165,7 +182,7 @@ pub(super) fn mount_new(
     let handoff =
         HandoffMemfd::new(&state).map_err(|source| io_error(conf_dir, "no handoff memfd", source))?;
     let (spare, kept) = (new_spare(conf_dir)?, new_kept(conf_dir)?);
-    Ok(InheritedFds { device: mount_device(conf_dir)?, handoff, lock, spare, kept })
+    Ok(InheritedFds { device: mount_device(&point)?, handoff, lock, spare, kept })
 }
 
 /// Copies the descriptors of a daemon that does not answer (pidfd_getfd(2)), and kills its processes.
@@ -256,7 +273,7 @@ mod tests {
             MountPaths { conf_dir: directory.path().join("conf"), state_dir: directory.path().join("state") };
         std::fs::create_dir(&paths.conf_dir).unwrap();
         std::fs::write(paths.conf_dir.join("file"), "").unwrap();
-        assert!(matches!(find(&paths, None, &no_cpus(), None), Err(MountError::NotEmpty(_))));
+        assert!(matches!(find(&paths, None, &no_cpus(), None), Err(MountError::Foreign { .. })));
         let error = find(&paths, Some(Import::Whole), &no_cpus(), None).unwrap_err().to_string();
         assert!(error.contains("is not a legacy layout"), "{error}");
         assert!(paths.conf_dir.join("file").exists(), "nothing was moved");

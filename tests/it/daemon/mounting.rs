@@ -87,12 +87,79 @@ fn a_directory_that_is_not_empty_is_refused() {
     fs::create_dir(mount.conf()).unwrap();
     fs::write(mount.conf().join("precious"), "data").unwrap();
     let expected = format!(
-        "{}: not an empty directory; import a legacy layout with kcm mount --import, or empty it",
+        "{}: not an empty directory: it has precious, which kcm has not put there; find out who did, remove it, then run \
+         kcm mount",
         mount.conf().display()
     );
     assert_eq!(mount.mount_failure(), expected);
     assert_eq!(fs::read_to_string(mount.conf().join("precious")).unwrap(), "data");
     assert!(!mountpoint::is_marked(&mount.conf()));
+}
+
+#[test]
+fn entries_that_appeared_while_no_daemon_served_are_named() {
+    let mount = Mount::with_dataplane();
+    mount.stop();
+    let refused = |names: &str| {
+        let expected = format!(
+            "{}: not an empty directory: it has {names}, which kcm has not put there; find out who did, remove it, then \
+             run kcm mount",
+            mount.conf().display()
+        );
+        assert_eq!(mount.mount_failure(), expected);
+        assert_eq!(mount.mounted(), 0);
+    };
+    // Even what looks like a legacy layout: the directory was a mount point, so nobody has an old one there.
+    fs::create_dir(mount.conf().join("pools")).unwrap();
+    refused("pools");
+    // Whatever their names are, the message is one line.
+    for name in ["a\nb", "link", "x", "y"] {
+        std::os::unix::fs::symlink("/etc/shadow", mount.conf().join(name)).unwrap();
+    }
+    refused("\"a\\nb\", link, pools, 2 more");
+    for name in ["a\nb", "link", "x", "y"] {
+        fs::remove_file(mount.conf().join(name)).unwrap();
+    }
+    fs::remove_dir(mount.conf().join("pools")).unwrap();
+    mount.start();
+    assert_eq!(mount.read("pools/dataplane/exclusive"), "1\n");
+}
+
+#[test]
+fn a_mount_point_that_is_a_link_is_refused() {
+    let mount = Mount::with_dataplane();
+    mount.stop();
+    let target = mount.home().join("elsewhere");
+    fs::create_dir(&target).unwrap();
+    fs::remove_dir(mount.conf()).unwrap();
+    let (conf, home) = (mount.conf().display().to_string(), mount.home().display().to_string());
+    let make = |target: &str| std::os::unix::fs::symlink(target, mount.conf()).unwrap();
+    let expected = |target: &str| {
+        format!(
+            "{conf}: a symbolic link to {target}, not a directory; remove the link, or give the directory itself: \
+             --conf-dir={target}"
+        )
+    };
+    for to in [target.to_str().unwrap(), "/nowhere"] {
+        make(to);
+        assert_eq!(mount.mount_failure(), expected(to));
+        let slash = format!("--conf-dir={conf}/");
+        for flags in [&[][..], &["--foreground"]] {
+            let mut command = Command::new(KCM);
+            command.args(["mount", &slash]).args(flags).arg(format!("--state-dir={home}/state"));
+            assert_eq!(failure(command.env("KCM_LOG_LEVEL", "ERROR")), expected(to), "{flags:?}");
+        }
+        assert!(!mountpoint::is_marked(&target));
+        fs::remove_file(mount.conf()).unwrap();
+    }
+    // The owner of a directory above may have a link there.
+    std::os::unix::fs::symlink(mount.home(), target.join("home")).unwrap();
+    let through = format!("--conf-dir={}/home/conf", target.display());
+    let mut command = Command::new(KCM);
+    command.args(["mount", &through]).arg(format!("--state-dir={home}/state"));
+    let (_, err, status) = run(&mut command);
+    assert_eq!(status, Some(0), "{err}");
+    assert_eq!((mount.mounted(), mount.read("pools/dataplane/exclusive").as_str()), (1, "1\n"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ const MOUNT: &[(&str, &[&str])] = &[
             "model",
             "mountpoint",
             "process",
+            "text",
             "uevents",
         ],
     ),

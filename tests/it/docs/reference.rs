@@ -66,10 +66,13 @@ fn the_messages_of_a_daemon_that_does_not_start_are_in_the_table() {
     fs::create_dir_all(full.conf().join("something")).unwrap();
     let mut same_state = Command::new(KCM);
     same_state.arg("mount").arg("--conf-dir").arg(other.conf()).arg("--state-dir").arg(served.state());
+    let link = Mount::not_mounted();
+    std::os::unix::fs::symlink("/nowhere", link.conf()).unwrap();
     let messages = [
         failure(&mut other.kcm_as_nobody(&["mount"])),
         failure(&mut without_fuse),
         full.mount_failure(),
+        link.mount_failure(),
         failure(served.mount_command().arg("--foreground").env("KCM_LOG_LEVEL", "ERROR")),
         failure(same_state.env("KCM_LOG_LEVEL", "ERROR")),
         newer.mount_failure(),
