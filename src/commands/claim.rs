@@ -10,14 +10,19 @@ use kcm_mount::affinity;
 use super::common::output::print;
 use super::isolate::{self, Wanted};
 use crate::cli;
-use crate::confdir::ConfDir;
 
 /// Claims a list and prints its CPUs.
 pub(super) fn run(args: &cli::Claim) -> Result<ExitCode, Error> {
-    let dir = ConfDir::open(&args.dir.conf_dir)?;
-    if !dir.is_mounted() {
-        bail!("{}: a plain directory, which no daemon serves; start one: kcm mount", dir.path().display());
-    }
+    let deadline = isolate::deadline(args.wait);
+    let (dir, ()) = isolate::opened(&args.dir.conf_dir, deadline, |dir| {
+        if !dir.is_mounted() {
+            bail!(
+                "{}: a plain directory, which no daemon serves; start one: kcm mount",
+                dir.path().display()
+            );
+        }
+        isolate::check_pool(dir, &args.pool)
+    })?;
     let pid = match args.pid {
         Some(pid) => pid,
         None => nix::unistd::getppid().as_raw() as u32,
@@ -25,9 +30,8 @@ pub(super) fn run(args: &cli::Claim) -> Result<ExitCode, Error> {
     if pid == 0 {
         bail!("the calling process is in another PID namespace; name one: --pid=PID");
     }
-    isolate::check_pool(&dir, &args.pool)?;
     let wanted = Wanted { pool: &args.pool, list: None, pid: Some(pid) };
-    isolate::claim(&dir, &wanted, isolate::deadline(args.wait))?;
+    isolate::claim(&dir, &wanted, deadline)?;
     let cpus = affinity::get(pid).with_context(|| format!("the CPUs of {pid}"))?;
     let cpus = cpus.with_context(|| format!("{pid} has ended"))?;
     print(&format!("{cpus}\n"))?;

@@ -5,15 +5,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
+use super::failure::Failure;
 use crate::commands::common::deadline::Deadline;
-use crate::confdir::{self, ConfDir};
+use crate::confdir::ConfDir;
 
 /// How long a task whose turn it is pauses before it claims again: the list was taken before the turn was withdrawn.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -30,17 +30,22 @@ impl Turn {
     ///
     /// # Errors
     /// The daemon refuses it.
-    pub(super) fn enter(dir: &ConfDir, pool: &str, line: &str, reason: &str) -> Result<Option<Self>, Error> {
+    pub(super) fn enter(
+        dir: &ConfDir,
+        pool: &str,
+        line: &str,
+        reason: &str,
+    ) -> Result<Option<Self>, Failure> {
         let path = dir.pool(pool).join("queue");
         let opened = OpenOptions::new().read(true).write(true).open(&path);
         let queue = match opened {
             Ok(queue) => queue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(confdir::file_error(&path, error)),
+            Err(error) => return Err(Failure::of_file(dir, &path, error)),
         };
-        dir.with_reason(&path, || (&queue).write_all(line.as_bytes()))?;
+        (&queue).write_all(line.as_bytes()).map_err(|error| Failure::of_file(dir, &path, error))?;
         let mut turn = Self { queue, path };
-        let before = turn.count_before().map_err(|error| confdir::file_error(&turn.path, error))?;
+        let before = turn.count_before().map_err(|error| Failure::of_file(dir, &turn.path, error))?;
         log::info!("waiting for {pool}: {}", waits_for(reason, before));
         Ok(Some(turn))
     }
@@ -58,11 +63,11 @@ impl Turn {
     ///
     /// # Errors
     /// The file cannot be polled.
-    pub(super) fn wait(&self, deadline: Deadline) -> Result<(), Error> {
+    pub(super) fn wait(&self, dir: &ConfDir, deadline: Deadline) -> Result<(), Failure> {
         std::thread::sleep(PAUSE);
         match poll(&mut [PollFd::new(self.queue.as_fd(), PollFlags::POLLPRI)], deadline.poll_timeout()) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(confdir::file_error(Path::new(&self.path), errno.into())),
+            Err(errno) => Err(Failure::of_file(dir, &self.path, errno.into())),
         }
     }
 }

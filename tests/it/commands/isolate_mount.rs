@@ -11,6 +11,7 @@ use crate::harness::dir::{Dir as _, copy_kcm, failure};
 use crate::harness::{
     Mount, Sleeper, children, has_died, masks, require_static_kcm, run, signal, until, write,
 };
+use kcm_mount::mountpoint;
 use nix::sys::signal::Signal;
 
 #[test]
@@ -177,7 +178,7 @@ fn wait_waits_for_the_next_daemon() {
     assert_eq!(impatient.child().wait().unwrap().code(), Some(1), "its time is over");
     let mut error = String::new();
     impatient.child().stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    let errors = error.lines().filter(|line| !line.starts_with("INFO:root:waiting for p: "));
+    let errors = error.lines().filter(|line| !line.starts_with("INFO:root:waiting for "));
     assert_eq!(errors.count(), 1, "{error}");
     mount.start();
     until("it waits again", || in_kernel(patient.pid(), "poll"));
@@ -185,6 +186,78 @@ fn wait_waits_for_the_next_daemon() {
     let mut line = String::new();
     patient.child().stdout.take().unwrap().read_to_string(&mut line).unwrap();
     assert_eq!((line.as_str(), patient.child().wait().unwrap().code()), ("claimed\n", Some(0)));
+}
+
+#[test]
+fn wait_outlasts_everything_that_may_be_at_the_mount_point() {
+    let mount = Mount::new();
+    mount.make_pool("p", true, &["0"]);
+    let holder = Sleeper::new();
+    write(&mount.tasks("p", "0"), holder.pid().to_string()).unwrap();
+    let logs = ["isolate", "claim"].map(|name| mount.home().join(name));
+    let start = |line: &str, log: &std::path::Path| {
+        let mut command = mount.bash(line);
+        command.env("KCM_LOG_LEVEL", "DEBUG").stderr(fs::File::create(log).unwrap());
+        Sleeper::spawn(command.stdout(Stdio::piped()))
+    };
+    let line = "exec $KCM isolate --conf-dir=$C --pool=p --wait -- echo claimed";
+    let mut isolate = start(line, &logs[0]);
+    until("it waits", || waiters(&mount) == 1);
+    let mut claim = start("$KCM claim --conf-dir=$C --pool=p --wait && echo claimed", &logs[1]);
+    until("both wait", || waiters(&mount) == 2);
+    // Each of them finds the directory as it is now, and waits on.
+    let both_try_again = || {
+        let tried =
+            || logs.each_ref().map(|log| fs::read_to_string(log).unwrap().matches("next daemon").count());
+        let before = tried();
+        until("both try again", || tried().iter().zip(before).all(|(now, before)| *now > before + 1));
+    };
+    mount.stop();
+    both_try_again();
+    // In a container, the directory may look like any empty directory.
+    mountpoint::unmark(&mount.conf()).unwrap();
+    both_try_again();
+    fs::write(mount.conf().join("file"), "").unwrap();
+    both_try_again();
+    fs::remove_file(mount.conf().join("file")).unwrap();
+    fs::remove_dir(mount.conf()).unwrap();
+    both_try_again();
+    std::os::unix::fs::symlink("/nowhere", mount.conf()).unwrap();
+    both_try_again();
+    fs::remove_file(mount.conf()).unwrap();
+    mount.start();
+    until("both wait again", || waiters(&mount) == 2);
+    mount.kill_daemon();
+    both_try_again();
+    mount.start();
+    until("both wait again", || waiters(&mount) == 2);
+    holder.end();
+    for waiter in [&mut isolate, &mut claim] {
+        let mut out = String::new();
+        waiter.child().stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        assert!(out.ends_with("claimed\n") && waiter.child().wait().unwrap().success(), "{out}");
+    }
+}
+
+#[test]
+fn wait_waits_for_the_first_daemon() {
+    let mount = Mount::with_dataplane();
+    for leave in [Mount::stop, |mount: &Mount| {
+        mount.stop();
+        fs::remove_dir(mount.conf()).unwrap();
+    }] {
+        leave(&mount);
+        let refused = failure(&mut mount.kcm(&["isolate", "--pool=dataplane", "true"]));
+        assert!(refused.starts_with(mount.conf().to_str().unwrap()), "{refused}");
+        let mut command = mount.kcm(&["isolate", "--pool=dataplane", "--wait", "--", "true"]);
+        let mut waiting = Sleeper::spawn(command.stderr(Stdio::piped()));
+        let mut line = String::new();
+        BufReader::new(waiting.child().stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let conf = mount.conf().display().to_string();
+        assert_eq!(line, format!("INFO:root:waiting for {conf}: kcm mount is not running\n"));
+        mount.start();
+        assert!(waiting.child().wait().unwrap().success());
+    }
 }
 
 #[test]
