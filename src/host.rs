@@ -14,8 +14,12 @@ use kcm_mount::procfs::{ProcFs, Stat};
 
 mod cpuset;
 mod isolcpus;
+mod pods;
+mod programs;
 mod topology;
 mod usage;
+
+pub(crate) use pods::{Container, Names};
 
 /// The machine that a command looks at.
 #[derive(Clone, Debug)]
@@ -167,6 +171,11 @@ impl Host {
         masks
     }
 
+    /// Returns the affinity mask of the first thread of a process.
+    pub(crate) fn mask(&self, pid: u32) -> Option<CpuSet> {
+        self.processes.as_ref()?.status(pid).ok().flatten()?.allowed_cpus()
+    }
+
     /// Returns the CPUs that the cpuset of a process allows; `None` if that cannot be found out.
     pub(crate) fn allowed(&self, pid: u32) -> Option<CpuSet> {
         cpuset::effective(&self.proc, pid)
@@ -195,8 +204,7 @@ impl Host {
     /// Returns the CPUs that the kernel keeps out of its scheduler domains. It says so itself; only for another machine than
     /// this one, the command line has to tell.
     fn isolated(&self, known: &CpuSet) -> Result<CpuSet, Error> {
-        let is_this_machine = self.system.is_none() && self.processes.is_some();
-        if let Some(isolated) = topology::isolated(self.system_root()).filter(|_| is_this_machine) {
+        if let Some(isolated) = topology::isolated(self.system_root()).filter(|_| self.is_this_machine()) {
             return Ok(isolated.intersection(known));
         }
         let file = self.proc.join("cmdline");
@@ -204,6 +212,11 @@ impl Host {
             .with_context(|| format!("{}: cannot be read; set KCM_PROC_FS to a procfs", file.display()))?;
         // The kernel takes any bytes. Bytes that are not UTF-8 are in other parameters.
         Ok(isolcpus::parse(&String::from_utf8_lossy(&line), known))
+    }
+
+    /// Whether the CPUs are those of this machine, on which the processes run.
+    pub(crate) fn is_this_machine(&self) -> bool {
+        self.system.is_none() && self.processes.is_some()
     }
 
     fn system_root(&self) -> &Path {

@@ -110,6 +110,18 @@ pub(crate) struct KubeletArg {
     /// Directory of the kubelet's cpu_manager_state
     #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet_dir: PathBuf,
+    /// The kubelet's configuration, which says which CPUs are reserved. Without this flag: what the kubelet's command line
+    /// says, else config.yaml in its directory
+    #[arg(long, value_name = "file")]
+    pub(crate) kubelet_config: Option<PathBuf>,
+}
+
+/// For commands that name the pods of tasks.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PodsArg {
+    /// Directory of the kubelet's links to container logs, whose names have the names of pods. Nothing else is read of it
+    #[arg(long, value_name = "dir", default_value = "/var/log/containers")]
+    pub(crate) container_logs: PathBuf,
 }
 
 /// Serve the configuration directory as a live filesystem
@@ -729,6 +741,8 @@ pub(crate) struct Status {
     pub(crate) timeout: Wait,
     #[command(flatten)]
     pub(crate) kubelet: KubeletArg,
+    #[command(flatten)]
+    pub(crate) pods: PodsArg,
     /// Look, and print the JSON, in a process that may hang
     #[arg(long, hide = true)]
     pub(crate) look: bool,
@@ -779,7 +793,8 @@ pub(crate) struct Describe {
     /// json for programs (the default); table or map for people; svg for a browser
     #[arg(long, value_enum, value_name = "format")]
     format: Option<Format>,
-    /// wide: shorten nothing, and print the tasks of a list on the line of each of its CPUs (table, the default, or map)
+    /// wide: shorten nothing, name the pods of tasks, and print the tasks of a list on the line of each of its CPUs (table,
+    /// the default, or map)
     #[arg(short, long, value_enum, value_name = "form")]
     pub(crate) output: Option<Output>,
     /// Only this pool; can be given several times
@@ -791,6 +806,8 @@ pub(crate) struct Describe {
     /// Only the list that has this process
     #[arg(long, value_name = "pid")]
     pub(crate) pid: Option<u32>,
+    #[command(flatten)]
+    pub(crate) pods: PodsArg,
 }
 
 impl Describe {
@@ -967,7 +984,7 @@ Examples:
 pub(crate) struct Reconcile {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Seconds between runs; 0 runs once
+    /// Seconds between runs, which print a report, as one line, only if it has changed; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
     /// Move threads back that have left their list
@@ -987,11 +1004,13 @@ Examples:
 pub(crate) struct NodeReport {
     #[command(flatten)]
     pub(crate) dir: ConfDirArg,
-    /// Seconds between runs; 0 runs once
+    /// Seconds between runs, which print a report, as one line, only if it has changed; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
     #[command(flatten)]
     pub(crate) kubelet: KubeletArg,
+    #[command(flatten)]
+    pub(crate) pods: PodsArg,
     #[command(flatten)]
     pub(crate) publish: Publish,
 }

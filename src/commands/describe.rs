@@ -4,6 +4,7 @@
 //! part of the directory is shown (`selection`), and the order of the CPUs (`shape`). Does not know how files are read.
 
 mod map;
+mod members;
 mod selection;
 mod shape;
 mod svg;
@@ -15,6 +16,7 @@ use anyhow::Error;
 use kcm_mount::text;
 use serde_json::{Value, json};
 
+pub(super) use self::members::Members;
 use self::selection::Selected;
 use super::common::columns::{self, Cell};
 use super::common::output::{json_text, print};
@@ -31,10 +33,14 @@ pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
     let selected = Selected::new(pools, args, &host)?;
     let is_wide = args.output == Some(Output::Wide);
     let width = columns::terminal_width().filter(|_| !is_wide);
+    let members = || Members::find(&selected.pools, &host, &args.pods.container_logs);
+    let wide = is_wide.then(members);
     let output = match format {
-        Format::Json => json_text(&description(&dir, &selected.pools)),
-        Format::Table => columns::columns(&table::rows(&selected.pools, &host.online()?), width),
-        Format::Map => columns::columns(&map::rows(&selected, &host, is_wide)?, width),
+        Format::Json => json_text(&description(&dir, &selected.pools, &members())),
+        Format::Table => {
+            columns::columns(&table::rows(&selected.pools, &host.online()?, wide.as_ref()), width)
+        }
+        Format::Map => columns::columns(&map::rows(&selected, &host, wide.as_ref())?, width),
         Format::Svg => svg::picture(dir.path(), &selected, &host)?,
     };
     print(&output)?;
@@ -47,16 +53,22 @@ pub(super) fn run(args: &cli::Describe) -> Result<ExitCode, Error> {
 /// It cannot be printed, or the CPUs of the machine cannot be read.
 pub(super) fn print_table(pools: &Pools) -> Result<(), Error> {
     print(&columns::columns(
-        &table::rows(pools, &Host::with_processes()?.online()?),
+        &table::rows(pools, &Host::with_processes()?.online()?, None),
         columns::terminal_width(),
     ))
 }
 
-/// Returns `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`.
-pub(super) fn description(dir: &ConfDir, pools: &Pools) -> Value {
+/// Returns `{"path": …, "pools": {<name>: {"cpuLists": {<list>: {"cpus", "tasks"}}, "exclusive", "name"}}}`. A list with tasks in
+/// pods also has `pods`.
+pub(super) fn description(dir: &ConfDir, pools: &Pools, members: &Members) -> Value {
     let pools = pools.iter().map(|(name, pool)| {
-        let lists =
-            pool.lists.iter().map(|(cpus, tasks)| (cpus.clone(), json!({ "cpus": cpus, "tasks": tasks })));
+        let lists = pool.lists.iter().map(|(cpus, tasks)| {
+            let mut list = json!({ "cpus": cpus, "tasks": tasks });
+            if let (Some(fields), Some(pods)) = (list.as_object_mut(), members.json(tasks)) {
+                fields.insert("pods".into(), pods);
+            }
+            (cpus.clone(), list)
+        });
         let lists: serde_json::Map<String, Value> = lists.collect();
         (name.clone(), json!({ "cpuLists": lists, "exclusive": pool.exclusive, "name": name }))
     });

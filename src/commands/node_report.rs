@@ -3,6 +3,8 @@
 //! Owns the checks and their messages. Does not know the API server.
 
 pub(super) mod intruders;
+mod kubelet;
+mod others;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,10 +18,10 @@ use kcm_mount::mountpoint::{self, Status};
 use serde_json::{Value, json};
 
 use super::common::interval;
-use super::common::output::{json_text, print};
-use super::describe;
+use super::common::periodic::Printer;
+use super::describe::{self, Members};
 use super::publish::Publisher;
-use crate::cli;
+use crate::cli::{self, KubeletArg, PodsArg};
 use crate::confdir::{self, ConfDir, Found, Pools};
 use crate::host::Host;
 use crate::kubernetes::objects::reports::NodeReport;
@@ -28,12 +30,14 @@ use crate::kubernetes::objects::reports::NodeReport;
 pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let host = Host::with_processes()?;
     let mut publisher = Publisher::new(&args.publish, args.interval)?;
+    let mut printer = Printer::new(args.interval);
     interval::run(args.interval, || {
-        let Examined { mut report, found } = examine(&args.dir.conf_dir, &args.kubelet.kubelet_dir, &host)?;
+        let Examined { mut report, found } =
+            examine(&args.dir.conf_dir, &args.kubelet, &args.pods, &host)?;
         if let Ok((_, pools)) = &found {
             note_missing_pools(&mut report, pools);
         }
-        print(&json_text(&report))?;
+        printer.print(&report, &[])?;
         let Some(publisher) = &mut publisher else { return Ok(()) };
         publisher.publish(&NodeReport::new(&report)?)?;
         publisher.send_events(&report);
@@ -65,7 +69,12 @@ pub(super) struct Examined {
 ///
 /// # Errors
 /// The topology cannot be read.
-pub(super) fn examine(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Result<Examined, Error> {
+pub(super) fn examine(
+    conf_dir: &Path,
+    kubelet: &KubeletArg,
+    pods: &PodsArg,
+    host: &Host,
+) -> Result<Examined, Error> {
     let machine = host.topology()?;
     let topology = machine.report();
     // First, because it never blocks, whereas reading from a mount that does not answer does. It is asked once: if the
@@ -91,17 +100,21 @@ pub(super) fn examine(conf_dir: &Path, kubelet_dir: &Path, host: &Host) -> Resul
         }
     };
     let online = host.online()?;
+    let members = Members::find(&pools, host, &pods.container_logs);
     let checks = json!({
         "configDirectory": check([damaged, overlaps(&pools)].concat()),
         "cpus": check(offline(&pools, &online)),
-        "isolation": check(isolation(&pools, &dir)),
+        "isolation": with_warnings(
+            check(isolation(&pools, &dir)),
+            others::warnings(&pools, &machine, &online, host, &members),
+        ),
         "intruders": check(intruders(&pools, &online, host)),
-        "kubelet": check(kubelet(&pools, kubelet_dir)),
+        "kubelet": check(kubelet::check(&pools, &online, kubelet, host)),
         "masks": check(masks(&pools, &online, host)),
         "mount": mount,
         "siblings": check(siblings(&pools, &machine)),
     });
-    let description = describe::description(&dir, &pools);
+    let description = describe::description(&dir, &pools, &members);
     let report = json!({ "checks": checks, "description": description, "topology": topology });
     Ok(Examined { report, found: Ok((dir, pools)) })
 }
@@ -111,11 +124,22 @@ fn check(errors: Vec<String>) -> Value {
     json!({ "ok": errors.is_empty(), "errors": errors })
 }
 
+/// Adds warnings to a check, if there are any. They leave it ok.
+fn with_warnings(mut check: Value, warnings: Vec<String>) -> Value {
+    if let Some(fields) = check.as_object_mut().filter(|_| !warnings.is_empty()) {
+        fields.insert("warnings".into(), json!(warnings));
+    }
+    check
+}
+
 /// A CPU list of the directory.
 struct List<'a> {
+    pool: &'a str,
     /// `pool:list`.
     name: String,
     exclusive: bool,
+    /// Whether its pool is isolated.
+    isolated: bool,
     tasks: &'a [u32],
     /// Empty if the directory's name is not a CPU list.
     cpus: CpuSet,
@@ -125,8 +149,10 @@ struct List<'a> {
 fn lists(pools: &Pools) -> impl Iterator<Item = List<'_>> {
     pools.iter().flat_map(|(pool_name, pool)| {
         pool.lists.iter().map(move |(list, tasks)| List {
+            pool: pool_name,
             name: format!("{}:{}", describe::shown(pool_name), describe::shown(list)),
             exclusive: pool.exclusive,
+            isolated: pool.isolated,
             tasks,
             cpus: confdir::parse_cpu_list(list).unwrap_or_default(),
         })
@@ -219,57 +245,6 @@ fn siblings(pools: &Pools, machine: &Topology) -> Vec<String> {
     errors
 }
 
-/// Returns an error for each CPU of a list that the kubelet's static CPU manager has assigned or may assign.
-fn kubelet(pools: &Pools, kubelet_dir: &Path) -> Vec<String> {
-    let file = kubelet_dir.join("cpu_manager_state");
-    let text = match fs::read(&file) {
-        Ok(text) => text,
-        Err(error) => {
-            // Most machines have no kubelet.
-            log::debug!("{}: {error}; not checked", file.display());
-            return Vec::new();
-        }
-    };
-    match serde_json::from_slice(&text) {
-        Ok(state) => kubelet_conflicts(pools, &state),
-        Err(_) => vec![format!("{}: not JSON", file.display())],
-    }
-}
-
-/// As [`kubelet`], for the content of `cpu_manager_state`.
-fn kubelet_conflicts(pools: &Pools, state: &Value) -> Vec<String> {
-    let cpus =
-        |value: &Value| value.as_str().and_then(|text| text.parse::<CpuSet>().ok()).unwrap_or_default();
-    let mut errors = Vec::new();
-    let entries = state.get("entries").and_then(Value::as_object).into_iter().flatten();
-    for (pod, containers) in entries {
-        for (container, assigned) in containers.as_object().into_iter().flatten() {
-            for list in lists(pools) {
-                let both = list.cpus.intersection(&cpus(assigned));
-                if !both.is_empty() {
-                    errors.push(format!(
-                        "the kubelet has given CPU {both} of {} to {container} of pod {pod}",
-                        list.name
-                    ));
-                }
-            }
-        }
-    }
-    if state.get("policyName").and_then(Value::as_str) == Some("static") {
-        let shared_pool = state.get("defaultCpuSet").map(cpus).unwrap_or_default();
-        for list in lists(pools).filter(|list| list.exclusive) {
-            let both = list.cpus.intersection(&shared_pool);
-            if !both.is_empty() {
-                errors.push(format!(
-                    "the kubelet may use CPU {both} of {}; name it in reservedSystemCPUs, with strict-cpu-reservation",
-                    list.name
-                ));
-            }
-        }
-    }
-    errors
-}
-
 /// Returns the check of the mount: whether it is live, since when, and whether the daemon has set damaged state aside.
 /// `metrics`: the content of `info/metrics`, empty if the mount is not live.
 fn mount(status: Option<Status>, metrics: &str) -> Value {
@@ -312,25 +287,6 @@ mod tests {
     fn offline_cpus_are_reported_per_list() {
         let pools = pools(&[("a", true, &["0-2", "3"])]);
         assert_eq!(offline(&pools, &cpus("0-1,3")), ["CPU list a:0-2 has offline CPUs: 2"]);
-    }
-
-    #[test]
-    fn the_kubelet_conflicts_by_assignment_and_by_policy() {
-        let pools = pools(&[("a", true, &["0-1"]), ("b", false, &["2"])]);
-        let state = json!({
-            "policyName": "static",
-            "defaultCpuSet": "1-3",
-            "entries": { "pod-1": { "main": "2", "other": "7" } },
-        });
-        let errors = kubelet_conflicts(&pools, &state);
-        assert_eq!(
-            errors,
-            [
-                "the kubelet has given CPU 2 of b:2 to main of pod pod-1",
-                "the kubelet may use CPU 1 of a:0-1; name it in reservedSystemCPUs, with strict-cpu-reservation",
-            ]
-        );
-        assert_eq!(kubelet_conflicts(&pools, &json!({ "policyName": "none", "defaultCpuSet": "" })), [""; 0]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Publishes reports on the API server.
 //!
-//! Owns that a report is written when it has changed and at every tenth run, the pauses after failures, that a missing kind is
-//! defined, and that the node is the owner of its reports. Does not know what is in a report.
+//! Owns that a report is written when it has changed and at every tenth run, what is said of a change, the pauses after
+//! failures, that a missing kind is defined, and that the node is the owner of its reports. Does not know what is in a report.
 
 use std::ops::RangeInclusive;
 use std::thread::sleep;
@@ -18,7 +18,7 @@ use crate::cli::{self, Repeat};
 use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::CRDS;
 use crate::kubernetes::objects::node;
-use crate::kubernetes::objects::reports::{self, PublishedState, Report, Target};
+use crate::kubernetes::objects::reports::{self, CheckChange, PublishedState, Report, Target};
 
 /// A report that has not changed is written again after this number of runs, to show that its author lives.
 const RUNS: u32 = 10;
@@ -71,9 +71,21 @@ impl<R: Report> Publisher<R> {
         let target = self.target.clone();
         let is_written = self.attempt(|cluster| write(cluster, &target, report))?.is_some();
         if is_written {
+            let changes = report.changes(self.schedule.written.as_ref());
             self.schedule.written(report);
+            self.announce(&changes);
         }
         Ok(is_written)
+    }
+
+    /// Says which checks have changed since the last report that was written.
+    fn announce(&self, changes: &[CheckChange]) {
+        for CheckChange { check, errors } in changes.iter().filter(|_| self.is_periodic) {
+            match errors.as_slice() {
+                [] => log::info!("check {check}: ok again"),
+                errors => errors.iter().for_each(|error| log::warn!("check {check}: {error}")),
+            }
+        }
     }
 
     /// Returns the published state, the default one if nothing is published yet; `None` if this run cannot read it.

@@ -21,7 +21,8 @@ use kcm_mount::model::cpuset::{CpuId, CpuSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::common::{interval, output};
+use super::common::interval;
+use super::common::periodic::Printer;
 use super::publish::Publisher;
 use super::reclaims::Reclaims;
 use crate::cli;
@@ -33,6 +34,9 @@ use crate::kubernetes::objects::reports::{NotIsolated, Reclaim};
 /// other, so that a task in the middle of it looks like a stray for a moment.
 const RECHECKS: usize = 2;
 const RECHECK_DELAY: Duration = Duration::from_millis(25);
+
+/// The field of the report that has news only: each reclaim is in one report.
+const RECLAIMED: &str = "reclaimedCpuLists";
 
 /// The printed report. Fields are in the order of their names.
 #[derive(Debug, Default, Serialize)]
@@ -119,15 +123,16 @@ pub(super) fn run(args: &cli::Reconcile) -> Result<ExitCode, Error> {
     let mut unacknowledged = Vec::new();
     let publisher = Publisher::new(&args.publish, args.interval)?;
     let mut reclaims = publisher.map(Reclaims::new);
+    let mut printer = Printer::new(args.interval);
     interval::run(args.interval, || {
         let dir = ConfDir::open(&args.dir.conf_dir)?;
         if args.repair && host.own_pid()? != std::process::id() {
             bail!("cannot repair: KCM_PROC_FS shows another PID namespace than ours; run in the host's");
         }
         let outcome = if dir.is_mounted() {
-            reconcile_mount(&dir, &host, args.repair, &mut unacknowledged)?
+            reconcile_mount(&dir, &host, args.repair, &mut printer, &mut unacknowledged)?
         } else {
-            reconcile_plain(&dir, &host, args.repair)?
+            reconcile_plain(&dir, &host, args.repair, &mut printer)?
         };
         if let Some(reclaims) = &mut reclaims {
             reclaims.publish(&dir, &outcome.report, outcome.reclaimed)?;
@@ -142,6 +147,7 @@ fn reconcile_mount(
     dir: &ConfDir,
     host: &Host,
     repair: bool,
+    printer: &mut Printer,
     unacknowledged: &mut Vec<String>,
 ) -> Result<Outcome, Error> {
     let pools = dir.find()?.pools;
@@ -159,11 +165,8 @@ fn reconcile_mount(
     if dropped > 0 {
         log::warn!("{dropped} reclaims were dropped before they were reported; run reconcile more often");
     }
-    let report = print(Report {
-        mismatched_cpu_masks: mismatched,
-        not_isolated: not_isolated(dir, &pools),
-        reclaimed_cpu_lists: new,
-    })?;
+    let (mismatched_cpu_masks, not_isolated) = (mismatched, not_isolated(dir, &pools));
+    let report = print(printer, Report { mismatched_cpu_masks, not_isolated, reclaimed_cpu_lists: new })?;
     if let Some(seq) = last {
         *unacknowledged = text.lines().map(str::to_owned).collect();
         log::debug!("{}: acknowledging up to {seq}", path.display());
@@ -191,14 +194,17 @@ fn parse_reclaimed(text: &str, printed: &[String]) -> Result<ReclaimedFile, Erro
     Ok(file)
 }
 
-fn reconcile_plain(dir: &ConfDir, host: &Host, repair: bool) -> Result<Outcome, Error> {
+fn reconcile_plain(
+    dir: &ConfDir,
+    host: &Host,
+    repair: bool,
+    printer: &mut Printer,
+) -> Result<Outcome, Error> {
     let reclaimed = reclaim(dir, host)?;
     let (mismatched, repaired) = mismatches(dir, host, &dir.find()?.pools, repair)?;
-    let report = print(Report {
-        mismatched_cpu_masks: mismatched,
-        not_isolated: Vec::new(),
-        reclaimed_cpu_lists: reclaimed.iter().map(Reclaimed::from).collect(),
-    })?;
+    let reclaimed_cpu_lists = reclaimed.iter().map(Reclaimed::from).collect();
+    let report = Report { mismatched_cpu_masks: mismatched, reclaimed_cpu_lists, ..Report::default() };
+    let report = print(printer, report)?;
     Ok(Outcome { report, reclaimed, repaired })
 }
 
@@ -338,9 +344,9 @@ fn move_back(dir: &ConfDir, host: &Host, strays: &Strays) -> Result<(), Error> {
 }
 
 /// Prints the report, and returns it as it was printed.
-fn print(report: Report) -> Result<Value, Error> {
+fn print(printer: &mut Printer, report: Report) -> Result<Value, Error> {
     let report = serde_json::to_value(report)?;
-    output::print(&output::json_text(&report))?;
+    printer.print(&report, &[RECLAIMED])?;
     Ok(report)
 }
 

@@ -42,6 +42,8 @@ struct Report {
     /// The metrics of the daemon.
     #[serde(skip)]
     metrics: String,
+    /// Warnings of checks, which are no problems.
+    notes: Vec<Problem>,
     path: PathBuf,
     pools: BTreeMap<String, PoolReport>,
     problems: Vec<Problem>,
@@ -91,6 +93,8 @@ struct Checks {
 #[derive(Debug, Deserialize)]
 struct Check {
     errors: Vec<String>,
+    #[serde(default)]
+    warnings: Vec<String>,
     since: Option<String>,
 }
 
@@ -104,7 +108,7 @@ enum Seen {
 /// Prints the status.
 pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
     if args.look {
-        let report = look(&args.dir.conf_dir, &args.kubelet.kubelet_dir)?;
+        let report = look(args)?;
         let text = if args.prometheus {
             prometheus::text(&report)?
         } else {
@@ -201,16 +205,21 @@ fn unserved(conf_dir: &Path, most: Duration) -> Option<Report> {
 }
 
 /// Looks at a directory, which may take any time.
-fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
-    let Examined { report, found } = node_report::examine(conf_dir, kubelet_dir, &Host::with_processes()?)?;
+fn look(args: &cli::Status) -> Result<Report, Error> {
+    let conf_dir = &args.dir.conf_dir;
+    let host = Host::with_processes()?;
+    let Examined { report, found } = node_report::examine(conf_dir, &args.kubelet, &args.pods, &host)?;
     let Checks { checks } = serde_json::from_value(report)?;
     let done = checks.keys().map(String::as_str).chain(["checks", "unit", "version"]);
     let done = done.map(str::to_owned).collect();
     let since = checks.get("mount").and_then(|mount| mount.since.clone());
-    let of_check = |(check, result): (&String, &Check)| -> Vec<Problem> {
-        result.errors.iter().map(|error| Problem::new(check, error)).collect()
+    let of_checks = |messages: fn(&Check) -> &[String]| -> Vec<Problem> {
+        let all =
+            checks.iter().flat_map(|(check, result)| messages(result).iter().map(move |it| (check, it)));
+        all.map(|(check, message)| Problem::new(check, message)).collect()
     };
-    let mut problems: Vec<Problem> = checks.iter().flat_map(of_check).collect();
+    let mut problems = of_checks(|check| &check.errors);
+    let notes = of_checks(|check| &check.warnings);
     let (dir, pools) = found?;
     let file = |name: &str| fs::read_to_string(conf_dir.join(name)).ok().filter(|_| dir.is_mounted());
     let version = file("info/version").map(|version| version.trim().to_owned());
@@ -220,7 +229,7 @@ fn look(conf_dir: &Path, kubelet_dir: &Path) -> Result<Report, Error> {
     let metrics = file("info/metrics").unwrap_or_default();
     let pools = pools.iter().map(|(name, pool)| (name.clone(), PoolReport::new(pool))).collect();
     let report = Report::new(state, conf_dir, problems);
-    Ok(Report { checks: done, metrics, pools, reclaimed, since, version, ..report })
+    Ok(Report { checks: done, metrics, notes, pools, reclaimed, since, version, ..report })
 }
 
 /// Returns a problem if the daemon or its unit is of another version than this program.
@@ -267,7 +276,19 @@ impl Report {
     fn new(state: State, conf_dir: &Path, problems: Vec<Problem>) -> Self {
         let (path, pools, metrics) = (conf_dir.to_owned(), BTreeMap::new(), String::new());
         let checks = problems.iter().map(|problem| problem.check.clone()).collect();
-        Self { checks, metrics, path, pools, problems, reclaimed: None, since: None, state, version: None }
+        let notes = Vec::new();
+        Self {
+            checks,
+            metrics,
+            notes,
+            path,
+            pools,
+            problems,
+            reclaimed: None,
+            since: None,
+            state,
+            version: None,
+        }
     }
 }
 
@@ -337,6 +358,7 @@ fn text(report: &Report) -> String {
     });
     let problem = |Problem { check, problem, cure }: &Problem| format!("{check}: {problem}; {cure}");
     lines.extend(report.problems.iter().map(problem));
+    lines.extend(report.notes.iter().map(|note| format!("note: {}", problem(note))));
     if let Some(count) = report.reclaimed.filter(|count| *count > 0) {
         lines.push(format!("{count} claims were taken back from killed programs; kcm reconcile lists them."));
     }
@@ -371,6 +393,7 @@ mod tests {
             pools: pools.into_iter().map(|(name, pool)| (name.to_owned(), pool)).collect(),
             reclaimed: Some(2),
             version: Some("1.0".to_owned()),
+            notes: vec![Problem::new("isolation", "y; do z")],
             ..Report::new(State::Problems, Path::new("/etc/kcm"), vec![Problem::new("siblings", "x")])
         };
         let expected = "\
@@ -380,6 +403,7 @@ dp     isolated  2      1     1      0-1
 infra  shared    0      -     1      -
 1 problem:
 siblings: x; make lists of whole cores
+note: isolation: y; do z
 2 claims were taken back from killed programs; kcm reconcile lists them.
 ";
         assert_eq!(text(&report), expected);

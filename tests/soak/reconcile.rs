@@ -65,8 +65,11 @@ fn an_interval_reports_every_reclaim_once() {
         until("all are reported", || looking.reclaimed().len() >= killed.len());
         assert_eq!(looking.reclaimed().len(), killed.len(), "round {round}");
     }
-    let beats = looking.reports().len();
-    until("another interval has passed", || looking.reports().len() > beats + 1);
+    // A run that has nothing new prints nothing.
+    for _ in 0..2 {
+        killed.push(u64::from(killed_on(&tasks)));
+        until("another run has reported", || looking.reclaimed().len() >= killed.len());
+    }
     let elapsed = started.elapsed().as_secs();
     let (reports, messages) = looking.end(Signal::SIGTERM);
     let mut reported: Vec<u64> =
@@ -76,7 +79,6 @@ fn an_interval_reports_every_reclaim_once() {
     assert_eq!(reported, killed, "each exactly once");
     let beats = (reports.len() + messages.lines().count()) as u64;
     assert!(beats <= elapsed + 1, "no report is early: {beats} in {elapsed} s");
-    assert!(beats >= elapsed / 2, "no report is missing: {beats} in {elapsed} s");
     for message in messages.lines() {
         assert!(message.contains("kcm mount is not running; start it"), "{messages}");
     }

@@ -12,4 +12,5 @@ pub(super) mod node;
 pub(super) mod node_events;
 pub(super) mod other_process;
 pub(super) mod output;
+pub(super) mod periodic;
 pub(super) mod yaml;

@@ -29,8 +29,13 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 /// Returns `value` as the legacy kcm printed JSON: sorted keys, an indentation of two spaces, a newline at the
 /// end, and only ASCII.
 pub(crate) fn json_text(value: &Value) -> String {
+    ascii(&format!("{value:#}\n"))
+}
+
+/// Returns JSON text with only ASCII.
+pub(crate) fn ascii(json: &str) -> String {
     let mut text = String::new();
-    for c in format!("{value:#}\n").chars() {
+    for c in json.chars() {
         if c.is_ascii() {
             text.push(c);
         } else {

@@ -10,13 +10,17 @@ use kcm_mount::model::topology::Cpu;
 
 use super::selection::Selected;
 use super::shape::{self, List};
-use super::{list_cell, shown, task};
+use super::{Members, list_cell, shown, task};
 use crate::commands::common::columns::Cell;
 use crate::host::Host;
 
 /// Returns one line per CPU: its place in the topology, its pool and list, and their tasks. The tasks of a shared list are
-/// only on the line of its first CPU, unless `repeats`.
-pub(super) fn rows(selected: &Selected, host: &Host, repeats: bool) -> Result<Vec<[Cell; 7]>, Error> {
+/// only on the line of its first CPU. In the `wide` form, they are on all lines, with the pods that they are in.
+pub(super) fn rows(
+    selected: &Selected,
+    host: &Host,
+    wide: Option<&Members>,
+) -> Result<Vec<[Cell; 7]>, Error> {
     let machine = host.topology()?;
     let sockets = shape::sockets(&machine, |cpu| selected.has(cpu));
     let cores = sockets.into_iter().flat_map(|socket| socket.nodes).flat_map(|node| node.cores);
@@ -27,7 +31,7 @@ pub(super) fn rows(selected: &Selected, host: &Host, repeats: bool) -> Result<Ve
         let number = |number: Option<u32>| Cell::from(number.map_or_else(|| "-".into(), |it| it.to_string()));
         let list = shape::list_with(&selected.pools, cpu.id);
         let first = list.and_then(|list| {
-            let is_first_only = !repeats && !list.pool.exclusive && !list.tasks.is_empty();
+            let is_first_only = wide.is_none() && !list.pool.exclusive && !list.tasks.is_empty();
             let first = *shared.entry((list.pool_name, list.name)).or_insert(cpu.id);
             Some(first).filter(|first| is_first_only && *first != cpu.id)
         });
@@ -38,7 +42,7 @@ pub(super) fn rows(selected: &Selected, host: &Host, repeats: bool) -> Result<Ve
         let tasks = match (list, first) {
             (None, _) => "-".into(),
             (Some(_), Some(first)) => format!("see CPU {first}").into(),
-            (Some(list), None) => tasks(&list, host),
+            (Some(list), None) => tasks(&list, host, wide),
         };
         let id = format!("{}{}", cpu.id, state(cpu).map(|state| format!(" {state}")).unwrap_or_default());
         rows.push([id.into(), number(cpu.core), number(cpu.socket), number(cpu.node), pool, name, tasks]);
@@ -55,11 +59,12 @@ pub(super) fn state(cpu: &Cpu) -> Option<&'static str> {
     }
 }
 
-/// Returns the tasks of a list, with the names of their programs.
-pub(super) fn tasks(list: &List<'_>, host: &Host) -> Cell {
+/// Returns the tasks of a list, with the names of their programs, and with the pods that they are in if those are given.
+pub(super) fn tasks(list: &List<'_>, host: &Host, members: Option<&Members>) -> Cell {
+    let pod = |pid| members.map(|members| members.suffix(pid)).unwrap_or_default();
     match (list.tasks, list.pool.exclusive) {
         ([], true) => "free".into(),
         ([], false) => "-".into(),
-        (tasks, _) => Cell::tasks(tasks.iter().map(|&pid| task(pid, host)).collect(), ", "),
+        (tasks, _) => Cell::tasks(tasks.iter().map(|&pid| task(pid, host) + &pod(pid)).collect(), ", "),
     }
 }

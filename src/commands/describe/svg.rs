@@ -156,7 +156,7 @@ impl Drawing<'_> {
                 let title = format!("{name} {}: ", list_cell(list).within(room / 3));
                 let of_list = List { pool_name: &name, pool, name: list, tasks: pids };
                 let rest = room.saturating_sub(title.chars().count());
-                let tasks = Some(tasks(&of_list, self.host).within(rest)).filter(|_| pids.len() > 1);
+                let tasks = Some(tasks(&of_list, self.host, None).within(rest)).filter(|_| pids.len() > 1);
                 for text in tasks.into_iter().chain(table::note(list, &online)) {
                     y += LINE;
                     let line = escaped(&format!("{title}{text}"));
@@ -220,7 +220,7 @@ impl Drawing<'_> {
         let (place, tasks) = match list {
             None => ("no pool".to_owned(), Cell::from("")),
             Some(list) => {
-                (format!("{} {}", shown(list.pool_name), shown(list.name)), tasks(&list, self.host))
+                (format!("{} {}", shown(list.pool_name), shown(list.name)), tasks(&list, self.host, None))
             }
         };
         let short = match list.map(|list| list.tasks.len()) {

@@ -4,12 +4,13 @@
 
 use kcm_mount::model::cpuset::CpuSet;
 
-use super::{list_cell, shown};
+use super::{Members, list_cell, shown};
 use crate::commands::common::columns::Cell;
 use crate::confdir::{self, Pools};
 
-/// Returns one line per list: its pool, tasks, and what is wrong with its CPUs.
-pub(super) fn rows(pools: &Pools, online: &CpuSet) -> Vec<[Cell; 5]> {
+/// Returns one line per list: its pool, tasks, and what is wrong with its CPUs. `wide`: the pods to name beside the tasks.
+pub(super) fn rows(pools: &Pools, online: &CpuSet, wide: Option<&Members>) -> Vec<[Cell; 5]> {
+    let pod = |pid| wide.map(|members| members.suffix(pid)).unwrap_or_default();
     let mut rows = vec![["POOL", "EXCLUSIVE", "CPUS", "TASKS", "NOTE"].map(Cell::from)];
     for (name, pool) in pools {
         let exclusive = if pool.exclusive { "yes" } else { "no" };
@@ -18,7 +19,7 @@ pub(super) fn rows(pools: &Pools, online: &CpuSet) -> Vec<[Cell; 5]> {
             rows.push([shown(name).into(), exclusive.into(), cpus, tasks, "no CPU lists".into()]);
         }
         for (list, tasks) in pool.lists_by_cpu() {
-            let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
+            let tasks: Vec<String> = tasks.iter().map(|&pid| pid.to_string() + &pod(pid)).collect();
             let tasks = if tasks.is_empty() { "-".into() } else { Cell::tasks(tasks, ",") };
             let draining = pool.draining.contains(list).then(|| "draining".to_owned());
             let notes: Vec<String> = note(list, online).into_iter().chain(draining).collect();
@@ -66,6 +67,6 @@ dataplane  yes        8     -      offline: 8, draining
 empty      no         -     -      no CPU lists
 wrong      no         x     -      not a CPU list
 ";
-        assert_eq!(columns(&rows(&pools, &"0-3".parse().unwrap()), None), expected);
+        assert_eq!(columns(&rows(&pools, &"0-3".parse().unwrap(), None), None), expected);
     }
 }

@@ -41,6 +41,19 @@ pub(crate) trait Report: Clone + JsonSchema + PartialEq + Serialize {
 
     /// Returns the columns of `kubectl get`, except for the times.
     fn columns() -> Vec<CustomResourceColumnDefinition>;
+
+    /// Returns the checks whose errors are other ones than before; without an earlier report, those that have errors.
+    fn changes(&self, _before: Option<&Self>) -> Vec<CheckChange> {
+        Vec::new()
+    }
+}
+
+/// A check whose errors have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CheckChange {
+    pub(crate) check: String,
+    /// The errors now; empty if it is ok again.
+    pub(crate) errors: Vec<String>,
 }
 
 /// The name of a report.
@@ -69,6 +82,8 @@ struct NodeChecks {
 struct Check {
     ok: bool,
     errors: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     live: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +108,16 @@ struct Pool {
 struct CpuList {
     cpus: String,
     tasks: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pods: Vec<InPod>,
+}
+
+/// A task that is in a pod.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+struct InPod {
+    pid: i64,
+    pod: String,
+    container: String,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -155,6 +180,16 @@ impl NodeReport {
 }
 
 impl Report for NodeReport {
+    fn changes(&self, before: Option<&Self>) -> Vec<CheckChange> {
+        let had = |name: &str| before.and_then(|before| before.report.checks.get(name));
+        let checks = self.report.checks.iter().filter(|(name, check)| {
+            had(name).map_or(&[][..], |check| &check.errors) != check.errors.as_slice()
+        });
+        checks
+            .map(|(name, check)| CheckChange { check: name.clone(), errors: check.errors.clone() })
+            .collect()
+    }
+
     const KIND: &'static str = "NodeReport";
     const PLURAL: &'static str = "nodereports";
     const SHORT: &'static str = "nr";
@@ -378,6 +413,21 @@ mod tests {
         let report = NodeReport::new(&printed()).unwrap();
         let summary = json!({ "ok": false, "pools": 2, "exclusiveFree": "1/2" });
         assert_eq!(serde_json::to_value(&report).unwrap()["summary"], summary);
+    }
+
+    #[test]
+    fn a_check_changes_with_its_errors() {
+        let first = NodeReport::new(&printed()).unwrap();
+        let change = |check: &str, errors: &[&str]| {
+            let errors = errors.iter().map(|&error| error.to_owned()).collect();
+            CheckChange { check: check.into(), errors }
+        };
+        assert_eq!(first.changes(None), [change("b", &["x"])]);
+        assert_eq!(first.changes(Some(&first)), []);
+        let mut other = printed();
+        other["checks"] = json!({ "a": { "ok": false, "errors": ["y"] }, "b": { "ok": true, "errors": [] } });
+        let now = NodeReport::new(&other).unwrap();
+        assert_eq!(now.changes(Some(&first)), [change("a", &["y"]), change("b", &[])]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod isolate_mount;
 pub mod isolate_plain;
 pub mod isolate_terminal;
 pub mod node_report;
+mod node_report_pods;
 pub mod pool;
 pub mod reconcile;
 pub mod reconcile_interval;

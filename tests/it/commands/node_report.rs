@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// The errors of one check; without errors, asserts that it is ok.
-fn errors(report: &Value, check: &str) -> Vec<String> {
+pub(super) fn errors(report: &Value, check: &str) -> Vec<String> {
     let check = &report["checks"][check];
     let errors = check["errors"].as_array().unwrap();
     assert_eq!(check["ok"], json!(errors.is_empty()));
@@ -20,7 +20,7 @@ fn errors(report: &Value, check: &str) -> Vec<String> {
 }
 
 /// A command that sees a made-up machine.
-fn on<'a>(command: &'a mut Command, root: &Path) -> &'a mut Command {
+pub(super) fn on<'a>(command: &'a mut Command, root: &Path) -> &'a mut Command {
     command.env("KCM_DEV_LSCPU_SYSFS", root)
 }
 
@@ -227,47 +227,6 @@ fn a_process_on_all_cpus_is_no_intruder() {
 }
 
 #[test]
-fn the_kubelets_cpus_are_compared_with_the_pools() {
-    let mount = Mount::not_mounted();
-    mount.start_on(&Machine::new(1, 4, 2));
-    mount.make_pool("dataplane", true, &["0,4", "1,5"]);
-    mount.make_pool("infra", false, &["2-3,6-7"]);
-    let found = |state: &str| {
-        let kubelet = mount.home().join("kubelet");
-        fs::create_dir_all(&kubelet).unwrap();
-        fs::write(kubelet.join("cpu_manager_state"), state).unwrap();
-        let mut command = mount.kcm(&["node-report", "--kubelet-dir"]);
-        errors(&report(on(command.arg(&kubelet), &mount.home().join("machine"))), "kubelet")
-    };
-    let none = [""; 0];
-    assert_eq!(found(r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#), none);
-    assert_eq!(
-        found(r#"{"policyName":"none","defaultCpuSet":"0-7","checksum":1}"#),
-        none,
-        "a socket without a kubelet"
-    );
-    assert_eq!(
-        found(
-            r#"{"policyName":"static","defaultCpuSet":"1-3,5-7","entries":{"8c4d":{"fwd":"0,4"}},"checksum":1}"#
-        ),
-        [
-            "the kubelet has given CPU 0,4 of dataplane:0,4 to fwd of pod 8c4d",
-            "the kubelet may use CPU 1,5 of dataplane:1,5; name it in reservedSystemCPUs, with strict-cpu-reservation",
-        ]
-    );
-    assert_eq!(
-        found(
-            r#"{"policyName":"static","defaultCpuSet":"3,6-7","entries":{"8c4d":{"fwd":"2"}},"checksum":1}"#
-        ),
-        ["the kubelet has given CPU 2 of infra:2-3,6-7 to fwd of pod 8c4d"]
-    );
-    let file = mount.home().join("kubelet/cpu_manager_state");
-    assert_eq!(found("nonsense"), [format!("{}: not JSON", file.display())]);
-    let mut command = mount.kcm(&["node-report", "--kubelet-dir=/nowhere"]);
-    assert_eq!(errors(&report(on(&mut command, &mount.home().join("machine"))), "kubelet"), none);
-}
-
-#[test]
 fn the_mount_is_live_since_its_daemon_started() {
     let mount = Mount::with_dataplane();
     let found = report(&mut mount.kcm(&["node-report"]));
@@ -309,17 +268,32 @@ fn an_interval_runs_until_a_signal() {
     let out = mount.home().join("reports");
     let mut command = mount.kcm(&["node-report", "--interval=0.05"]);
     let mut looking = Sleeper::spawn(command.stdout(fs::File::create(&out).unwrap()));
-    let live = || -> Vec<bool> {
+    let lines = || -> Vec<Value> {
         let text = fs::read_to_string(&out).unwrap();
-        let reports = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-        let reports = reports.map_while(Result::ok);
-        reports.map(|report| report["checks"]["mount"]["live"].as_bool().unwrap()).collect()
+        text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
     };
-    until("it has reported twice", || live().len() > 1);
+    let live = || -> Vec<bool> {
+        lines().iter().map(|line| line["report"]["checks"]["mount"]["live"].as_bool().unwrap()).collect()
+    };
+    until("it has reported", || live() == [true]);
     mount.stop();
     until("it has noticed the end", || live().ends_with(&[false]));
     mount.start();
     until("it has noticed the start", || live().ends_with(&[true]));
+    // What has changed is named.
+    let task = Sleeper::new();
+    write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
+    let is_claim = |line: &Value| {
+        line["report"]["description"]["pools"]["dataplane"]["cpuLists"]["0"]["tasks"] == json!([task.pid()])
+    };
+    until("it has noticed the claim", || lines().iter().any(is_claim));
+    let all = lines();
+    assert_eq!(all[0]["changed"], json!([""]));
+    let claim = all.iter().find(|line| is_claim(line)).unwrap();
+    let changed = claim["changed"].as_array().unwrap();
+    assert!(changed.contains(&json!("/description/pools/dataplane")), "{changed:?}");
+    let repeated = all.windows(2).find(|pair| pair[0]["report"] == pair[1]["report"]);
+    assert_eq!(repeated, None, "a report that says the same is not printed");
     kill(Pid::from_raw(looking.pid() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(looking.child().wait().unwrap().code(), Some(0));
 }

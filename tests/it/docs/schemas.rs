@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::harness::reconcile_loop::ReconcileLoop;
 use crate::harness::{Mount, Sleeper, Stray, held, kcm_for, killed_on, pin, report, run, until, write};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -187,6 +188,10 @@ fn documents() -> Vec<(&'static str, Value)> {
     found.extend(lines(&mount.read("info/events")).into_iter().map(|line| ("event", line)));
     found.extend(lines(&mount.read("info/reclaimed")).into_iter().map(|line| ("reclaimed", line)));
     found.push(("reconcile", report(&mut mount.kcm(&["reconcile"]))));
+    let looking = ReconcileLoop::start(mount.home(), mount.kcm(&["reconcile", "--interval=1000"]));
+    until("it has reported", || looking.lines().len() == 1);
+    found.push(("interval", looking.lines().remove(0)));
+    drop(looking);
     until("a line was dropped", || {
         (0..100).for_each(|_| assert!(write(&list, "x").is_err()));
         lines(&mount.read("info/events")).first().is_some_and(|line| line.get("dropped").is_some())
@@ -200,8 +205,20 @@ fn documents() -> Vec<(&'static str, Value)> {
 /// What no test can make in a short time, or without a kernel that isolates.
 fn rare() -> Vec<(&'static str, Value)> {
     let list = json!({ "cpus": "0", "pool": "p", "reason": "Cpu list in cpuset.cpus not exclusive" });
+    let member = json!({ "container": "main", "pid": 7, "pod": "default/fwd" });
+    let list_in_pod = json!({ "cpus": "0", "pods": [member], "tasks": [7] });
+    let pool = json!({ "cpuLists": { "0": list_in_pod }, "exclusive": true, "name": "p" });
+    let described = json!({ "path": "/etc/kcm", "pools": { "p": pool } });
+    let mount = json!({ "errors": [], "live": true, "ok": true, "since": null });
+    let checks = json!({ "configDirectory": { "errors": [], "ok": true }, "mount": mount });
+    let report = json!({ "checks": checks, "description": described, "topology": { "sockets": {} } });
     let reconciled = json!({ "mismatchedCpuMasks": [], "notIsolated": [list], "reclaimedCpuLists": [] });
-    vec![("reclaimed", json!({ "dropped": 1 })), ("reconcile", reconciled)]
+    vec![
+        ("reclaimed", json!({ "dropped": 1 })),
+        ("reconcile", reconciled),
+        ("describe", described),
+        ("node-report", report),
+    ]
 }
 
 #[test]

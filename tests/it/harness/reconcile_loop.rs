@@ -26,11 +26,15 @@ impl ReconcileLoop {
         Self { process: Sleeper::spawn(&mut command), out, err }
     }
 
-    pub fn reports(&self) -> Vec<Value> {
+    /// The lines that it has printed.
+    pub fn lines(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.out).expect("reports");
-        let reports = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-        // The last report may be incomplete.
-        reports.map_while(Result::ok).collect()
+        // The last line may be incomplete.
+        text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    pub fn reports(&self) -> Vec<Value> {
+        self.lines().into_iter().map(|mut line| line["report"].take()).collect()
     }
 
     /// The PIDs whose claims were reclaimed, according to its reports.
