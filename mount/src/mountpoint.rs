@@ -95,9 +95,9 @@ impl std::fmt::Display for Connection {
     }
 }
 
-/// One mount of kcm in the mount table of this process.
+/// One mount of kcm in the mount table of this process. Two that exist at the same time differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mounted {
+pub struct Mounted {
     /// The kernel's number of the mount, which it may give to another mount later.
     id: u64,
     pub(crate) connection: Connection,
@@ -114,11 +114,11 @@ impl Mounted {
     }
 }
 
-/// Returns the topmost mount at the path, if it belongs to kcm.
+/// Returns the topmost mount at the path, if it belongs to kcm. Does not access it.
 ///
 /// # Errors
 /// The mount table cannot be read.
-pub(crate) fn topmost(path: &Path) -> io::Result<Option<Mounted>> {
+pub fn topmost(path: &Path) -> io::Result<Option<Mounted>> {
     let (table, path) = (fs::read(MOUNT_TABLE)?, resolved(path));
     Ok(entries(&table).filter(|entry| entry.is_at(&path)).last().and_then(|entry| entry.mounted()))
 }

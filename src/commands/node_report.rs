@@ -32,8 +32,7 @@ pub(super) fn run(args: &cli::NodeReport) -> Result<ExitCode, Error> {
     let mut publisher = Publisher::new(&args.publish, args.interval)?;
     let mut printer = Printer::new(args.interval);
     interval::run(args.interval, || {
-        let Examined { mut report, found } =
-            examine(&args.dir.conf_dir, &args.kubelet, &args.pods, &host)?;
+        let Examined { mut report, found } = examine(&args.dir.conf_dir, &args.kubelet, &args.pods, &host)?;
         if let Ok((_, pools)) = &found {
             note_missing_pools(&mut report, pools);
         }

@@ -6,14 +6,13 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, anyhow};
 use kcm_mount::affinity;
 use kcm_mount::model::cpuset::CpuSet;
-use kcm_mount::mountpoint::{self, Status};
+use kcm_mount::mountpoint::{self, Mounted, Status};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -76,7 +75,7 @@ pub(in crate::commands) fn opened<T>(
 ) -> Result<(ConfDir, T), Error> {
     let mut away = Away::new(conf_dir);
     loop {
-        let before = device(conf_dir);
+        let before = mounted(conf_dir);
         let error = match ConfDir::open(conf_dir).and_then(|dir| Ok((look(&dir)?, dir))) {
             Ok((found, dir)) => return Ok((dir, found)),
             Err(error) => error,
@@ -84,7 +83,7 @@ pub(in crate::commands) fn opened<T>(
         let may_come = match mountpoint::status(conf_dir) {
             Ok(Status::Plain) => fs::read_dir(conf_dir).is_ok_and(|mut entries| entries.next().is_none()),
             Ok(Status::Stale | Status::Marked | Status::Absent) => true,
-            Ok(Status::Live | Status::NotAnswering) => before != device(conf_dir),
+            Ok(Status::Live | Status::NotAnswering) => before != mounted(conf_dir),
             Err(_) => false,
         };
         if deadline.has_passed() || !may_come {
@@ -105,11 +104,15 @@ pub(in crate::commands) fn claim(
     deadline: Deadline,
 ) -> Result<String, Error> {
     let mut away = Away::new(dir.path());
+    // Without a mount table, or at a path through another mount namespace, it is not known.
+    let is_known = mounted(dir.path()).is_some();
+    let is_final =
+        |before: Option<Mounted>| before.map_or(!is_known, |mount| is_still_served(dir.path(), mount));
     loop {
-        let before = device(dir.path());
+        let before = mounted(dir.path());
         let error = match try_claim(dir, wanted, deadline) {
             Ok(list) => return Ok(list),
-            Err(Failure::Final(error)) if is_still_served(dir.path(), before) => return Err(error),
+            Err(Failure::Final(error)) if is_final(before) => return Err(error),
             Err(Failure::Final(error) | Failure::Away(error)) => error,
         };
         if deadline.has_passed() {
@@ -140,16 +143,15 @@ impl<'a> Away<'a> {
     }
 }
 
-/// Whether the mount that had this device is still there. What is there instead may be anything: the mount point may not be
-/// recognisable in a container, and somebody may have put a file there.
-fn is_still_served(path: &Path, before: Option<u64>) -> bool {
-    let is_mounted = matches!(mountpoint::status(path), Ok(Status::Live | Status::NotAnswering));
-    is_mounted && before == device(path)
+/// Whether this mount is still there and served. What is there instead may be anything: the mount point may not be recognisable
+/// in a container, and somebody may have put a file there.
+fn is_still_served(path: &Path, mount: Mounted) -> bool {
+    mounted(path) == Some(mount) && !matches!(mountpoint::status(path), Ok(Status::Stale))
 }
 
-/// The device number of the filesystem at a path. Two mounts that exist at the same time have different ones.
-fn device(path: &Path) -> Option<u64> {
-    fs::metadata(path).ok().map(|file| file.dev())
+/// Returns the mount at a path. Does not access it, because it may hang.
+fn mounted(path: &Path) -> Option<Mounted> {
+    mountpoint::topmost(path).ok().flatten()
 }
 
 fn try_claim(dir: &ConfDir, wanted: &Wanted<'_>, deadline: Deadline) -> Result<String, Failure> {
