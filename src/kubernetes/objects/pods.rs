@@ -187,6 +187,7 @@ impl Plan {
             "state" => host_path(name, &self.state_dir, "DirectoryOrCreate"),
             "install" => host_path(name, &self.install_dir, "DirectoryOrCreate"),
             "kubelet" => host_path(name, KUBELET, "DirectoryOrCreate"),
+            "container-logs" => host_path(name, CONTAINER_LOGS, "DirectoryOrCreate"),
             _ => host_path(name, FUSE, "CharDevice"),
         };
         names.into_iter().map(volume).collect()
@@ -254,7 +255,7 @@ impl Plan {
             _ => self.conf_mount("HostToContainer"),
         }];
         if command == HostCommand::NodeReport {
-            mounts.push(kubelet_mount());
+            mounts.extend(node_report_mounts());
         }
         Container {
             image_pull_policy: Some(self.pull_policy.clone()),
@@ -271,12 +272,15 @@ impl Plan {
 pub(crate) const FUSE: &str = "/dev/fuse";
 /// The priority of our pods. Without it, a node that runs out of memory ends them before the pods of users.
 pub(crate) const PRIORITY: &str = "system-node-critical";
-/// The directory in which the kubelet keeps `cpu_manager_state`.
+/// The directory in which the kubelet keeps `cpu_manager_state` and often its configuration.
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
+/// The directory with a link for each container, whose name has those of the pod and the container.
+pub(crate) const CONTAINER_LOGS: &str = "/var/log/containers";
 
-/// Mounts the directory of `cpu_manager_state`: the kubelet replaces the file each time.
-pub(crate) fn kubelet_mount() -> VolumeMount {
-    VolumeMount { read_only: Some(true), ..volume_mount("kubelet", KUBELET) }
+/// Mounts what node-report reads of the kubelet: whole directories, because the kubelet replaces the files each time.
+pub(crate) fn node_report_mounts() -> [VolumeMount; 2] {
+    [("kubelet", KUBELET), ("container-logs", CONTAINER_LOGS)]
+        .map(|(name, path)| VolumeMount { read_only: Some(true), ..volume_mount(name, path) })
 }
 
 pub(crate) fn volume_mount(name: &str, path: &str) -> VolumeMount {

@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::pods::{
-    FUSE, KUBELET, PRIORITY, admin_container, any_taint, host_path, kubelet_mount, liveness_probe,
-    plain_container, privileged, readiness_probe, requests, startup_probe, volume_mount,
+    CONTAINER_LOGS, FUSE, KUBELET, PRIORITY, admin_container, any_taint, host_path, liveness_probe,
+    node_report_mounts, plain_container, privileged, readiness_probe, requests, startup_probe, volume_mount,
 };
 use super::{
     CONF_DIR, IMAGE, LAYOUTS, NODE_ACCOUNT, PULL_POLICY, SELECTED, SHARED, STATE_DIR, header, labelled,
@@ -79,7 +79,7 @@ fn pod() -> PodSpec {
             plain_container,
             "node-report",
             &["node-report", "--publish", every],
-            vec![kubelet_mount()],
+            node_report_mounts().into(),
         ),
         container(plain_container, "discover", &["discover", "--resource-name=extended", every], Vec::new()),
     ];
@@ -98,6 +98,7 @@ fn pod() -> PodSpec {
             host_path("state", STATE_DIR, "DirectoryOrCreate"),
             host_path("fuse", FUSE, "CharDevice"),
             host_path("kubelet", KUBELET, "DirectoryOrCreate"),
+            host_path("container-logs", CONTAINER_LOGS, "DirectoryOrCreate"),
             layouts(),
         ]),
         ..Default::default()
