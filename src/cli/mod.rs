@@ -382,13 +382,8 @@ pub(crate) struct ClusterInit {
     #[arg(long, value_name = "list", value_parser = validate::host_commands)]
     #[arg(default_value = "init,reconcile,install,discover,nodereport")]
     pub(crate) kcm_cmd_list: HostCommands,
-    /// KCM image
-    #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) kcm_img: String,
-    /// Image pull policy
-    #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
-    #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
-    pub(crate) kcm_img_pol: String,
+    #[command(flatten)]
+    pub(crate) image: ImageArg,
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
     /// Directory for configuration and claims on each node
@@ -438,13 +433,8 @@ pub(crate) struct ClusterUninstall {
     /// All Kubernetes nodes
     #[arg(long)]
     pub(crate) all_hosts: bool,
-    /// KCM image
-    #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) kcm_img: String,
-    /// Image pull policy
-    #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
-    #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
-    pub(crate) kcm_img_pol: String,
+    #[command(flatten)]
+    pub(crate) image: ImageArg,
     #[command(flatten)]
     pub(crate) target: InstallDirArg,
     /// Directory for configuration and claims on each node
@@ -1044,6 +1034,17 @@ pub(crate) struct ShareDirArg {
     /// Directory of man pages and completions, which belong to the systemd unit
     #[arg(long, value_name = "dir", default_value = "/usr/local/share")]
     pub(crate) share_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImageArg {
+    /// KCM image
+    #[arg(long, value_name = "img", default_value = "kcm", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) kcm_img: String,
+    /// Image pull policy
+    #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
+    #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
+    pub(crate) kcm_img_pol: String,
 }
 
 #[derive(Args, Debug)]

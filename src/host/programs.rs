@@ -62,7 +62,10 @@ mod tests {
         let mut child = Command::new(&words[0]).args(&words[1..]).args(["1000", "1001"]).spawn().unwrap();
         let host = Host::at("/proc".into(), None);
         let pid = child.id();
-        while host.program_name(pid).as_deref() != Some(name) {
+        // execve(2) sets the name before the command line.
+        while host.program_name(pid).as_deref() != Some(name)
+            || host.arguments(pid).is_none_or(|words| words.is_empty())
+        {
             std::thread::yield_now();
         }
         let found = host.root_command_lines(name);

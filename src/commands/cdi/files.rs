@@ -26,7 +26,7 @@ pub(super) struct Files<'a> {
     pub(super) source: &'a Source,
 }
 
-/// What has become of the files.
+/// The result for the files.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) written: Vec<PathBuf>,

@@ -161,7 +161,7 @@ impl Pods {
         })
     }
 
-    /// Creates a pod, if there is none of its name.
+    /// Creates a pod, unless one with its name exists.
     async fn create(&self, pod: &PlannedPod, wanted: Existing) -> Result<(), Error> {
         let namespace = &self.namespace;
         let mut backoff = Backoff::new(PAUSES);

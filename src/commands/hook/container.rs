@@ -18,7 +18,7 @@ use crate::commands::cdi::spec;
 use crate::commands::common::deadline::Deadline;
 use crate::confdir;
 
-/// The longest state, in bytes. Annotations are a part of it; those of a pod have at most 256 KiB.
+/// The longest state, in bytes. Annotations are a part of it; a pod has at most 256 KiB of them.
 const MAX_STATE: u64 = 4 << 20;
 /// The longest configuration of a bundle, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;

@@ -57,7 +57,7 @@ impl Layout {
         Ok(flags.changed(&read(file)?, node))
     }
 
-    /// Returns the layout of a node, which has the fields of its entry, else those of the default entry, else these.
+    /// Returns the layout of a node, which has the fields of its entry, else of the default entry, else of this layout.
     fn changed(self, file: &File, node: &str) -> Self {
         let entry = |name: &str| file.get(name).copied().flatten().unwrap_or_default();
         let (own, default) = (entry(node), entry(DEFAULT));

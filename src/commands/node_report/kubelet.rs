@@ -33,7 +33,7 @@ const PROGRAM: &str = "kubelet";
 const CONFIG: &str = "config.yaml";
 const STRICT: &str = "strict-cpu-reservation";
 
-/// What the kubelet's configuration says about CPUs.
+/// The CPU settings of the kubelet's configuration.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Reservation {
     cpus: CpuSet,

@@ -376,7 +376,7 @@ fn probe(conf_dir: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     }
 }
 
-/// Gives the daemon a minute to restore claims. The next containers wait until it succeeds.
+/// The daemon has a minute to restore claims. The next containers wait until it succeeds.
 pub(crate) fn startup_probe(conf_dir: &str) -> Probe {
     probe(conf_dir, 2, 30)
 }
