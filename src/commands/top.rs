@@ -4,9 +4,8 @@
 //! it is drawn.
 //!
 //! A process that reads a mount may hang, in a way that not even SIGKILL ends. So another process looks (`look`), and this
-//! one asks it (`ask`), shows what it answers (`terminal`, `view`, `screen`), and can end at any time.
+//! one asks it (`common::looker`), shows what it answers (`terminal`, `view`, `screen`), and can end at any time.
 
-mod ask;
 mod look;
 mod meter;
 mod picture;
@@ -25,10 +24,10 @@ use std::time::Duration;
 use anyhow::{Error, bail};
 use kcm_mount::text;
 
+use super::common::looker::{Heard, Looker};
 use super::common::output::print;
 use super::describe;
 use crate::cli;
-use ask::{Heard, Looker};
 use sample::{Answer, Sample};
 use view::View;
 
@@ -66,7 +65,7 @@ fn once(args: &cli::Top) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn answer(heard: &Receiver<Heard>, conf_dir: &Path) -> Result<Box<Sample>, Error> {
+fn answer(heard: &Receiver<Heard<Answer>>, conf_dir: &Path) -> Result<Box<Sample>, Error> {
     match heard.recv_timeout(ANSWER_TIMEOUT) {
         Ok(Heard::Answer(Answer::Sample(sample))) => Ok(sample),
         Ok(Heard::Answer(Answer::Error(error))) => bail!("{error}"),

@@ -124,13 +124,13 @@ pub(super) fn is_class(pool: &str) -> bool {
 }
 
 /// Returns the kind of a pool. A class begins with a letter, and no name of a pool has an underscore.
-pub(super) fn kind(pool: &str) -> String {
+pub(in crate::commands) fn kind(pool: &str) -> String {
     let class: Cow<'_, str> = if is_class(pool) { pool.into() } else { format!("pool_{pool}").into() };
     format!("{VENDOR}/{class}")
 }
 
 /// Returns the device of a list. The name of a device has no comma, and no name of a list has an underscore.
-pub(super) fn device(list: &str) -> String {
+pub(in crate::commands) fn device(list: &str) -> String {
     list.replace(',', "_")
 }
 

@@ -26,10 +26,10 @@ use ratatui::crossterm::terminal::{
 };
 use ratatui::layout::Rect;
 
-use super::ask::{Heard, Looker};
 use super::sample::Answer;
 use super::screen;
 use super::view::{Key, Todo, View};
+use crate::commands::common::looker::{Heard, Looker};
 
 /// After this time without an answer the view says so. Usual answers take milliseconds.
 const LATE: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ enum Message {
     Key(Key),
     /// The terminal is gone.
     NoInput,
-    Heard(Heard),
+    Heard(Heard<Answer>),
     Signal(Signal),
     /// The state of the mount while an answer is late.
     Mount(Option<Status>),
@@ -135,7 +135,7 @@ impl Wait {
         }
     }
 
-    fn hear(&mut self, heard: Heard, view: &mut View) {
+    fn hear(&mut self, heard: Heard<Answer>, view: &mut View) {
         let asked = match self.request {
             Request::Asked(at) | Request::Next(at) => at,
         };

@@ -1,4 +1,4 @@
-//! The other end of the process that looks: starts it, asks it, and hears its answers.
+//! Another process of the same program that looks at a mount, for a command that keeps running.
 //!
 //! Owns the process. Does not wait for it: it may hang with the mount. Does not know what is done with an answer.
 
@@ -7,22 +7,22 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context as _, Error};
 use kcm_mount::child;
-
-use super::sample::Answer;
+use serde::de::DeserializeOwned;
 
 /// The flag by which the program becomes the process that looks.
 const LOOK: &str = "--look";
 
-/// A message of the process that looks.
-pub(super) enum Heard {
-    Answer(Answer),
+/// A message of the process that looks, whose answers are lines of JSON.
+pub(crate) enum Heard<A> {
+    Answer(A),
     /// It has ended.
     End,
 }
 
 /// A process that looks; killed when dropped.
-pub(super) struct Looker {
-    child: Child,
+pub(crate) struct Looker {
+    /// Always there until this is dropped.
+    child: Option<Child>,
     requests: ChildStdin,
 }
 
@@ -32,7 +32,10 @@ impl Looker {
     ///
     /// # Errors
     /// No process or thread can be started.
-    pub(super) fn start(errors: Stdio, hear: impl Fn(Heard) -> bool + Send + 'static) -> Result<Self, Error> {
+    pub(crate) fn start<A: DeserializeOwned>(
+        errors: Stdio,
+        hear: impl Fn(Heard<A>) -> bool + Send + 'static,
+    ) -> Result<Self, Error> {
         let mut command = Command::new("/proc/self/exe");
         command.args(std::env::args_os().skip(1)).arg(LOOK);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
@@ -51,22 +54,23 @@ impl Looker {
             }
             hear(Heard::End);
         })?;
-        Ok(Self { child, requests })
+        Ok(Self { child: Some(child), requests })
     }
 
     /// Asks for one answer.
     ///
     /// # Errors
     /// The process has ended.
-    pub(super) fn ask(&mut self) -> io::Result<()> {
+    pub(crate) fn ask(&mut self) -> io::Result<()> {
         self.requests.write_all(b"\n")
     }
 }
 
 impl Drop for Looker {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        // It is collected if it has ended, and otherwise by the process that inherits it.
-        let _ = self.child.try_wait();
+        let Some(mut child) = self.child.take() else { return };
+        let _ = child.kill();
+        // A command that keeps running must not collect dead children. One that cannot be killed yet keeps the thread.
+        let _ = std::thread::Builder::new().spawn(move || child.wait());
     }
 }
