@@ -87,6 +87,7 @@ pub(crate) enum Command {
     Events(Events),
     Top(Top),
     Describe(Describe),
+    DevicePlugin(DevicePlugin),
     Discover(Discover),
     Undiscover(Undiscover),
     Reconcile(Reconcile),
@@ -866,6 +867,27 @@ pub(crate) enum Output {
     Wide,
 }
 
+/// Give pods of Kubernetes CPU lists by their resource requests, as a device plugin of the kubelet
+///
+/// Registers the resource kcm.intel.com/POOL for each exclusive pool. Its devices are the CPU lists. A container that is given one
+/// gets it as a CDI device, so that the container runtime claims the list, and the pod needs neither hostPath nor a wrapper. kcm cdi
+/// install --follow has to run on the node, too, and kcm discover sets no slots there: --resource-name=none. Runs until a signal
+/// ends it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  kcm device-plugin --conf-dir=/run/kcm/conf")]
+pub(crate) struct DevicePlugin {
+    #[command(flatten)]
+    pub(crate) dir: ConfDirArg,
+    /// Directory of the sockets of the kubelet and its device plugins
+    #[arg(long, value_name = "dir", default_value = "/var/lib/kubelet/device-plugins")]
+    pub(crate) plugins_dir: PathBuf,
+    /// Print the lists as JSON, again and again, in a process that may hang
+    #[arg(long, hide = true)]
+    pub(crate) look: bool,
+}
+
 /// Advertise this node's exclusive CPU lists to Kubernetes
 ///
 /// Sets one slot per list, a label, and a taint that keeps other pods away. Keeps everything that others have set on the
@@ -885,7 +907,8 @@ pub(crate) struct Discover {
     #[command(flatten)]
     pub(crate) node: NodeArg,
     /// opaque: pod.alpha.kubernetes.io/opaque-int-resource-kcm for dataplane;
-    /// extended: kcm.intel.com/POOL for every exclusive pool
+    /// extended: kcm.intel.com/POOL for every exclusive pool;
+    /// none: no slots, because kcm device-plugin has them, only label and taint
     #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
     pub(crate) resource_name: ResourceName,
     /// The taint, key[=value]:effect; a taint that an earlier run has set is removed
@@ -937,6 +960,8 @@ pub(crate) struct Undiscover {
 pub(crate) enum ResourceName {
     Opaque,
     Extended,
+    /// The kubelet has them, from its device plugin.
+    None,
 }
 
 /// The flags of commands that publish a report.

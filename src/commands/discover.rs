@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Error, anyhow};
-use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::api::core::v1::{Node, Taint};
 
 use change::Step;
 use slots::{Offer, look, offer};
@@ -24,10 +24,10 @@ use super::common::interval::End;
 use super::common::node::node_name;
 use super::common::node_events::NodeEvents;
 use super::common::{interval, output};
-use crate::cli::{self, Repeat};
+use crate::cli::{self, Repeat, ResourceName};
 use crate::kubernetes::Cluster;
 use crate::kubernetes::objects::event::Reason;
-use crate::kubernetes::objects::node::{self, Marks, Slots};
+use crate::kubernetes::objects::node::{self, Change, Marks, Slots};
 
 /// How long a request is retried, and how long conflicts with the changes of others are.
 pub(super) const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -114,14 +114,15 @@ impl Advertiser<'_> {
     /// Sets what is missing of these slots and of the marks.
     fn advertise(&mut self, slots: &Slots) -> Result<(), Error> {
         let cluster = connected(&mut self.cluster, retry_timeout(self.args))?;
-        let steps: [&Step<'_>; 2] =
-            [&|node| node::capacity(node, slots), &|node| node::label_and_taint(node, Some(&self.marks))];
+        let steps: [&Step<'_>; 2] = [&|node| capacity(self.args, node, slots), &|node| {
+            node::label_and_taint(node, Some(&self.marks))
+        }];
         let node = &self.node;
         if self.args.dry_run {
             return show(cluster, node, &steps);
         }
         if change::apply(cluster, node, &steps, retry_timeout(self.args))? {
-            log::info!("Node {node} advertises {}.", listed(slots));
+            log::info!("Node {node} advertises {}.", advertised(self.args, slots));
         } else {
             log::debug!("Node {node} is up to date.");
         }
@@ -132,7 +133,9 @@ impl Advertiser<'_> {
             .into_iter()
             .for_each(|gone| self.events.set(cluster, gone, None));
         let message = match &self.state {
-            State::Withdrawn(..) => Some(format!("the node advertises {} again", listed(slots))),
+            State::Withdrawn(..) => {
+                Some(format!("the node advertises {} again", advertised(self.args, slots)))
+            }
             _ => None,
         };
         self.events.set(cluster, Reason::Available, message.as_deref());
@@ -144,7 +147,7 @@ impl Advertiser<'_> {
     fn withdraw(&mut self, why: &str, reason: Reason) -> Result<(), Error> {
         let cluster = connected(&mut self.cluster, retry_timeout(self.args))?;
         let none = Slots::new();
-        let steps: [&Step<'_>; 1] = [&|node| node::capacity(node, &none)];
+        let steps: [&Step<'_>; 1] = [&|node| capacity(self.args, node, &none)];
         let node = &self.node;
         if self.args.dry_run {
             return show(cluster, node, &steps);
@@ -152,11 +155,14 @@ impl Advertiser<'_> {
         let has_changed = change::apply(cluster, node, &steps, retry_timeout(self.args))?;
         if !matches!(&self.state, State::Withdrawn(before, _) if *before == reason) {
             match has_changed {
+                _ if !has_slots(self.args) => log::error!("{why}"),
                 true => log::error!("{why}; the slots of node {node} are withdrawn until then"),
                 false => log::error!("{why}; node {node} has no slots until then"),
             }
             self.state = State::Withdrawn(reason, why.to_owned());
         }
+        // When it is available again, that is news, also if it was away for less than an interval before.
+        self.events.set(cluster, Reason::Available, None);
         if let State::Withdrawn(_, why) = &self.state {
             self.events.set(cluster, reason, Some(why));
         }
@@ -170,6 +176,16 @@ impl Advertiser<'_> {
     }
 }
 
+/// Whether the slots are set here, and not by a device plugin.
+fn has_slots(args: &cli::Discover) -> bool {
+    args.resource_name != ResourceName::None
+}
+
+/// The request that sets these slots. Those of a device plugin belong to the kubelet.
+fn capacity(args: &cli::Discover, node: &Node, slots: &Slots) -> Change {
+    if has_slots(args) { node::capacity(node, slots) } else { node::without_legacy_capacity(node) }
+}
+
 fn retry_timeout(args: &cli::Discover) -> Duration {
     if args.interval == Repeat::Once { RETRY_TIMEOUT } else { PERIODIC_RETRY_TIMEOUT }
 }
@@ -177,6 +193,11 @@ fn retry_timeout(args: &cli::Discover) -> Duration {
 fn taint(spec: &cli::TaintSpec) -> Taint {
     let cli::TaintSpec { key, value, effect } = spec.clone();
     Taint { key, value, effect, time_added: None }
+}
+
+/// Returns what the node advertises, for a message.
+fn advertised(args: &cli::Discover, slots: &Slots) -> String {
+    if has_slots(args) { listed(slots) } else { "the slots of its device plugin".into() }
 }
 
 /// Formats slots for a message: `4 kcm.intel.com/dataplane, 2 kcm.intel.com/fast`.

@@ -10,6 +10,7 @@ mod cluster_uninstall;
 mod common;
 mod complete;
 mod describe;
+mod device_plugin;
 mod discover;
 mod events;
 mod hook;
@@ -65,6 +66,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Describe(args) => describe::run(&args),
+        Command::DevicePlugin(args) => device_plugin::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Undiscover(args) => undiscover::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),

@@ -42,6 +42,14 @@ impl Pool {
         lists.sort_by_key(|(list, _)| first_cpu(list).map_or(u32::MAX, CpuId::get));
         lists
     }
+
+    /// Whether a free list of the pool can be claimed: it is not draining, and unless the pool is partial, it has no offline CPU.
+    pub(crate) fn can_serve(&self, list: &str, offline: &CpuSet) -> bool {
+        let has_cpus = parse_cpu_list(list).is_none_or(|cpus| {
+            if self.partial { !cpus.is_subset(offline) } else { cpus.is_disjoint(offline) }
+        });
+        has_cpus && !self.draining.contains(list)
+    }
 }
 
 /// The pools by name.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{self, ResourceName};
 use crate::commands::common::other_process::output_within;
-use crate::confdir::{self, ConfDir, Pool, Pools};
+use crate::confdir::{ConfDir, Pool, Pools};
 use crate::host::Host;
 use crate::kubernetes::objects::node::{self, Slots};
 
@@ -77,16 +77,9 @@ fn offline() -> Result<CpuSet, Error> {
     Ok(machine.cpus().difference(&machine.online()))
 }
 
-/// Returns the slots that these pools offer: the lists that can be claimed. These are not draining, and unless the pool is
-/// partial, they have no offline CPU.
+/// Returns the slots that these pools offer: the lists that can be claimed.
 fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
-    let can_serve = |pool: &Pool, list: &String| {
-        confdir::parse_cpu_list(list).is_none_or(|cpus| {
-            if pool.partial { !cpus.is_subset(offline) } else { cpus.is_disjoint(offline) }
-        })
-    };
-    let counts = |pool: &Pool, list: &String| can_serve(pool, list) && !pool.draining.contains(list);
-    let count = |pool: &Pool| pool.lists.keys().filter(|list| counts(pool, list)).count();
+    let count = |pool: &Pool| pool.lists.keys().filter(|list| pool.can_serve(list, offline)).count();
     let named: Vec<(String, &Pool)> = match name {
         ResourceName::Opaque => {
             pools.get(DATAPLANE).into_iter().map(|pool| (node::OPAQUE.to_owned(), pool)).collect()
@@ -94,6 +87,14 @@ fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
         ResourceName::Extended => {
             let exclusive = pools.iter().filter(|(_, pool)| pool.exclusive);
             exclusive.map(|(name, pool)| (node::extended(name), pool)).collect()
+        }
+        // Label and taint are for a node with lists, and whether these can be claimed the kubelet knows.
+        ResourceName::None => {
+            let mut exclusive = pools.values().filter(|pool| pool.exclusive);
+            return match exclusive.any(|pool| !pool.lists.is_empty()) {
+                true => Offer::Slots(Slots::new()),
+                false => Offer::Nothing("no exclusive pool has a CPU list; create some: kcm init".into()),
+            };
         }
     };
     if named.iter().all(|(_, pool)| pool.lists.is_empty()) {
@@ -166,6 +167,13 @@ mod tests {
             assert!(why(&pools(&[("infra", false, 1)])).starts_with("Dataplane pool does not exist"));
             assert!(why(&pools(&[("dataplane", true, 0)])).starts_with("No CPU list in dataplane pool"));
         }
+    }
+
+    #[test]
+    fn a_device_plugin_has_the_slots() {
+        let look = |all: &Pools| of_pools(all, ResourceName::None, &CpuSet::new());
+        assert_eq!(look(&pools(&[("fast", true, 2)])), Offer::Slots(Slots::new()));
+        assert!(matches!(look(&pools(&[("dataplane", true, 0), ("infra", false, 1)])), Offer::Nothing(_)));
     }
 
     #[test]

@@ -16,12 +16,16 @@ use super::heading::{MANUAL, date, source};
 /// The exit status of a command that has no other one.
 const EXIT_STATUS: &str = "0 success, 1 failure, 2 wrong usage.";
 /// The files of each page, whatever its command reads.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("/etc/kcm", "the configuration directory, see kcm(5)"),
     ("/var/lib/kcm", "the state directory: pools, claims, and the log of a daemon in the background"),
     ("kcm.service", "the unit of the daemon, see systemctl(1)"),
     ("/etc/cdi/kcm.intel.com-*.json", "the pools as devices of containers, see kcm-cdi(1)"),
     ("kcm-cdi.service", "the unit that keeps these files up to date"),
+    (
+        "/var/lib/kubelet/device-plugins/kcm-*.sock",
+        "the pools as resources of the kubelet, see kcm-device-plugin(1)",
+    ),
 ];
 
 /// A section that was made from the text after the help.

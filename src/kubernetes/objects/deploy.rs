@@ -17,6 +17,7 @@ use super::{GROUP, yaml, yaml_stream};
 
 mod admission;
 mod daemon_set;
+mod device_plugin;
 mod example;
 mod helm;
 mod kustomize;
@@ -234,7 +235,9 @@ fn files() -> Vec<(String, String)> {
 
 #[test]
 fn the_manifests_are_as_committed() {
-    for (name, text) in files() {
+    for (name, text) in
+        files().map(|(name, text)| (name.to_owned(), text)).into_iter().chain(device_plugin::files())
+    {
         assert_committed(&format!("deploy/{name}"), &text);
     }
 }

@@ -93,6 +93,10 @@ fn requests_about_a_node() {
                 "discover --resource-name=extended, after the legacy one",
                 change(node::capacity(&ours, &pools)),
             ),
+            (
+                "discover --resource-name=none, after the legacy one",
+                change(node::without_legacy_capacity(&ours)),
+            ),
             ("discover, label and taint", change(node::label_and_taint(&fresh, Some(&usual)))),
             (
                 "discover, label and taint of a node without taints",

@@ -72,6 +72,17 @@ pub(crate) fn list(after: Option<&str>) -> Built<ObjectList<PartialObjectMeta<No
 /// for extended resources, and the legacy name is none. On a node without a kubelet nothing is copied at all. So slots that go are
 /// removed from both. New slots are left to the kubelet.
 pub(crate) fn capacity(node: &Node, slots: &Slots) -> Change {
+    capacity_of(node, slots, is_ours)
+}
+
+/// Removes the slots of the legacy resource. Those of a device plugin have the same names as our others, and belong to the
+/// kubelet.
+pub(crate) fn without_legacy_capacity(node: &Node) -> Change {
+    capacity_of(node, &Slots::new(), |resource| resource == OPAQUE)
+}
+
+/// The same for the resources that are meant.
+fn capacity_of(node: &Node, slots: &Slots, is_meant: fn(&str) -> bool) -> Change {
     let (Some(name), Some(version)) = (&node.metadata.name, &node.metadata.resource_version) else {
         return Ok(None);
     };
@@ -80,7 +91,7 @@ pub(crate) fn capacity(node: &Node, slots: &Slots) -> Change {
     let allocatable = status.and_then(|status| status.allocatable.as_ref());
     let mut changes = Vec::new();
     for (part, amounts) in [("capacity", capacity), ("allocatable", allocatable)] {
-        let ours = amounts.into_iter().flat_map(BTreeMap::keys).filter(|name| is_ours(name));
+        let ours = amounts.into_iter().flat_map(BTreeMap::keys).filter(|name| is_meant(name));
         let others = ours.filter(|name| !slots.contains_key(*name));
         changes.extend(others.map(|name| remove(&["status", part, name])));
     }

@@ -3,6 +3,7 @@
 //! Owns podman, its storage and the specs for it. Does not know what a test checks. podman looks for specs in `/etc/cdi` and
 //! `/var/run/cdi` only, so each test has pools with names of its own, and removes its specs.
 
+pub mod pod;
 pub mod podman;
 
 use std::fs;

@@ -207,7 +207,7 @@ impl Drop for Cgroup {
         }
         // The cgroups below it, which have no processes.
         let below = fs::read_dir(&self.path).into_iter().flatten().filter_map(Result::ok);
-        below.for_each(|entry| drop(fs::remove_dir(entry.path())));
+        below.for_each(|entry| remove_empty(&entry.path()));
         // A process that has just been killed is in it for a moment.
         for _ in 0..1000 {
             let procs = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();

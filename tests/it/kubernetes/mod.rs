@@ -7,6 +7,7 @@ pub mod cluster_init_trouble;
 pub mod cluster_uninstall;
 pub mod credentials;
 pub mod deploy;
+pub mod device_plugin;
 pub mod discover;
 pub mod example_pod;
 pub mod helm;
