@@ -59,6 +59,7 @@ fn kustomization() -> String {
     for component in components() {
         text.push_str(&format!("- components/{}\n", component.name));
     }
+    text.push_str("- components/device-plugin\n");
     text.push_str("- monitoring");
     header(&text) + &yaml(&object)
 }
