@@ -229,15 +229,14 @@ fn files() -> Vec<(String, String)> {
         ("rbac.yaml".into(), rbac()),
     ];
     files.extend(kustomize::files());
+    files.extend(device_plugin::files());
     files.extend(helm::files());
     files
 }
 
 #[test]
 fn the_manifests_are_as_committed() {
-    for (name, text) in
-        files().map(|(name, text)| (name.to_owned(), text)).into_iter().chain(device_plugin::files())
-    {
+    for (name, text) in files() {
         assert_committed(&format!("deploy/{name}"), &text);
     }
 }
