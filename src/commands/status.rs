@@ -4,6 +4,7 @@
 //! process reads the mount, and this one waits for a bounded time (`common/other_process`).
 
 mod prometheus;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::common::other_process::output_within;
 use super::common::output::{json_text, print};
+use super::install;
 use super::node_report::{self, Examined};
-use super::{describe, install};
 use crate::cli;
 use crate::confdir::{self, Pool};
 use crate::host::Host;
@@ -135,7 +136,7 @@ pub(super) fn run(args: &cli::Status) -> Result<ExitCode, Error> {
         State::Problems => ExitCode::FAILURE,
         State::NotRunning | State::NotAnswering => ExitCode::from(NOT_RUNNING),
     };
-    print(&if args.json { json_text(&serde_json::to_value(report)?) } else { text(&report) })?;
+    print(&if args.json { json_text(&serde_json::to_value(report)?) } else { text::text(&report) })?;
     Ok(code)
 }
 
@@ -331,40 +332,6 @@ impl PoolReport {
     }
 }
 
-/// Returns the status for people.
-fn text(report: &Report) -> String {
-    let path = report.path.display();
-    let mut lines = Vec::new();
-    match (&report.version, &report.since) {
-        (Some(version), Some(since)) => lines.push(format!("{path}: served by kcm {version} since {since}")),
-        (Some(version), None) => lines.push(format!("{path}: served by kcm {version}")),
-        (None, _) if !report.pools.is_empty() => {
-            lines.push(format!("{path}: a plain directory, which no daemon serves"));
-        }
-        (None, _) => {}
-    }
-    let mut rows = vec![["POOL", "KIND", "LISTS", "FREE", "TASKS", "CPUS"].map(String::from)];
-    for (name, pool) in &report.pools {
-        let [kind, lists, free, tasks, cpus] = pool.cells();
-        rows.push([describe::shown(name), kind, lists, free, tasks, cpus]);
-    }
-    if rows.len() > 1 {
-        lines.push(describe::columns(&rows).trim_end().to_owned());
-    }
-    lines.push(match report.problems.len() {
-        0 => "No problems.".to_owned(),
-        1 => "1 problem:".to_owned(),
-        count => format!("{count} problems:"),
-    });
-    let problem = |Problem { check, problem, cure }: &Problem| format!("{check}: {problem}; {cure}");
-    lines.extend(report.problems.iter().map(problem));
-    lines.extend(report.notes.iter().map(|note| format!("note: {}", problem(note))));
-    if let Some(count) = report.reclaimed.filter(|count| *count > 0) {
-        lines.push(format!("{count} claims were taken back from killed programs; kcm reconcile lists them."));
-    }
-    lines.join("\n") + "\n"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,6 +373,6 @@ siblings: x; make lists of whole cores
 note: isolation: y; do z
 2 claims were taken back from killed programs; kcm reconcile lists them.
 ";
-        assert_eq!(text(&report), expected);
+        assert_eq!(text::text(&report), expected);
     }
 }

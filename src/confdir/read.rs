@@ -28,6 +28,8 @@ pub(crate) struct Pool {
     pub(crate) partial: bool,
     /// Whether claims on its lists get partitions.
     pub(crate) isolated: bool,
+    /// Whether the pool ends with its last task: a command has made it for itself.
+    pub(crate) transient: bool,
     /// The lists that take no new tasks.
     pub(crate) draining: BTreeSet<String>,
     pub(crate) lists: BTreeMap<String, Vec<u32>>,
@@ -157,11 +159,13 @@ impl ConfDir {
         let is = |file: &str, text: &[u8]| {
             self.mounted && self.read(&[name, file]).is_ok_and(|found| found.trim_ascii() == text)
         };
-        let (partial, isolated) = (is("partial", b"1"), is("mode", b"isolated"));
+        let (partial, isolated, transient) =
+            (is("partial", b"1"), is("mode", b"isolated"), is("transient", b"1"));
         let drains =
             |list: &&String| self.state(name, list).is_some_and(|state| state.ends_with(" draining"));
         let draining = lists.keys().filter(drains).cloned().collect();
-        Ok(Some(Pool { exclusive: exclusive.first() == Some(&b'1'), partial, isolated, draining, lists }))
+        let exclusive = exclusive.first() == Some(&b'1');
+        Ok(Some(Pool { exclusive, partial, isolated, transient, draining, lists }))
     }
 
     /// Returns what the file `state` of a list says; `None` if there is none.

@@ -77,6 +77,11 @@ fn offline() -> Result<CpuSet, Error> {
     Ok(machine.cpus().difference(&machine.online()))
 }
 
+/// Whether pods may have lists of this pool. A transient one belongs to the command that has made it.
+fn is_offered(pool: &Pool) -> bool {
+    pool.exclusive && !pool.transient
+}
+
 /// Returns the slots that these pools offer: the lists that can be claimed.
 fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
     let count = |pool: &Pool| pool.lists.keys().filter(|list| pool.can_serve(list, offline)).count();
@@ -85,13 +90,13 @@ fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
             pools.get(DATAPLANE).into_iter().map(|pool| (node::OPAQUE.to_owned(), pool)).collect()
         }
         ResourceName::Extended => {
-            let exclusive = pools.iter().filter(|(_, pool)| pool.exclusive);
-            exclusive.map(|(name, pool)| (node::extended(name), pool)).collect()
+            let offered = pools.iter().filter(|(_, pool)| is_offered(pool));
+            offered.map(|(name, pool)| (node::extended(name), pool)).collect()
         }
         // Label and taint are for a node with lists, and whether these can be claimed the kubelet knows.
         ResourceName::None => {
-            let mut exclusive = pools.values().filter(|pool| pool.exclusive);
-            return match exclusive.any(|pool| !pool.lists.is_empty()) {
+            let mut offered = pools.values().filter(|pool| is_offered(pool));
+            return match offered.any(|pool| !pool.lists.is_empty()) {
                 true => Offer::Slots(Slots::new()),
                 false => Offer::Nothing("no exclusive pool has a CPU list; create some: kcm init".into()),
             };
@@ -174,6 +179,15 @@ mod tests {
         let look = |all: &Pools| of_pools(all, ResourceName::None, &CpuSet::new());
         assert_eq!(look(&pools(&[("fast", true, 2)])), Offer::Slots(Slots::new()));
         assert!(matches!(look(&pools(&[("dataplane", true, 0), ("infra", false, 1)])), Offer::Nothing(_)));
+    }
+
+    #[test]
+    fn a_transient_pool_is_not_for_pods() {
+        let mut all = pools(&[("dataplane", true, 1), ("shield", true, 1)]);
+        all.get_mut("shield").unwrap().transient = true;
+        assert_eq!(slots(&all, ResourceName::Extended, ""), "1 kcm.intel.com/dataplane");
+        all.remove("dataplane");
+        assert!(matches!(of_pools(&all, ResourceName::None, &CpuSet::new()), Offer::Nothing(_)));
     }
 
     #[test]

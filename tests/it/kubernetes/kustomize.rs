@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::api_server::deployed::manifest;
+use super::device_plugin::component;
 use crate::harness::run;
 use serde_json::{Value, json};
 
@@ -57,10 +58,11 @@ fn kubectl_renders_all_objects_of_deploy() {
 #[test]
 fn each_component_changes_what_it_says() {
     type Change = fn(&mut Value);
-    let components: [(&str, Change); 4] = [
+    let components: [(&str, Change); 5] = [
         ("components/all-nodes", |object| {
             object["spec"]["template"]["spec"].as_object_mut().unwrap().remove("nodeSelector").unwrap();
         }),
+        ("components/device-plugin", component::patch),
         ("components/isolated", |object| push(object, "/spec/template/spec/initContainers/1", "--isolated")),
         ("components/no-taint", |object| push(object, "/spec/template/spec/containers/2", "--no-taint")),
         ("components/systemd", |object| {

@@ -14,19 +14,12 @@ fn file(name: &str) -> Value {
     serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The operations on the DaemonSet.
-fn patch() -> Vec<Value> {
+/// Applies the component to the DaemonSet.
+pub fn patch(daemon_set: &mut Value) {
     let component = file("components/device-plugin/kustomization.yaml");
-    let text = component["patches"][0]["patch"].as_str().unwrap().to_owned();
-    serde_saphyr::from_str(&text).unwrap()
-}
-
-/// The DaemonSet with the component.
-fn daemon_set() -> Value {
-    let mut patched = file("daemonset.yaml");
-    let patch: json_patch::Patch = serde_json::from_value(patch().into()).unwrap();
-    json_patch::patch(&mut patched, &patch).unwrap();
-    patched
+    let text = component["patches"][0]["patch"].as_str().unwrap();
+    let patch: Value = serde_saphyr::from_str(text).unwrap();
+    json_patch::patch(daemon_set, &serde_json::from_value::<json_patch::Patch>(patch).unwrap()).unwrap();
 }
 
 #[test]
@@ -34,7 +27,8 @@ fn the_containers_of_the_component_serve_a_kubelet() {
     let mount = Mount::with_dataplane();
     let (plugins, specs, programs) =
         (mount.home().join("plugins"), mount.home().join("cdi"), mount.home().join("bin"));
-    let patched = daemon_set();
+    let mut patched = file("daemonset.yaml");
+    patch(&mut patched);
     let pod = &patched["spec"]["template"]["spec"];
     let volumes = pod["volumes"].as_array().unwrap();
     let start = |container: &Value| {

@@ -1,7 +1,7 @@
 //! `kcm device-plugin`: the lists of exclusive pools are devices of the kubelet, which are healthy while the kubelet may give them
 //! to a container. `containers` has a runtime that gets what is allocated.
 
-mod component;
+pub mod component;
 pub mod kubelet;
 
 use std::fs;
