@@ -28,8 +28,19 @@ impl Sleeper {
         Self::spawn(Command::new("sleep").arg("1000"))
     }
 
+    /// Starts a program, and returns when the process has the name of it: execve(2) sets the name a moment after it has closed
+    /// the files of this process, for which `Command::spawn` waits.
     pub fn spawn(command: &mut Command) -> Self {
-        Self(command.spawn().expect("a process"))
+        let child = command.spawn().expect("a process");
+        let name = |task: &str| fs::read_to_string(format!("/proc/{task}/comm")).unwrap_or_default();
+        let program = Path::new(command.get_program()).file_name().unwrap().to_string_lossy();
+        let own = name("thread-self");
+        until("it has its own name", || {
+            let name = name(&child.id().to_string());
+            // A test may start its own program.
+            name != own || program.starts_with(name.trim_end())
+        });
+        Self(child)
     }
 
     pub fn pid(&self) -> u32 {

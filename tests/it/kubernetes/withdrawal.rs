@@ -1,4 +1,5 @@
-//! `kcm discover --interval`: a node whose daemon does not serve has no slots, and has them again afterwards.
+//! A node whose daemon does not serve has no slots and a report that says so, and it is well again afterwards: `kcm discover` and
+//! `kcm node-report` with `--interval`.
 
 use std::process::{Command, Stdio};
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 const NODE: &str = "/api/v1/nodes/n1";
 const EVENTS: &str = "/api/v1/namespaces/default/events";
+const REPORT: &str = "/apis/kcm.intel.com/v1/namespaces/default/nodereports/n1";
 const SLOTS: &str = "kcm.intel.com/dataplane";
 
 fn cluster() -> ApiServer {
@@ -89,6 +91,29 @@ fn slots_are_withdrawn_while_the_mount_is_dead() {
 #[test]
 fn slots_are_withdrawn_while_the_daemon_does_not_answer() {
     withdrawn_meanwhile(|mount| mount.pause(), |_, paused| drop(paused));
+}
+
+#[test]
+fn the_report_says_that_the_daemon_is_away() {
+    let (server, mount) = (cluster(), Mount::with_dataplane());
+    let mut command = mount.kcm(&["node-report", "--publish", "--interval=0.05"]);
+    command.env("KUBECONFIG", server.kubeconfig(ADMIN)).env("NODE_NAME", "n1");
+    let _running = Sleeper::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let report = || server.object(REPORT).unwrap_or_default();
+    let is_served = || report()["report"]["checks"]["mount"]["ok"] == true;
+    let is_away = || report()["report"]["checks"]["mount"]["ok"] == false;
+    until("all is well", is_served);
+    for end in [Mount::stop, Mount::kill_daemon] {
+        end(&mount);
+        until("the report says it", is_away);
+        assert_eq!(report()["summary"]["ok"], false, "{}", report());
+        mount.start();
+        until("it is well again", is_served);
+    }
+    let paused = mount.pause();
+    until("the report says it", is_away);
+    drop(paused);
+    until("it is well again", is_served);
 }
 
 #[test]
