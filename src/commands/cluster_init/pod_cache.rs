@@ -34,13 +34,15 @@ pub(super) struct PodCache {
     namespace: String,
     /// `None` before the first list.
     pods: RefCell<Option<Pods>>,
+    /// The pods that were added since the last list was requested: the list may be older than they are.
+    added: RefCell<Vec<Pod>>,
     changed: Notify,
 }
 
 impl PodCache {
     pub(super) fn new(client: Client, namespace: &str) -> Self {
-        let (namespace, pods) = (namespace.to_owned(), RefCell::default());
-        Self { client, namespace, pods, changed: Notify::new() }
+        let (namespace, pods, added) = (namespace.to_owned(), RefCell::default(), RefCell::default());
+        Self { client, namespace, pods, added, changed: Notify::new() }
     }
 
     /// Keeps the cache up to date until the server refuses, or is not available for too long.
@@ -55,9 +57,9 @@ impl PodCache {
 
     /// Lists the pods, and watches them until only another list can help.
     async fn list_and_watch(&self, backoff: &mut Backoff) -> Result<(), Failure> {
+        self.added.take();
         let list = self.client.send(&pods::list(&self.namespace)?).await?;
-        let by_name = list.items.into_iter().filter_map(|pod| Some((pod.metadata.name.clone()?, pod)));
-        self.pods.replace(Some(by_name.collect()));
+        self.pods.replace(Some(by_name(list.items, self.added.take())));
         self.changed.notify_waiters();
         let mut version = list.metadata.resource_version.unwrap_or_default();
         // A watch ends now and then. The next one continues from the last event, unless there was none, or the
@@ -102,9 +104,22 @@ impl PodCache {
     /// Adds a pod that the watch has not reported yet.
     pub(super) fn add(&self, pod: Pod) {
         if let (Some(pods), Some(name)) = (self.pods.borrow_mut().as_mut(), pod.metadata.name.clone()) {
+            self.added.borrow_mut().push(pod.clone());
             pods.entry(name).or_insert(pod);
         }
     }
+}
+
+/// Returns the pods of a list by name, with the added ones that it does not have. The watch that follows the list reports them, and
+/// also if they are deleted.
+fn by_name(list: Vec<Pod>, added: Vec<Pod>) -> Pods {
+    let mut pods = Pods::new();
+    for pod in list.into_iter().chain(added) {
+        if let Some(name) = pod.metadata.name.clone() {
+            pods.entry(name).or_insert(pod);
+        }
+    }
+    pods
 }
 
 /// Applies an event. Returns the version from which a watch can continue; `None` if the pods have to be listed again.
@@ -151,6 +166,18 @@ mod tests {
         assert_eq!(apply(&mut pods, event("BOOKMARK", bookmark)), Some("9".into()));
         assert_eq!(apply(&mut pods, event("DELETED", pod("10"))), Some("10".into()));
         assert!(pods.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_is_older_than_a_pod_does_not_remove_it() {
+        let named = |name: &str, version: &str| -> Pod {
+            serde_json::from_value(json!({ "metadata": { "name": name, "resourceVersion": version } }))
+                .unwrap()
+        };
+        let pods = by_name(vec![named("a", "7")], vec![named("a", "5"), named("b", "8")]);
+        let versions: Vec<_> =
+            pods.values().filter_map(|pod| pod.metadata.resource_version.as_deref()).collect();
+        assert_eq!(versions, ["7", "8"]);
     }
 
     #[test]
