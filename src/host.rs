@@ -214,7 +214,7 @@ impl Host {
         Ok(isolcpus::parse(&String::from_utf8_lossy(&line), known))
     }
 
-    /// Whether the CPUs are those of this machine, on which the processes run.
+    /// Whether this is the machine on which the processes run.
     pub(crate) fn is_this_machine(&self) -> bool {
         self.system.is_none() && self.processes.is_some()
     }

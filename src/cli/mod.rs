@@ -416,7 +416,7 @@ pub(crate) struct ClusterInit {
 /// Undo cluster-init: uninstall on each node, delete the pods, and remove slots, label and taint
 ///
 /// Runs kcm uninstall in a pod on each node, which removes the pools and the installed program, and is refused while a claim
-/// is live. Then it deletes the pods of cluster-init. A node that has none of this is left as it is, so that a second run
+/// is live. Then it deletes the pods of cluster-init. A node without any of this is left as it is, so that a second run
 /// continues an interrupted first one. The state directory and the mount point stay on the nodes.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("hosts").required(true).args(["host_list", "all_hosts"])))]
@@ -626,7 +626,7 @@ const CDI_DIR: &str = "/etc/cdi";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CdiCommand {
-    /// Write the specs of all pools, and remove those of pools that are gone
+    /// Write the specs of all pools, and remove the specs of pools that are gone
     Install {
         /// Stay, and write them again whenever pools and lists come and go, also when another daemon takes over
         #[arg(long)]

@@ -109,7 +109,7 @@ impl Follower for Following<'_> {
     }
 }
 
-/// Makes the files those of these pools. Returns whether one has changed.
+/// Writes the specs of these pools, and removes the others. Returns whether a file has changed.
 fn update(files: &Files<'_>, pools: &Document) -> Result<bool, Error> {
     let specs: BTreeMap<String, Value> = pools
         .pools

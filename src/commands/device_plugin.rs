@@ -67,7 +67,7 @@ async fn serve_pools(args: &cli::DevicePlugin, mut offer: watch::Receiver<Offer>
     Ok(())
 }
 
-/// Waits until a plugin has ended; for ever if there is none.
+/// Waits until a plugin has ended; without end if there is no plugin.
 async fn join_next(plugins: &mut JoinSet<()>) {
     if plugins.join_next().await.is_none() {
         std::future::pending::<()>().await;

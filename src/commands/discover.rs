@@ -58,10 +58,7 @@ pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
 /// Removes from the node what discover has set.
 pub(super) fn unadvertise(node: &str) -> Result<(), Error> {
     let cluster = Cluster::find(RETRY_TIMEOUT)?;
-    if change::apply(&cluster, node, &change::removal(), RETRY_TIMEOUT)? {
-        log::info!("Removed the slots, the label and the taint of node {node}.");
-    }
-    Ok(())
+    change::remove_all(&cluster, node, RETRY_TIMEOUT).map(drop)
 }
 
 /// Keeps a node up to date.

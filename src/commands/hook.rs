@@ -32,7 +32,7 @@ const AWAY_PATIENCE: Duration = Duration::from_secs(5);
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the process that claims prints.
+/// The answer of the process that claims.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Answer {

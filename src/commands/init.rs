@@ -88,7 +88,7 @@ impl Target {
     }
 }
 
-/// What became of a plan.
+/// The result of a plan.
 enum Created {
     All,
     /// Another init was faster.

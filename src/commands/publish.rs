@@ -215,7 +215,7 @@ fn write<R: Report>(cluster: &Cluster, target: &Target, report: &R) -> Result<()
 }
 
 /// Returns the UID of a node; `None` if the server does not tell it to us. It is read each time, because a node that was deleted
-/// and registered anew has another one.
+/// and registered again has another one.
 fn uid(cluster: &Cluster, node: &str) -> Result<Option<String>, Error> {
     match cluster.send(&node::metadata(node)?) {
         Ok(node) => Ok(node.metadata.uid),

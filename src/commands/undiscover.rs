@@ -37,16 +37,13 @@ pub(super) fn run(args: &cli::Undiscover) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-/// Removes everything of ours from a node, and its reports. The reports of a node that does not exist are removed, too.
+/// Removes from a node what discover has set, and its reports. The reports of a node that does not exist are removed, too.
 pub(super) fn clean(cluster: &Cluster, target: &Target) -> Result<(), Error> {
     let node = &target.node;
-    let changed = match change::apply(cluster, node, &removal(), RETRY_TIMEOUT) {
+    let changed = match change::remove_all(cluster, node, RETRY_TIMEOUT) {
         Err(error) if !is_missing(&error) => return Err(error),
         changed => changed,
     };
-    if let Ok(true) = changed {
-        log::info!("Removed the slots, the label and the taint of node {node}.");
-    }
     let mut has_reports = false;
     for (kind, request) in [
         (NodeReport::KIND, reports::delete::<NodeReport>(target)),

@@ -45,6 +45,11 @@ impl Pool {
         lists
     }
 
+    /// Whether pods may have lists of this pool. A transient one belongs to the command that has made it.
+    pub(crate) fn is_for_pods(&self) -> bool {
+        self.exclusive && !self.transient
+    }
+
     /// Whether a free list of the pool can be claimed: it is not draining, and unless the pool is partial, it has no offline CPU.
     pub(crate) fn can_serve(&self, list: &str, offline: &CpuSet) -> bool {
         let has_cpus = parse_cpu_list(list).is_none_or(|cpus| {

@@ -2,7 +2,7 @@
 //!
 //! Owns which processes can be believed. Does not know what a program is for.
 //!
-//! Everybody may give a process any name and any command line. What a process may do, the kernel says: `Uid`, `CapEff` and
+//! Everybody may give a process any name and any command line. The kernel says what a process may do: `Uid`, `CapEff` and
 //! `NSpid` of `/proc/PID/status`, and `/proc/PID/cgroup`. A process with UID 0 and `CAP_SYS_ADMIN` outside of containers can
 //! change what it is said to be anyway, so it can be believed. `/proc/PID/exe` would not say more, and needs rights that this
 //! process may not have.

@@ -50,7 +50,7 @@ enum Present {
 }
 
 impl Files<'_> {
-    /// Writes the specs whose files differ, and removes those of other pools. A file that cannot be written does not keep the
+    /// Writes the specs whose files differ, and removes the specs of other pools. A file that cannot be written does not keep the
     /// others from being written.
     pub(super) fn update(&self, specs: &BTreeMap<String, Value>) -> Changes {
         let mut changes = Changes::default();

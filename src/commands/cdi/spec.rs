@@ -23,7 +23,7 @@ pub(in crate::commands) const HOOK_COMMAND: &str = "hook";
 /// Seconds after which a runtime ends the hook, which ends by itself before.
 const HOOK_TIMEOUT: u32 = 30;
 
-/// What the specs of a directory have in common.
+/// The common part of the specs of a directory.
 #[derive(Debug)]
 pub(super) struct Source {
     /// The program that is the hook, on the machine of the container runtime.

@@ -22,7 +22,7 @@ use crate::kubernetes::{Client, interrupted};
 /// The pauses after conflicts.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(5);
 
-/// What an existing pod of the name has to be.
+/// The condition on an existing pod of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::commands) enum Existing {
     /// As planned, or it is an error.

@@ -32,7 +32,7 @@ pub(crate) trait Follower {
     /// Called again and again while no daemon answers.
     ///
     /// # Errors
-    /// Nobody needs this any more.
+    /// The caller wants to end.
     fn away(&mut self) -> Result<(), Error> {
         Ok(())
     }

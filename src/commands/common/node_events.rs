@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::kubernetes::objects::event::{self, NodeEvent, Reason};
 use crate::kubernetes::{Cluster, Failure};
 
-/// An Event about something that lasts is sent again after this time. An API server keeps Events for an hour, unless `--event-ttl` says otherwise.
+/// An Event about something that lasts is sent again after this time. An API server keeps Events for an hour, unless its
+/// `--event-ttl` says otherwise.
 const AGAIN: Duration = Duration::from_secs(30 * 60);
 /// The checks of a node report that become Events. The check of the mount is not one of them: discover sends that.
 const CHECKS: [(&str, Reason); 4] = [

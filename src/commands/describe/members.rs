@@ -50,7 +50,7 @@ impl Members {
             .unwrap_or_default()
     }
 
-    /// Returns those of these tasks that are in pods, as JSON; `None` if none is.
+    /// Returns the tasks of these that are in pods, as JSON; `None` if there are none.
     pub(super) fn json(&self, tasks: &[u32]) -> Option<Value> {
         let members = tasks.iter().filter_map(|pid| Some((pid, self.0.get(pid)?)));
         let members: Vec<Value> = members

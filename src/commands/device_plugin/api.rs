@@ -31,7 +31,7 @@ pub(super) struct Empty {}
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct DevicePluginOptions {}
 
-/// What the kubelet must know to call a plugin.
+/// The address of a plugin, for the kubelet.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct RegisterRequest {
     #[prost(string, tag = "1")]
@@ -75,7 +75,7 @@ impl Device {
     }
 }
 
-/// Where a device is.
+/// The place of a device in the machine.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct TopologyInfo {
     #[prost(message, repeated, tag = "1")]
@@ -103,14 +103,14 @@ pub(super) struct ContainerAllocateRequest {
     pub(super) devices_ids: Vec<String>,
 }
 
-/// What the containers need in order to use their devices, in the order of the requests.
+/// The answer for each container, in the order of the requests.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct AllocateResponse {
     #[prost(message, repeated, tag = "1")]
     pub(super) container_responses: Vec<ContainerAllocateResponse>,
 }
 
-/// What one container needs. Other fields are environment, mounts, device files and annotations: a CDI spec has them.
+/// The changes of one container that its devices need. Other fields are environment, mounts, device files and annotations: a CDI spec has them.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ContainerAllocateResponse {
     #[prost(message, repeated, tag = "5")]

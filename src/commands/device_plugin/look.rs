@@ -37,7 +37,7 @@ pub(super) struct List {
     pub(super) nodes: Vec<u32>,
 }
 
-/// What has been seen, as one line of JSON.
+/// An observation, as one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Seen {
     Offer(Offer),
@@ -72,11 +72,9 @@ struct Looker {
 }
 
 impl Follower for Looker {
-    fn changed(&mut self, dir: &ConfDir, pools: Document) -> Result<PollTimeout, Error> {
+    fn changed(&mut self, dir: &ConfDir, _pools: Document) -> Result<PollTimeout, Error> {
         let begun = Instant::now();
-        let mut found = dir.find()?.pools;
-        // Transient pools belong to the commands that made them.
-        found.retain(|name, _| pools.pools.contains_key(name));
+        let found = dir.find()?.pools;
         let topology = host::current_topology()?;
         Seen::Offer(offer(&found, &topology, |pid| self.host.container_of(pid).is_some())).print()?;
         let rest = (begun.elapsed() * REST).clamp(INTERVAL, LONGEST);
@@ -95,8 +93,8 @@ impl Follower for Looker {
 /// holds is not: the kubelet does not know that it is used.
 fn offer(pools: &Pools, topology: &Topology, is_of_pod: impl Fn(u32) -> bool) -> Offer {
     let offline = topology.cpus().difference(&topology.online());
-    let exclusive = pools.iter().filter(|(_, pool)| pool.exclusive);
-    exclusive
+    let offered = pools.iter().filter(|(_, pool)| pool.is_for_pods());
+    offered
         .map(|(name, pool)| {
             let list = |(list, tasks): (&str, &[u32])| List {
                 name: list.to_owned(),
@@ -147,9 +145,12 @@ mod tests {
         let lists = lists.iter().map(|(list, tasks)| ((*list).to_owned(), tasks.to_vec())).collect();
         let mut pool = Pool { exclusive: true, lists, ..Pool::default() };
         change(&mut pool);
-        let pools = [("dp".to_owned(), pool), ("infra".to_owned(), Pool::default())].into();
+        let transient = Pool { exclusive: true, transient: true, ..Pool::default() };
+        let others = [("infra", Pool::default()), ("shield", transient)];
+        let pools =
+            others.into_iter().chain([("dp", pool)]).map(|(name, pool)| (name.to_owned(), pool)).collect();
         let offer = offer(&pools, &machine(offline), |pid| pid >= 100);
-        assert_eq!(offer.keys().collect::<Vec<_>>(), ["dp"], "a pool that is not exclusive is no resource");
+        assert_eq!(offer.keys().collect::<Vec<_>>(), ["dp"], "shared and transient pools are no resources");
         offer["dp"].iter().filter(|list| list.is_healthy).map(|list| list.name.clone()).collect()
     }
 

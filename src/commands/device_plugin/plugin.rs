@@ -1,8 +1,8 @@
 //! One resource of the kubelet: its socket and its registration.
 //!
-//! Owns when the socket is made and when the kubelet is told about it. Does not know what is answered.
+//! Owns when the socket is made and when it is registered. Does not know what is answered.
 //!
-//! A kubelet that starts removes all sockets of plugins and makes its own anew; so both files are looked at periodically.
+//! A kubelet that starts removes all sockets of plugins and makes its own again; so both files are looked at periodically.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -34,12 +34,12 @@ use crate::kubernetes::objects::node::extended;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long the kubelet may take for a registration, in which it connects to the plugin, for 10 s at most.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long after a registration the kubelet may take to ask for the devices, before it is told again.
+/// How long after a registration the kubelet may take to ask for the devices, before the plugin registers again.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the kubelet may take to read that the resource has no devices any more.
+/// How long the kubelet may take to read that the resource has lost its devices.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What tells a socket file from the next one at the same path.
+/// The identity of a socket file: the next one at the same path has another.
 type Identity = (u64, u64, i64, i64);
 
 /// A resource.
@@ -140,7 +140,7 @@ fn identity(path: &Path) -> Option<Identity> {
     Some((file.dev(), file.ino(), file.ctime(), file.ctime_nsec()))
 }
 
-/// Makes the socket, in place of one that nobody serves any more.
+/// Makes the socket, in place of one that nobody serves.
 fn listen(path: &Path, service: &Arc<Service>) -> Result<Listening, Error> {
     let failed = |error: io::Error| crate::confdir::file_error(path, error);
     if identity(path).is_some() {

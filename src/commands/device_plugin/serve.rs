@@ -53,7 +53,7 @@ impl Service {
 
     /// Waits until the pool is gone.
     pub(super) async fn gone(&self) {
-        // It is also gone if nobody looks any more.
+        // It is also gone if the sender is.
         let _ = self.offer.clone().wait_for(|offer| !offer.contains_key(&self.pool)).await;
     }
 

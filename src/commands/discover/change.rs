@@ -18,9 +18,25 @@ const PAUSES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::f
 /// One thing that a node should have: the request that is missing, given the node as it is.
 pub(in crate::commands) type Step<'a> = dyn Fn(&Node) -> Change + 'a;
 
-/// The steps that remove everything of ours from a node.
+/// The steps that remove from a node what discover sets.
 pub(in crate::commands) fn removal() -> [&'static Step<'static>; 2] {
     [&without_slots, &without_marks]
+}
+
+/// Removes everything that discover has set from a node. Returns whether there was anything.
+///
+/// # Errors
+/// As for [`apply`].
+pub(in crate::commands) fn remove_all(
+    cluster: &Cluster,
+    name: &str,
+    retry_timeout: Duration,
+) -> Result<bool, Error> {
+    let has_changed = apply(cluster, name, &removal(), retry_timeout)?;
+    if has_changed {
+        log::info!("Removed the slots, the label and the taint of node {name}.");
+    }
+    Ok(has_changed)
 }
 
 fn without_slots(node: &Node) -> Change {

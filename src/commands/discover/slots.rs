@@ -77,11 +77,6 @@ fn offline() -> Result<CpuSet, Error> {
     Ok(machine.cpus().difference(&machine.online()))
 }
 
-/// Whether pods may have lists of this pool. A transient one belongs to the command that has made it.
-fn is_offered(pool: &Pool) -> bool {
-    pool.exclusive && !pool.transient
-}
-
 /// Returns the slots that these pools offer: the lists that can be claimed.
 fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
     let count = |pool: &Pool| pool.lists.keys().filter(|list| pool.can_serve(list, offline)).count();
@@ -90,12 +85,12 @@ fn of_pools(pools: &Pools, name: ResourceName, offline: &CpuSet) -> Offer {
             pools.get(DATAPLANE).into_iter().map(|pool| (node::OPAQUE.to_owned(), pool)).collect()
         }
         ResourceName::Extended => {
-            let offered = pools.iter().filter(|(_, pool)| is_offered(pool));
+            let offered = pools.iter().filter(|(_, pool)| pool.is_for_pods());
             offered.map(|(name, pool)| (node::extended(name), pool)).collect()
         }
         // Label and taint are for a node with lists, and whether these can be claimed the kubelet knows.
         ResourceName::None => {
-            let mut offered = pools.values().filter(|pool| is_offered(pool));
+            let mut offered = pools.values().filter(|pool| pool.is_for_pods());
             return match offered.any(|pool| !pool.lists.is_empty()) {
                 true => Offer::Slots(Slots::new()),
                 false => Offer::Nothing("no exclusive pool has a CPU list; create some: kcm init".into()),

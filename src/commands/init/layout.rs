@@ -1,4 +1,4 @@
-//! What is requested of this node: the numbers of cores, and whether the data plane is isolated.
+//! The request for this node: the numbers of cores, and whether the data plane is isolated.
 //!
 //! Owns the file of `--layouts` and its precedence over the flags. Does not know the machine.
 

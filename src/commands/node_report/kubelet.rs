@@ -12,7 +12,7 @@
 //! | static | reserved, `strict-cpu-reservation` off | granted, and kept |
 //! | static | reserved, `strict-cpu-reservation` on | refused: the cpusets of pods do not have them |
 //!
-//! The policy and what is given away now are in `cpu_manager_state`. What is reserved is only in the kubelet's configuration:
+//! `cpu_manager_state` has the policy and the CPUs that are given away now. The reserved CPUs are only in the kubelet's configuration:
 //! its file, its drop-in files, and its command line, which take precedence in this order.
 
 use std::fs;

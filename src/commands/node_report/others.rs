@@ -35,7 +35,7 @@ pub(super) fn warnings(
     }
     open.retain(|_, cpus| !cpus.is_empty());
     let mut warnings = Vec::new();
-    // The processes are not those of a made-up machine.
+    // A made-up machine does not have these processes.
     let used = match host.is_this_machine() && !open.is_empty() {
         true => used_by_others(&exclusive().map(|list| list.cpus).collect::<Vec<_>>(), host),
         false => CpuSet::new(),

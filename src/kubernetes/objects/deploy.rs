@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount, VolumeMount};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount, Toleration, VolumeMount};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use kube::core::ObjectMeta;
 use serde_json::json;
@@ -213,6 +213,16 @@ fn crds() -> String {
     let text = "The kinds NodeReport (kubectl get nr) and ReconcileReport (kubectl get rr).";
     let definitions = [definition::<NodeReport>().unwrap(), definition::<ReconcileReport>().unwrap()];
     header(text) + &yaml_stream(&definitions)
+}
+
+/// Tolerates the taint that discover sets by default.
+fn tolerates_kcm() -> Toleration {
+    Toleration {
+        key: Some("kcm".into()),
+        value: Some("true".into()),
+        effect: Some("NoSchedule".into()),
+        ..Default::default()
+    }
 }
 
 fn shared_mount(propagation: &str) -> VolumeMount {

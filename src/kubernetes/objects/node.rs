@@ -24,7 +24,7 @@ const LABEL: &str = "kcm.intel.com/kcm-node";
 /// The key and the effect of the taint that is ours without a note.
 const TAINT: &str = "kcm";
 const EFFECT: &str = "NoSchedule";
-/// The annotation that notes another taint of ours, as `key:effect`, by which Kubernetes tells taints apart.
+/// The annotation that notes a taint other than the default, as `key:effect`, by which Kubernetes tells taints apart.
 const TAINT_NOTE: &str = "kcm.intel.com/taint";
 /// How many nodes a page of the list has: 500 nodes are some ten MB.
 const PAGE: u32 = 500;
@@ -120,7 +120,7 @@ fn capacity_of(node: &Node, slots: &Slots, is_meant: fn(&str) -> bool) -> Change
     Ok(Some(Request::new(http, subject(name))))
 }
 
-/// Whether a resource is one of ours.
+/// Whether a resource has a name of kcm.
 fn is_ours(resource: &str) -> bool {
     resource == OPAQUE || resource.strip_prefix(GROUP).is_some_and(|rest| rest.starts_with('/'))
 }
@@ -174,7 +174,7 @@ pub(crate) fn missing(node: &Node) -> Option<&'static str> {
     (!is_there).then_some("taint kcm=true:NoSchedule")
 }
 
-/// What tells a taint apart from the others of a node.
+/// The key and the effect, by which Kubernetes tells taints apart.
 fn identity(taint: &Taint) -> String {
     identity_of(&taint.key, &taint.effect)
 }

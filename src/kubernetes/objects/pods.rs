@@ -274,7 +274,7 @@ pub(crate) const FUSE: &str = "/dev/fuse";
 pub(crate) const PRIORITY: &str = "system-node-critical";
 /// The directory in which the kubelet keeps `cpu_manager_state` and often its configuration.
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
-/// The directory with a link for each container, whose name has those of the pod and the container.
+/// The directory with a link for each container, named after the pod and the container.
 pub(crate) const CONTAINER_LOGS: &str = "/var/log/containers";
 
 /// Mounts what node-report reads of the kubelet: whole directories, because the kubelet replaces the files each time.
@@ -295,6 +295,15 @@ pub(crate) fn host_path(name: &str, path: &str, type_: &str) -> Volume {
 /// Tolerates every taint.
 pub(crate) fn any_taint() -> Toleration {
     Toleration { operator: Some("Exists".into()), ..Default::default() }
+}
+
+/// The security context of a container that needs no privilege.
+pub(crate) fn unprivileged() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
+        ..Default::default()
+    }
 }
 
 /// The security context of `kcm mount`, which mounts for the node and sets the CPU masks of other processes.
@@ -320,12 +329,7 @@ pub(crate) fn plain_container(
             value_from: Some(node_name),
             ..Default::default()
         }]),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
-            read_only_root_filesystem: Some(true),
-            ..Default::default()
-        }),
+        security_context: Some(SecurityContext { read_only_root_filesystem: Some(true), ..unprivileged() }),
         resources: Some(requests("16Mi")),
         volume_mounts: Some(mounts),
         ..Default::default()
@@ -357,7 +361,7 @@ fn capable(names: &[&str]) -> SecurityContext {
     }
 }
 
-/// What a container asks of its node. It is never best-effort: then every other pod would come first.
+/// The requests of a container. It is never best-effort: then every other pod would come first.
 pub(crate) fn requests(memory: &str) -> ResourceRequirements {
     let requests = [("cpu", "10m"), ("memory", memory)];
     let requests = requests.map(|(name, quantity)| (name.to_owned(), Quantity(quantity.into())));

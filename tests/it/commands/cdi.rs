@@ -1,4 +1,4 @@
-//! `kcm cdi`: the specs for container runtimes are those of the pools, and files of others stay. `containers` has the runtime.
+//! `kcm cdi`: the specs for container runtimes follow the pools, and files of others stay. `containers` has the runtime.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -173,7 +173,7 @@ fn a_failure_is_one_line() {
 #[test]
 fn specs_follow_lists_and_pools_over_restarts_of_the_daemon() {
     let mount = Mount::with_dataplane();
-    // What a process has left that was killed while it wrote.
+    // The remains of a process that was killed while it wrote.
     fs::create_dir(directory(&mount)).unwrap();
     fs::write(directory(&mount).join("kcm.intel.com-dataplane.json.99999999.new"), "{").unwrap();
     let _follower = Sleeper::spawn(cdi(&mount, &["install", "--follow"]).stderr(Stdio::null()));

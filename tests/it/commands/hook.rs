@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{KCM, Mount, Plain, Sleeper, held, masks, text, until, write};
 use serde_json::json;
 
-/// What the hook prints to standard error, and its status, with this on standard input.
+/// Runs the hook with this on standard input. Returns its standard error and its status.
 fn hook(command: &mut Command, state: &[u8]) -> (String, Option<i32>) {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("kcm");

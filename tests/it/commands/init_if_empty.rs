@@ -54,7 +54,7 @@ fn existing_pools_are_the_configuration_if_empty() {
         let pools = ["controlplane: 2,6", "dataplane*: 0,4 1,5", "infra: 3,7"];
         assert_eq!(place.pools(), pools);
         assert!(place.init(&wanted).ends_with("has the requested pools.\n"));
-        // What the flags do not ask for stays, and is named.
+        // Pools that the flags do not ask for stay, and are named.
         let err = place.init(&["--if-empty", "--num-dp-cores=1", "--num-cp-cores=1"]);
         let line = err.lines().last().unwrap();
         for part in [

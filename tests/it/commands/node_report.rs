@@ -280,7 +280,7 @@ fn an_interval_runs_until_a_signal() {
     until("it has noticed the end", || live().ends_with(&[false]));
     mount.start();
     until("it has noticed the start", || live().ends_with(&[true]));
-    // What has changed is named.
+    // The change is named.
     let task = Sleeper::new();
     write(&mount.tasks("dataplane", "0"), task.pid().to_string()).unwrap();
     let is_claim = |line: &Value| {

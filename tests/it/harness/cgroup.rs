@@ -197,7 +197,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // What another program has made by its name; empty by now.
+        // A cgroup that another program has made, by its name; empty by now.
         for root in Hierarchy::all().into_iter().map(|hierarchy| hierarchy.root) {
             if let Some(below) =
                 self.path.file_name().map(|name| root.join(name)).filter(|it| *it != self.path)

@@ -150,7 +150,7 @@ fn a_pod_that_ends_does_not_withdraw() {
     signal(running.pid(), Signal::SIGTERM);
     assert_eq!(running.child().wait().unwrap().code(), Some(0));
     assert_eq!(slots(&server, "capacity"), "2");
-    // A run that sees the daemon leave waits a moment, and ends when it is told to.
+    // A run that sees the daemon leave waits a moment, and ends on SIGTERM.
     server.forget_log();
     let mut command = discover(&server, &mount, "--interval=60");
     command.env("KCM_LOG_LEVEL", "DEBUG").stderr(Stdio::piped());

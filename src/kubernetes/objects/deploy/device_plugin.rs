@@ -3,15 +3,14 @@
 //! Owns what the component adds to the DaemonSet, and the example of a pod. Does not know what the containers do.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile,
-    SecurityContext, Toleration, VolumeMount,
+    Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
-use super::super::pods::{host_path, plain_container, volume_mount};
+use super::super::pods::{host_path, plain_container, unprivileged, volume_mount};
 use super::super::yaml;
-use super::{CONF_DIR, IMAGE, PULL_POLICY, SHARED, header, named};
+use super::{CONF_DIR, IMAGE, PULL_POLICY, header, named, shared_mount, tolerates_kcm};
 
 /// Where the program is on the node, for the container runtime.
 const PROGRAMS: &str = "/opt/bin";
@@ -41,8 +40,7 @@ fn component() -> String {
 
 fn patch() -> Value {
     let conf_dir = format!("--conf-dir={CONF_DIR}");
-    let shared =
-        VolumeMount { mount_propagation: Some("HostToContainer".into()), ..volume_mount("shared", SHARED) };
+    let shared = shared_mount("HostToContainer");
     let container = |name: &str, words: &[&str], mounts: Vec<VolumeMount>| {
         let args = words.iter().map(|word| (*word).to_owned()).collect();
         let made = plain_container(name, IMAGE, args, mounts);
@@ -105,11 +103,7 @@ fn example() -> String {
             requests: Some(quantities(&[("cpu", "1"), memory])),
             ..Default::default()
         }),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
-            ..Default::default()
-        }),
+        security_context: Some(unprivileged()),
         ..Default::default()
     };
     let security = PodSecurityContext {
@@ -118,17 +112,11 @@ fn example() -> String {
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..Default::default() }),
         ..Default::default()
     };
-    let ours = Toleration {
-        key: Some("kcm".into()),
-        value: Some("true".into()),
-        effect: Some("NoSchedule".into()),
-        ..Default::default()
-    };
     let spec = PodSpec {
         host_users: Some(false),
         restart_policy: Some("Never".into()),
         security_context: Some(security),
-        tolerations: Some(vec![ours]),
+        tolerations: Some(vec![tolerates_kcm()]),
         containers: vec![container],
         ..Default::default()
     };

@@ -2,13 +2,11 @@
 //!
 //! Owns its script, which has no `$`: in a command Kubernetes turns `$$` into `$`, and replaces `$(NAME)`.
 
-use k8s_openapi::api::core::v1::{
-    Capabilities, Container, Pod, PodSpec, ResourceRequirements, SecurityContext, Toleration, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::super::pods::host_path;
-use super::{SHARED, header, named, shared_mount, yaml};
+use super::super::pods::{host_path, unprivileged};
+use super::{SHARED, header, named, shared_mount, tolerates_kcm, yaml};
 
 /// The shell is the first process of the container, which ignores SIGTERM unless it handles it.
 const SCRIPT: &str = "\
@@ -35,23 +33,13 @@ pub(super) fn pod() -> String {
         image: Some("busybox".into()),
         command: Some(vec!["sh".into(), "-c".into(), SCRIPT.into()]),
         resources: Some(resources),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
-            ..Default::default()
-        }),
+        security_context: Some(unprivileged()),
         volume_mounts: Some(vec![VolumeMount { read_only: Some(true), ..shared_mount("HostToContainer") }]),
-        ..Default::default()
-    };
-    let ours = Toleration {
-        key: Some("kcm".into()),
-        value: Some("true".into()),
-        effect: Some("NoSchedule".into()),
         ..Default::default()
     };
     let spec = PodSpec {
         restart_policy: Some("Never".into()),
-        tolerations: Some(vec![ours]),
+        tolerations: Some(vec![tolerates_kcm()]),
         containers: vec![container],
         volumes: Some(vec![host_path("shared", SHARED, "Directory")]),
         ..Default::default()

@@ -271,7 +271,7 @@ fn sockets_are_removed_at_the_end_and_taken_over_from_a_dead_plugin() {
     );
     assert_eq!(lines.next().unwrap().unwrap(), served);
     second.collect();
-    // One that is killed leaves its socket, and the next one makes it anew.
+    // One that is killed leaves its socket, and the next one makes it again.
     signal(first.pid(), Signal::SIGKILL);
     first.child().wait().unwrap();
     until_health("the plugin is away", &kubelet, UNHEALTHY);
