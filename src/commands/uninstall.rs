@@ -206,12 +206,21 @@ impl<'a> Installed<'a> {
         if service::unit_of_another(self.conf_dir, &args.systemd).is_some() {
             return Vec::new();
         }
-        let program = args.target.install_dir.join(install::PROGRAM);
+        let default = args.target.install_dir.join(install::PROGRAM);
+        // It was installed with --install-dir, if no package has it.
+        let of_package = service::unit_of_package().and_then(|unit| named_program(&unit));
+        let named = named_program(&args.systemd.join(UNIT)).filter(|program| {
+            program.ends_with(install::PROGRAM) && *program != default && Some(program) != of_package.as_ref()
+        });
         // The links that `systemctl enable` creates.
         let wanted = args.systemd.join(format!("{}.wants", install::TARGET));
         let units =
             [UNIT, CDI_UNIT].into_iter().flat_map(|unit| [wanted.join(unit), args.systemd.join(unit)]);
-        std::iter::once(program).chain(units).filter(|file| fs::symlink_metadata(file).is_ok()).collect()
+        std::iter::once(default)
+            .chain(named)
+            .chain(units)
+            .filter(|file| fs::symlink_metadata(file).is_ok())
+            .collect()
     }
 
     /// The pages and completions that `kcm install --systemd` may have made.
@@ -234,7 +243,6 @@ impl<'a> Installed<'a> {
             log::info!("{unit} serves {conf_dir}, so the program and its service stay.");
             return Ok(());
         }
-        let named = named_program(&self.args.systemd.join(UNIT));
         for file in self.files() {
             remove_file(&file)?;
             log::info!("Removed {}.", file.display());
@@ -249,11 +257,6 @@ impl<'a> Installed<'a> {
             service::systemctl(&["daemon-reload"])?;
             // A unit that has failed is shown until then. It fails if there is none.
             let _ = service::systemctl(&["reset-failed", UNIT]);
-        }
-        if let Some(program) = named.filter(|program| program.exists()) {
-            let (directory, program) =
-                (program.parent().unwrap_or(Path::new("/")).display(), program.display());
-            log::info!("{program} stays, which the unit named; --install-dir={directory} removes it.");
         }
         if let Some(unit) = service::unit_of_package().filter(|_| self.unit.is_some()) {
             let unit = unit.display();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::install::{flag, kcm, logs, names};
-use crate::harness::{Mount, Plain, Sleeper, fails, has_died, masks, pin, run, write};
+use crate::harness::{KCM, Mount, Plain, Sleeper, fails, has_died, masks, pin, run, write};
 use kcm_mount::mountpoint::is_marked;
 use tempfile::TempDir;
 
@@ -29,7 +29,12 @@ impl Node {
     }
 
     fn uninstall(&self, words: &[&str]) -> Command {
-        let mut command = kcm(&["uninstall"], self.home.path());
+        self.uninstall_from("bin", words)
+    }
+
+    fn uninstall_from(&self, install_dir: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(KCM);
+        command.arg("uninstall").arg(flag("--install-dir", &self.home.path().join(install_dir)));
         command.args(words).arg("--conf-dir").arg(&self.conf);
         command.arg(flag("--systemd", &self.home.path().join("units")));
         command.arg(flag("--share-dir", &self.home.path().join("share")));
@@ -157,6 +162,26 @@ fn a_purge_leaves_nothing_in_either_order() {
         assert!(!node.is_installed() && !conf.exists() && !state.exists(), "{is_unmounted_first}");
         logs(&mut node.uninstall(&["--purge", &state_dir]), &[]);
     }
+}
+
+/// `kcm install --install-dir=/usr/local/bin` and `kcm uninstall`.
+#[test]
+fn the_program_that_the_unit_names_is_removed() {
+    let plain = Plain::new();
+    plain.make_pool("a", true, &[("0", "")]);
+    let node = Node::new(plain.conf());
+    let would_remove = |node: &Node| {
+        let (_, err, _) = run(&mut node.uninstall_from("opt", &["--dry-run"]));
+        err.contains(&format!("Would remove {}.", node.home.path().join("bin/kcm").display()))
+    };
+    assert!(would_remove(&node));
+    let unit = node.home.path().join("units/kcm.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    fs::write(&unit, text.replace("bin/kcm\"", "bin/other\"")).unwrap();
+    assert!(!would_remove(&node), "somebody else's unit");
+    fs::write(&unit, text).unwrap();
+    logs(&mut node.uninstall_from("opt", &[]), &node.plain());
+    assert!(!node.is_installed());
 }
 
 #[test]
