@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::api_server::deployed::manifest;
+use super::kustomize::{daemon_set, rendered};
 use crate::harness::run;
 use serde_json::{Value, json};
 
@@ -78,6 +79,26 @@ fn the_chart_renders_the_objects_of_deploy() {
     assert_eq!(crds, fs::read_to_string(Path::new(ROOT).join("deploy/crds.yaml")).unwrap());
     let notes = &render(&json!({})).unwrap()["kcm/templates/NOTES.txt"];
     assert!(notes.contains("kubectl label node NODE kcm.intel.com/enabled=true\n"), "{notes}");
+}
+
+#[test]
+fn values_stand_for_the_components_of_kustomize() {
+    for (values, component) in [
+        (json!({ "devicePlugin": true }), "components/device-plugin"),
+        (json!({ "mount": false }), "components/systemd"),
+        (json!({ "taint": "" }), "components/no-taint"),
+        (json!({ "nodeSelector": { "kcm.intel.com/enabled": null } }), "components/all-nodes"),
+    ] {
+        assert_eq!(daemon_set(&objects(&values)), daemon_set(&rendered(&[component])), "{component}");
+    }
+    let both = json!({ "devicePlugin": true, "mount": false });
+    // The component systemd removes the first container, so it comes last.
+    let components = ["components/device-plugin", "components/systemd"];
+    assert_eq!(daemon_set(&objects(&both)), daemon_set(&rendered(&components)));
+    let monitoring = objects(&json!({ "monitoring": { "rules": true, "dashboard": true } }));
+    for kind in ["PrometheusRule", "ConfigMap"] {
+        assert_eq!(of_kind(&monitoring, kind), of_kind(&rendered(&["monitoring"]), kind), "{kind}");
+    }
 }
 
 #[test]

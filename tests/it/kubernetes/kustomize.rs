@@ -10,7 +10,7 @@ use crate::harness::run;
 use serde_json::{Value, json};
 
 /// Renders `deploy/` with components, as `kubectl apply -k` does first.
-fn rendered(components: &[&str]) -> Vec<Value> {
+pub(super) fn rendered(components: &[&str]) -> Vec<Value> {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().canonicalize().unwrap();
     // kustomize takes relative paths only.
@@ -29,7 +29,7 @@ fn rendered(components: &[&str]) -> Vec<Value> {
     serde_saphyr::from_multiple(&out).unwrap()
 }
 
-fn daemon_set(objects: &[Value]) -> Value {
+pub(super) fn daemon_set(objects: &[Value]) -> Value {
     objects.iter().find(|object| object["kind"] == "DaemonSet").expect("a DaemonSet").clone()
 }
 

@@ -1,9 +1,9 @@
-//! `components/device-plugin`: pods get CPU lists by their resource requests.
+//! The device plugin: pods get CPU lists by their resource requests.
 //!
-//! Owns what the component adds to the DaemonSet, and the example of a pod. Does not know what the containers do.
+//! Owns what it adds to the DaemonSet, for kustomize and for the chart, and the example of a pod. Does not know what the containers do.
 
 use k8s_openapi::api::core::v1::{
-    Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, VolumeMount,
+    Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
@@ -38,7 +38,14 @@ fn component() -> String {
     ) + &yaml(&object)
 }
 
-fn patch() -> Value {
+/// What the device plugin adds to the pod of the DaemonSet.
+pub(super) struct Additions {
+    pub(super) init_container: Container,
+    pub(super) containers: [Container; 2],
+    pub(super) volumes: [Volume; 3],
+}
+
+pub(super) fn additions() -> Additions {
     let conf_dir = format!("--conf-dir={CONF_DIR}");
     let shared = shared_mount("HostToContainer");
     let container = |name: &str, words: &[&str], mounts: Vec<VolumeMount>| {
@@ -46,7 +53,7 @@ fn patch() -> Value {
         let made = plain_container(name, IMAGE, args, mounts);
         Container { image_pull_policy: Some(PULL_POLICY.into()), ..made }
     };
-    let install = container(
+    let init_container = container(
         "install",
         &["install", &format!("--install-dir={PROGRAMS}")],
         vec![volume_mount("programs", PROGRAMS)],
@@ -67,16 +74,20 @@ fn patch() -> Value {
         host_path("specs", SPECS, "DirectoryOrCreate"),
         host_path("plugins", PLUGINS, "DirectoryOrCreate"),
     ];
+    Additions { init_container, containers: [cdi, plugin], volumes }
+}
+
+fn patch() -> Value {
+    let Additions { init_container, containers, volumes } = additions();
     let add = |at: &str, value: Value| json!({ "op": "add", "path": format!("/spec/template/spec/{at}/-"), "value": value });
     let discover = "/spec/template/spec/containers/2";
     let mut patch = vec![
         // The patch fails if this is another container.
         json!({ "op": "test", "path": format!("{discover}/name"), "value": "discover" }),
         json!({ "op": "replace", "path": format!("{discover}/args/1"), "value": "--resource-name=none" }),
-        add("initContainers", json!(install)),
-        add("containers", json!(cdi)),
-        add("containers", json!(plugin)),
+        add("initContainers", json!(init_container)),
     ];
+    patch.extend(containers.iter().map(|container| add("containers", json!(container))));
     patch.extend(volumes.iter().map(|volume| add("volumes", json!(volume))));
     patch.into()
 }

@@ -6,7 +6,8 @@
 
 use serde_json::{Value, json};
 
-use super::{admission, crds, daemon_set, rbac};
+use super::device_plugin::{Additions, additions};
+use super::{admission, crds, daemon_set, rbac, yaml};
 
 /// A part of a manifest, how often it is there, and what stands for it in the chart.
 type Replacement = (&'static str, usize, &'static str);
@@ -45,6 +46,11 @@ layouts: \"\"
 # The taint of the nodes, key=value:effect; empty: no taint.
 taint: kcm=true:NoSchedule
 
+# Serve the mount. Without it, the unit of `kcm install --systemd` on each node does, which an update does not interrupt.
+mount: true
+# Give pods lists by their resource requests, without hostPath (Kubernetes 1.29, a runtime with CDI).
+devicePlugin: false
+
 # The nodes that run kcm. {} means all.
 nodeSelector:
   kcm.intel.com/enabled: \"true\"
@@ -79,6 +85,8 @@ admissionPolicy: true
 monitoring:
   # The alert rules as a PrometheusRule of the Prometheus operator.
   rules: false
+  # The dashboard as a ConfigMap for the sidecar of Grafana.
+  dashboard: false
 ";
 
 /// Helm refuses values that this does not allow, so that a misspelt one is not ignored.
@@ -97,6 +105,8 @@ fn schema() -> String {
         })),
         "layouts": text,
         "taint": { "type": "string", "pattern": "^$|^[^=:]+(=[^:]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$" },
+        "mount": { "type": "boolean" },
+        "devicePlugin": { "type": "boolean" },
         "nodeSelector": map,
         "tolerations": { "type": "array" },
         "priorityClassName": text,
@@ -105,7 +115,7 @@ fn schema() -> String {
         "serviceAccount": object(json!({ "create": { "type": "boolean" }, "name": text })),
         "commandAccounts": { "type": "boolean" },
         "admissionPolicy": { "type": "boolean" },
-        "monitoring": object(json!({ "rules": { "type": "boolean" } })),
+        "monitoring": object(json!({ "rules": { "type": "boolean" }, "dashboard": { "type": "boolean" } })),
         // Helm itself adds it.
         "global": map,
     }));
@@ -159,6 +169,21 @@ spec:
 {{- end }}
 ";
 
+/// As the component `monitoring` makes it.
+const DASHBOARD: &str = "\
+{{- if .Values.monitoring.dashboard }}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  labels:
+    grafana_dashboard: \"1\"
+  name: kcm-dashboard
+  namespace: {{ .Release.Namespace }}
+data:
+  kcm.json: {{ .Files.Get \"files/dashboard.json\" | quote }}
+{{- end }}
+";
+
 fn replaced(text: &str, replacements: &[Replacement]) -> String {
     replacements.iter().fold(text.to_owned(), |text, (part, count, value)| {
         assert_eq!(text.matches(part).count(), *count, "{part:?} in the manifest");
@@ -178,13 +203,36 @@ const TOOLS: &str =
 const MOUNT: &str =
     "        resources:\n          requests:\n            cpu: 10m\n            memory: 32Mi\n";
 
+/// Items of a list in the pod, with this many spaces before them, if a value is set.
+fn items_if<T: serde::Serialize>(value: &str, spaces: usize, items: &[T]) -> String {
+    let text: String = yaml(&items).lines().map(|line| format!("{:spaces$}{line}\n", "")).collect();
+    format!("{:spaces$}{{{{- if .Values.{value} }}}}\n{text}{:spaces$}{{{{- end }}}}\n", "", "")
+}
+
+/// The manifest with the parts that are there only if a value is set.
+fn daemon_set_with_choices() -> String {
+    let Additions { init_container, containers, volumes } = additions();
+    let add = |before: &'static str, items: String| (before, items + before);
+    let parts = [
+        ("      initContainers:\n", "      initContainers:\n      {{- if .Values.mount }}\n".to_owned()),
+        add("      - args:\n        - init\n", "      {{- end }}\n".into()),
+        add("      hostPID: true\n", items_if("devicePlugin", 6, &containers)),
+        add("      nodeSelector:\n", items_if("devicePlugin", 6, &[init_container])),
+        add("  updateStrategy:\n", items_if("devicePlugin", 6, &volumes)),
+    ];
+    parts.iter().fold(body(&daemon_set::manifest()), |text, (at, with)| {
+        assert_eq!(text.matches(at).count(), 1, "{at:?} in the manifest");
+        text.replace(at, with)
+    })
+}
+
 fn daemon_set_template() -> String {
     replaced(
-        &body(&daemon_set::manifest()),
+        &daemon_set_with_choices(),
         &[
             (NAMESPACE, 1, RELEASE),
-            ("image: kcm\n", 5, "image: {{ include \"kcm.image\" . }}\n"),
-            ("imagePullPolicy: IfNotPresent\n", 5, "imagePullPolicy: {{ .Values.image.pullPolicy }}\n"),
+            ("image: kcm\n", 8, "image: {{ include \"kcm.image\" . }}\n"),
+            ("imagePullPolicy: IfNotPresent\n", 8, "imagePullPolicy: {{ .Values.image.pullPolicy }}\n"),
             ("- --interval=60\n", 3, "- --interval={{ .Values.interval }}\n"),
             ("--num-dp-cores=auto\n", 1, "--num-dp-cores={{ .Values.pools.dataplane }}\n"),
             ("--num-cp-cores=auto\n", 1, "--num-cp-cores={{ .Values.pools.controlplane }}\n"),
@@ -196,7 +244,7 @@ fn daemon_set_template() -> String {
             (
                 "        - --resource-name=extended\n",
                 1,
-                "        - --resource-name=extended\n        {{- if not .Values.taint }}\n        - --no-taint\n        {{- else if ne .Values.taint \"kcm=true:NoSchedule\" }}\n        - --taint={{ .Values.taint }}\n        {{- end }}\n",
+                "        - --resource-name={{ if .Values.devicePlugin }}none{{ else }}extended{{ end }}\n        {{- if not .Values.taint }}\n        - --no-taint\n        {{- else if ne .Values.taint \"kcm=true:NoSchedule\" }}\n        - --taint={{ .Values.taint }}\n        {{- end }}\n",
             ),
             (
                 "      nodeSelector:\n        kcm.intel.com/enabled: \"true\"\n",
@@ -214,7 +262,7 @@ fn daemon_set_template() -> String {
                 "priorityClassName: {{ .Values.priorityClassName }}\n",
             ),
             ("serviceAccountName: kcm-node\n", 1, "serviceAccountName: {{ .Values.serviceAccount.name }}\n"),
-            (TOOLS, 4, "        resources:\n          {{- toYaml .Values.resources.tools | nindent 10 }}\n"),
+            (TOOLS, 7, "        resources:\n          {{- toYaml .Values.resources.tools | nindent 10 }}\n"),
             (MOUNT, 1, "        resources:\n          {{- toYaml .Values.resources.mount | nindent 10 }}\n"),
         ],
     )
@@ -251,16 +299,19 @@ fn admission_template() -> String {
 pub(super) fn files() -> Vec<(String, String)> {
     let chart = CHART.replace("VERSION", env!("CARGO_PKG_VERSION"));
     let alerts = include_str!("../../../../deploy/monitoring/alerts.yaml");
+    let dashboard = include_str!("../../../../deploy/monitoring/dashboard.json");
     [
         ("Chart.yaml", GENERATED.to_owned() + &chart),
         ("values.yaml", GENERATED.to_owned() + VALUES),
         ("values.schema.json", schema()),
         ("crds/crds.yaml", crds()),
         ("files/alerts.yaml", alerts.to_owned()),
+        ("files/dashboard.json", dashboard.to_owned()),
         ("templates/_helpers.tpl", HELPERS.to_owned()),
         ("templates/NOTES.txt", NOTES.to_owned()),
         ("templates/admission.yaml", admission_template()),
         ("templates/daemonset.yaml", daemon_set_template()),
+        ("templates/dashboard.yaml", DASHBOARD.to_owned()),
         ("templates/layouts.yaml", LAYOUTS.to_owned()),
         ("templates/rbac.yaml", rbac_template()),
         ("templates/rules.yaml", RULES.to_owned()),
