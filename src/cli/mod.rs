@@ -31,7 +31,7 @@ A session:
   kcm mount                                        serve /etc/kcm
   kcm init --num-dp-cores=2 --num-cp-cores=1       create the three pools
   kcm isolate --pool=dataplane -- ./forwarder      run a program on a CPU list of its own
-  kcm shield --cpus=2-3 ./forwarder                the same without pools, and nothing else runs there
+  kcm shield --cpus=2-3 ./forwarder                the same without pools
   echo $$ > /etc/kcm/pools/dataplane/tasks         claim a CPU list for this shell
   cat /etc/kcm/self/last_error                     show why the last operation was refused
   kcm status                                       show whether all is well
@@ -390,15 +390,17 @@ pub(crate) struct ClusterInit {
     /// Directory for configuration and claims on each node
     #[arg(long, value_name = "dir", default_value = "/var/lib/kcm")]
     pub(crate) state_dir: PathBuf,
-    /// Number of data plane cores
-    #[arg(long, value_name = "num", default_value_t = 4)]
-    pub(crate) num_dp_cores: usize,
-    /// Number of control plane cores
-    #[arg(long, value_name = "num", default_value_t = 1)]
-    pub(crate) num_cp_cores: usize,
+    /// Number of data plane cores, or auto: all but one for infra and those of the control plane
+    #[arg(long, value_name = "num", default_value = "4", value_parser = validate::cores)]
+    pub(crate) num_dp_cores: Cores,
+    /// Number of control plane cores, or auto: one, but none if the data plane needs it
+    #[arg(long, value_name = "num", default_value = "1", value_parser = validate::cores)]
+    pub(crate) num_cp_cores: Cores,
     /// Let nothing else run on the data plane cores while they are claimed (needs cgroup v2 on the nodes)
     #[arg(long)]
     pub(crate) isolated: bool,
+    #[command(flatten)]
+    pub(crate) taint: TaintArg,
     /// Namespace of the pods and of their reports
     #[arg(long, value_name = "name", default_value = "default", value_parser = validate::namespace)]
     pub(crate) namespace: String,
@@ -911,12 +913,8 @@ pub(crate) struct Discover {
     /// none: no slots, because kcm device-plugin has them, only label and taint
     #[arg(long, value_enum, value_name = "form", default_value_t = ResourceName::Opaque)]
     pub(crate) resource_name: ResourceName,
-    /// The taint, key[=value]:effect; a taint that an earlier run has set is removed
-    #[arg(long, value_name = "taint", default_value = "kcm=true:NoSchedule", value_parser = validate::taint)]
-    pub(crate) taint: TaintSpec,
-    /// Set no taint; a taint that an earlier run has set is removed
-    #[arg(long, conflicts_with = "taint")]
-    pub(crate) no_taint: bool,
+    #[command(flatten)]
+    pub(crate) taint: TaintArg,
     /// Seconds between runs; 0 runs once
     #[arg(long, value_name = "seconds", default_value = "0", value_parser = validate::repeat)]
     pub(crate) interval: Repeat,
@@ -1070,6 +1068,23 @@ pub(crate) struct ImageArg {
     #[arg(long, value_name = "pol", default_value = "IfNotPresent")]
     #[arg(value_parser = ["Never", "IfNotPresent", "Always"])]
     pub(crate) kcm_img_pol: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TaintArg {
+    /// The taint, key[=value]:effect; a taint that an earlier run has set is removed
+    #[arg(long, value_name = "taint", default_value = "kcm=true:NoSchedule", value_parser = validate::taint)]
+    taint: TaintSpec,
+    /// Set no taint; a taint that an earlier run has set is removed
+    #[arg(long, conflicts_with = "taint")]
+    no_taint: bool,
+}
+
+impl TaintArg {
+    /// Returns the taint that nodes get, if they get one.
+    pub(crate) fn wanted(&self) -> Option<&TaintSpec> {
+        (!self.no_taint).then_some(&self.taint)
+    }
 }
 
 #[derive(Args, Debug)]

@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio::time::sleep;
 
+use super::common::node::taint;
 use super::common::output::print;
 use crate::backoff::Backoff;
 use crate::cli;
@@ -70,9 +71,10 @@ fn plan(args: &cli::ClusterInit) -> Result<Plan, Error> {
         conf_dir: directory("conf-dir", &args.dir.conf_dir)?,
         state_dir: directory("state-dir", &args.state_dir)?,
         install_dir: directory("install-dir", &args.target.install_dir)?,
-        dataplane: args.num_dp_cores,
+        dataplane: args.num_dp_cores.to_string(),
         isolated: args.isolated,
-        controlplane: args.num_cp_cores,
+        controlplane: args.num_cp_cores.to_string(),
+        taint: taint(&args.taint),
     })
 }
 
@@ -172,7 +174,7 @@ impl Work<'_> {
         let mut backoff = Backoff::new(PAUSES);
         loop {
             let current = self.pods.client.send(&node::get(node)?).await?;
-            let Some(missing) = node::missing(&current) else { return Ok(()) };
+            let Some(missing) = node::missing(&current, self.plan.taint.as_ref()) else { return Ok(()) };
             self.pods.step(node, &format!("discover: the node has no {missing}"));
             let pause = backoff.next();
             if let Some(limit) = self.pods.timeout.filter(|limit| started.elapsed() + pause > *limit) {

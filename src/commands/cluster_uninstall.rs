@@ -84,9 +84,10 @@ fn plan(args: &cli::ClusterUninstall) -> Result<Plan, Error> {
         conf_dir: directory("conf-dir", &args.dir.conf_dir)?,
         state_dir: directory("state-dir", &args.state_dir)?,
         install_dir: directory("install-dir", &args.target.install_dir)?,
-        dataplane: 0,
+        dataplane: String::new(),
         isolated: false,
-        controlplane: 0,
+        controlplane: String::new(),
+        taint: None,
     })
 }
 

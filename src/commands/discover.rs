@@ -14,14 +14,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Error, anyhow};
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::Node;
 
 use change::Step;
 use slots::{Offer, look, offer};
 
 use super::common::cluster::connected;
 use super::common::interval::End;
-use super::common::node::node_name;
+use super::common::node::{node_name, taint};
 use super::common::node_events::NodeEvents;
 use super::common::{interval, output};
 use crate::cli::{self, Repeat, ResourceName};
@@ -46,7 +46,7 @@ pub(super) fn run(args: &cli::Discover) -> Result<ExitCode, Error> {
     let node = node_name(&args.node)?;
     let mut advertiser = Advertiser {
         events: NodeEvents::new(&node),
-        marks: Marks { taint: (!args.no_taint).then(|| taint(&args.taint)) },
+        marks: Marks { taint: taint(&args.taint) },
         node,
         args,
         cluster: None,
@@ -185,11 +185,6 @@ fn capacity(args: &cli::Discover, node: &Node, slots: &Slots) -> Change {
 
 fn retry_timeout(args: &cli::Discover) -> Duration {
     if args.interval == Repeat::Once { RETRY_TIMEOUT } else { PERIODIC_RETRY_TIMEOUT }
-}
-
-fn taint(spec: &cli::TaintSpec) -> Taint {
-    let cli::TaintSpec { key, value, effect } = spec.clone();
-    Taint { key, value, effect, time_added: None }
 }
 
 /// Returns what the node advertises, for a message.

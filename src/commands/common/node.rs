@@ -1,10 +1,17 @@
-//! The name of the Kubernetes node that this machine is.
+//! The name of the Kubernetes node that this machine is, and the taint that nodes get.
 //!
 //! Owns the precedence of `NODE_NAME` over `--node`. Does not know what a command does with the node.
 
 use anyhow::{Context as _, Error, bail};
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::cli::{self, is_dns_name};
+
+/// Returns the taint that nodes get, if they get one.
+pub(crate) fn taint(arg: &cli::TaintArg) -> Option<Taint> {
+    let cli::TaintSpec { key, value, effect } = arg.wanted()?.clone();
+    Some(Taint { key, value, effect, time_added: None })
+}
 
 /// Returns the name of this node.
 ///

@@ -203,9 +203,10 @@ fn requests_about_pods() {
         conf_dir: "/run/kcm/conf".into(),
         state_dir: "/var/lib/kcm".into(),
         install_dir: "/opt/bin".into(),
-        dataplane: 7,
-        controlplane: 2,
+        dataplane: "auto".into(),
+        controlplane: "2".into(),
         isolated: false,
+        taint: None,
     };
     let create = |commands: &[HostCommand]| {
         let pods = plan(commands).pods("n1");

@@ -160,18 +160,24 @@ pub(crate) fn label_and_taint(node: &Node, wanted: Option<&Marks>) -> Change {
 }
 
 /// Returns which of slots, label and taint a node does not have.
-pub(crate) fn missing(node: &Node) -> Option<&'static str> {
+pub(crate) fn missing(node: &Node, taint: Option<&Taint>) -> Option<String> {
     let capacity = node.status.as_ref().and_then(|status| status.capacity.as_ref());
     if !capacity.into_iter().flat_map(BTreeMap::keys).any(|name| is_ours(name)) {
-        return Some("slots of kcm");
+        return Some("slots of kcm".into());
     }
     let labels = node.metadata.labels.as_ref();
     if labels.and_then(|labels| labels.get(LABEL)).is_none_or(|value| value != "true") {
-        return Some("label kcm.intel.com/kcm-node=true");
+        return Some("label kcm.intel.com/kcm-node=true".into());
     }
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    let is_there = taints.iter().any(|taint| taint.key == TAINT && taint.effect == EFFECT);
-    (!is_there).then_some("taint kcm=true:NoSchedule")
+    let lacks = |wanted: &&Taint| !taints.iter().any(|taint| identity(taint) == identity(wanted));
+    taint.filter(lacks).map(|taint| format!("taint {}", shown_taint(taint)))
+}
+
+/// Returns a taint as `kubectl taint` takes it.
+pub(crate) fn shown_taint(taint: &Taint) -> String {
+    let value = taint.value.as_ref().map_or_else(String::new, |value| format!("={value}"));
+    format!("{}{value}:{}", taint.key, taint.effect)
 }
 
 /// The key and the effect, by which Kubernetes tells taints apart.
@@ -309,12 +315,19 @@ mod tests {
     fn what_a_node_does_not_have_is_named() {
         let ours = json!([{ "key": "kcm", "value": "true", "effect": "NoSchedule" }]);
         let mut all = node(json!({ "cpu": "4", OPAQUE: "4" }), ours.clone());
-        assert_eq!(missing(&all), Some("label kcm.intel.com/kcm-node=true"));
+        let taint = usual().taint;
+        let missing = |node: &Node| missing(node, taint.as_ref()).unwrap_or_default();
+        assert_eq!(missing(&all), "label kcm.intel.com/kcm-node=true");
         all.metadata.labels = Some([(LABEL.to_owned(), "true".to_owned())].into());
-        assert_eq!(missing(&all), None);
-        assert_eq!(missing(&Node { spec: None, ..all.clone() }), Some("taint kcm=true:NoSchedule"));
-        assert_eq!(missing(&Node { status: None, ..all }), Some("slots of kcm"));
-        assert_eq!(missing(&node(json!({ "cpu": "4" }), ours)), Some("slots of kcm"));
+        assert_eq!(missing(&all), "");
+        let untainted = Node { spec: None, ..all.clone() };
+        assert_eq!(missing(&untainted), "taint kcm=true:NoSchedule");
+        assert_eq!(super::missing(&untainted, None), None, "no taint is wanted");
+        let other = Taint { value: None, ..taint.clone().unwrap() };
+        let other = Taint { key: "x".into(), ..other };
+        assert_eq!(super::missing(&all, Some(&other)), Some("taint x:NoSchedule".into()));
+        assert_eq!(missing(&Node { status: None, ..all }), "slots of kcm");
+        assert_eq!(missing(&node(json!({ "cpu": "4" }), ours)), "slots of kcm");
     }
 
     #[test]

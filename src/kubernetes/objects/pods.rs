@@ -7,7 +7,7 @@
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, ExecAction, HostPathVolumeSource, ObjectFieldSelector,
-    Pod, PodSpec, Probe, ResourceRequirements, SecurityContext, Toleration, Volume, VolumeMount,
+    Pod, PodSpec, Probe, ResourceRequirements, SecurityContext, Taint, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Resource as _;
@@ -17,6 +17,7 @@ use kube::core::subresource::LogParams;
 use kube::core::{ObjectList, ObjectMeta, WatchEvent};
 use serde_json::Value;
 
+use super::node::shown_taint;
 use super::{Built, Request};
 use crate::host_command::HostCommand;
 
@@ -46,10 +47,13 @@ pub(crate) struct Plan {
     pub(crate) conf_dir: String,
     pub(crate) state_dir: String,
     pub(crate) install_dir: String,
-    pub(crate) dataplane: usize,
+    /// A number of cores, or `auto`.
+    pub(crate) dataplane: String,
     /// Whether dataplane is isolated.
     pub(crate) isolated: bool,
-    pub(crate) controlplane: usize,
+    pub(crate) controlplane: String,
+    /// The taint of the nodes, if they get one.
+    pub(crate) taint: Option<Taint>,
 }
 
 /// The phase that a pod has to reach before the next one is created.
@@ -245,7 +249,13 @@ impl Plan {
                 let isolated = self.isolated.then(|| "--isolated".into());
                 ["init".into(), conf_dir].into_iter().chain(counts).chain(isolated).collect()
             }
-            HostCommand::Discover => vec!["discover".into(), conf_dir],
+            HostCommand::Discover => {
+                let taint = self
+                    .taint
+                    .as_ref()
+                    .map_or("--no-taint".into(), |taint| format!("--taint={}", shown_taint(taint)));
+                vec!["discover".into(), conf_dir, taint]
+            }
             HostCommand::Install => vec!["install".into(), format!("--install-dir={}", self.install_dir)],
             HostCommand::Reconcile => periodic("reconcile"),
             HostCommand::NodeReport => periodic("node-report"),

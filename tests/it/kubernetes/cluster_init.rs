@@ -210,6 +210,23 @@ fn a_node_is_ready_only_while_it_is_advertised() {
 }
 
 #[test]
+fn pools_and_the_taint_are_chosen_as_for_init_and_discover() {
+    let server = cluster(1);
+    let words = ["--host-list=n1", "--num-dp-cores=auto", "--no-taint"];
+    server.change("/api/v1/nodes/n1", |node| node["spec"]["taints"] = json!([]));
+    assert_eq!(run(&mut cluster_init(&server, &words)).2, Some(0), "a node without a taint is ready");
+    let [_, once, on] = KINDS.map(|kind| server.object(&pod_path(kind, "n1")).unwrap()["spec"].clone());
+    let has = |container: &Value, arg: &str| container["args"].as_array().unwrap().contains(&json!(arg));
+    assert!(has(&once["initContainers"][0], "--num-dp-cores=auto"));
+    assert!(has(&once["containers"][1], "--no-taint") && has(&on["containers"][2], "--no-taint"));
+    let server = cluster(1);
+    let words = ["--host-list=n1", "--taint=dedicated=kcm:NoExecute", "--timeout=1"];
+    let (_, err, code) = run(&mut cluster_init(&server, &words));
+    assert_eq!(code, Some(1));
+    assert!(err.contains("node n1: it has no taint dedicated=kcm:NoExecute after 1 s"), "{err}");
+}
+
+#[test]
 fn discover_by_itself_keeps_running() {
     let server = cluster(1);
     let words = ["--host-list=n1", "--kcm-cmd-list=discover"];
