@@ -5,24 +5,25 @@
 //!
 //! A partition is a threaded cgroup below the cgroup of the task (a *remote* partition in the words of the kernel's
 //! `cgroup-v2.rst`), so that the task stays in its container or service: limits, freezing and killing reach it as before.
+//! Or it is the cgroup of the task, with everything that enters it: then it is not made, emptied or removed here.
 //! Kernels differ in what they accept, so nothing is decided by version: what was written is read back.
 
 mod members;
+mod plan;
 mod workqueues;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use members::{are_in, cgroup_of};
+use members::{are_at, are_in};
 
 use crate::failpoint::{Step, reached};
 use crate::model::cpuset::CpuSet;
-use crate::model::partition::{Level, Missing, Partition, ancestors};
-use crate::model::pool::ListId;
+use crate::model::partition::{Level, Missing, Partition};
 use crate::text::escaped;
 
 /// Where the tree is looked for. In a container that shares the PID namespace of the node, the first ones are the node's.
@@ -101,44 +102,6 @@ impl Tree {
         writable.map(drop).map_err(|_| Missing::Writable)
     }
 
-    /// Returns the partition that would be made for a process. `is_partition` says whether a path is that of a partition.
-    /// Writes nothing.
-    ///
-    /// # Errors
-    /// The process has died, or its cgroup is not suitable.
-    pub(crate) fn plan(
-        &self,
-        pid: u32,
-        list: ListId,
-        cpus: &CpuSet,
-        is_partition: &dyn Fn(&str) -> bool,
-    ) -> Result<Partition, PartitionError> {
-        let mut parent = cgroup_of(pid)?;
-        if is_partition(&parent) {
-            parent.truncate(parent.rfind('/').unwrap_or(0));
-        }
-        let unsuitable = |why: &str| PartitionError::Unsuitable { path: shown(&parent), why: why.to_owned() };
-        match self.read(&parent, "cgroup.type").as_deref() {
-            Ok("domain" | "domain threaded") => {}
-            // Its threads may be in several cgroups, which would be lost.
-            Ok("threaded") if !are_in(pid, &parent) => {
-                return Err(unsuitable("its threads are in several cgroups"));
-            }
-            Ok("threaded") => {}
-            Ok(kind) => return Err(unsuitable(&format!("its type is {kind}"))),
-            Err(error) if error.kind() == ErrorKind::NotFound && parent.is_empty() => {}
-            Err(error) => return Err(unsuitable(&format!("its type cannot be read: {error}"))),
-        }
-        let mut levels: Vec<Level> = Vec::new();
-        for path in ancestors(&parent) {
-            let exclusive = !path.is_empty() && !cpus.is_subset(&self.cpus(path, "cpuset.cpus.exclusive"));
-            levels
-                .push(Level { enabled: !self.has_word(path, "cgroup.subtree_control", "cpuset"), exclusive });
-        }
-        let workqueues = workqueues::removable(cpus);
-        Ok(Partition { list, cpus: cpus.clone(), parent, levels, workqueues })
-    }
-
     /// Makes the partition, moves the process into it, and reads back that it is in force. It is in the list's cgroup then
     /// with all its threads.
     ///
@@ -151,16 +114,18 @@ impl Tree {
             let why = format!("{what}: {error}");
             PartitionError::Unsuitable { path: shown(parent), why }
         };
-        match fs::create_dir(self.at(&path)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(unsuitable("a cgroup below it cannot be made", &error));
+        if !partition.is_whole_cgroup {
+            match fs::create_dir(self.at(&path)) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(unsuitable("a cgroup below it cannot be made", &error));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        if self.read(&path, "cgroup.type").is_ok_and(|kind| kind != "threaded") {
-            self.write(&path, "cgroup.type", "threaded").map_err(|error| {
-                unsuitable("it has controllers or cgroups that allow no threaded cgroup", &error)
-            })?;
+            if self.read(&path, "cgroup.type").is_ok_and(|kind| kind != "threaded") {
+                self.write(&path, "cgroup.type", "threaded").map_err(|error| {
+                    unsuitable("it has controllers or cgroups that allow no threaded cgroup", &error)
+                })?;
+            }
         }
         for (above, level) in partition.ancestors().zip(&partition.levels) {
             if level.enabled {
@@ -189,10 +154,12 @@ impl Tree {
         }
         reached(Step::PartitionIsolated);
         workqueues::keep_off(&partition.workqueues);
-        match self.write(&path, "cgroup.procs", &pid.to_string()) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(PartitionError::Gone),
-            Err(error) => return Err(unsuitable("the task cannot be moved", &error)),
-            Ok(()) => {}
+        if !partition.is_whole_cgroup {
+            match self.enter(partition, pid) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(PartitionError::Gone),
+                Err(error) => return Err(unsuitable("the task cannot be moved", &error)),
+                Ok(()) => {}
+            }
         }
         match self.look(partition, pid) {
             Found::Isolated => Ok(()),
@@ -209,7 +176,8 @@ impl Tree {
         if let Err(why) = self.is_in_force(partition) {
             return Found::Broken(why);
         }
-        if are_in(pid, &path) {
+        let has_task = if partition.is_whole_cgroup { are_in(pid, &path) } else { are_at(pid, &path) };
+        if has_task {
             // Somebody may have allowed it.
             workqueues::keep_off(&partition.workqueues);
             Found::Isolated
@@ -240,12 +208,6 @@ impl Tree {
             }
             Err(error) => Err(format!("its state cannot be read: {error}")),
         }
-    }
-
-    /// Returns the numbers of the threads in the partition.
-    pub(crate) fn members(&self, partition: &Partition) -> Vec<u32> {
-        let text = self.read(&partition.path(), "cgroup.threads").unwrap_or_default();
-        text.lines().filter_map(|tid| tid.parse().ok()).collect()
     }
 
     /// Opens the files that poll(2) reports (`POLLPRI`) when the partition changes after this, or when it has no process any
@@ -313,6 +275,9 @@ impl Tree {
             return Ok(());
         }
         self.write_if_there(&path, "cpuset.cpus.partition", "member");
+        if partition.is_whole_cgroup {
+            return Ok(());
+        }
         let deadline = Instant::now() + EMPTYING;
         loop {
             for tid in self.members(partition) {
@@ -331,16 +296,19 @@ impl Tree {
 
     /// Whether somebody has set CPUs of cgroups below, which would be lost without the controller.
     fn is_used(&self, path: &str) -> bool {
-        let children = fs::read_dir(self.at(path)).into_iter().flatten().filter_map(Result::ok);
-        let mut children = children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
-        let is_set = |directory: &Path, name: &str| {
-            fs::read(directory.join(name)).is_ok_and(|text| !text.trim_ascii().is_empty())
+        let is_set = |name: &str, file: &str| {
+            self.read(&format!("{path}/{name}"), file).is_ok_and(|it| !it.is_empty())
         };
-        children.any(|child| {
-            ["cpuset.cpus", "cpuset.cpus.exclusive", "cpuset.mems"]
-                .iter()
-                .any(|name| is_set(&child.path(), name))
+        self.children(path).iter().any(|child| {
+            ["cpuset.cpus", "cpuset.cpus.exclusive", "cpuset.mems"].iter().any(|file| is_set(child, file))
         })
+    }
+
+    /// Returns the names of the cgroups below.
+    fn children(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.at(path)).into_iter().flatten().filter_map(Result::ok);
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     fn at(&self, path: &str) -> PathBuf {

@@ -139,5 +139,5 @@ fn try_claim(args: &cli::Hook, pid: u32) -> Result<(), Error> {
 }
 
 fn write(tasks: &Path, pid: u32) -> io::Result<()> {
-    OpenOptions::new().write(true).open(tasks)?.write_all(format!("{pid}\n").as_bytes())
+    OpenOptions::new().write(true).open(tasks)?.write_all(format!("cgroup:{pid}\n").as_bytes())
 }

@@ -52,6 +52,20 @@ holds "a release" claim $D/3/tasks "-$task"
 is "the task is in the cgroup of its service" "$(cgroup "$task")" /system.slice/delegated.service
 holds "the service is stopped" systemctl stop delegated
 
+# A container in a scope, as runtimes make it with systemd.
+systemd-run --quiet --scope -p Delegate=yes --unit=container /usr/busybox/sleep 99999 &
+until_is "a scope starts" /system.slice/container.scope sh -c "cut -d: -f3 /proc/\$(cat $G/system.slice/container.scope/cgroup.procs)/cgroup"
+task=$(cat $G/system.slice/container.scope/cgroup.procs)
+holds "a claim for the whole scope" sh -c "echo cgroup:$task >$D/3/tasks"
+(echo 0 >$G/system.slice/container.scope/cgroup.procs; exec /usr/busybox/sleep 99999) &
+executed=$!
+until_is "what is executed in it is on the list" 3 mask "$executed"
+systemctl daemon-reload
+until_is "a reload: it is isolated, or again" isolated state 3
+until_is "with all processes" "3 3" sh -c "echo \$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/$task/status /proc/$executed/status)"
+holds "the scope is stopped" systemctl stop container.scope
+until_is "the list is free" free state 3
+
 # A scope of its own.
 is "kcm isolate --scope runs a command" "$(kcm isolate --scope --pool=dp -- echo --scope 'a  b' 2>&1)" "--scope a  b"
 kcm isolate --scope --pool=dp -- /usr/busybox/sleep 99999 &

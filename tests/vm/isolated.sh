@@ -75,18 +75,80 @@ is "the task is in its cgroup again" "$(cgroup "$task") $(mask "$task")" "/pod/c
 is "who was pinned there is there again" "$(mask "$pinned")" 3
 kill "$pinned" "$task"
 
-# The hook of a container runtime, and what `exec` into the container does: a process in the cgroup of the container.
+# The hook of a container runtime, and what `exec` into the container does: a process in the cgroup of the container. The
+# whole cgroup is isolated.
+B=$G/pod/container
 in_cgroup pod/container "exec sleep 99999"
 until_named sleep "$job"
 task=$job
 holds "the hook claims" sh -c "echo '{\"pid\": $task}' | kcm hook --pool=dp --list=3"
-is "and isolates the first process of the container" "$(state 3) $(mask "$task")" "isolated 3"
+is "and isolates the cgroup of the container" "$(state 3) $(cgroup "$task") $(cat $B/cpuset.cpus.partition)" "isolated /pod/container root"
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+executed=$job
+is "a process that is executed in the container later runs on the list" "$(cgroup "$executed") $(mask "$executed")" "/pod/container 3"
+fails "and cannot leave it" "nvalid argument" taskset -p 1 "$executed"
+is "no thread of another may run there" "$(others | sed 's/sleep 3,//')" ""
+echo member >$B/cpuset.cpus.partition
+until_is "somebody makes it an ordinary cgroup: it is isolated again" root cat $B/cpuset.cpus.partition
+until_is "with what was executed" "isolated 3" sh -c "echo \$(cat $D/3/state) \$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/$executed/status)"
+kill -9 "$(worker)"
+until_is "the worker is killed: the next one finds it" "$task" cat $D/3/tasks
+sleep 1
+is "as it was" "$(state 3) $(cat $B/cpuset.cpus.partition) $(grep -c '"event":"invalid"' $C/info/events)" "isolated root 1"
+fails "what was executed cannot have another list" "ot supported" sh -c "echo $executed >$D/2/tasks"
+is "and the error says why" "$(grep -c 'task.s cgroup /pod/container: all of it is on dp 3; start' $C/self/last_error)" 1
+holds "the first process moves to another list" claim $D/2/tasks "$task"
+is "and takes the whole container along" "$(state 3) $(state 2) $(mask "$task") $(mask "$executed")" "free isolated 2 2"
+holds "a release" claim $D/2/tasks "-$task"
+is "all are where they were" "$(state 2) $(mask "$task") $(mask "$executed") $(same_tree)" "free $all $all same"
+fails "a cgroup with other processes is not isolated as a whole" "ot supported" sh -c "echo cgroup:$task >$D/3/tasks"
+is "and the error says why" "$(grep -c 'task.s cgroup /pod/container: it has other processes; start' $C/self/last_error)" 1
+kill "$executed"
+until_is "only the first process is there" "$task" cat $B/cgroup.procs
+mkdir $B/below
+fails "nor is one with cgroups below it" "ot supported" sh -c "echo cgroup:$task >$D/3/tasks"
+rmdir $B/below
+holds "a claim for the cgroup" sh -c "echo cgroup:$task >$D/3/tasks"
+holds "the runtime makes a cgroup in the container" mkdir $B/below
+echo "$task" >$B/below/cgroup.procs
+sleep 1
+is "the first process moves there: nothing has to be made again" "$(state 3) $(cgroup "$task") $(grep -c '"event":"invalid"' $C/info/events)" "isolated /pod/container/below 1"
+kill "$task"
+until_is "the container ends: its cgroup can be removed at once" "" sh -c "rmdir $B/below $B && echo"
+until_is "the list is free" free state 3
+mkdir $B
+until_is "everything is as before" same same_tree
+
+# Who has claimed by itself is isolated, and what is executed in the container runs elsewhere.
+in_cgroup pod/container "exec sleep 99999"
+until_named sleep "$job"
+task=$job
+holds "a claim for a process" claim $D/3/tasks "$task"
 in_cgroup pod/container "exec sleep 99999"
 until_named sleep "$job"
 is "a process that is executed in the container later runs elsewhere" "$(cgroup "$job") $(mask "$job")" "/pod/container $rest"
 fails "and cannot be put on the list" "nvalid argument" taskset -p 8 "$job"
 kill "$task" "$job"
 until_is "the container has ended: the list is free" free state 3
+until_is "everything is as before" same same_tree
+
+# A child of a holder, which is in its partition, can have a list of its own.
+in_cgroup pod/container "echo 0 >$D/3/tasks; sleep 99999 & wait"
+task=$job
+until_is "a holder has a child in its partition" 2 sh -c "wc -l <$B/kcm-3/cgroup.threads"
+child=$(grep -vx "$task" $B/kcm-3/cgroup.threads)
+holds "the child claims another list" claim $D/2/tasks "$child"
+is "both are isolated" "$(state 3) $(mask "$task") $(state 2) $(mask "$child") $(cgroup "$child")" "isolated 3 isolated 2 /pod/container/kcm-2"
+holds "the child releases it" claim $D/2/tasks "-$child"
+is "it runs elsewhere" "$(state 2) $(mask "$child") $(cgroup "$child")" "free $rest /pod/container"
+echo "$child" >$B/kcm-3/cgroup.procs
+mkdir $C/pools/shared $C/pools/shared/1
+holds "it claims a list that is not isolated" claim $C/pools/shared/1/tasks "$child"
+is "and is there" "$(mask "$child") $(cgroup "$child")" "1 /pod/container"
+kill "$child" "$task"
+until_is "all lists are free" "free free" sh -c "echo \$(cat $D/2/state) \$(cat $D/3/state)"
+rmdir $C/pools/shared/1 $C/pools/shared
 until_is "everything is as before" same same_tree
 
 # How much of the CPU a busy holder gets beside two busy loops for each CPU, and how often it is interrupted.

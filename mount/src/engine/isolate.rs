@@ -7,11 +7,12 @@
 //! else is done by [`Engine::keep_partitions_forever`]: it takes back what belongs to no claim, and makes again what
 //! somebody has taken away. It sleeps while there is no partition.
 
+mod members;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,17 +20,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::events::Event;
-use super::ports::{Journal as _, Partitions as _, Ports, Process as _, Processes as _, Watch as _};
-use super::search::DeadClaim;
+use super::ports::{Journal as _, Partitions as _, Ports, Process as _, Watch as _};
 use super::{Engine, ProcessOf, list_event_of};
 use crate::failpoint::{Step, reached};
 use crate::journal::{AppendError, Record};
-use crate::model::claims::ListToPassOn;
-use crate::model::command::{Heir, HeirCandidate};
 use crate::model::cpuset::CpuSet;
-use crate::model::partition::{Partition, PartitionState};
+use crate::model::partition::{Extent, Partition, PartitionState};
 use crate::model::pool::ListId;
-use crate::model::task::{Pid, TaskId};
+use crate::model::task::TaskId;
 use crate::partitions::{Found, PartitionError};
 
 /// How long a change may stay unnoticed that the kernel does not report.
@@ -52,14 +50,21 @@ pub(super) struct Isolation {
 struct Made {
     /// `None` if it could not be made.
     partition: Option<Partition>,
+    /// What is on its CPUs when it is made again.
+    extent: Extent,
     state: PartitionState,
     /// When it is tried again, and after which pause, if it could not be made.
     again: Option<(Instant, Duration)>,
 }
 
 impl Made {
-    fn new(partition: Option<Partition>, state: PartitionState) -> Self {
-        Self { partition, state, again: None }
+    fn new(partition: Partition, state: PartitionState) -> Self {
+        let extent = partition.extent();
+        Self { partition: Some(partition), extent, state, again: None }
+    }
+
+    fn missing(extent: Extent, state: PartitionState) -> Self {
+        Self { partition: None, extent, state, again: None }
     }
 }
 
@@ -82,7 +87,7 @@ impl Isolation {
     pub(super) fn new(partitions: Vec<Partition>) -> nix::Result<Self> {
         let made = |partition: Partition| {
             let state = PartitionState::Invalid("it was not looked at yet".to_owned());
-            (partition.list, Made::new(Some(partition), state))
+            (partition.list, Made::new(partition, state))
         };
         let made = partitions.into_iter().map(made).collect();
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -109,14 +114,31 @@ impl Isolation {
         self.made.lock().get(&list).map(|made| made.state.clone())
     }
 
+    /// Returns what is on the CPUs of a list.
+    pub(super) fn extent(&self, list: ListId) -> Extent {
+        self.made.lock().get(&list).map(|made| made.extent.clone()).unwrap_or_default()
+    }
+
+    /// Partitions that were taken back have to be made again.
+    pub(super) fn expect(&self, lists: Vec<(ListId, Extent)>) {
+        let mut made = self.made.lock();
+        for (list, extent) in lists {
+            let state = PartitionState::Invalid("it was not made yet".to_owned());
+            made.entry(list).or_insert(Made::missing(extent, state));
+        }
+    }
+
     /// Returns the partitions of which something is written.
     fn written(&self) -> Vec<Partition> {
         let made = self.made.lock();
         made.values().filter_map(|made| made.partition.clone()).collect()
     }
 
+    /// Whether a cgroup was made as a partition.
     fn is_partition(&self, path: &str) -> bool {
-        self.made.lock().values().filter_map(|made| made.partition.as_ref()).any(|it| it.path() == path)
+        let made = self.made.lock();
+        let mut partitions = made.values().filter_map(|made| made.partition.as_ref());
+        partitions.any(|it| !it.is_whole_cgroup && it.path() == path)
     }
 }
 
@@ -130,20 +152,28 @@ impl<P: Ports> Engine<P> {
         list: ListId,
         cpus: &CpuSet,
         process: &ProcessOf<P>,
+        extent: &Extent,
     ) -> Result<(), NotIsolated> {
         let _writing = self.isolation.writing.lock();
         // Of an earlier holder.
         self.end_partition_locked(list).map_err(not_ended)?;
-        self.isolate_locked(list, cpus, process)
+        self.isolate_locked(list, cpus, process, extent)
     }
 
-    fn isolate_locked(&self, list: ListId, cpus: &CpuSet, process: &ProcessOf<P>) -> Result<(), NotIsolated> {
+    fn isolate_locked(
+        &self,
+        list: ListId,
+        cpus: &CpuSet,
+        process: &ProcessOf<P>,
+        extent: &Extent,
+    ) -> Result<(), NotIsolated> {
         let pid = process.id().pid;
-        let partition = self.partitions.plan(pid, list, cpus, &|path| self.isolation.is_partition(path))?;
+        let is_partition = |path: &str| self.isolation.is_partition(path);
+        let partition = self.partitions.plan(pid, list, cpus, extent, &is_partition)?;
         self.journal.append(&Record::Partition(partition.clone())).map_err(NotIsolated::Journal)?;
         reached(Step::PartitionRecorded);
         let unfinished = PartitionState::Invalid("it is being made".to_owned());
-        self.isolation.made.lock().insert(list, Made::new(Some(partition.clone()), unfinished));
+        self.isolation.made.lock().insert(list, Made::new(partition.clone(), unfinished));
         let result = self.partitions.make(&partition, pid);
         // The number of a process that dies meanwhile may be that of another one by now.
         let result = if process.is_alive() { result } else { Err(PartitionError::Gone) };
@@ -157,7 +187,7 @@ impl<P: Ports> Engine<P> {
                     return Err(error.into());
                 }
                 // The kernel has isolated these CPUs at boot, and makes no partition of them.
-                self.isolation.made.lock().insert(list, Made::new(None, PartitionState::Boot));
+                self.isolation.made.lock().insert(list, Made::missing(extent.clone(), PartitionState::Boot));
             }
         }
         self.isolation.wake();
@@ -287,10 +317,11 @@ impl<P: Ports> Engine<P> {
             }
             Some(Made { partition: None, .. }) | None => "it was not made yet".to_owned(),
         };
+        let extent = made.as_ref().map(|made| made.extent.clone()).unwrap_or_default();
         let again = self
             .end_partition_locked(list)
             .map_err(not_ended)
-            .and_then(|()| self.isolate_locked(list, cpus, process));
+            .and_then(|()| self.isolate_locked(list, cpus, process, &extent));
         let reason = match again {
             Ok(()) => format!("{why}; it is isolated again"),
             // The death is noticed soon.
@@ -311,7 +342,8 @@ impl<P: Ports> Engine<P> {
         let pause =
             before.and_then(|made| made.again).map_or(INTERVAL, |(_, pause)| (2 * pause).min(LONGEST));
         let mut known = self.isolation.made.lock();
-        let made = known.entry(list).or_insert(Made::new(None, PartitionState::Isolated));
+        let extent = before.map(|made| made.extent.clone()).unwrap_or_default();
+        let made = known.entry(list).or_insert(Made::missing(extent, PartitionState::Isolated));
         made.state = PartitionState::Invalid(why);
         made.again = Some((Instant::now() + pause, pause));
         drop(known);
@@ -325,38 +357,6 @@ impl<P: Ports> Engine<P> {
         self.event(Event { reason: Some(reason.to_owned()), ..event });
         drop(claims);
         self.journal.request_flush();
-    }
-
-    /// Returns the heir of a dead task that had a partition: the oldest process in it. Nobody else can be there.
-    pub(super) fn heir_in_partition(&self, dead: &DeadClaim) -> Option<Heir> {
-        let partition = self.isolation.made.lock().get(&dead.claim.list)?.partition.clone()?;
-        let members = self.partitions.members(&partition);
-        let candidates = members.into_iter().filter_map(|tid| self.member(tid));
-        let oldest = candidates.min_by_key(|candidate| candidate.started)?;
-        let (online, tick) = (CpuSet::new(), 1);
-        let list = ListToPassOn {
-            claim: &dead.claim,
-            user_at_death: dead.user,
-            cpus: &dead.cpus,
-            online: &online,
-            tick,
-        };
-        Some(list.heir_in_partition(&oldest))
-    }
-
-    fn member(&self, tid: Pid) -> Option<HeirCandidate> {
-        let process: Arc<ProcessOf<P>> = self.processes.of_thread(tid).ok().flatten()?;
-        if !process.is_alive() || self.claims.lock().claim(&process.id()).is_some() {
-            return None;
-        }
-        let facts = self.processes.facts(&process).ok().flatten()?;
-        Some(HeirCandidate {
-            info: self.task_info_of(process.id(), &facts),
-            users: vec![facts.uids.real],
-            cgroups: self.processes.cgroup(&process).into_iter().collect(),
-            started: self.processes.started(&process)?,
-            masks: Vec::new(),
-        })
     }
 }
 

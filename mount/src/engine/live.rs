@@ -18,7 +18,7 @@ use crate::clock;
 use crate::journal::{AppendError, Config, Record, Recovered, StateDir};
 use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
-use crate::model::partition::{Missing, Partition};
+use crate::model::partition::{Extent, Missing, Partition};
 use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -358,9 +358,10 @@ impl Partitions for Cgroups {
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
+        extent: &Extent,
         is_partition: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError> {
-        self.tree()?.plan(pid.get(), list, cpus, is_partition)
+        self.tree()?.plan(pid.get(), list, cpus, extent, is_partition)
     }
 
     fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {
@@ -375,6 +376,18 @@ impl Partitions for Cgroups {
     fn members(&self, partition: &Partition) -> Vec<Pid> {
         let members = self.tree().map(|tree| tree.members(partition)).unwrap_or_default();
         members.into_iter().filter_map(Pid::new).collect()
+    }
+
+    fn partition_of(&self, pid: Pid, partitions: &[Partition]) -> Option<Partition> {
+        self.tree().ok()?.partition_of(pid.get(), partitions)
+    }
+
+    fn leave(&self, partition: &Partition, pid: Pid) -> io::Result<()> {
+        self.tree().map_err(|missing| io::Error::other(missing.to_string()))?.leave(partition, pid.get())
+    }
+
+    fn enter(&self, partition: &Partition, pid: Pid) -> io::Result<()> {
+        self.tree().map_err(|missing| io::Error::other(missing.to_string()))?.enter(partition, pid.get())
     }
 
     fn watch(&self, partition: &Partition) -> Vec<File> {

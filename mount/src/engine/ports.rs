@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::journal::{AppendError, Config, Record};
 use crate::model::command::{CgroupId, Ending, SavedMask};
 use crate::model::cpuset::CpuSet;
-use crate::model::partition::{Missing, Partition};
+use crate::model::partition::{Extent, Missing, Partition};
 use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -248,12 +248,13 @@ pub(crate) trait Partitions: Debug + Send + Sync + 'static {
     /// Returns what this machine lacks for partitions.
     fn missing(&self) -> Option<Missing>;
 
-    /// Returns the partition that would be made for a process. `is_partition` says whether a cgroup is one already.
+    /// Returns the partition that would be made for a process. `is_partition` says whether a cgroup was made as one already.
     fn plan(
         &self,
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
+        extent: &Extent,
         is_partition: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError>;
 
@@ -265,6 +266,15 @@ pub(crate) trait Partitions: Debug + Send + Sync + 'static {
 
     /// Returns the threads in a partition.
     fn members(&self, partition: &Partition) -> Vec<Pid>;
+
+    /// Returns that one of these partitions in which a process is.
+    fn partition_of(&self, pid: Pid, partitions: &[Partition]) -> Option<Partition>;
+
+    /// Moves a process out of a partition into the cgroup above it.
+    fn leave(&self, partition: &Partition, pid: Pid) -> io::Result<()>;
+
+    /// Moves a process back into a partition that it has left.
+    fn enter(&self, partition: &Partition, pid: Pid) -> io::Result<()>;
 
     /// Opens files that poll(2) reports when the partition changes after this, or has no process any more.
     fn watch(&self, partition: &Partition) -> Vec<File>;

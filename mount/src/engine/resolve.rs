@@ -10,6 +10,7 @@ use super::requester::Requester;
 use super::{Engine, ProcessOf};
 use crate::model::claims::check_permission;
 use crate::model::command::TaskInfo;
+use crate::model::partition::Extent;
 use crate::model::refusal::Refusal;
 use crate::model::rights::User;
 use crate::model::task::{Named, Token};
@@ -18,6 +19,8 @@ use crate::model::task::{Named, Token};
 pub(super) struct ResolvedTask<P: Ports> {
     pub(super) info: TaskInfo,
     pub(super) process: Arc<ProcessOf<P>>,
+    /// What a claim puts on an isolated list.
+    pub(super) extent: Extent,
 }
 
 /// The processes to claim for, and those to release.
@@ -36,9 +39,11 @@ impl<P: Ports> Engine<P> {
         let (mut seen, mut known) = (HashSet::new(), HashSet::new());
         for token in tokens.iter().filter(|token| seen.insert(**token)) {
             let (named, tasks, releases) = match token {
-                Token::Claim(named) => (named, &mut claim, false),
+                Token::Claim(named) | Token::ClaimForCgroup(named) => (named, &mut claim, false),
                 Token::Release(named) => (named, &mut release, true),
             };
+            let extent =
+                if matches!(token, Token::ClaimForCgroup(_)) { Extent::Cgroup } else { Extent::Task };
             if tokens.len() > 1 {
                 requester.check_time()?;
             }
@@ -48,7 +53,7 @@ impl<P: Ports> Engine<P> {
             if !known.insert((process.id(), releases)) {
                 continue;
             }
-            tasks.extend(self.look_at(process, requester)?);
+            tasks.extend(self.look_at(process, requester)?.map(|task| ResolvedTask { extent, ..task }));
             if claim.len() + release.len() > self.processes.limit() {
                 return Err(Refusal::TooMany { limit: self.processes.limit() });
             }
@@ -79,7 +84,7 @@ impl<P: Ports> Engine<P> {
         };
         info.access = self.access(caller, writer, requester.process, &info, &process);
         check_permission(&info, [requester.opener, writer])?;
-        Ok(Some(ResolvedTask { info, process }))
+        Ok(Some(ResolvedTask { info, process, extent: Extent::Task }))
     }
 
     fn resolve_pid(
@@ -102,7 +107,11 @@ impl<P: Ports> Engine<P> {
 /// Returns the PID of a command that names a single process by its PID.
 pub(super) fn single_pid(tokens: &[Token]) -> Option<u32> {
     match tokens {
-        [Token::Claim(Named::Number(pid)) | Token::Release(Named::Number(pid))] => Some(pid.0.get()),
+        [
+            Token::Claim(Named::Number(pid))
+            | Token::ClaimForCgroup(Named::Number(pid))
+            | Token::Release(Named::Number(pid)),
+        ] => Some(pid.0.get()),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! In an isolated pool the partition is made after the masks are set, and taken back before they are restored: the kernel
-//! lets a task in a partition run nowhere else.
+//! lets a task in a partition run nowhere else. So a task in the partition of another one moves out before its masks are set.
 //!
 //! Until the claim is recorded, every step can be undone; from then on the write has happened.
 //!
@@ -32,6 +32,7 @@ use crate::model::command::{
     Claim, ClaimKind, Command, CompletedPlan, Placement, Plan, Rejected, Request, SavedMask, Target,
 };
 use crate::model::cpuset::CpuSet;
+use crate::model::partition::{Extent, Partition};
 use crate::model::pool::ListId;
 use crate::model::queue::{Entry, Place};
 use crate::model::refusal::{ListName, Refusal};
@@ -93,13 +94,21 @@ pub(super) struct UndoLog<P: Ports> {
     pub(super) masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
     /// The lists that have a partition now.
     isolated: Vec<ListId>,
-    /// The lists whose partition was taken back. Their tasks may stay there.
-    left: Vec<ListId>,
+    /// The lists whose partition was taken back, and what was on their CPUs. Their tasks may stay there.
+    left: Vec<(ListId, Extent)>,
+    /// The tasks that were in the partition of another list without a claim.
+    moved_out: Vec<(TaskId, Partition)>,
 }
 
 impl<P: Ports> Default for UndoLog<P> {
     fn default() -> Self {
-        Self { intents: Vec::new(), masks: Vec::new(), isolated: Vec::new(), left: Vec::new() }
+        Self {
+            intents: Vec::new(),
+            masks: Vec::new(),
+            isolated: Vec::new(),
+            left: Vec::new(),
+            moved_out: Vec::new(),
+        }
     }
 }
 
@@ -337,12 +346,12 @@ impl<P: Ports> Engine<P> {
             requester.check_time()?;
             // The placements have the order of the tasks.
             let found = tasks.find(|one| one.info.task == placement.task);
-            let process = &found.ok_or(Setback::Died(placement.task))?.process;
+            let ResolvedTask { process, extent, .. } = found.ok_or(Setback::Died(placement.task))?;
             let draft = self
                 .check_online(placement, offline)
                 .and_then(|()| self.draft_claim(placement, process, requester));
             match draft {
-                Ok(draft) => parts.push((placement, process, draft)),
+                Ok(draft) => parts.push((placement, process, extent.clone(), draft)),
                 Err(failure) => add_setbacks(&mut setbacks, failure)?,
             }
         }
@@ -351,36 +360,45 @@ impl<P: Ports> Engine<P> {
         }
         let changes = || parts.iter().filter(|(placement, ..)| placement.is_change());
         if changes().next().is_some() {
-            let intents = changes().map(|(_, _, claim)| Record::Intent(claim.clone())).collect();
+            let intents = changes().map(|(.., claim)| Record::Intent(claim.clone())).collect();
             self.journal.append(&Record::Batch(intents)).map_err(not_recorded)?;
             undo.intents.extend(changes().map(|(placement, ..)| placement.task));
             reached(Step::IntentRecorded);
         }
         let mut completed = CompletedPlan { placements: Vec::new(), releases: plan.releases.clone() };
-        for (placement, process, draft) in parts {
+        for (placement, process, mut extent, draft) in parts {
             if undo.masks.len() + setbacks.len() > 0 {
                 requester.check_time()?;
             }
             if let ClaimKind::Move { from, .. } = placement.kind
                 && self.isolation.has(from)
             {
-                undo.left.push(from);
+                // What is on the CPUs moves with the task.
+                let before = self.isolation.extent(from);
+                if before != Extent::Task {
+                    extent = before.clone();
+                }
+                undo.left.push((from, before));
                 self.end_partition(from).map_err(self.fault("removing the partition of the task"))?;
             }
-            match self.set_masks(
-                placement,
-                process,
-                draft,
-                &self.usable(placement, offline),
-                requester.waiting,
-            ) {
+            let usable = self.usable(placement, offline);
+            let set = || self.set_masks(placement, process, draft.clone(), &usable, requester.waiting);
+            let mut set_masks = set();
+            if matches!(set_masks, Err(MaskError::Refused | MaskError::Narrowed { .. }))
+                && placement.is_change()
+                && let Some(partition) = self.leave_partition(process)?
+            {
+                undo.moved_out.push((placement.task, partition));
+                set_masks = set();
+            }
+            match set_masks {
                 Ok((claim, previous)) => {
                     undo.masks.push((placement.task, previous));
                     if placement.is_change() {
                         self.note_program(process);
                     }
                     completed.placements.push(placement.complete(claim));
-                    match self.isolate_placement(placement, process) {
+                    match self.isolate_placement(placement, process, &extent) {
                         Ok(false) => {}
                         Ok(true) => undo.isolated.push(placement.list),
                         Err(failure) => add_setbacks(&mut setbacks, failure)?,
@@ -448,11 +466,16 @@ impl<P: Ports> Engine<P> {
     }
 
     /// Isolates the list of a task that was not on it before, if its pool is isolated. Returns whether it is.
-    fn isolate_placement(&self, placement: &Placement, process: &Arc<ProcessOf<P>>) -> Result<bool, Failure> {
+    fn isolate_placement(
+        &self,
+        placement: &Placement,
+        process: &Arc<ProcessOf<P>>,
+        extent: &Extent,
+    ) -> Result<bool, Failure> {
         if !placement.is_change() || !self.configuration().is_isolated(placement.list) {
             return Ok(false);
         }
-        match self.isolate(placement.list, &placement.cpus, process) {
+        match self.isolate(placement.list, &placement.cpus, process, extent) {
             Ok(()) => Ok(true),
             Err(NotIsolated::Journal(error)) => Err(not_recorded(error).into()),
             Err(NotIsolated::Partition(error)) => Err(match error {
@@ -526,6 +549,11 @@ impl<P: Ports> Engine<P> {
                 self.processes.undo(&process, previous, waiting);
             }
         }
+        for (task, partition) in undo.moved_out {
+            if let Some(process) = self.processes.watched(&task) {
+                self.return_to_partition(&process, &partition);
+            }
+        }
         if !undo.intents.is_empty() {
             let records = undo.intents.iter().map(|&task| Record::Abandoned { task }).collect();
             self.journal.defer(Record::Batch(records));
@@ -541,6 +569,7 @@ impl<P: Ports> Engine<P> {
         self.plan_finished.notify_all();
         if !undo.left.is_empty() {
             // The tasks stay on their lists, which have to be isolated again.
+            self.isolation.expect(undo.left);
             self.check_partitions();
         }
     }

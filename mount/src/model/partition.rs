@@ -8,8 +8,21 @@ use std::fmt;
 use super::cpuset::CpuSet;
 use super::pool::ListId;
 
+/// What a claim puts on the CPUs of an isolated list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// The task: a threaded cgroup below its cgroup is the partition.
+    #[default]
+    Task,
+    /// The cgroup of the task, which has no other process yet, is the partition. Every process that enters it later is
+    /// on these CPUs, too.
+    Cgroup,
+    /// The cgroup with this path was the partition of the task and is it again, if the task is in it or below it still.
+    SameCgroup(String),
+}
+
 /// A partition of cgroup v2, for the task that has the claim on a list. It is a threaded cgroup below the cgroup
-/// of the task.
+/// of the task, or that cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     /// The list.
@@ -18,6 +31,8 @@ pub struct Partition {
     pub cpus: CpuSet,
     /// The path of the task's cgroup from the root of the tree; empty for the root.
     pub parent: String,
+    /// Whether that cgroup is the partition.
+    pub is_whole_cgroup: bool,
     /// The changes in the cgroups on that path, from the root to the cgroup of the task.
     pub levels: Vec<Level>,
     /// Those of its CPUs on which unbound work of the kernel is not allowed because of it.
@@ -34,16 +49,16 @@ pub struct Level {
 }
 
 impl Partition {
-    /// Returns the name of its cgroup.
-    #[must_use]
-    pub fn name(&self) -> String {
-        format!("kcm-{}", self.cpus)
-    }
-
     /// Returns the path of its cgroup from the root of the tree.
     #[must_use]
     pub fn path(&self) -> String {
-        format!("{}/{}", self.parent, self.name())
+        if self.is_whole_cgroup { self.parent.clone() } else { format!("{}/kcm-{}", self.parent, self.cpus) }
+    }
+
+    /// Returns what is on its CPUs when it is made again.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        if self.is_whole_cgroup { Extent::SameCgroup(self.parent.clone()) } else { Extent::Task }
     }
 
     /// Returns the paths that belong to [`Partition::levels`].
@@ -57,6 +72,12 @@ pub fn ancestors(path: &str) -> impl DoubleEndedIterator<Item = &str> {
     let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
     let ends: Vec<usize> = if path.is_empty() { vec![0] } else { ends.collect() };
     ends.into_iter().map(|end| path.get(..end).unwrap_or_default())
+}
+
+/// Whether a cgroup is another one or is below it.
+#[must_use]
+pub fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Why a machine can make no partitions.
@@ -113,6 +134,7 @@ mod tests {
             list: ListId(64),
             cpus: "2-3".parse().unwrap(),
             parent: parent.to_owned(),
+            is_whole_cgroup: false,
             levels: Vec::new(),
             workqueues: CpuSet::new(),
         };
@@ -122,5 +144,6 @@ mod tests {
         assert_eq!(ancestors("/a/b.scope"), ["", "/a", "/a/b.scope"]);
         assert_eq!(partition("").path(), "/kcm-2-3");
         assert_eq!(partition("/a").path(), "/a/kcm-2-3");
+        assert_eq!(Partition { is_whole_cgroup: true, ..partition("/a") }.path(), "/a");
     }
 }

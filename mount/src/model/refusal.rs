@@ -494,7 +494,7 @@ impl Refusal {
                 format!("{pool} is isolated, so it stays exclusive; write affinity to its file mode first")
             }
             Self::UnsuitableCgroup { path, why } => {
-                format!("no partition can be made below the task's cgroup {path}: {why}; start the task in a cgroup of its own")
+                format!("no partition can be made in the task's cgroup {path}: {why}; start the task in a cgroup of its own")
             }
             Self::PartitionRefused { list, why } => {
                 format!("the kernel does not isolate {list}: {why}; free these CPUs from other cpuset settings")

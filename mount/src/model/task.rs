@@ -73,6 +73,8 @@ pub enum Write {
 pub enum Token {
     /// Claim for this process.
     Claim(Named),
+    /// Claim for this process, and put its whole cgroup on the list if that is isolated.
+    ClaimForCgroup(Named),
     /// End the claim of this process.
     Release(Named),
 }
@@ -166,10 +168,12 @@ const fn is_separator(byte: u8) -> bool {
 }
 
 fn token(word: &[u8]) -> Result<Token, NoWrite> {
-    let (release, digits) = match word.strip_prefix(b"-") {
-        Some(digits) => (true, digits),
-        None => (false, word),
-    };
+    let (token, digits): (fn(Named) -> Token, _) =
+        match (word.strip_prefix(b"-"), word.strip_prefix(b"cgroup:")) {
+            (Some(digits), _) => (Token::Release, digits),
+            (_, Some(digits)) => (Token::ClaimForCgroup, digits),
+            (None, None) => (Token::Claim, word),
+        };
     let number = std::str::from_utf8(digits)
         .ok()
         .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
@@ -177,7 +181,7 @@ fn token(word: &[u8]) -> Result<Token, NoWrite> {
         .filter(|&number| number <= i32::MAX as u32)
         .ok_or_else(|| NoWrite::Nonsense(shown(word)))?;
     let named = NonZeroU32::new(number).map_or(Named::Writer, |number| Named::Number(WrittenPid(number)));
-    Ok(if release { Token::Release(named) } else { Token::Claim(named) })
+    Ok(token(named))
 }
 
 /// Returns the beginning of a word, printable and without a quote, for a message that quotes it.
@@ -195,14 +199,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn named(number: u32) -> Named {
+        NonZeroU32::new(number).map_or(Named::Writer, |n| Named::Number(WrittenPid(n)))
+    }
+
     fn claim(number: u32) -> Token {
-        Token::Claim(NonZeroU32::new(number).map_or(Named::Writer, |n| Named::Number(WrittenPid(n))))
+        Token::Claim(named(number))
     }
 
     fn release(number: u32) -> Token {
-        match claim(number) {
-            Token::Claim(named) | Token::Release(named) => Token::Release(named),
-        }
+        Token::Release(named(number))
     }
 
     #[test]
@@ -218,6 +224,8 @@ mod tests {
             (b",,,", vec![]),
             (b"2147483647", vec![claim(i32::MAX as u32)]),
             (b"007", vec![claim(7)]),
+            (b"cgroup:0", vec![Token::ClaimForCgroup(Named::Writer)]),
+            (b"-17 cgroup:18\n", vec![release(17), Token::ClaimForCgroup(named(18))]),
         ] {
             assert_eq!(Write::parse(bytes, false), Ok(Write::Command(tokens)), "{bytes:?}");
         }
@@ -258,6 +266,11 @@ mod tests {
             b"1a\0",
             b"\xff",
             b"1;2",
+            b"cgroup:",
+            b"cgroup:-1",
+            b"-cgroup:1",
+            b"Cgroup:1",
+            b"cgroup: 1",
         ] {
             assert!(matches!(Write::parse(bytes, false), Err(NoWrite::Nonsense(_))), "{bytes:?}");
             assert!(matches!(Write::parse(bytes, true), Err(NoWrite::Nonsense(_))), "{bytes:?}");
@@ -271,7 +284,7 @@ mod tests {
         assert_eq!(Write::parse(b"17", true), pids(&[17]));
         assert_eq!(Write::parse(b"17,4711", true), pids(&[17, 4711]));
         assert_eq!(Write::parse(b"17,,4711,", true), pids(&[17, 4711]));
-        for bytes in [&b"17\n"[..], b"17, 18", b"0", b"0,17", b"-17", b"-17,18", b"", b","] {
+        for bytes in [&b"17\n"[..], b"17, 18", b"0", b"0,17", b"-17", b"-17,18", b"", b",", b"cgroup:17"] {
             assert!(matches!(Write::parse(bytes, true), Ok(Write::Command(_))), "{bytes:?}");
         }
         assert!(matches!(Write::parse(b"17,4711", false), Ok(Write::Command(_))));

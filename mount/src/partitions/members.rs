@@ -1,14 +1,64 @@
-//! In which cgroups processes are, with the paths from the root of the tree.
+//! Which processes are in a partition, and in which cgroup a process is, with the paths from the root of the tree.
 //!
-//! Owns what `/proc` says of that, also in a container. Does not know partitions.
+//! Owns what `/proc` says of that, also in a container. Does not know how a partition is made.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::PartitionError;
+use super::{PartitionError, Tree};
+use crate::model::partition::{Partition, is_below};
 use crate::text::escaped;
+
+impl Tree {
+    /// Returns the numbers of the threads in the partition.
+    pub(crate) fn members(&self, partition: &Partition) -> Vec<u32> {
+        let numbers = |path: &str, name: &str| -> Vec<u32> {
+            let text = self.read(path, name).unwrap_or_default();
+            text.lines().filter_map(|number| number.parse().ok()).collect()
+        };
+        let path = partition.path();
+        if !partition.is_whole_cgroup {
+            return numbers(&path, "cgroup.threads");
+        }
+        // The programs of a container may make cgroups below.
+        let mut members = Vec::new();
+        let mut paths = vec![path];
+        while let Some(path) = paths.pop() {
+            members.extend(numbers(&path, "cgroup.procs"));
+            paths.extend(self.children(&path).into_iter().map(|name| format!("{path}/{name}")));
+        }
+        members
+    }
+
+    /// Returns that one of these partitions in which a process is.
+    pub(crate) fn partition_of(&self, pid: u32, partitions: &[Partition]) -> Option<Partition> {
+        let cgroup = cgroup_of(pid).ok()?;
+        let has = |it: &&Partition| {
+            if it.is_whole_cgroup { is_below(&cgroup, &it.parent) } else { cgroup == it.path() }
+        };
+        // A threaded cgroup may be below a whole one.
+        partitions.iter().filter(has).max_by_key(|it| it.path().len()).cloned()
+    }
+
+    /// Moves a process out of a partition into the cgroup above it.
+    ///
+    /// # Errors
+    /// The error of the kernel.
+    pub(crate) fn leave(&self, partition: &Partition, pid: u32) -> io::Result<()> {
+        self.write(&partition.parent, "cgroup.procs", &pid.to_string())
+    }
+
+    /// Moves a process into a partition.
+    ///
+    /// # Errors
+    /// The error of the kernel.
+    pub(crate) fn enter(&self, partition: &Partition, pid: u32) -> io::Result<()> {
+        self.write(&partition.path(), "cgroup.procs", &pid.to_string())
+    }
+}
 
 /// Does work that reads the cgroups of processes with their paths from the root of the tree. In a container, `/proc` shows
 /// them from the root of the container's cgroup namespace, so a thread that has joined the node's namespace does it.
@@ -50,18 +100,23 @@ pub(super) fn cgroup_of(pid: u32) -> Result<String, PartitionError> {
     as_seen_from_the_root(|| path_of(&format!("/proc/{pid}/cgroup")))
 }
 
-/// Whether all threads of a process are in this cgroup.
-pub(super) fn are_in(pid: u32, path: &str) -> bool {
-    as_seen_from_the_root(|| are_all_in(pid, path))
+/// Whether all threads of a process are in this cgroup, and not below it.
+pub(super) fn are_at(pid: u32, path: &str) -> bool {
+    as_seen_from_the_root(|| are_all(pid, |found| found == path))
 }
 
-fn are_all_in(pid: u32, path: &str) -> bool {
+/// Whether all threads of a process are in this cgroup or below it.
+pub(super) fn are_in(pid: u32, path: &str) -> bool {
+    as_seen_from_the_root(|| are_all(pid, |found| is_below(found, path)))
+}
+
+fn are_all(pid: u32, is_there: impl Fn(&str) -> bool) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
     let mut any = false;
     for thread in threads {
         let file = thread.path().join("cgroup");
         match path_of(&file.to_string_lossy()) {
-            Ok(found) if found == path => any = true,
+            Ok(found) if is_there(&found) => any = true,
             // It has ended meanwhile.
             Err(PartitionError::Gone) => {}
             _ => return false,

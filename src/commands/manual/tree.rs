@@ -89,6 +89,10 @@ const STATE: &[(&str, &str)] = &[
 const COMMANDS: &[(&str, &str)] = &[
     ("0", "claims for the writer"),
     ("N", "claims for the process N, as the writer's PID namespace numbers it"),
+    (
+        "cgroup:N, cgroup:0",
+        "claims for the process; in an isolated pool its whole cgroup, which must have no other process, is on the list",
+    ),
     ("-N", "releases the process N; its threads get the affinity back that they had before the claim"),
 ];
 

@@ -23,7 +23,7 @@ use crate::journal::{AppendError, Config, Record, Recovered};
 use crate::model::cgroup::Cgroups;
 use crate::model::command::{CgroupId, Ending, SavedMask, Uids};
 use crate::model::cpuset::CpuSet;
-use crate::model::partition::{Missing, Partition};
+use crate::model::partition::{Extent, Missing, Partition};
 use crate::model::pool::ListId;
 use crate::model::rights::User;
 use crate::model::task::{Pid, TaskId, WrittenPid};
@@ -779,6 +779,7 @@ impl Partitions for FakePartitions {
         pid: Pid,
         list: ListId,
         cpus: &CpuSet,
+        extent: &Extent,
         _: &dyn Fn(&str) -> bool,
     ) -> Result<Partition, PartitionError> {
         let state = self.0.state.lock();
@@ -787,7 +788,9 @@ impl Partitions for FakePartitions {
         }
         let parent = state.tasks.get(&pid.get()).ok_or(PartitionError::Gone)?.cgroup;
         let parent = parent.trim_end_matches('/').to_owned();
-        Ok(Partition { list, cpus: cpus.clone(), parent, levels: Vec::new(), workqueues: CpuSet::new() })
+        let is_whole_cgroup = *extent != Extent::Task;
+        let (levels, workqueues) = (Vec::new(), CpuSet::new());
+        Ok(Partition { list, cpus: cpus.clone(), parent, is_whole_cgroup, levels, workqueues })
     }
 
     fn make(&self, partition: &Partition, pid: Pid) -> Result<(), PartitionError> {
@@ -816,6 +819,32 @@ impl Partitions for FakePartitions {
         let state = self.0.state.lock();
         let members = state.partitions.get(&partition.list).cloned().unwrap_or_default();
         members.into_iter().filter_map(Pid::new).collect()
+    }
+
+    fn partition_of(&self, pid: Pid, partitions: &[Partition]) -> Option<Partition> {
+        let state = self.0.state.lock();
+        let has = |it: &&Partition| {
+            state.partitions.get(&it.list).is_some_and(|members| members.contains(&pid.get()))
+        };
+        partitions.iter().find(has).cloned()
+    }
+
+    fn leave(&self, partition: &Partition, pid: Pid) -> io::Result<()> {
+        let mut state = self.0.state.lock();
+        state.partitions.entry(partition.list).or_default().retain(|member| *member != pid.get());
+        if let Some(task) = state.tasks.get_mut(&pid.get()) {
+            task.allowed = cpus(ONLINE);
+        }
+        Ok(())
+    }
+
+    fn enter(&self, partition: &Partition, pid: Pid) -> io::Result<()> {
+        let mut state = self.0.state.lock();
+        state.partitions.entry(partition.list).or_default().push(pid.get());
+        if let Some(task) = state.tasks.get_mut(&pid.get()) {
+            task.allowed.clone_from(&partition.cpus);
+        }
+        Ok(())
     }
 
     fn watch(&self, _: &Partition) -> Vec<File> {

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::*;
 use crate::model::command::Ending;
 use crate::model::cpuset::CpuId;
-use crate::model::partition::Missing;
+use crate::model::partition::{Extent, Missing};
 use crate::model::refusal::Refusal;
 use crate::partitions::PartitionError;
 
@@ -131,6 +131,68 @@ fn a_task_that_moves_takes_its_partition_along() {
     assert_eq!((members(&bed, EXCL_1), members(&bed, EXCL_23)), (None, Some(vec![100])), "as before");
     bed.write(Target::List(SHARED_45), SHELL, "100").unwrap();
     assert_eq!(bed.world.partitions().len(), 0);
+    bed.check_consistency();
+}
+
+/// The claim of a whole cgroup stays one when it moves, is made again, and passes to the next daemon.
+#[test]
+fn a_cgroup_is_isolated_as_a_whole_until_its_release() {
+    let bed = isolated();
+    let same = |path: &str| Extent::SameCgroup(path.to_owned());
+    let extent = |bed: &Bed, list| bed.engine.isolation.extent(list);
+    bed.write(Target::List(EXCL_1), SHELL, "cgroup:100").unwrap();
+    assert_eq!((members(&bed, EXCL_1), state(&bed, EXCL_1)), (Some(vec![100]), "isolated".to_owned()));
+    let whole = extent(&bed, EXCL_1);
+    assert!(matches!(whole, Extent::SameCgroup(_)), "{whole:?}");
+    bed.write(Target::List(EXCL_23), SHELL, "100").unwrap();
+    assert_eq!((extent(&bed, EXCL_1), extent(&bed, EXCL_23)), (Extent::Task, whole.clone()));
+    // A move that is refused.
+    bed.world.refuse_partitions(Some(PartitionError::Refused("no".into())));
+    bed.write(Target::List(EXCL_1), SHELL, "100").unwrap_err();
+    assert_eq!((extent(&bed, EXCL_23), bed.tasks(EXCL_23)), (whole.clone(), "100".to_owned()));
+    bed.world.refuse_partitions(None);
+    // Past the pauses after a refusal.
+    bed.engine.isolation.expect(vec![(EXCL_23, same(""))]);
+    let snapshot = bed.world.take_snapshots().pop().unwrap();
+    let bed = Bed::after_crash(&snapshot);
+    bed.engine.check_partitions();
+    bed.write(Target::List(EXCL_23), SHELL, "-100").unwrap();
+    assert_eq!((members(&bed, EXCL_23), extent(&bed, EXCL_23)), (None, Extent::Task));
+    bed.write(Target::List(SHARED_45), SHELL, "cgroup:100").expect("a list that is not isolated");
+    assert_eq!(bed.world.partitions().len(), 0);
+    bed.check_consistency();
+}
+
+/// A child of the holder, which the kernel lets run only on the list of the holder.
+#[test]
+fn a_process_in_a_partition_can_claim_a_list_of_its_own() {
+    let bed = isolated();
+    let child = |task: &mut fakes::FakeTask| task.allowed = cpus("1");
+    bed.write(Target::List(EXCL_1), SHELL, "100").unwrap();
+    bed.world.spawn(101, "1", child);
+    bed.world.change_partitions(|partitions| drop(partitions.insert(EXCL_1, vec![100, 101])));
+    bed.world.refuse_partitions(Some(PartitionError::Refused("no".into())));
+    bed.write(Target::List(EXCL_23), SHELL, "101").unwrap_err();
+    assert_eq!(members(&bed, EXCL_1), Some(vec![100, 101]), "it is back");
+    assert_eq!(bed.world.masks(101), ["1"]);
+    bed.world.refuse_partitions(None);
+    bed.write(Target::List(EXCL_23), SHELL, "101").unwrap();
+    assert_eq!((members(&bed, EXCL_1), members(&bed, EXCL_23)), (Some(vec![100]), Some(vec![101])));
+    assert_eq!(bed.world.masks(101), ["2-3"]);
+    bed.write(Target::List(EXCL_23), SHELL, "-101").unwrap();
+    // Also a list that is not isolated.
+    bed.world.spawn(102, "1", child);
+    bed.world.change_partitions(|partitions| drop(partitions.insert(EXCL_1, vec![100, 102])));
+    bed.write(Target::List(SHARED_45), SHELL, "102").unwrap();
+    assert_eq!((members(&bed, EXCL_1), bed.world.masks(102)), (Some(vec![100]), vec!["4-5".to_owned()]));
+    // A cgroup that is on a list as a whole stays there.
+    bed.write(Target::List(EXCL_1), SHELL, "-100").unwrap();
+    bed.write(Target::List(EXCL_1), SHELL, "cgroup:100").unwrap();
+    bed.world.spawn(103, "1", child);
+    bed.world.change_partitions(|partitions| drop(partitions.insert(EXCL_1, vec![100, 103])));
+    let refused = bed.write(Target::List(SHARED_45), SHELL, "103").unwrap_err();
+    assert_eq!(refused.refusal.errno(), Errno::EOPNOTSUPP);
+    assert_eq!(members(&bed, EXCL_1), Some(vec![100, 103]));
     bed.check_consistency();
 }
 

@@ -128,6 +128,9 @@ pub(in crate::journal) struct Partition {
     list: u64,
     cpus: String,
     parent: String,
+    /// An earlier version has no such field, and passes over it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    whole: bool,
     levels: Vec<Level>,
     /// Left out if it is empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -534,6 +537,7 @@ impl From<&partition::Partition> for Partition {
             list: partition.list.0,
             cpus: partition.cpus.to_string(),
             parent: partition.parent.clone(),
+            whole: partition.is_whole_cgroup,
             levels: partition.levels.iter().map(level).collect(),
             workqueues: partition.workqueues.to_string(),
         }
@@ -549,6 +553,7 @@ impl TryFrom<Partition> for partition::Partition {
             list: ListId(partition.list),
             cpus: partition.cpus.parse()?,
             parent: partition.parent,
+            is_whole_cgroup: partition.whole,
             levels: partition.levels.into_iter().map(level).collect(),
             workqueues: match partition.workqueues.as_str() {
                 "" => CpuSet::new(),

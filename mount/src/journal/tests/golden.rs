@@ -201,20 +201,22 @@ fn owned_records() -> Vec<Record> {
 /// Records of partitions, which version 1 got later.
 fn partition_records() -> Vec<Record> {
     let level = |enabled, exclusive| Level { enabled, exclusive };
-    let partition = |list, cpus: &str, workqueues: CpuSet| {
+    let partition = |list, cpus: &str, is_whole_cgroup, workqueues: CpuSet| {
         Record::Partition(Partition {
             list: ListId(list),
             cpus: cpus.parse().unwrap(),
             parent: "/system.slice/a \u{e4}.service".to_owned(),
+            is_whole_cgroup,
             levels: vec![level(true, false), level(false, true), level(true, true), level(false, false)],
             workqueues,
         })
     };
     let taken = "5".parse().unwrap();
     vec![
-        partition(72, "2-3", CpuSet::new()),
-        partition(76, "5", taken),
+        partition(72, "2-3", false, CpuSet::new()),
+        partition(76, "5", false, taken),
         Record::Unpartitioned { list: ListId(72) },
+        partition(80, "6", true, CpuSet::new()),
     ]
 }
 
@@ -227,7 +229,7 @@ fn partitions_are_recorded_in_version_1() {
     assert!(recovered.damage.is_empty());
     assert_eq!(
         recovered.partitions.into_iter().map(Record::Partition).collect::<Vec<_>>(),
-        partition_records()[1..2]
+        [&partition_records()[1..2], &partition_records()[3..]].concat()
     );
     drop(state);
     let directory = super::directory();
