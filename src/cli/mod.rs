@@ -636,6 +636,9 @@ pub(crate) enum CdiCommand {
         /// The program that runs as the hook, as container runtimes see it; this program by default
         #[arg(long, value_name = "file")]
         program: Option<PathBuf>,
+        /// Do not mount the directory into the containers; some runtimes cannot do that in a user namespace
+        #[arg(long)]
+        no_mount: bool,
     },
     /// Remove the specs that install has written for the directory
     Uninstall,

@@ -31,9 +31,10 @@ const ATTEMPTS: usize = 10;
 /// The daemon does not run, or a file cannot be read or written.
 pub(super) fn run(args: &cli::Cdi) -> Result<ExitCode, Error> {
     match &args.command {
-        CdiCommand::Install { follow: is_following, program } => {
+        CdiCommand::Install { follow: is_following, program, no_mount } => {
             let program = program.clone().map_or_else(spec::own_program, Ok)?;
             let source = Source::new(&program, &args.conf_dir)?;
+            let source = if *no_mount { source.without_mount() } else { source };
             let files = Files { directory: &args.dir, source: &source };
             if *is_following {
                 match follow(&args.conf_dir, &mut Following { files: &files, said: None })? {}

@@ -30,6 +30,8 @@ pub(super) struct Source {
     program: String,
     /// The configuration directory.
     conf_dir: String,
+    /// Whether containers get that directory.
+    has_mount: bool,
 }
 
 impl Source {
@@ -41,7 +43,12 @@ impl Source {
             let name = path.display().to_string();
             path.into_os_string().into_string().ok().with_context(|| format!("{name}: not UTF-8; rename it"))
         };
-        Ok(Self { program: text(program)?, conf_dir: text(conf_dir)? })
+        Ok(Self { program: text(program)?, conf_dir: text(conf_dir)?, has_mount: true })
+    }
+
+    /// Returns the source of specs that leave the directory out of the containers.
+    pub(super) fn without_mount(self) -> Self {
+        Self { has_mount: false, ..self }
     }
 
     pub(super) fn conf_dir(&self) -> &str {
@@ -59,12 +66,11 @@ impl Source {
         };
         let any = json!({ "name": ANY, "containerEdits": { "hooks": [self.hook(pool, None)] } });
         let devices: Vec<Value> = std::iter::once(any).chain(lists.map(named)).collect();
-        json!({
-            "cdiVersion": VERSION,
-            "kind": kind(pool),
-            "devices": devices,
-            "containerEdits": { "mounts": [self.mount()] },
-        })
+        let mut spec = json!({ "cdiVersion": VERSION, "kind": kind(pool), "devices": devices });
+        if self.has_mount {
+            spec["containerEdits"] = json!({ "mounts": [self.mount()] });
+        }
+        spec
     }
 
     fn hook(&self, pool: &str, list: Option<&str>) -> Value {
@@ -194,6 +200,10 @@ mod tests {
             }] },
         });
         assert_eq!(spec, expected);
+        let without = source("/run/kcm/conf").without_mount();
+        let mut expected = expected;
+        expected.as_object_mut().unwrap().remove("containerEdits");
+        assert_eq!(without.spec("dp", ["0-3", "4,12"].into_iter()), expected);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) fn additions() -> Additions {
     let program = format!("--program={PROGRAMS}/kcm");
     let cdi = container(
         "cdi",
-        &["cdi", "install", "--follow", &format!("--dir={SPECS}"), &program, &conf_dir],
+        &["cdi", "install", "--follow", "--no-mount", &format!("--dir={SPECS}"), &program, &conf_dir],
         vec![shared.clone(), volume_mount("specs", SPECS)],
     );
     let plugin = container(
