@@ -2,6 +2,7 @@
 //!
 //! Owns what `/proc` says of that, also in a container. Does not know how a partition is made.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,8 +13,11 @@ use super::{PartitionError, Tree};
 use crate::model::partition::{Partition, is_below};
 use crate::text::escaped;
 
+/// How many cgroups of a container are searched for processes.
+const MOST_CGROUPS: usize = 1000;
+
 impl Tree {
-    /// Returns the numbers of the threads in the partition.
+    /// Returns the numbers of the threads in the partition, or of the processes if it is a whole cgroup.
     pub(crate) fn members(&self, partition: &Partition) -> Vec<u32> {
         let numbers = |path: &str, name: &str| -> Vec<u32> {
             let text = self.read(path, name).unwrap_or_default();
@@ -23,10 +27,11 @@ impl Tree {
         if !partition.is_whole_cgroup {
             return numbers(&path, "cgroup.threads");
         }
-        // The programs of a container may make cgroups below.
+        // The programs of a container may make cgroups below, as many as they like.
         let mut members = Vec::new();
-        let mut paths = vec![path];
-        while let Some(path) = paths.pop() {
+        let mut paths = VecDeque::from([path]);
+        for _ in 0..MOST_CGROUPS {
+            let Some(path) = paths.pop_front() else { break };
             members.extend(numbers(&path, "cgroup.procs"));
             paths.extend(self.children(&path).into_iter().map(|name| format!("{path}/{name}")));
         }
@@ -39,8 +44,7 @@ impl Tree {
         let has = |it: &&Partition| {
             if it.is_whole_cgroup { is_below(&cgroup, &it.parent) } else { cgroup == it.path() }
         };
-        // A threaded cgroup may be below a whole one.
-        partitions.iter().filter(has).max_by_key(|it| it.path().len()).cloned()
+        partitions.iter().find(has).cloned()
     }
 
     /// Moves a process out of a partition into the cgroup above it.

@@ -67,8 +67,8 @@ impl Source {
         let any = json!({ "name": ANY, "containerEdits": { "hooks": [self.hook(pool, None)] } });
         let devices: Vec<Value> = std::iter::once(any).chain(lists.map(named)).collect();
         let mut spec = json!({ "cdiVersion": VERSION, "kind": kind(pool), "devices": devices });
-        if self.has_mount {
-            spec["containerEdits"] = json!({ "mounts": [self.mount()] });
+        if let Some(spec) = spec.as_object_mut().filter(|_| self.has_mount) {
+            spec.insert("containerEdits".into(), json!({ "mounts": [self.mount()] }));
         }
         spec
     }
