@@ -13,7 +13,6 @@ use crate::model::cpuset::CpuSet;
 use crate::model::partition::Partition;
 use crate::model::refusal::Refusal;
 use crate::model::task::Pid;
-use crate::text::escaped;
 
 impl<P: Ports> Engine<P> {
     /// Moves a process that is in the partition of another list out of it, because the kernel lets it run only there. Returns
@@ -32,7 +31,7 @@ impl<P: Ports> Engine<P> {
         if partition.is_whole_cgroup {
             let name = self.configuration().list(partition.list).map(|list| list.name().to_string());
             let why = format!("all of it is on {}", name.unwrap_or_default());
-            return Err(Refusal::UnsuitableCgroup { path: escaped(partition.parent.as_bytes()), why });
+            return Err(Refusal::UnsuitableCgroup { path: partition.parent.escape_debug().to_string(), why });
         }
         match self.partitions.leave(&partition, pid) {
             Ok(()) => Ok(Some(partition)),
