@@ -101,7 +101,7 @@ is "and the error says why" "$(grep -c 'task.s cgroup /pod/container: all of it 
 holds "the first process moves to another list" claim $D/2/tasks "$task"
 is "and takes the whole container along" "$(state 3) $(state 2) $(mask "$task") $(mask "$executed")" "free isolated 2 2"
 holds "a release" claim $D/2/tasks "-$task"
-is "all are where they were" "$(state 2) $(mask "$task") $(mask "$executed") $(same_tree)" "free $all $all same"
+is "all are back in their places" "$(state 2) $(mask "$task") $(mask "$executed") $(same_tree)" "free $all $all same"
 fails "a cgroup with other processes is not isolated as a whole" "ot supported" sh -c "echo cgroup:$task >$D/3/tasks"
 is "and the error says why" "$(grep -c 'task.s cgroup /pod/container: it has other processes; start' $C/self/last_error)" 1
 kill "$executed"

@@ -50,7 +50,7 @@ pub(super) struct Isolation {
 struct Made {
     /// `None` if it could not be made.
     partition: Option<Partition>,
-    /// What is on its CPUs when it is made again.
+    /// The extent of the partition when it is made again.
     extent: Extent,
     state: PartitionState,
     /// When it is tried again, and after which pause, if it could not be made.
@@ -114,7 +114,7 @@ impl Isolation {
         self.made.lock().get(&list).map(|made| made.state.clone())
     }
 
-    /// Returns what is on the CPUs of a list.
+    /// Returns the extent of the partition of a list.
     pub(super) fn extent(&self, list: ListId) -> Extent {
         self.made.lock().get(&list).map(|made| made.extent.clone()).unwrap_or_default()
     }

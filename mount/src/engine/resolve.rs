@@ -19,7 +19,7 @@ use crate::model::task::{Named, Token};
 pub(super) struct ResolvedTask<P: Ports> {
     pub(super) info: TaskInfo,
     pub(super) process: Arc<ProcessOf<P>>,
-    /// What a claim puts on an isolated list.
+    /// The extent of the partition, if the list is isolated.
     pub(super) extent: Extent,
 }
 

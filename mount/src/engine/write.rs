@@ -94,7 +94,7 @@ pub(super) struct UndoLog<P: Ports> {
     pub(super) masks: Vec<(TaskId, <P::Processes as Masks>::SavedMasks)>,
     /// The lists that have a partition now.
     isolated: Vec<ListId>,
-    /// The lists whose partition was taken back, and what was on their CPUs. Their tasks may stay there.
+    /// The lists whose partition was taken back, with its extent. Their tasks may stay there.
     left: Vec<(ListId, Extent)>,
     /// The tasks that were in the partition of another list without a claim.
     moved_out: Vec<(TaskId, Partition)>,
@@ -373,7 +373,7 @@ impl<P: Ports> Engine<P> {
             if let ClaimKind::Move { from, .. } = placement.kind
                 && self.isolation.has(from)
             {
-                // What is on the CPUs moves with the task.
+                // A whole cgroup moves with the task.
                 let before = self.isolation.extent(from);
                 if before != Extent::Task {
                     extent = before.clone();

@@ -8,7 +8,7 @@ use std::fmt;
 use super::cpuset::CpuSet;
 use super::pool::ListId;
 
-/// What a claim puts on the CPUs of an isolated list.
+/// The part of the system that a claim puts on the CPUs of an isolated list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Extent {
     /// The task: a threaded cgroup below its cgroup is the partition.
@@ -55,7 +55,7 @@ impl Partition {
         if self.is_whole_cgroup { self.parent.clone() } else { format!("{}/kcm-{}", self.parent, self.cpus) }
     }
 
-    /// Returns what is on its CPUs when it is made again.
+    /// Returns its extent when it is made again.
     #[must_use]
     pub fn extent(&self) -> Extent {
         if self.is_whole_cgroup { Extent::SameCgroup(self.parent.clone()) } else { Extent::Task }

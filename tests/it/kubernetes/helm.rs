@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::api_server::deployed::manifest;
-use super::kustomize::{daemon_set, rendered};
+use super::kustomize::{daemon_set, rendered, tagged};
 use crate::harness::run;
 use serde_json::{Value, json};
 
@@ -61,12 +61,6 @@ fn committed() -> Vec<Value> {
     let files = ["rbac.yaml", "admission.yaml", "daemonset.yaml"].iter().flat_map(|file| manifest(file));
     let objects = files.filter(|object| object["kind"] != "Namespace");
     sorted(objects.map(|object| tagged(&object)).collect())
-}
-
-/// The object with the tag of the image, which kustomize does not set in what a component of another directory adds.
-fn tagged(object: &Value) -> Value {
-    let text = object.to_string().replace(r#""image":"kcm""#, r#""image":"kcm:latest""#);
-    serde_json::from_str(&text).unwrap()
 }
 
 #[test]

@@ -35,8 +35,13 @@ pub(super) fn daemon_set(objects: &[Value]) -> Value {
 
 /// The pod of the committed DaemonSet, with the tag that the kustomization sets.
 fn committed() -> Value {
-    let text = manifest("daemonset.yaml").remove(0).to_string();
-    serde_json::from_str(&text.replace(r#""image":"kcm""#, r#""image":"kcm:latest""#)).unwrap()
+    tagged(&manifest("daemonset.yaml").remove(0))
+}
+
+/// The object with the tag of the image, which kustomize does not set in what a component of another directory adds.
+pub(super) fn tagged(object: &Value) -> Value {
+    let text = object.to_string().replace(r#""image":"kcm""#, r#""image":"kcm:latest""#);
+    serde_json::from_str(&text).unwrap()
 }
 
 fn push(object: &mut Value, container: &str, arg: &str) {

@@ -38,7 +38,7 @@ fn component() -> String {
     ) + &yaml(&object)
 }
 
-/// What the device plugin adds to the pod of the DaemonSet.
+/// The parts that the device plugin adds to the pod of the DaemonSet.
 pub(super) struct Additions {
     pub(super) init_container: Container,
     pub(super) containers: [Container; 2],
