@@ -6,13 +6,7 @@ holds "kcm init" kcm init --num-dp-cores=3 --num-cp-cores=1
 D=$C/pools/dataplane
 mkdir $G/service
 
-in_cgroup() {
-    sh -c "echo \$\$ >$G/$1/cgroup.procs; exec sleep 99999" &
-    job=$!
-    until_named sleep "$job"
-}
-
-in_cgroup service
+sleeper_in service
 claim $D/1,9/tasks "$job"
 is "a task in a cgroup is claimed for" "$(mask "$job")" 1,9
 echo +cpuset >$G/cgroup.subtree_control
@@ -30,7 +24,7 @@ kill "$job"
 
 mkdir $G/pod
 echo 0-15 >$G/pod/cpuset.cpus
-in_cgroup pod
+sleeper_in pod
 claim $D/0,8/tasks "$job"
 is "a task in a cpuset is claimed for" "$(mask "$job")" 0,8
 echo 4-7 >$G/pod/cpuset.cpus
@@ -47,7 +41,7 @@ kill "$job"
 
 mkdir $G/small
 echo 4-7 >$G/small/cpuset.cpus
-in_cgroup small
+sleeper_in small
 fails "a list outside the cpuset of the task is refused" "nvalid argument" sh -c "echo $job >$D/0,8/tasks"
 is "and the task keeps its mask" "$(mask "$job")" 4-7
 kill "$job"

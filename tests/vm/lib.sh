@@ -70,6 +70,18 @@ sleeper() {
 
 until_named() { until grep -q "^Name:[[:space:]]*$1$" "/proc/$2/status"; do sleep 0.1; done; }
 
+# in_cgroup NAME COMMAND: starts a command of the shell in a cgroup; its PID is in $job.
+in_cgroup() {
+    sh -c "echo \$\$ >$G/$1/cgroup.procs; $2" &
+    job=$!
+}
+
+# Starts a program that sleeps, in a cgroup; its PID is in $job.
+sleeper_in() {
+    in_cgroup "$1" "exec sleep 99999"
+    until_named sleep "$job"
+}
+
 # claim FILE PID: writes the PID, without a message.
 claim() { echo "$2" 2>/dev/null >"$1"; }
 
@@ -104,3 +116,28 @@ same_tree() { tree >/tmp/now && diff /tmp/before /tmp/now >/tmp/difference && ec
 
 # The cgroup of a process.
 cgroup() { cut -d: -f3 "/proc/$1/cgroup"; }
+
+# A claim of CPU 3 for $job, which is in the cgroup pod/container, and its release.
+claim_and_release() {
+    echo "$job" >$C/pools/dp/3/tasks
+    echo "-$job" >$C/pools/dp/3/tasks
+}
+
+# The least that a script writes to the kernel's files to isolate CPU 3 for $job, and to take that back.
+isolate_by_hand() {
+    local own=$G/pod/container/own above cpus
+    cpus=$(cat $WORK)
+    mkdir $own
+    echo threaded >$own/cgroup.type
+    for above in $G $G/pod $G/pod/container; do echo +cpuset >$above/cgroup.subtree_control; done
+    for above in $G/pod $G/pod/container $own; do echo 3 >$above/cpuset.cpus.exclusive; done
+    echo root >$own/cpuset.cpus.partition
+    printf '%x\n' $((0x$cpus & ~8)) >$WORK
+    echo "$job" >$own/cgroup.procs
+    echo member >$own/cpuset.cpus.partition
+    echo "$job" >$G/pod/container/cgroup.procs
+    rmdir $own
+    echo "$cpus" >$WORK
+    for above in $G/pod/container $G/pod; do echo >$above/cpuset.cpus.exclusive; done
+    for above in $G/pod/container $G/pod $G; do echo -cpuset >$above/cgroup.subtree_control; done
+}

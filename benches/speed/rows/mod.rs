@@ -11,6 +11,7 @@ mod commands;
 mod containers;
 mod deaths;
 mod idle;
+mod isolated;
 mod reads;
 mod scale;
 mod shell;
@@ -20,7 +21,7 @@ mod threads;
 pub type Group = (&'static str, fn() -> Vec<Row>);
 
 /// The names of rows begin with the name of their group.
-pub const GROUPS: [Group; 10] = [
+pub const GROUPS: [Group; 11] = [
     ("claim", claims::rows),
     ("clients", clients::rows),
     ("read", reads::rows),
@@ -31,6 +32,7 @@ pub const GROUPS: [Group; 10] = [
     ("container", containers::rows),
     ("death", deaths::rows),
     ("rest", idle::rows),
+    ("isolated", isolated::rows),
 ];
 
 /// A job that writes `text` into a `tasks` file and undoes it before the next repetition, unmeasured.
