@@ -62,15 +62,13 @@ impl<P: Ports> Engine<P> {
         }
         self.intruders.any.store(!known.is_empty(), Ordering::Release);
         drop(known);
-        for process in new.iter().filter_map(|it| self.processes.open(it.task.pid).ok().flatten()) {
-            self.note_program(&process);
-        }
+        let program = |it: &Pinned| self.processes.comm(&self.reopen(it.task)?);
+        let programs: Vec<Option<String>> = new.iter().map(program).collect();
         let mut claims = self.claims.lock();
         let _ = claims.apply(Command::NoteIntruders { list, present });
-        for Pinned { task, uid, .. } in new {
+        for (Pinned { task, uid, .. }, program) in new.into_iter().zip(programs) {
             self.metrics.count(Counter::Intruders);
             let event = list_event_of("intruder", &claims, list);
-            let program = self.programs.lock().remove(&task);
             self.event(Event { pid: Some(task.pid.get()), uid: Some(uid), program, ..event });
         }
     }

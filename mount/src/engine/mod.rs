@@ -39,6 +39,7 @@ mod live;
 mod lookup;
 mod machine;
 mod ports;
+mod programs;
 mod queue;
 mod reap;
 mod recover;
@@ -81,6 +82,7 @@ use machine::CurrentTopology;
 pub use machine::ReadTopology;
 pub(crate) use ports::Ports;
 use ports::{Clock, Journal, Masks as _, Process as _, Processes, Watch};
+use programs::Programs;
 use queue::Waiting;
 pub(crate) use replay::{Admission, RequestId};
 use search::Search;
@@ -149,8 +151,7 @@ pub(crate) struct Engine<P: Ports = Live> {
     transient: Transient,
     /// Locked after the claims.
     waiting: Waiting,
-    /// The names of the programs that hold claims.
-    programs: Mutex<HashMap<TaskId, String>>,
+    programs: Programs,
     stale: Stale,
     events: Mutex<Events>,
     /// Keyed by node.
@@ -250,7 +251,7 @@ impl<P: Ports> Engine<P> {
                 .map_err(StartError::Eventfd)?,
             transient: Transient::new().map_err(StartError::Eventfd)?,
             waiting: Waiting::default(),
-            programs: Mutex::default(),
+            programs: Programs::default(),
             stale: Stale::new(std::mem::take(&mut recovered.config.stale)),
             partitions,
         };
@@ -354,7 +355,7 @@ impl<P: Ports> Engine<P> {
                     ("released", Counter::Released, claim, Event::default())
                 }
                 Change::Inherited { from, to } => {
-                    self.programs.lock().remove(from);
+                    self.programs.forget(from);
                     let origin = Event { from_pid: Some(from.pid.get()), ..Event::default() };
                     ("inherited", Counter::Inherited, to, origin)
                 }
@@ -378,7 +379,7 @@ impl<P: Ports> Engine<P> {
             let event = self.claim_event(event, claims, claim);
             self.event(Event { from_pool, from_cpus, from_pid, reason, ..event });
             if matches!(change, Change::Released(_) | Change::Ended(_) | Change::Died(_)) {
-                self.programs.lock().remove(&claim.task);
+                self.programs.forget(&claim.task);
             }
         }
     }
@@ -407,14 +408,14 @@ impl<P: Ports> Engine<P> {
     /// Notes the name of a process's program for the events of its claim: those of its end may come when it has gone.
     fn note_program(&self, process: &ProcessOf<P>) {
         if let Some(name) = self.processes.comm(process) {
-            self.programs.lock().insert(process.id(), name);
+            self.programs.note(process.id(), name);
         }
     }
 
     fn claim_event(&self, event: &'static str, claims: &Claims, claim: &Claim) -> Event {
         Event {
             pid: Some(claim.task.pid.get()),
-            program: self.programs.lock().get(&claim.task).cloned(),
+            program: self.programs.of(&claim.task),
             uid: Some(claim.uid),
             ..list_event_of(event, claims, claim.list)
         }

@@ -93,13 +93,14 @@ impl<P: Ports> Engine<P> {
     pub(super) fn dead_claim(&self, task: TaskId) -> Option<DeadClaim> {
         let process = self.processes.watched(&task);
         let ending = process.as_ref().map_or(Ending::Unknown, |process| self.processes.ending(process));
-        if let Some(name) = process.as_ref().and_then(|process| self.processes.comm_at_death(process)) {
-            self.programs.lock().insert(task, name);
-        }
+        let program = process.as_ref().and_then(|process| self.processes.comm_at_death(process));
         let user = process.and_then(|process| self.processes.user_at_death(&process));
         let claims = self.claims.lock();
         let claim = Arc::clone(claims.claim(&task)?);
         let list = claims.list(claim.list)?;
+        if let Some(name) = program {
+            self.programs.note(task, name);
+        }
         Some(DeadClaim {
             ending,
             user,
@@ -150,7 +151,7 @@ impl<P: Ports> Engine<P> {
     /// Adds a claim to `info/reclaimed`.
     pub(super) fn reclaim(&self, claims: &Claims, claim: &Claim) -> Reclaimed {
         let event = self.claim_event("reclaimed", claims, claim);
-        self.programs.lock().remove(&claim.task);
+        self.programs.forget(&claim.task);
         let reclaimed = Reclaimed {
             seq: 0,
             time: self.clock.wall_ms(),

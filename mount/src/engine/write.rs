@@ -563,7 +563,7 @@ impl<P: Ports> Engine<P> {
         let _ = claims.apply(Command::Abandon(plan));
         for task in new {
             self.processes.unwatch(&task);
-            self.programs.lock().remove(&task);
+            self.programs.forget(&task);
         }
         drop(claims);
         self.plan_finished.notify_all();
@@ -584,7 +584,7 @@ impl<P: Ports> Engine<P> {
         self.publish(&claims, &effects);
         for task in released.iter().chain(&effects.lost) {
             self.processes.unwatch(task);
-            self.programs.lock().remove(task);
+            self.programs.forget(task);
         }
         // Their claims were recorded after their deaths.
         for &task in effects.lost.iter().filter(|task| recorded.contains(task)) {
