@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::ports::{Clock as _, Journal as _, Masks as _, Ports, Process as _, Processes as _};
+use super::requester::Allowance;
 use super::resolve::single_pid;
 use super::{Caller, Engine, Refused};
 use crate::clock;
@@ -60,6 +61,19 @@ impl<P: Ports> Engine<P> {
         data: &[u8],
         fh: u64,
     ) -> Result<(), Refused> {
+        let time = self.allowance(caller, opener);
+        self.counted(time, || self.try_enter_queue(caller, opener, time, pool, data, fh))
+    }
+
+    fn try_enter_queue(
+        &self,
+        caller: Caller,
+        opener: User,
+        time: Allowance,
+        pool: PoolId,
+        data: &[u8],
+        fh: u64,
+    ) -> Result<(), Refused> {
         let tokens = match Write::parse(data, false).map_err(|_| Refusal::NotOnePid)? {
             Write::Command(tokens) if tokens.is_empty() => return Ok(()),
             Write::Command(tokens) if matches!(tokens.as_slice(), [Token::Claim(_)]) => tokens,
@@ -67,7 +81,7 @@ impl<P: Ports> Engine<P> {
         };
         let refused = |refusal| Refused { refusal, pid: single_pid(&tokens) };
         let writer = self.process_of(caller).ok_or(Refusal::NoSuchProcess)?;
-        let requester = self.requester(caller, opener, writer.id(), self.allowance(caller, opener));
+        let requester = self.requester(caller, opener, writer.id(), time);
         let (named, _) = self.resolve(&writer, &tokens, &requester).map_err(refused)?;
         let found = named.first().ok_or(Refusal::NoSuchProcess)?;
         let program = self.processes.comm(&found.process).unwrap_or_default();

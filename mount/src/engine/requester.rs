@@ -1,4 +1,4 @@
-//! Who writes to a `tasks` file, and how much time the write may take.
+//! Who writes to a `tasks` or `queue` file, and how much time the write may take.
 //!
 //! Owns the share of each user in the time of the daemon. Does not know what a write does.
 //!
@@ -98,11 +98,13 @@ impl<P: Ports> Engine<P> {
         Allowance { uid: Some(caller.uid), limit, waiting, is_low: left < WRITE_TIME / 2 }
     }
 
-    /// Counts the time that a write has taken since this thread had spent `before`.
-    pub(super) fn count_write_time(&self, uid: Option<u32>, before: u64) {
-        if let Some(uid) = uid {
-            self.spend_write_time(uid, self.clock.spent().saturating_sub(before));
-        }
+    /// Carries out a write, and counts the time that it takes.
+    pub(super) fn counted<T>(&self, time: Allowance, write: impl FnOnce() -> T) -> T {
+        let Some(uid) = time.uid else { return write() };
+        let before = self.clock.spent();
+        let result = write();
+        self.spend_write_time(uid, self.clock.spent().saturating_sub(before));
+        result
     }
 
     /// Counts time that a write has taken.

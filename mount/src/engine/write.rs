@@ -127,9 +127,7 @@ impl<P: Ports> Engine<P> {
         read_write: bool,
     ) -> Result<(), Refused> {
         let time = self.allowance(caller, opener);
-        let before = if time.uid.is_some() { self.clock.spent() } else { 0 };
-        let result = self.try_write(target, caller, opener, time, data, read_write);
-        self.count_write_time(time.uid, before);
+        let result = self.counted(time, || self.try_write(target, caller, opener, time, data, read_write));
         // Writes the records that were deferred meanwhile, also by reaping.
         self.journal.flush_deferred();
         result

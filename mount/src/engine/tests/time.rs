@@ -143,6 +143,24 @@ fn who_has_used_up_the_time_of_its_writes_waits_for_nothing() {
 }
 
 #[test]
+fn a_write_to_a_queue_counts_like_one_to_tasks() {
+    let bed = bed(1);
+    let engine = &bed.engine;
+    let world = Arc::clone(&bed.world);
+    bed.on_step(move |step, _| {
+        if matches!(step, Step::Append(_)) {
+            world.spend(ms(150));
+        }
+    });
+    let enter = |uid: u32| {
+        let data = FIRST.to_string();
+        engine.enter_queue(caller(SHELL, uid), uid.into(), SHARED, data.as_bytes(), 1).unwrap();
+        engine.allowance(caller(SHELL, USER), User::from(USER)).waiting
+    };
+    assert_eq!((enter(0), enter(USER)), (ms(200), ms(100)), "root's writes use up nobody's time");
+}
+
+#[test]
 fn a_write_without_time_does_not_wait_for_another_one() {
     let bed = bed(2);
     engine_without_time(&bed);
