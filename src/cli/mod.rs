@@ -18,6 +18,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use kcm_mount::model::cpuset::CpuSet;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::version::VERSION;
 pub(crate) use validate::{Cores, HostCommands, Repeat, TaintSpec, Wait, is_dns_name};
@@ -51,15 +52,17 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// The stack of the thread that parses the command line, in bytes: ten times as much as a program without optimization needs.
+/// The stack for parsing the command line, in bytes: ten times as much as a program without optimization needs.
 const PARSER_STACK: usize = 4 << 20;
 
 impl Cli {
     /// Parses the command line of this process. If it is wrong, prints why and ends the process.
     pub(crate) fn of_process() -> Self {
-        // The stack of the first thread may be small (ulimit -s), and the definitions need some room.
-        let thread = std::thread::Builder::new().stack_size(PARSER_STACK).spawn(Self::parsed);
-        thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(Self::parsed)
+        // The stack of the first thread may be small (ulimit -s), and the definitions need some room. A thread takes longer.
+        let has_room = getrlimit(Resource::RLIMIT_STACK).is_ok_and(|(soft, _)| soft >= PARSER_STACK as u64);
+        let start = || std::thread::Builder::new().stack_size(PARSER_STACK).spawn(Self::parsed).ok();
+        let thread = if has_room { None } else { start() };
+        thread.and_then(|thread| thread.join().ok()).unwrap_or_else(Self::parsed)
     }
 
     fn parsed() -> Self {

@@ -75,7 +75,7 @@ pub(in crate::commands) fn opened<T>(
 ) -> Result<(ConfDir, T), Error> {
     let mut away = Away::new(conf_dir);
     loop {
-        let before = mounted(conf_dir);
+        let before = mounted_before(deadline, conf_dir);
         let error = match ConfDir::open(conf_dir).and_then(|dir| Ok((look(&dir)?, dir))) {
             Ok((found, dir)) => return Ok((dir, found)),
             Err(error) => error,
@@ -105,11 +105,11 @@ pub(in crate::commands) fn claim(
 ) -> Result<String, Error> {
     let mut away = Away::new(dir.path());
     // Without a mount table, or at a path through another mount namespace, it is not known.
-    let is_known = mounted(dir.path()).is_some();
+    let is_known = mounted_before(deadline, dir.path()).is_some();
     let is_final =
         |before: Option<Mounted>| before.map_or(!is_known, |mount| is_still_served(dir.path(), mount));
     loop {
-        let before = mounted(dir.path());
+        let before = mounted_before(deadline, dir.path());
         let error = match try_claim(dir, wanted, deadline) {
             Ok(list) => return Ok(list),
             Err(Failure::Final(error)) if is_final(before) => return Err(error),
@@ -147,6 +147,11 @@ impl<'a> Away<'a> {
 /// in a container, and somebody may have put a file there.
 fn is_still_served(path: &Path, mount: Mounted) -> bool {
     mounted(path) == Some(mount) && !matches!(mountpoint::status(path), Ok(Status::Stale))
+}
+
+/// Returns the mount at a path, if somebody waits for another one until a deadline: a mount table can be long.
+fn mounted_before(deadline: Deadline, path: &Path) -> Option<Mounted> {
+    if deadline.has_passed() { None } else { mounted(path) }
 }
 
 /// Returns the mount at a path. Does not access it, because it may hang.
