@@ -301,7 +301,7 @@ until_is "nothing is left" same same_tree
 
 # Refusals leave nothing.
 mkdir -p $G/pod/inner/child
-in_cgroup pod/inner/child "exec sleep 99999"
+sleeper_in pod/inner/child
 below=$job
 sleeper_in pod/inner
 fails "a cgroup that can have no threaded one below it" "ot supported" sh -c "echo $job >$D/3/tasks"

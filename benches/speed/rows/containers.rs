@@ -6,13 +6,11 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::MILLI;
 use super::commands::race;
 use crate::common::{KCM, Mount, run};
 use crate::stats::{Rounds, Samples};
 use crate::table::{Row, Target};
-
-/// Microseconds in a millisecond.
-const MILLI: f64 = 1e3;
 
 pub(super) fn rows() -> Vec<Row> {
     let mount = Mount::with_dataplane();

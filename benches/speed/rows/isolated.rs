@@ -2,14 +2,13 @@
 
 use std::process::Command;
 
+use super::MILLI;
 use crate::common::run;
 use crate::harness::row;
 use crate::stats::{Rounds, Samples};
 use crate::table::{Row, Target};
 
 const SCENARIO: &str = "isolated-speed";
-/// Microseconds in a millisecond.
-const MILLI: f64 = 1e3;
 
 pub(super) fn rows() -> Vec<Row> {
     let mut command = Command::new("scripts/vm");

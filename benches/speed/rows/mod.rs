@@ -17,6 +17,9 @@ mod scale;
 mod shell;
 mod threads;
 
+/// Microseconds in a millisecond.
+const MILLI: f64 = 1e3;
+
 /// A name and the function that measures the rows of the group.
 pub type Group = (&'static str, fn() -> Vec<Row>);
 
